@@ -1,0 +1,138 @@
+"""What crosses the boundary between sampler, reward and learner: prompts in, rollouts out.
+
+Axes: T positions of one segment, L layers (L_moe: mixture-of-experts layers), X experts chosen a token.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rewards.score import Score
+
+MISSING_ROUTE = -1
+"""Expert id of a route that the engine did not record (the learner falls back to its live router there)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One task instance as the sampler sees it.
+
+    Example:
+        Prompt(prompt_id="train-17", text="12+34+5=", token_ids=(4, 5, 13, 6, 7, 13, 8, 14), answer={"answer": "51"},
+               dataset="chain_sum", row=17)
+    """
+
+    prompt_id: str
+    """Unique within a run; groups and rollouts refer to it."""
+    text: str
+    """The prompt as a person reads it (after the recipe's template)."""
+    token_ids: tuple[int, ...]
+    """The prompt as the model reads it; never re-made from `text` later."""
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data for the reward function (gold answer, metadata); never shown to the model."""
+    dataset: str = ""
+    """Name of the task that made it."""
+    row: int = -1
+    """Row in that task's split."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the recipe's sampling settings for this prompt only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """Candidate tokens kept by top-k/top-p/min-p at each sampled position, as compressed rows.
+
+    Example: two sampled positions, three and one candidates:
+        Support(counts=np.array([3, 1], np.int32), ids=np.array([4, 7, 9, 2], np.int32))
+    """
+
+    counts: NDArray[np.int32]
+    """[number of trained positions] kept ids per position; 0 means the cap was exceeded: full vocabulary."""
+    ids: NDArray[np.int32]
+    """[sum of counts] the kept token ids, ascending within a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One contiguous token sequence as the model saw it, with everything needed to walk the same path again.
+
+    Example: prompt "7+8=" (4 tokens), sampled "15" and end-of-sequence: T = 7, trained = [F,F,F,F,T,T,T].
+    """
+
+    token_ids: NDArray[np.int32]
+    """[T] prompt and sampled tokens."""
+    trained: NDArray[np.bool_]
+    """[T] True where the model sampled the token (not prompt, not tool text)."""
+    sampler_logprobs: NDArray[np.float32]
+    """[T] nats, log π_sampler of the token under the *sampling* distribution; 0 where not trained."""
+    routes: NDArray[np.int16]
+    """[T, L_moe, X] chosen expert ids; −1 = missing. The last row is never run and is −1."""
+    support: Support | None
+    """Kept candidates of each trained position, or None when nothing was truncated."""
+    selection_fingerprint: NDArray[np.uint64]
+    """[T, L] order-free hash of the attended key set; the last row is never run and is 0."""
+    weight_version: NDArray[np.int32]
+    """[T] version of the weights that sampled the token; −1 where not trained."""
+    finish_reason: str
+    """`stop` (stop id, stop string or end of sequence), `length` (max_new_tokens), `abort`."""
+
+    @property
+    def num_trained(self) -> int:
+        """Number of sampled tokens, |o_i| of the objective."""
+        return int(self.trained.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer to one prompt.
+
+    Example:
+        Rollout(prompt_id="train-17", group_id="s3-g0", sample_index=2, segments=(segment,), text="51",
+                score=Score(total=1.0, parts={"answer": 1.0}, status="ok"), generate_s=0.04)
+    """
+
+    prompt_id: str
+    """Prompt it answers."""
+    group_id: str
+    """Group (samples of one prompt in one step) it is compared within."""
+    sample_index: int
+    """0 … G−1 within the group."""
+    segments: tuple[Segment, ...]
+    """One for a single-turn answer."""
+    text: str
+    """The sampled tokens decoded for people and reward functions."""
+    score: Score | None = None
+    """Reward; None until scored."""
+    generate_s: float = 0.0
+    """Seconds from submission to the last token."""
+    failure: str = ""
+    """Empty, or why there is no usable answer (`no_tokens`, `prompt_too_long`, …)."""
+
+    @property
+    def num_trained(self) -> int:
+        """Sampled tokens over all segments."""
+        return sum(segment.num_trained for segment in self.segments)
+
+    @property
+    def truncated(self) -> bool:
+        """True if the answer ran into `max_new_tokens`."""
+        return bool(self.segments) and self.segments[-1].finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """All samples of one prompt in one step.
+
+    Example:
+        Group(group_id="s3-g0", prompt=prompt, rollouts=(first, second))
+    """
+
+    group_id: str
+    """`s<step>-g<index>`."""
+    prompt: Prompt
+    """The prompt they answer."""
+    rollouts: tuple[Rollout, ...]
+    """[G] in sample order."""
