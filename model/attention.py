@@ -1,0 +1,155 @@
+"""Multi-head latent attention in absorbed form, over the keys that the lightning indexer selects (arXiv:2512.02556 §2).
+
+Axes: N rows, D width, H heads, K absorbed key width, R latent width, V value head width, I indexer heads, J indexer width,
+C selected keys, Q half the rotary width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, rms_norm
+
+from samepath.kernels.backend import Backend
+from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
+from samepath.kernels.selection import select, select_all, selection_fingerprint
+from samepath.kernels.sparse_attention import attend
+from samepath.model.config import ModelConfig
+from samepath.model.key_store import KeyStore
+from samepath.model.plan import AttentionPlan, Window
+from samepath.model.rope import rotate_halves, rotate_interleaved
+from samepath.model.trace import ForwardTrace
+
+
+class Indexer(nn.Module):
+    """Scores keys for each query; learns from its own loss alone, so its inputs are detached."""
+
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
+        super().__init__()
+        self.config, self.backend = config, backend
+        heads, width = config.index_n_heads, config.index_head_dim
+        self.query = nn.Parameter(torch.empty(heads * width, config.q_lora_rank))
+        self.key = nn.Parameter(torch.empty(width, config.hidden_size))
+        self.key_norm_weight = nn.Parameter(torch.ones(width))
+        self.key_norm_bias = nn.Parameter(torch.zeros(width))
+        self.head_weights = nn.Parameter(torch.empty(heads, config.hidden_size))
+
+    def project(self, x_ND: Tensor, q_latent: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(queries [N, I, J], keys [N, J], head weights [N, I]); RoPE on the first rotary channels, halves layout."""
+        x_ND, q_latent = x_ND.detach(), q_latent.detach()
+        heads, width, rope = self.config.index_n_heads, self.config.index_head_dim, self.config.qk_rope_head_dim
+        cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
+        q_NIJ = linear(q_latent, self.query).view(-1, heads, width)
+        k_NJ = layer_norm(linear(x_ND, self.key), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6)
+        q_NIJ = torch.cat([rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None]), q_NIJ[..., rope:]], -1)
+        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ), k_NJ[:, rope:]], -1)
+        return q_NIJ, k_NJ, linear(x_ND, self.head_weights) * (heads**-0.5 * width**-0.5)
+
+    @torch.no_grad()
+    def select(
+        self, q_NIJ: Tensor, k_SJ: Tensor, weights_NI: Tensor, plan: AttentionPlan, num_selected: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(key-store rows [N, C], in-sequence positions [N, C], count [N]) of each row's selected keys."""
+        rows, positions, counts = [], [], []
+        for window in plan.windows:
+            local, count = self._select_window(q_NIJ, k_SJ, weights_NI, window, num_selected)
+            width = window.rows_BT.shape[1]
+            chosen = window.keys_BS.gather(1, local.clamp(min=0).long().view(-1, width * num_selected)).view(
+                -1, num_selected
+            )
+            rows.append(chosen.to(torch.int32).masked_fill_(local < 0, -1))
+            positions.append(local)
+            counts.append(count)
+        nothing = torch.full((1, num_selected), -1, dtype=torch.int32)
+        source_N = plan.source_N
+        return (
+            torch.cat([*rows, nothing])[source_N],
+            torch.cat([*positions, nothing])[source_N],
+            torch.cat([*counts, torch.zeros(1, dtype=torch.int32)])[source_N],
+        )
+
+    def _select_window(
+        self, q_NIJ: Tensor, k_SJ: Tensor, weights_NI: Tensor, window: Window, num_selected: int
+    ) -> tuple[Tensor, Tensor]:
+        ends = window.ends_BT.flatten()
+        if window.longest <= num_selected:
+            return select_all(torch.zeros_like(ends), ends, num_selected)
+        logits_BTS = index_logits(q_NIJ[window.rows_BT], k_SJ[window.keys_BS], weights_NI[window.rows_BT], self.backend)
+        return select(logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend)
+
+
+class LatentAttention(nn.Module):
+    """MLA of one layer with its indexer."""
+
+    def __init__(self, config: ModelConfig, backend: Backend, layer: int) -> None:
+        super().__init__()
+        self.config, self.backend, self.layer = config, backend, layer
+        heads, nope, rope, value = (
+            config.num_attention_heads,
+            config.qk_nope_head_dim,
+            config.qk_rope_head_dim,
+            config.v_head_dim,
+        )
+        self.query_down = nn.Parameter(torch.empty(config.q_lora_rank, config.hidden_size))
+        self.query_norm = nn.Parameter(torch.ones(config.q_lora_rank))
+        self.query_up = nn.Parameter(torch.empty(heads * (nope + rope), config.q_lora_rank))
+        self.key_down = nn.Parameter(torch.empty(config.key_width, config.hidden_size))
+        self.key_norm = nn.Parameter(torch.ones(config.kv_lora_rank))
+        self.key_up = nn.Parameter(torch.empty(heads * (nope + value), config.kv_lora_rank))
+        self.output = nn.Parameter(torch.empty(config.hidden_size, heads * value))
+        self.indexer = Indexer(config, backend)
+
+    def forward(
+        self,
+        x_ND: Tensor,
+        rope_N2Q: Tensor,
+        plan: AttentionPlan,
+        store: KeyStore,
+        trace: ForwardTrace,
+        num_selected: int,
+    ) -> Tensor:
+        """Attention output `[N, D]`; new keys go to `store`, selections and the indexer's loss to `trace`."""
+        config = self.config
+        q_latent, q_NHK, key_NK = self._project(x_ND, rope_N2Q)
+        q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, rope_N2Q)
+        keys_SK, index_keys_SJ = store.update(self.layer, key_NK, index_key_NJ)
+        rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
+        if trace.record_fingerprints:
+            trace.fingerprints.append(selection_fingerprint(positions_NC, count_N))
+        out_NHR, _, mass_NC = attend(
+            q_NHK,
+            keys_SK,
+            rows_NC,
+            count_N,
+            scale=config.softmax_scale,
+            value_width=config.kv_lora_rank,
+            backend=self.backend,
+        )
+        if trace.train_indexer:
+            selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC)
+            trace.indexer_losses.append(indexer_loss(selected_NC, mass_NC, count_N))
+        _, up_HRV = self._key_up()
+        out_HNV = torch.bmm(out_NHR.transpose(0, 1), up_HRV)
+        return linear(out_HNV.transpose(0, 1).flatten(1), self.output)
+
+    def _project(self, x_ND: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(query latent, absorbed queries [N, H, K], key rows [N, K])."""
+        config = self.config
+        cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
+        q_latent = rms_norm(linear(x_ND, self.query_down), (config.q_lora_rank,), self.query_norm, config.rms_norm_eps)
+        q_N_H_ = linear(q_latent, self.query_up).view(x_ND.shape[0], config.num_attention_heads, -1)
+        q_nope, q_rope = torch.split(q_N_H_, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        absorb_HKR, _ = self._key_up()
+        q_NHR = torch.bmm(q_nope.transpose(0, 1), absorb_HKR).transpose(0, 1)
+        q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None])], -1)
+        latent, k_rope = torch.split(
+            linear(x_ND, self.key_down), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
+        )
+        latent = rms_norm(latent, (config.kv_lora_rank,), self.key_norm, config.rms_norm_eps)
+        return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ)], -1)
+
+    def _key_up(self) -> tuple[Tensor, Tensor]:
+        """(W_UK [H, nope, R] that is absorbed into the query, W_UVᵀ [H, R, V] that is applied to the output)."""
+        config = self.config
+        up = self.key_up.view(
+            config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank
+        )
+        return up[:, : config.qk_nope_head_dim], up[:, config.qk_nope_head_dim :].transpose(1, 2)

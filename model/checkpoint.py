@@ -1,0 +1,138 @@
+"""Checkpoints in the published layout: `config.json` and safetensors under the names of `DeepseekV32ForCausalLM`.
+
+In memory a layer's gate and up matrices are stacked and its experts form one tensor; on disk each stands under its published name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from samepath.kernels.backend import Backend
+from samepath.model.config import ModelConfig
+from samepath.model.network import CausalLM
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+MAX_SHARD_BYTES = 4 << 30
+
+_ATTENTION = {
+    "query_down": "q_a_proj.weight",
+    "query_norm": "q_a_layernorm.weight",
+    "query_up": "q_b_proj.weight",
+    "key_down": "kv_a_proj_with_mqa.weight",
+    "key_norm": "kv_a_layernorm.weight",
+    "key_up": "kv_b_proj.weight",
+    "output": "o_proj.weight",
+    "indexer.query": "indexer.wq_b.weight",
+    "indexer.key": "indexer.wk.weight",
+    "indexer.key_norm_weight": "indexer.k_norm.weight",
+    "indexer.key_norm_bias": "indexer.k_norm.bias",
+    "indexer.head_weights": "indexer.weights_proj.weight",
+}
+
+
+def published_tensors(model: CausalLM) -> dict[str, Tensor]:
+    """The model's weights under their published names (views where possible, on the model's device)."""
+    own = dict(model.state_dict())
+    published: dict[str, Tensor] = {"model.embed_tokens.weight": own["embedding"], "model.norm.weight": own["norm"]}
+    if not model.config.tie_word_embeddings:
+        published["lm_head.weight"] = own["head"]
+    for layer in range(model.config.num_hidden_layers):
+        prefix, stem = f"layers.{layer}.", f"model.layers.{layer}."
+        published[stem + "input_layernorm.weight"] = own[prefix + "attention_norm"]
+        published[stem + "post_attention_layernorm.weight"] = own[prefix + "feed_forward_norm"]
+        for name, public in _ATTENTION.items():
+            published[f"{stem}self_attn.{public}"] = own[f"{prefix}attention.{name}"]
+        mlp, own_mlp = stem + "mlp.", prefix + "feed_forward."
+        if layer not in model.config.moe_layers:
+            _split_feed_forward(published, mlp, own[own_mlp + "gate_up"], own[own_mlp + "down"])
+            continue
+        published[mlp + "gate.weight"] = own[own_mlp + "router"]
+        published[mlp + "gate.e_score_correction_bias"] = own[own_mlp + "selection_bias"]
+        for expert in range(model.config.n_routed_experts):
+            _split_feed_forward(
+                published, f"{mlp}experts.{expert}.", own[own_mlp + "gate_up"][expert], own[own_mlp + "down"][expert]
+            )
+        if model.config.n_shared_experts:
+            _split_feed_forward(
+                published, mlp + "shared_experts.", own[own_mlp + "shared.gate_up"], own[own_mlp + "shared.down"]
+            )
+    return published
+
+
+def _split_feed_forward(published: dict[str, Tensor], stem: str, gate_up: Tensor, down: Tensor) -> None:
+    gate, up = gate_up.chunk(2, dim=0)
+    published[stem + "gate_proj.weight"], published[stem + "up_proj.weight"], published[stem + "down_proj.weight"] = (
+        gate,
+        up,
+        down,
+    )
+
+
+def save_checkpoint(model: CausalLM, folder: Path) -> None:
+    """Write `config.json` and safetensors (sharded above 4 GiB) into `folder`, which is made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in published_tensors(model).items():
+        if size and size + tensor.nbytes > MAX_SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.detach().cpu().contiguous().clone()
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+
+
+def load_checkpoint(folder: Path, backend: Backend = "torch", dtype: torch.dtype = torch.float32) -> CausalLM:
+    """Build the model of `folder` and fill it. Raises ValueError naming missing, unknown or misshapen tensors."""
+    model = CausalLM(ModelConfig.from_json(folder / "config.json"), backend).to(dtype)
+    load_published(model, _read_tensors(folder))
+    return model
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    if (folder / INDEX_FILE).is_file():
+        files = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
+    elif (folder / WEIGHTS_FILE).is_file():
+        files = [WEIGHTS_FILE]
+    else:
+        raise FileNotFoundError(f"a checkpoint needs {WEIGHTS_FILE} or {INDEX_FILE}; neither is in {folder}")
+    tensors = {}
+    for file in files:
+        with safe_open(folder / file, framework="pt") as reader:
+            for name in reader.keys():  # noqa: SIM118 (not a mapping)
+                tensors[name] = reader.get_tensor(name)
+    return tensors
+
+
+def load_published(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
+    """Copy published tensors into the model in place. Raises ValueError unless names and shapes match exactly."""
+    targets = published_tensors(model)
+    missing, unknown = sorted(set(targets) - set(tensors)), sorted(set(tensors) - set(targets))
+    # A multi-token-prediction layer stands behind the last layer in published checkpoints; it is not part of the policy.
+    unknown = [name for name in unknown if not name.startswith(f"model.layers.{model.config.num_hidden_layers}.")]
+    if missing or unknown:
+        raise ValueError(
+            f"checkpoint tensors must match the config; missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)})"
+        )
+    for name, target in targets.items():
+        if target.shape != tensors[name].shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(target.shape)}; the checkpoint has {tuple(tensors[name].shape)}"
+            )
+        # `state_dict` and its slices are views of the parameters, so this fills the model.
+        target.copy_(tensors[name])

@@ -1,0 +1,54 @@
+"""Rotary position embedding tables and the two layouts the model uses.
+
+Axes: N rows, Q half the rotary width, K rotary width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
+
+
+def inverse_frequencies(width: int, rope: RopeParameters) -> Tensor:
+    """θ^(−2i/width), float64 [width/2]; with YaRN, slow rotations are interpolated by the factor (arXiv:2309.00071 §3.2)."""
+    exponents_Q = torch.arange(0, width, 2, dtype=torch.float64) / width
+    kept_Q = rope.rope_theta**-exponents_Q
+    if rope.rope_type == "default":
+        return kept_Q
+
+    def dimension_of(rotations: float) -> float:
+        return (
+            width
+            * math.log(rope.original_max_position_embeddings / (rotations * 2 * math.pi))
+            / (2 * math.log(rope.rope_theta))
+        )
+
+    low = max(math.floor(dimension_of(rope.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(rope.beta_slow)), width - 1)
+    ramp_Q = ((torch.arange(width // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return kept_Q / rope.factor * ramp_Q + kept_Q * (1 - ramp_Q)
+
+
+def rope_table(config: ModelConfig) -> Tensor:
+    """cos and sin of every position, float32 `[max_position, 2, rope/2]`, with the YaRN temperature in them."""
+    frequencies_Q = inverse_frequencies(config.qk_rope_head_dim, config.rope_parameters)
+    angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
+    rope = config.rope_parameters
+    amplitude = 1.0
+    if rope.rope_type == "yarn":
+        amplitude = yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
+    return torch.stack([angles.cos(), angles.sin()], 1).mul(amplitude).float()
+
+
+def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor) -> Tensor:
+    """Rotate pairs (2i, 2i+1): MLA's layout. `x` may have head axes between N and K if cos and sin broadcast."""
+    even, odd = x_NK[..., 0::2], x_NK[..., 1::2]
+    return torch.stack([even * cos_NQ - odd * sin_NQ, odd * cos_NQ + even * sin_NQ], -1).flatten(-2)
+
+
+def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor) -> Tensor:
+    """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's."""
+    first, second = x_NK.chunk(2, dim=-1)
+    return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)

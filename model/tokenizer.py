@@ -1,0 +1,92 @@
+"""Text to token ids and back: any Hugging Face tokenizer folder, and a character-level one for models trained from scratch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+END = "<eos>"
+START = "<bos>"
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer with its end-of-sequence id; tokens in, tokens out, never re-encoded."""
+
+    def __init__(self, fast: FastTokenizer, end_token: str, start_token: str) -> None:
+        self.fast = fast
+        self.end_token, self.start_token = end_token, start_token
+        self.end_id = self._id(end_token)
+        self.start_id = self._id(start_token) if start_token else None
+
+    def _id(self, token: str) -> int:
+        token_id = self.fast.token_to_id(token)
+        if token_id is None:
+            raise ValueError(f"the tokenizer must know its special token {token!r}; it does not. Check {CONFIG_FILE}.")
+        return int(token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self.fast.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of `text`, the start token first if there is one. Raises ValueError if a character has no token."""
+        ids = self.fast.encode(text, add_special_tokens=False).ids
+        if self.fast.decode(ids, skip_special_tokens=False) != text and isinstance(self.fast.model, models.WordLevel):
+            unknown = sorted({character for character in text if self.fast.token_to_id(character) is None})
+            raise ValueError(f"every character must be in the tokenizer's alphabet; {unknown} of {text!r} are not")
+        return tuple(ids) if self.start_id is None else (self.start_id, *ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self.fast.decode(list(ids), skip_special_tokens=True))
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Each id's own text, for people (special tokens by name)."""
+        return [self.fast.decode([token_id], skip_special_tokens=False) for token_id in ids]
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, loadable by transformers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.fast.save(str(folder / TOKENIZER_FILE))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
+        if self.start_token:
+            config["bos_token"] = self.start_token
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def character_tokenizer(alphabet: str) -> Tokenizer:
+    """One token a character, after the start and end tokens. Raises ValueError on an empty or repeating alphabet."""
+    if not alphabet or len(set(alphabet)) != len(alphabet):
+        raise ValueError(f"the alphabet must hold each character once and at least one; got {alphabet!r}")
+    vocab = {token: index for index, token in enumerate([START, END, *alphabet])}
+    fast = FastTokenizer(models.WordLevel(vocab, unk_token=END))
+    fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast.decoder = decoders.Fuse()
+    fast.add_special_tokens([START, END])
+    return Tokenizer(fast, END, START)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read a tokenizer folder. Raises FileNotFoundError naming the missing file."""
+    for name in (TOKENIZER_FILE, CONFIG_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"a tokenizer needs {name}; none in {folder}")
+    config = json.loads((folder / CONFIG_FILE).read_text())
+
+    def text(entry: object) -> str:
+        return str(entry["content"]) if isinstance(entry, dict) else str(entry or "")
+
+    fast = FastTokenizer.from_file(str(folder / TOKENIZER_FILE))
+    if not config.get("eos_token"):
+        raise ValueError(f"{folder / CONFIG_FILE} must name an eos_token: without one no answer can end")
+    start = (
+        text(config.get("bos_token"))
+        if config.get("add_bos_token", config.get("tokenizer_class") == "PreTrainedTokenizerFast")
+        else ""
+    )
+    return Tokenizer(fast, text(config["eos_token"]), start)

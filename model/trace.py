@@ -1,0 +1,35 @@
+"""What a forward pass reports besides its result: routes, selections, expert load, the indexer's loss.
+
+Axes: N rows, L layers, X experts chosen, E experts.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class ForwardTrace:
+    """Filled layer by layer during one forward pass. The flags say what the caller wants recorded."""
+
+    record_fingerprints: bool = False
+    """Hash each row's attended key set."""
+    train_indexer: bool = False
+    """Compute the indexer's own loss (needs gradients)."""
+    routes: list[Tensor] = field(default_factory=list)
+    """One [N, X] int64 per mixture-of-experts layer, in order: the ids that were used."""
+    live_routes: list[Tensor] = field(default_factory=list)
+    """The same from the live router; equal to `routes` without replay."""
+    fingerprints: list[Tensor] = field(default_factory=list)
+    """One [N] int64 per layer."""
+    indexer_losses: list[Tensor] = field(default_factory=list)
+    """One [N] per layer, nats, with gradient to the indexer only."""
+
+    def stacked_routes(self) -> Tensor:
+        """[N, L_moe, X] int16; empty middle axis for a dense model."""
+        return torch.stack(self.routes, 1).to(torch.int16)
+
+    def stacked_fingerprints(self) -> Tensor:
+        """[N, L] int64."""
+        return torch.stack(self.fingerprints, 1)
