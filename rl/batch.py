@@ -1,0 +1,145 @@
+"""Packing rollouts for the learner: only the rows that must run, no padding but the last few to a multiple of 16.
+
+Axes: N rows run (every token but each segment's last), M sampled tokens that are trained, L layers, X experts chosen, B sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samepath.kernels.backend import round_up
+from samepath.kernels.logprob import SupportRows
+from samepath.model.config import ModelConfig
+from samepath.model.plan import AttentionPlan, Span, plan_spans
+from samepath.rl.replay import check_routes
+from samepath.rollout.types import Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSequence:
+    """One segment to train on, with what the objective needs to know of its rollout."""
+
+    segment: Segment
+    """Tokens and records."""
+    temperature: float
+    """Temperature it was sampled at."""
+    name: str
+    """For error messages: group and sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """Segments laid end to end. Row n of a segment predicts its token n + 1."""
+
+    token_ids_N: Tensor
+    """int64 [N] inputs; N is a multiple of 16, the last rows are padding."""
+    positions_N: Tensor
+    """int64 [N]."""
+    plan: AttentionPlan
+    """Causal attention within each segment."""
+    num_rows: int
+    """Rows before padding."""
+    rows_M: Tensor
+    """int64 [M] row that predicts each trained token."""
+    targets_M: Tensor
+    """int64 [M] the trained tokens."""
+    temperature_M: Tensor
+    """[M] sampling temperature."""
+    support: SupportRows | None
+    """Candidates of each trained token, or None if nothing was truncated."""
+    sequence_M: Tensor
+    """int64 [M] index of the segment in the batch."""
+    sampler_logprobs_M: Tensor
+    """[M] nats."""
+    version_M: Tensor
+    """int64 [M] weight version that sampled the token."""
+    routes_LNX: Tensor
+    """int64 [L_moe, N, X] recorded routes; −1 missing and padding."""
+    missing_routes: int
+    """Number of missing (row, layer) entries among the rows before padding."""
+    fingerprints_NL: Tensor
+    """int64 [N, L] the sampler's selection fingerprints."""
+
+
+def pack(sequences: Sequence[TrainSequence], config: ModelConfig) -> PackedBatch:
+    """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run."""
+    if not sequences:
+        raise ValueError("a batch needs at least one sequence")
+    lengths = [len(entry.segment.token_ids) - 1 for entry in sequences]
+    num_rows = sum(lengths)
+    padded = round_up(num_rows)
+    token_ids, positions = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
+    routes = np.full((padded, len(config.moe_layers), config.num_experts_per_tok), -1, np.int64)
+    fingerprints = np.zeros((padded, config.num_hidden_layers), np.int64)
+    spans, rows, missing, start = [], [], 0, 0
+    for entry, length in zip(sequences, lengths):
+        segment, part = entry.segment, slice(start, start + length)
+        missing += check_routes(segment.routes[:length], length, config, entry.name)
+        token_ids[part] = segment.token_ids[:-1]
+        positions[part] = np.arange(length)
+        routes[part] = segment.routes[:length]
+        fingerprints[part] = segment.selection_fingerprint[:length].view(np.int64)
+        spans.append(Span(row=start, first=0, count=length, keys=torch.arange(start, start + length)))
+        rows.append(segment.trained[1:].nonzero()[0] + start)
+        start += length
+    counts = np.array([len(part) for part in rows])
+    segments = [entry.segment for entry in sequences]
+    return PackedBatch(
+        token_ids_N=torch.from_numpy(token_ids),
+        positions_N=torch.from_numpy(positions),
+        plan=plan_spans(spans, padded, config.index_n_heads),
+        num_rows=num_rows,
+        rows_M=torch.from_numpy(np.concatenate(rows)),
+        targets_M=_trained(segments, "token_ids").long(),
+        temperature_M=torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(
+            torch.from_numpy(counts)
+        ),
+        support=_pack_supports(segments, counts),
+        sequence_M=torch.arange(len(sequences)).repeat_interleave(torch.from_numpy(counts)),
+        sampler_logprobs_M=_trained(segments, "sampler_logprobs"),
+        version_M=_trained(segments, "weight_version").long(),
+        routes_LNX=torch.from_numpy(routes).transpose(0, 1).contiguous(),
+        missing_routes=missing,
+        fingerprints_NL=torch.from_numpy(fingerprints),
+    )
+
+
+def _trained(segments: Sequence[Segment], name: str) -> Tensor:
+    return torch.from_numpy(np.concatenate([getattr(segment, name)[1:][segment.trained[1:]] for segment in segments]))
+
+
+def _pack_supports(segments: Sequence[Segment], counts_B: np.ndarray) -> SupportRows | None:
+    """Compressed rows of all segments; a segment without a record has the full vocabulary (count 0) on every token."""
+    if all(segment.support is None for segment in segments):
+        return None
+    counts = [
+        np.zeros(count, np.int64) if segment.support is None else segment.support.counts
+        for segment, count in zip(segments, counts_B)
+    ]
+    for segment, rows, count in zip(segments, counts, counts_B):
+        if len(rows) != count:
+            raise ValueError(
+                f"a support must have one row for each of the {count} sampled tokens; got {len(rows)} (finish {segment.finish_reason})"
+            )
+    ids = [segment.support.ids for segment in segments if segment.support is not None]
+    return SupportRows(
+        counts_N=torch.from_numpy(np.concatenate(counts).astype(np.int64)),
+        ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+    )
+
+
+def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int) -> list[list[int]]:
+    """Indices of consecutive sequences whose rows fit `max_tokens`; one longer than that stands alone."""
+    parts: list[list[int]] = []
+    used = max_tokens
+    for index, entry in enumerate(sequences):
+        length = len(entry.segment.token_ids) - 1
+        if used + length > max_tokens:
+            parts.append([])
+            used = 0
+        parts[-1].append(index)
+        used += length
+    return parts

@@ -1,0 +1,48 @@
+"""One pass of a policy over a packed batch: log-probabilities of the sampled tokens on the sampler's path.
+
+Axes: N rows run, M trained tokens, L layers, X experts chosen.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from samepath.kernels.logprob import head_logprobs
+from samepath.model.key_store import PackedKeys
+from samepath.model.network import CausalLM, ModelInput
+from samepath.model.trace import ForwardTrace
+from samepath.rl.batch import PackedBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPass:
+    """Result of one forward pass."""
+
+    logprobs_M: Tensor
+    """[M] nats under the sampling distribution, with gradient if enabled."""
+    entropy_M: Tensor
+    """[M] nats, full vocabulary at the sampling temperature."""
+    kept_mass_M: Tensor
+    """[M] full-vocabulary probability of the recorded support."""
+    trace: ForwardTrace
+    """Routes used and live, fingerprints."""
+
+
+def run_policy(
+    model: CausalLM, batch: PackedBatch, *, routes_LNX: Tensor | None, use_support: bool, fingerprints: bool = False
+) -> PolicyPass:
+    """Score a batch. `routes_LNX` None routes live; `use_support` False renormalises over the full vocabulary."""
+    trace = ForwardTrace(record_fingerprints=fingerprints)
+    inputs = ModelInput(
+        token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
+    )
+    hidden_ND = model(inputs, PackedKeys(), trace)
+    logprobs_M, entropy_M, kept_mass_M = head_logprobs(
+        hidden_ND[batch.rows_M],
+        model.head,
+        batch.targets_M,
+        batch.temperature_M,
+        batch.support if use_support else None,
+        model.backend,
+    )
+    return PolicyPass(logprobs_M=logprobs_M, entropy_M=entropy_M, kept_mass_M=kept_mass_M, trace=trace)

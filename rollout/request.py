@@ -1,0 +1,65 @@
+"""What the engine keeps about a group of samples while it works on it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRequest:
+    """One prompt to be answered `len(seeds)` times.
+
+    Example:
+        GroupRequest(group_id="s3-g0", prompt=prompt, sampling=SamplingSettings(top_p=0.9), seeds=(11, 12, 13, 14))
+    """
+
+    group_id: str
+    """Unique among the requests in flight."""
+    prompt: Prompt
+    """What to answer."""
+    sampling: SamplingSettings
+    """Resolved settings (the prompt's own overrides applied)."""
+    seeds: tuple[int, ...]
+    """One 64-bit seed a sample; equal seeds and weights give equal samples whatever else the engine does."""
+
+
+@dataclass(slots=True, kw_only=True)
+class GroupState:
+    """A group being prefilled or sampled."""
+
+    request: GroupRequest
+    """What was asked."""
+    submitted_s: float
+    """Monotonic time of submission."""
+    prompt_pages: list[int] = field(default_factory=list)
+    """Pages that hold the prompt; released when every sample has its own references."""
+    computed: int = 0
+    """Prompt tokens whose keys are in the cache."""
+    rollouts: dict[int, Rollout] = field(default_factory=dict)
+    """Finished samples by index."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SampleState:
+    """One sample being decoded; its row of the engine's tables is `row`."""
+
+    group: GroupState
+    """Group it belongs to."""
+    index: int
+    """Sample index."""
+    row: int
+    """Row of the engine's tables."""
+    pages: list[int]
+    """Pages it holds a reference to."""
+    tokens: list[int] = field(default_factory=list)
+    """Sampled token ids."""
+    logprobs: list[float] = field(default_factory=list)
+    """Their log-probabilities."""
+    versions: list[int] = field(default_factory=list)
+    """Weight version of each."""
+    supports: list[NDArray[np.int32]] = field(default_factory=list)
+    """Kept ids of each (empty: full vocabulary); unused when nothing truncates."""

@@ -1,0 +1,122 @@
+"""Drawing tokens: temperature, top-k, top-p, min-p, one seed a request, and the support that the learner must renormalise over.
+
+Axes: B rows, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from samepath.kernels.logprob import sampling_logprobs
+
+
+class SamplingSettings(BaseModel):
+    """How a response is drawn. A prompt may override any of these for itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(
+        1.0, ge=0, le=10, description="divides the logits; 0 takes the best token (evaluation only)"
+    )
+    top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 keeps all")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches p; 1 keeps all")
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="keep tokens at least min_p times as likely as the best; 0 keeps all"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="longest response, tokens")
+    stop_token_ids: tuple[int, ...] = Field(
+        (), description="ids that end a response, beside the tokenizer's end of sequence"
+    )
+    stop_strings: tuple[str, ...] = Field((), description="texts that end a response once they appear in it")
+    ignore_stop: bool = Field(False, description="run every response to max_new_tokens (benchmarks)")
+    support_cap: int = Field(
+        4096,
+        ge=1,
+        description="largest recorded support, tokens; a position with more candidates is drawn from the full vocabulary, and counted",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        """True if some tokens can be left out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+def resolve_sampling(settings: SamplingSettings, overrides: Mapping[str, object]) -> SamplingSettings:
+    """The recipe's settings with a prompt's own overrides; raises pydantic's ValidationError on unknown or bad ones."""
+    return SamplingSettings.model_validate({**settings.model_dump(), **overrides}) if overrides else settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One sampled token a row."""
+
+    tokens_B: Tensor
+    """int64 [B]."""
+    logprobs_B: Tensor
+    """[B] nats under the sampling distribution."""
+    kept_BV: Tensor | None
+    """bool [B, V], True for candidates; a row without truncation is all False. None if no row truncates."""
+    over_cap: int
+    """Rows whose support exceeded its cap and that were drawn from the full vocabulary."""
+
+
+def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One number in [0, 1) for each (seed, counter): SplitMix64, so a request's draws depend on nothing but itself."""
+    with np.errstate(over="ignore"):
+        z = seeds_B + (counters_B.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    fractions: NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return fractions
+
+
+def candidates(logits_BV: Tensor, temperature_B: Tensor, settings: Sequence[SamplingSettings]) -> tuple[Tensor, int]:
+    """(kept_BV, rows over their cap). A row that keeps everything, or more than its cap, is all False."""
+    order = sampling_logprobs(logits_BV, temperature_B, None).exp().sort(dim=-1, descending=True, stable=True)
+    ranks_V = torch.arange(logits_BV.shape[1])
+    top_k_B1 = torch.tensor([entry.top_k or logits_BV.shape[1] for entry in settings])[:, None]
+    top_p_B1 = torch.tensor([entry.top_p for entry in settings], dtype=order.values.dtype)[:, None]
+    min_p_B1 = torch.tensor([entry.min_p for entry in settings], dtype=order.values.dtype)[:, None]
+    before_BV = order.values.cumsum(-1) - order.values
+    kept_sorted_BV = (
+        (ranks_V < top_k_B1)
+        & ((before_BV < top_p_B1) | (top_p_B1 >= 1))
+        & (order.values >= min_p_B1 * order.values[:, :1])
+    )
+    kept_sorted_BV[:, 0] = True
+    kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, order.indices, kept_sorted_BV)
+    counts_B = kept_BV.sum(1)
+    cap_B = torch.tensor([entry.support_cap for entry in settings])
+    truncates_B = torch.tensor([entry.truncates for entry in settings])
+    over_B = (counts_B > cap_B) & truncates_B
+    # A token of probability 0 in float32 is never a candidate of an untruncated row either, so "keeps all" is by settings.
+    kept_BV[over_B | ~truncates_B] = False
+    return kept_BV, int(over_B.sum())
+
+
+def draw(logits_BV: Tensor, settings: Sequence[SamplingSettings], uniforms_B: NDArray[np.float64]) -> Draw:
+    """Sample one token a row by inverting the cumulative distribution at `uniforms_B`."""
+    temperature_B = torch.tensor([entry.temperature or 1.0 for entry in settings], dtype=logits_BV.dtype)
+    kept_BV, over_cap = None, 0
+    if any(entry.truncates for entry in settings):
+        kept_BV, over_cap = candidates(logits_BV, temperature_B, settings)
+    excluded_BV = None if kept_BV is None else ~kept_BV & kept_BV.any(1, keepdim=True)
+    logprobs_BV = sampling_logprobs(logits_BV, temperature_B, excluded_BV)
+    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
+    targets_B1 = torch.from_numpy(uniforms_B)[:, None] * cumulative_BV[:, -1:]
+    tokens_B = (cumulative_BV <= targets_B1).sum(-1).clamp_(max=logits_BV.shape[1] - 1)
+    if any(entry.temperature == 0 for entry in settings):
+        greedy_B = torch.tensor([entry.temperature == 0 for entry in settings])
+        tokens_B = torch.where(greedy_B, logprobs_BV.argmax(-1), tokens_B)
+    return Draw(
+        tokens_B=tokens_B,
+        logprobs_B=logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1),
+        kept_BV=kept_BV,
+        over_cap=over_cap,
+    )
