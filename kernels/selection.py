@@ -74,12 +74,9 @@ def _select_by_threshold(
     positions_S = torch.arange(num_keys, device=logits_NS.device)
     valid_NS = (positions_S >= starts_N[:, None]) & (positions_S < ends_N[:, None])
     if num_keys > num_selected:
-        # Finite stand-ins keep a valid −inf (or NaN) above an invalid key.
-        lowest = torch.finfo(logits_NS.dtype).min
-        values_NS = torch.nan_to_num(
-            logits_NS.detach(), nan=lowest, posinf=torch.finfo(logits_NS.dtype).max, neginf=lowest
-        )
-        values_NS = values_NS.masked_fill(~valid_NS, -torch.inf)
+        values_NS = logits_NS.detach()
+        # An invalid key stands at −inf beside valid ones that are −inf or NaN; `equal_NS` keeps them apart.
+        values_NS = values_NS.masked_fill(~valid_NS | values_NS.isnan(), -torch.inf)
         threshold_N1 = values_NS.topk(num_selected, dim=1).values[:, -1:]
         above_NS = values_NS > threshold_N1
         equal_NS = (values_NS == threshold_N1) & valid_NS

@@ -57,7 +57,7 @@ class ModelConfig(BaseModel):
     index_head_dim: int = Field(ge=2, description="indexer head width")
     index_topk: int = Field(ge=1, description="C, keys each query attends to")
     max_position_embeddings: int = Field(ge=2, description="longest sequence, tokens")
-    rope_parameters: RopeParameters = Field(default_factory=lambda: RopeParameters(), description="rotary embedding")  # type: ignore[call-arg]
+    rope_parameters: RopeParameters = Field(default_factory=lambda: RopeParameters(), description="rotary embedding")
     rms_norm_eps: float = Field(1e-6, gt=0, description="RMSNorm epsilon")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of new weights")
     tie_word_embeddings: bool = Field(False, description="one matrix for embedding and head")
@@ -159,4 +159,7 @@ def _read_rope(data: dict[str, Any]) -> RopeParameters:
         **(data.get("rope_parameters") or {}),
     }
     merged.setdefault("rope_type", merged.pop("type", "default"))
+    if merged["rope_type"] == "yarn":
+        # A published file that leaves it out means "no softmax temperature", as in DeepSeek's own code and transformers.
+        merged.setdefault("mscale_all_dim", 0.0)
     return RopeParameters(**{key: value for key, value in merged.items() if key in RopeParameters.model_fields})

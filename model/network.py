@@ -109,6 +109,10 @@ class CausalLM(nn.Module):
                 if parameter.ndim > 1:
                     parameter.normal_(0.0, self.config.initializer_range, generator=generator)
 
+    def selection_bias(self, layer: int) -> Tensor:
+        """[E] bias of a mixture-of-experts layer (global number), to be changed in place."""
+        return self.get_buffer(f"layers.{layer}.feed_forward.selection_bias")
+
     def indexer_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn from the indexer's loss alone."""
         return [parameter for name, parameter in self.named_parameters() if ".indexer." in name]

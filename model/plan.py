@@ -112,17 +112,21 @@ def _window(bucket: list[Span]) -> Window:
     return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest)
 
 
-def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int) -> AttentionPlan:
+def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int) -> AttentionPlan:
     """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding."""
     num_sequences = ends_B.shape[0]
     source_N = torch.arange(num_rows).clamp_(max=num_sequences)
-    window = Window(
-        rows_BT=torch.arange(num_sequences)[:, None],
-        ends_BT=ends_B[:, None],
-        keys_BS=keys_BS,
-        longest=int(ends_B.max()),
+    step = max(1, MAX_WINDOW_ELEMENTS // (keys_BS.shape[1] * num_index_heads))
+    windows = tuple(
+        Window(
+            rows_BT=torch.arange(start, min(start + step, num_sequences))[:, None],
+            ends_BT=ends_B[start : start + step, None],
+            keys_BS=keys_BS[start : start + step],
+            longest=int(ends_B[start : start + step].max()),
+        )
+        for start in range(0, num_sequences, step)
     )
-    return AttentionPlan(windows=(window,), source_N=source_N)
+    return AttentionPlan(windows=windows, source_N=source_N)
 
 
 def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int, num_rows: int) -> AttentionPlan:

@@ -34,12 +34,17 @@ class Tokenizer:
         return int(self.fast.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of `text`, the start token first if there is one. Raises ValueError if a character has no token."""
+        """Ids of a prompt, the start token first if there is one. Raises ValueError if a character has no token."""
+        ids = self.encode_continuation(text)
+        return ids if self.start_id is None else (self.start_id, *ids)
+
+    def encode_continuation(self, text: str) -> tuple[int, ...]:
+        """Ids of text that follows other text: no start token. Raises ValueError if a character has no token."""
         ids = self.fast.encode(text, add_special_tokens=False).ids
         if self.fast.decode(ids, skip_special_tokens=False) != text and isinstance(self.fast.model, models.WordLevel):
             unknown = sorted({character for character in text if self.fast.token_to_id(character) is None})
             raise ValueError(f"every character must be in the tokenizer's alphabet; {unknown} of {text!r} are not")
-        return tuple(ids) if self.start_id is None else (self.start_id, *ids)
+        return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""

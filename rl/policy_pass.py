@@ -29,14 +29,21 @@ class PolicyPass:
 
 
 def run_policy(
-    model: CausalLM, batch: PackedBatch, *, routes_LNX: Tensor | None, use_support: bool, fingerprints: bool = False
+    model: CausalLM,
+    batch: PackedBatch,
+    *,
+    routes_LNX: Tensor | None,
+    use_support: bool,
+    fingerprints: bool = False,
+    train_indexer: bool = False,
+    num_selected: int | None = None,
 ) -> PolicyPass:
     """Score a batch. `routes_LNX` None routes live; `use_support` False renormalises over the full vocabulary."""
-    trace = ForwardTrace(record_fingerprints=fingerprints)
+    trace = ForwardTrace(record_fingerprints=fingerprints, train_indexer=train_indexer)
     inputs = ModelInput(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
-    hidden_ND = model(inputs, PackedKeys(), trace)
+    hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
     logprobs_M, entropy_M, kept_mass_M = head_logprobs(
         hidden_ND[batch.rows_M],
         model.head,

@@ -96,7 +96,7 @@ class Engine:
             failure = "prompt_too_long"
         elif self._pages_needed(request) > self._pages.num_pages or len(request.seeds) > self.settings.max_sequences:
             failure = "out_of_cache"
-        elif max(request.prompt.token_ids) >= self.model.config.vocab_size:
+        elif not all(0 <= token < self.model.config.vocab_size for token in request.prompt.token_ids):
             failure = "token_out_of_range"
         if failure:
             return failed_rollouts(request, failure)
@@ -125,6 +125,8 @@ class Engine:
         with torch.no_grad():
             load_published(self.model, tensors)
         self._pages.forget_all()
+        for state in self._prefilling:
+            state.publishable = False
         self.weight_version = version
 
     @torch.inference_mode()
@@ -212,7 +214,8 @@ class Engine:
             positions[:num_decoding] = lengths
             slots[:num_decoding] = self._table[rows, lengths]
             keys_BS = torch.from_numpy(self._table[rows, : round_up(int(lengths.max()) + 1)])
-            plan = plan_decode(torch.from_numpy(lengths + 1), keys_BS, round_up(num_decoding))
+            ends_B = torch.from_numpy(lengths + 1)
+            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.config.index_n_heads)
         spans, row = [], num_decoding
         for state, count in chunks:
             first, stop = state.computed, state.computed + count
@@ -259,7 +262,7 @@ class Engine:
         """Give each sample its own row: full prompt pages shared, the tail page copied, pages for the response taken."""
         request, size = state.request, self.settings.page_size
         length = len(request.prompt.token_ids)
-        if self.settings.prefix_cache:
+        if self.settings.prefix_cache and state.publishable:
             self._pages.publish(request.prompt.token_ids, state.prompt_pages)
         shared = state.prompt_pages[: length // size]
         own = -(-(length + request.sampling.max_new_tokens) // size) - len(shared)

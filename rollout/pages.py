@@ -7,6 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = 0
+"""Serial number before the first page of any prompt."""
+
+PageKey = tuple[int, tuple[int, ...]]
+"""(serial of the entry before, token ids of the page). Serials are never used twice, so an entry whose predecessor was evicted can
+never be found behind other content that happens to stand in the same page."""
 
 
 class OutOfPagesError(RuntimeError):
@@ -20,8 +25,10 @@ class PagePool:
         self.num_pages, self.page_size = num_pages, page_size
         self._free = list(range(num_pages, 0, -1))
         self._references = [0] * (num_pages + 1)
-        self._cached: dict[tuple[int, tuple[int, ...]], int] = {}
-        self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._cached: dict[PageKey, int] = {}
+        self._key_of: dict[int, PageKey] = {}
+        self._serial_of: dict[int, int] = {}
+        self._last_serial = ROOT
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -52,7 +59,8 @@ class PagePool:
 
     def release(self, pages: Sequence[int]) -> None:
         """Drop one reference of each; an unused page is freed, or stays findable if its content is cached."""
-        for page in pages:
+        # Last page first: what follows a page is then evicted before it.
+        for page in reversed(pages):
             self._references[page] -= 1
             if self._references[page] == 0:
                 if page in self._key_of:
@@ -69,7 +77,7 @@ class PagePool:
             if page is None:
                 break
             pages.append(page)
-            parent = page
+            parent = self._serial_of[page]
         return pages
 
     def publish(self, token_ids: Sequence[int], pages: Sequence[int]) -> None:
@@ -78,9 +86,10 @@ class PagePool:
         for number, page in enumerate(pages[: len(token_ids) // self.page_size]):
             key = (parent, tuple(token_ids[number * self.page_size : (number + 1) * self.page_size]))
             known = self._cached.setdefault(key, page)
-            if known == page:
-                self._key_of[page] = key
-            parent = known
+            if known == page and page not in self._key_of:
+                self._last_serial += 1
+                self._key_of[page], self._serial_of[page] = key, self._last_serial
+            parent = self._serial_of[known]
 
     def forget_all(self) -> None:
         """Drop every cached prefix (its keys were made by older weights). Pages in use stay with their users."""
@@ -90,7 +99,7 @@ class PagePool:
         self._idle.clear()
 
     def _forget(self, page: int) -> None:
-        del self._cached[self._key_of.pop(page)]
+        del self._cached[self._key_of.pop(page)], self._serial_of[page]
 
     def slots(self, pages: Sequence[int]) -> NDArray[np.int64]:
         """Slot numbers of the pages' tokens, in order."""

@@ -26,6 +26,10 @@ class GroupRequest:
     seeds: tuple[int, ...]
     """One 64-bit seed a sample; equal seeds and weights give equal samples whatever else the engine does."""
 
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError(f"a group needs at least one seed, one for each sample; {self.group_id} has none")
+
 
 @dataclass(slots=True, kw_only=True)
 class GroupState:
@@ -39,6 +43,8 @@ class GroupState:
     """Pages that hold the prompt; released when every sample has its own references."""
     computed: int = 0
     """Prompt tokens whose keys are in the cache."""
+    publishable: bool = True
+    """False once the weights change during the prefill: the prompt's keys are then not the new weights' own."""
     rollouts: dict[int, Rollout] = field(default_factory=dict)
     """Finished samples by index."""
 

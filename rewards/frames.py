@@ -1,0 +1,40 @@
+"""Length-prefixed frames on the socket between the runner and its children."""
+
+import struct
+
+HEADER = struct.Struct(">I")
+"""Payload length in bytes, big endian."""
+
+
+def packed(payload: bytes) -> bytes:
+    """Put the length in front of a payload."""
+    return HEADER.pack(len(payload)) + payload
+
+
+class FrameBuffer:
+    """Bytes received so far; gives back whole payloads.
+
+    Raises ValueError on a frame above `max_bytes`: the sender no longer speaks the protocol.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._data = bytearray()
+        self._max_bytes = max_bytes
+
+    def feed(self, data: bytes) -> None:
+        """Append what a read returned."""
+        self._data += data
+
+    def pop(self) -> bytes | None:
+        """Take the first whole payload, or None if it has not all arrived."""
+        if len(self._data) < HEADER.size:
+            return None
+        (size,) = HEADER.unpack_from(self._data)
+        if size > self._max_bytes:
+            raise ValueError(f"a frame must hold at most {self._max_bytes} bytes; got a header that says {size}")
+        end = HEADER.size + size
+        if len(self._data) < end:
+            return None
+        payload = bytes(self._data[HEADER.size : end])
+        del self._data[:end]
+        return payload

@@ -1,0 +1,76 @@
+"""Which reward functions a recipe uses, with what weight, and the limits of the processes they run in."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+FunctionPath = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+]
+PartName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.\-]*$")]
+
+
+class RewardPart(BaseModel):
+    """One named term of the reward. A plain string stands for its function with weight 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    function: FunctionPath = Field(description="Import path of the reward function, `package.module:function`.")
+    weight: float = Field(
+        default=1.0,
+        allow_inf_nan=False,
+        description="Factor of this part in the total; any finite number, 0 = log only.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments given to the function with every request; plain data."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, data: Any) -> Any:
+        return {"function": data} if isinstance(data, str) else data
+
+
+class RewardSettings(BaseModel):
+    """The reward of a recipe.
+
+    Three spellings are read: a string (`samepath.rewards.math:answer`, one part named `answer`), a mapping from part name
+    to part, and the full form with `parts` beside the limits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: dict[PartName, RewardPart] = Field(
+        min_length=1, description="Named terms of the reward; the total is the weighted sum. At least one."
+    )
+    timeout_s: float = Field(
+        default=10.0, gt=0, le=86400, description="Wall time for all parts of one request, seconds, (0, 86400]."
+    )
+    memory_bytes: int = Field(
+        default=2 << 30,
+        ge=0,
+        description="Address space a child may map beyond what its imports mapped, bytes; 0 = no limit. Linux only.",
+    )
+    num_workers: int = Field(default=2, ge=1, le=512, description="Child processes scoring at the same time, 1 to 512.")
+    search_path: str = Field(
+        default=".",
+        min_length=1,
+        description="Folder put first on the children's `sys.path`, for reward modules of your own; `.` = where the run starts.",
+    )
+    start_timeout_s: float = Field(
+        default=60.0, gt=0, le=86400, description="Wall time for a child to import every part, seconds, (0, 86400]."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_forms(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"parts": {data.rpartition(":")[2]: data}}
+        if isinstance(data, Mapping) and data and "parts" not in data and all(map(_is_part, data.values())):
+            return {"parts": dict(data)}
+        return data
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, RewardPart) or (isinstance(value, Mapping) and "function" in value)

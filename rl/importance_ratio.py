@@ -1,0 +1,73 @@
+"""Ratios of two policies at the sampled tokens, and the weights that correct π_old/π_sampler. Axes: N tokens of a packed batch."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+LOG_RATIO_BOUND = 20.0
+"""Nats. Log-ratios are held within ± this before exp; within it nothing changes, beyond it float32 would soon overflow."""
+
+
+class ImportanceSettings(BaseModel):
+    """Weight π_old/π_sampler on the surrogate when `old_policy: learner` (three policies)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["none", "truncated", "banded"] = Field(
+        default="none",
+        description="`none`: weight 1. `truncated`: min(π_old/π_sampler, cap) (TIS). `banded`: 0 outside [band_low, band_high] (IcePop).",
+    )
+    cap: float = Field(
+        default=2.0, ge=1, le=1e6, description="Upper bound of the truncated weight; a ratio, at least 1."
+    )
+    band_low: float = Field(default=0.5, ge=0, le=1, description="Lower edge of the band; a ratio from 0 to 1.")
+    band_high: float = Field(default=5.0, ge=1, le=1e6, description="Upper edge of the band; a ratio, at least 1.")
+
+    @model_validator(mode="after")
+    def _band_has_width(self) -> Self:
+        if self.mode == "banded" and self.band_low == self.band_high:
+            raise ValueError(
+                f"importance.band_low must be below band_high so that the band has width; got {self.band_low} and "
+                f"{self.band_high}. Lower band_low or raise band_high."
+            )
+        return self
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The tensor in float32, or as it is in float64 (gradient checks); a half-precision log-ratio would be mostly rounding."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """exp of the log-ratio held within ±LOG_RATIO_BOUND nats; finite for every finite input.
+
+    The derivative beyond the bound is the bounded value itself, not 0: a token far outside still feels the pull back.
+    """
+    log_ratio = at_least_float32(log_ratio)
+    # Within the bound the detached difference is exactly 0, so value and derivative are those of exp.
+    excess = (log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND) - log_ratio).detach()
+    return (log_ratio + excess).exp()
+
+
+def importance_ratio(logprobs_N: Tensor, behaviour_logprobs_N: Tensor) -> Tensor:
+    """Per-token π/π_behaviour of the sampled token, float32 or wider `[N]`, with gradient; log-ratio bounded (`bounded_exp`)."""
+    return bounded_exp(at_least_float32(logprobs_N) - at_least_float32(behaviour_logprobs_N))
+
+
+def importance_weight(old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, settings: ImportanceSettings) -> Tensor:
+    """Weight on each token's surrogate for π_old ≠ π_sampler, `[N]`, no gradient.
+
+    truncated: min(k, cap), the truncated importance sampling of Yao et al. 2025 (fengyao.notion.site/off-policy-rl).
+    banded: k where band_low ≤ k ≤ band_high, else 0, the IcePop of arXiv:2510.18855. k = π_old/π_sampler.
+    """
+    ratio_N = importance_ratio(old_logprobs_N.detach(), sampler_logprobs_N.detach())
+    match settings.mode:
+        case "none":
+            return torch.ones_like(ratio_N)
+        case "truncated":
+            return ratio_N.clamp(max=settings.cap)
+        case "banded":
+            inside_N = (ratio_N >= settings.band_low) & (ratio_N <= settings.band_high)
+            return torch.where(inside_N, ratio_N, 0.0)

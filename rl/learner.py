@@ -1,0 +1,156 @@
+"""The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process or as a Ray actor."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samepath.model.checkpoint import load_checkpoint, published_tensors
+from samepath.model.tokenizer import load_tokenizer
+from samepath.rl.cold_start import ColdStart
+from samepath.rl.model_source import build_model, save_model
+from samepath.rl.recipe import Recipe
+from samepath.rl.tasks import build_task
+from samepath.rl.train_batch import TrainBatch, UpdateReport
+from samepath.rl.update import ApplyGradients, PolicyUpdater
+from samepath.rollout.worker import peak_memory_bytes
+
+STATE_FILE = "learner.pt"
+STEP_FILE = "step.json"
+
+
+class Learner:
+    """Owns the weights that are trained. `version` counts rollout batches learned from."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+        torch.set_num_threads(recipe.learner.threads)
+        self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
+        self.version = 0
+        self._updates = 0
+        if resume_from is None:
+            self._model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
+        else:
+            self._model, self._tokenizer = (
+                load_checkpoint(resume_from, recipe.model.backend),
+                load_tokenizer(resume_from),
+            )
+        self._cold_start: ColdStart | None = None
+        self._updater: PolicyUpdater | None = None
+        self._optimizer: torch.optim.AdamW | None = None
+        if resume_from is not None:
+            self._begin_rl()
+            self._restore(resume_from)
+
+    def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
+        """Supervised steps `first … first + count − 1`; returns each step's metrics."""
+        torch.set_num_threads(self._recipe.learner.threads)
+        if self._cold_start is None:
+            task = build_task(self._recipe.task, self._recipe_dir)
+            self._cold_start = ColdStart(self._model, self._tokenizer, task, self._recipe.cold_start, self._recipe.seed)
+        return [self._cold_start.step(step) for step in range(first, first + count)]
+
+    def start_rl(self) -> None:
+        """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""
+        self._cold_start = None
+        save_model(self._model, self._tokenizer, self.reference_dir)
+        self._begin_rl()
+
+    @property
+    def reference_dir(self) -> Path:
+        """Folder of the frozen reference policy."""
+        return self._run_dir / "reference"
+
+    def update(self, batch: TrainBatch) -> UpdateReport:
+        """All updates on one rollout batch; afterwards the version is one higher."""
+        torch.set_num_threads(self._recipe.learner.threads)
+        if self._updater is None or self._optimizer is None:
+            raise RuntimeError("start_rl must come before the first update")
+        apply = ApplyGradients(self._optimizer, self._trained(), self._recipe.optimizer.max_grad_norm, self._set_rate)
+        report = self._updater.run(batch, self.version, apply)
+        self.version += 1
+        return report
+
+    def advance(self) -> None:
+        """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
+        self.version += 1
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """All weights under their published names, copied."""
+        return {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(self._model).items()}
+
+    def save(self, step: int) -> Path:
+        """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
+        folder = self._run_dir / "checkpoints" / f"step-{step:06d}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_model(self._model, self._tokenizer, partial)
+        if self._optimizer is not None:
+            torch.save({"optimizer": self._optimizer.state_dict(), "updates": self._updates}, partial / STATE_FILE)
+        (partial / STEP_FILE).write_text(json.dumps({"step": step, "version": self.version}) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        for old in sorted(folder.parent.glob("step-*"))[: -self._recipe.checkpoint.keep]:
+            shutil.rmtree(old)
+        return folder
+
+    def statistics(self) -> dict[str, float]:
+        """Parameters and `peak_bytes` of this process."""
+        return {
+            "parameters": float(sum(p.numel() for p in self._model.parameters())),
+            "peak_bytes": float(peak_memory_bytes()),
+        }
+
+    def _begin_rl(self) -> None:
+        rl, learner = self._recipe.rl, self._recipe.learner
+        reference = None
+        if rl.objective.kl.needs_reference:
+            reference = load_checkpoint(self.reference_dir, self._recipe.model.backend).requires_grad_(False)
+        for parameter in self._model.indexer_parameters():
+            parameter.requires_grad_(learner.indexer == "trained")
+        settings = self._recipe.optimizer
+        indexer = {id(parameter) for parameter in self._model.indexer_parameters()}
+        policy = [parameter for parameter in self._trained() if id(parameter) not in indexer]
+        groups = [{"params": policy, "lr": settings.lr, "scale": 1.0}]
+        if learner.indexer == "trained":
+            groups.append(
+                {"params": self._model.indexer_parameters(), "lr": settings.lr, "scale": learner.indexer_lr_scale}
+            )
+        self._optimizer = torch.optim.AdamW(
+            groups,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+        )
+        self._updater = PolicyUpdater(self._model, reference, rl, learner)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def _set_rate(self) -> None:
+        """Linear warm-up over optimiser steps."""
+        assert self._optimizer is not None
+        self._updates += 1
+        rise = min(1.0, self._updates / max(self._recipe.optimizer.warmup_updates, 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.optimizer.lr * rise * group["scale"]
+
+    def _restore(self, folder: Path) -> None:
+        assert self._optimizer is not None
+        state = torch.load(folder / STATE_FILE, weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._updates = int(state["updates"])
+        self.version = int(json.loads((folder / STEP_FILE).read_text())["version"])
+
+
+def latest_checkpoint(run_dir: Path) -> tuple[Path, int] | None:
+    """The newest whole checkpoint of a run and its step, or None."""
+    folders = sorted((run_dir / "checkpoints").glob("step-*"))
+    if not folders:
+        return None
+    return folders[-1], int(json.loads((folders[-1] / STEP_FILE).read_text())["step"])

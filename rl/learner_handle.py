@@ -1,0 +1,49 @@
+"""How the driver reaches the learner: the object itself, or a Ray actor with a bound on every wait."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rl.learner import Learner
+from samepath.rl.recipe import Recipe
+from samepath.rl.train_batch import TrainBatch, UpdateReport
+
+
+class LearnerHandle(Protocol):
+    """The learner's calls (see `Learner`)."""
+
+    def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]: ...
+
+    def start_rl(self) -> None: ...
+
+    def update(self, batch: TrainBatch) -> UpdateReport: ...
+
+    def advance(self) -> None: ...
+
+    def weights(self) -> dict[str, NDArray[np.float32]]: ...
+
+    def save(self, step: int) -> Path: ...
+
+    def statistics(self) -> dict[str, float]: ...
+
+    def close(self) -> None: ...
+
+
+class InlineLearner(Learner):
+    """The learner in the driver's process."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def build_learner(recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> LearnerHandle:
+    """The learner that the recipe's runtime asks for."""
+    if recipe.runtime == "inline":
+        return InlineLearner(recipe, recipe_dir, run_dir, resume_from)
+    # Late: `runtime: inline` must work without Ray.
+    from samepath.rl.ray_learner import RayLearner
+
+    return RayLearner(recipe, recipe_dir, run_dir, resume_from)

@@ -1,0 +1,128 @@
+"""The algorithm on one page: sample, score, advantage, updates, new weights, again."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from samepath.model.tokenizer import Tokenizer
+from samepath.rl.diagnostics_rollout import rollout_metrics
+from samepath.rl.evaluation import Evaluation, evaluate
+from samepath.rl.learner_handle import LearnerHandle
+from samepath.rl.progress import ProgressDisplay
+from samepath.rl.prompts import group_request, seed_of
+from samepath.rl.recipe import Recipe
+from samepath.rl.records import rollout_records
+from samepath.rl.score_groups import GroupScorer, training_batch
+from samepath.rl.task_row import Task
+from samepath.rl.tracking import Tracker
+from samepath.rollout.pool import RolloutPool
+from samepath.rollout.request import GroupRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Everything the loop talks to; the same objects under Ray and inline."""
+
+    recipe: Recipe
+    task: Task
+    tokenizer: Tokenizer
+    learner: LearnerHandle
+    pool: RolloutPool
+    scorer: GroupScorer
+    tracker: Tracker
+    display: ProgressDisplay
+
+    def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
+        """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`."""
+        for step in range(first_step, self.recipe.rl.steps):
+            metrics = self.one_step(step)
+            done = step + 1
+            if (
+                self.recipe.evaluation.every
+                and done % self.recipe.evaluation.every == 0
+                and done < self.recipe.rl.steps
+            ):
+                metrics |= self.evaluate().metrics()
+            self.tracker.log_metrics(done, metrics)
+            if self.recipe.checkpoint.every and done % self.recipe.checkpoint.every == 0:
+                self.tracker.log_checkpoint(done, self.learner.save(done))
+            self.display.update(done, metrics)
+            on_step(done, metrics)
+
+    def one_step(self, step: int) -> dict[str, float]:
+        """One rollout batch and the updates on it; returns the step's metrics."""
+        clock = PhaseClock(self.display)
+        requests = self.requests(step)
+
+        clock.start("sampling")
+        sampled = self.pool.sample(requests, self.scorer.submit)
+
+        clock.start("scoring")
+        groups = self.scorer.collect(sampled)
+        batch, advantages_by_group = training_batch(groups, self.recipe.rl, self.recipe.sampling)
+
+        clock.start("learning")
+        report = None
+        if batch is None:
+            self.learner.advance()
+        else:
+            report = self.learner.update(batch)
+
+        clock.start("syncing")
+        self.pool.load_weights(self.learner.weights(), step + 1)
+
+        clock.start("recording")
+        records = rollout_records(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
+        self.tracker.log_rollouts(step + 1, records)
+        seconds = clock.stop()
+        sampled_tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
+        learned_tokens = 0 if batch is None else sum(len(entry.segment.token_ids) for entry in batch.sequences)
+        return {
+            **rollout_metrics(groups, step, self.recipe.evaluation.full_reward),
+            **({} if report is None else report.metrics),
+            **{f"time/{phase}_s": value for phase, value in seconds.items()},
+            "time/step_s": sum(seconds.values()),
+            "rollout/tokens_per_s": sampled_tokens / max(seconds["sampling"], 1e-9),
+            "learner/tokens_per_s": learned_tokens / max(seconds["learning"], 1e-9),
+        }
+
+    def requests(self, step: int) -> list[GroupRequest]:
+        """The prompts of one step with a seed for every sample: a function of the recipe's seed and the step alone."""
+        rl, seed = self.recipe.rl, self.recipe.seed
+        return [
+            group_request(
+                self.task.train_row(step * rl.prompts_per_step + index),
+                self.tokenizer,
+                self.recipe.sampling,
+                f"s{step + 1}-g{index}",
+                tuple(seed_of(seed, step, index, sample) for sample in range(rl.group_size)),
+            )
+            for index in range(rl.prompts_per_step)
+        ]
+
+    def evaluate(self) -> Evaluation:
+        """Held-out accuracy with the pool's current weights."""
+        self.display.phase("evaluating")
+        return evaluate(self.recipe, self.task, self.tokenizer, self.pool, self.scorer)
+
+
+class PhaseClock:
+    """Seconds of each phase of a step, and its name on the display."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display = display
+        self._seconds: dict[str, float] = {}
+        self._phase, self._since = "", 0.0
+
+    def start(self, phase: str) -> None:
+        """End the phase before and begin `phase`."""
+        self.stop()
+        self._phase, self._since = phase, time.perf_counter()
+        self._display.phase(phase)
+
+    def stop(self) -> dict[str, float]:
+        """End the phase; returns all seconds so far."""
+        if self._phase:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + time.perf_counter() - self._since
+            self._phase = ""
+        return self._seconds

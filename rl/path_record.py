@@ -1,0 +1,67 @@
+"""How closely the learner followed the sampler's path in one update: route flips, missing rows, expert load, selections.
+
+Axes: N rows run, L mixture-of-experts layers (A: all layers), X experts chosen, E experts, B sequences.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samepath.model.config import ModelConfig
+from samepath.model.trace import ForwardTrace
+from samepath.rl.batch import PackedBatch
+from samepath.rl.diagnostics_routing import routing_metrics, selection_metrics
+
+
+class PathRecord:
+    """Sums over the passes of one update."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        layers = len(config.moe_layers)
+        self._rows = 0
+        self._flips_L, self._missing_L = np.zeros(layers, np.int64), np.zeros(layers, np.int64)
+        self._counts_LE = np.zeros((layers, config.n_routed_experts), np.int64)
+        self._mismatch_A = np.zeros(config.num_hidden_layers, np.int64)
+        self.last_flips_B: NDArray[np.float32] = np.zeros(0, np.float32)
+
+    def add(self, batch: PackedBatch, trace: ForwardTrace, replayed: bool) -> None:
+        """Count one pass. Without replay the flips are against the routes that the sampler recorded all the same."""
+        rows = batch.num_rows
+        self._rows += rows
+        mismatch = trace.stacked_fingerprints()[:rows] != batch.fingerprints_NL[:rows]
+        self._mismatch_A += mismatch.sum(0).numpy()
+        lengths_B = (batch.positions_N[:rows] == 0).cumsum(0) - 1
+        num_sequences = int(lengths_B[-1]) + 1
+        self.last_flips_B = np.zeros(num_sequences, np.float32)
+        if not trace.routes:
+            return
+        live_LNX = torch.stack(trace.live_routes)[:, :rows].sort(-1).values
+        recorded_LNX = (torch.stack(trace.routes)[:, :rows] if replayed else batch.routes_LNX[:, :rows]).sort(-1).values
+        missing_LN = batch.routes_LNX[:, :rows, 0] < 0
+        flips_LN = (live_LNX != recorded_LNX).any(-1) & ~missing_LN
+        self._flips_L += flips_LN.sum(1).numpy()
+        self._missing_L += missing_LN.sum(1).numpy()
+        for layer, routes_NX in enumerate(trace.routes):
+            self._counts_LE[layer] += torch.bincount(
+                routes_NX[:rows].flatten(), minlength=self._config.n_routed_experts
+            ).numpy()
+        share_N = flips_LN.float().mean(0)
+        sums = torch.zeros(num_sequences).index_add_(0, lengths_B, share_N)
+        self.last_flips_B = (sums / torch.bincount(lengths_B)).numpy()
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of recorded (row, layer) whose live choice differs."""
+        total = self._rows * len(self._flips_L) - int(self._missing_L.sum())
+        return int(self._flips_L.sum()) / total if total else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """`routing/…` of this update."""
+        selection = selection_metrics(range(self._config.num_hidden_layers), self._mismatch_A, self._rows)
+        if not self._config.moe_layers:
+            return selection
+        return {
+            **selection,
+            **routing_metrics(self._config.moe_layers, self._flips_L, self._missing_L, self._rows, self._counts_LE),
+        }

@@ -1,0 +1,116 @@
+"""One rollout as people look at it, and which of a step's rollouts are worth looking at first."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRecord:
+    """One rollout as people look at it: text, reward, and what the objective did with it.
+
+    Example:
+        RolloutRecord(step=3, group_id="s3-g0", sample_index=2, dataset="chain_sum", prompt_text="12+34+5=",
+                      response_text="51", gold="51", reward=1.0, reward_parts={"answer": 1.0}, advantage=0.4, num_tokens=3)
+    """
+
+    step: int
+    """Training step, from 0 or 1 as the loop counts."""
+    group_id: str
+    """Samples of one prompt in one step share it."""
+    sample_index: int
+    """0 … G−1 within the group."""
+    prompt_text: str
+    """The prompt as a person reads it."""
+    response_text: str
+    """The sampled answer."""
+    dataset: str = ""
+    """Task the prompt came from."""
+    gold: str = ""
+    """Gold answer, as text; empty where the task has none."""
+    reward: float = math.nan
+    """Total reward; NaN where the scoring failed."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted reward parts by name."""
+    reward_status: str = "ok"
+    """`ok`, or how the scoring failed (`samepath.rewards.score.Status`)."""
+    reward_detail: str = ""
+    """The exception or limit behind a failed scoring."""
+    advantage: float = math.nan
+    """Advantage given to every token of the answer."""
+    kl: float = math.nan
+    """Mean KL estimate to the reference over the answer's tokens, nats."""
+    off_policy: float = math.nan
+    """Mean of log π_sampler − log π over the answer's tokens, nats; what the off-policy mask looks at."""
+    masked: bool = False
+    """True if the off-policy mask took the answer out of the loss."""
+    route_flips: float = math.nan
+    """Share of expert choices that the learner's live router would have made otherwise, 0 … 1."""
+    weight_lag: int = 0
+    """Largest number of weight versions between the sampler of a token and the learner."""
+    num_tokens: int = 0
+    """Sampled tokens."""
+    finish_reason: str = ""
+    """`stop`, `length` or `abort`."""
+    generate_s: float = 0.0
+    """Seconds from submission to the last token."""
+    tokens: tuple[str, ...] = ()
+    """[T] text of each sampled token, where token-level values are kept."""
+    sampler_logprobs: tuple[float, ...] = ()
+    """[T] log π_sampler of each token, nats."""
+    kl_tokens: tuple[float, ...] = ()
+    """[T] KL estimate to the reference of each token, nats."""
+
+    @property
+    def failed(self) -> bool:
+        """True if the scoring did not give a reward."""
+        return self.reward_status != "ok" or not math.isfinite(self.reward)
+
+
+def choose_rollouts(records: Sequence[RolloutRecord], limit: int) -> list[RolloutRecord]:
+    """Return up to `limit` records: whole groups where they fit, and always (from 3) some best, worst and failed ones.
+
+    Groups that show more of these kinds come first, then groups whose rewards differ most. The order of `records` is kept.
+    """
+    if limit >= len(records):
+        return list(records)
+    groups: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        groups.setdefault(record.group_id, []).append(index)
+    missing = _kinds(records)
+    chosen: list[int] = []
+    while groups:
+        ranked = sorted(groups, key=lambda name: (-_num_shown(groups[name], missing), -_spread(records, groups[name])))
+        # A place stays free for each kind that the group would leave out.
+        room = limit - len(chosen) - len(missing)
+        fitting = [name for name in ranked if len(groups[name]) - _num_shown(groups[name], missing) <= room]
+        if not fitting:
+            break
+        members = groups.pop(fitting[0])
+        chosen += members
+        missing = [kind for kind in missing if not kind & set(members)]
+    for kind in missing:
+        if len(chosen) < limit and not kind & set(chosen):
+            chosen.append(min(kind))
+    rest = [index for members in groups.values() for index in members if index not in chosen]
+    chosen += rest[: max(limit - len(chosen), 0)]
+    return [records[index] for index in sorted(chosen[:limit])]
+
+
+def _kinds(records: Sequence[RolloutRecord]) -> list[set[int]]:
+    """Return the indices of failed, best and worst records; kinds that do not occur are left out."""
+    failed = {index for index, record in enumerate(records) if record.failed}
+    rewards = [record.reward for record in records if not record.failed]
+    highest, lowest = max(rewards, default=math.nan), min(rewards, default=math.nan)
+    best = {index for index, record in enumerate(records) if not record.failed and record.reward == highest}
+    worst = {index for index, record in enumerate(records) if not record.failed and record.reward == lowest}
+    return [kind for kind in (failed, best, worst) if kind]
+
+
+def _num_shown(members: Sequence[int], kinds: Sequence[set[int]]) -> int:
+    return sum(bool(kind.intersection(members)) for kind in kinds)
+
+
+def _spread(records: Sequence[RolloutRecord], members: Sequence[int]) -> float:
+    rewards = [records[index].reward for index in members if not records[index].failed]
+    return max(rewards) - min(rewards) if rewards else 0.0

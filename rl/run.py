@@ -1,0 +1,332 @@
+"""One run from recipe to summary: set-up, cold start, evaluation, the loop, evaluation, summary; resumable at any checkpoint."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from samepath.model.tokenizer import load_tokenizer
+from samepath.rewards.runner import RewardRunner
+from samepath.rl.environment import collect_environment
+from samepath.rl.evaluation import Evaluation
+from samepath.rl.learner import latest_checkpoint
+from samepath.rl.learner_handle import LearnerHandle, build_learner
+from samepath.rl.loop import Loop
+from samepath.rl.progress import ProgressDisplay, summary_table
+from samepath.rl.prompts import evaluation_sampling
+from samepath.rl.recipe import Recipe
+from samepath.rl.recipe_file import dump_recipe
+from samepath.rl.report import plot_training, write_rollout_report
+from samepath.rl.score_groups import GroupScorer
+from samepath.rl.task_row import Task
+from samepath.rl.tasks import build_task
+from samepath.rl.tracking import RunStatus, Tracker, build_tracker
+from samepath.rollout.pool import InlinePool, RolloutPool
+from samepath.rollout.worker import peak_memory_bytes
+
+RECIPE_FILE = "recipe.yaml"
+STATE_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+COLD_START_STEPS_A_CALL = 20
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """What must survive an interruption beside the learner's checkpoint; kept in `run.json`."""
+
+    run_id: str = ""
+    """MLflow run id."""
+    recipe_dir: str = "."
+    """Folder that the recipe's paths are relative to."""
+    accuracy_before: float = math.nan
+    """Held-out accuracy after the cold start."""
+    gap_at_lag_0: float = 0.0
+    """Largest sampler/learner gap at equal weights so far, nats."""
+    seconds: float = 0.0
+    """Wall time spent, interruptions left out."""
+    peak_bytes: float = 0.0
+    """Largest sum of the processes' peak memory."""
+    counters: dict[str, float] = field(default_factory=dict)
+    """Totals of failures over the run."""
+
+    def save(self, run_dir: Path) -> None:
+        """Write `run.json`."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        (run_dir / STATE_FILE).write_text(json.dumps(data, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "RunState":
+        """Read `run.json`."""
+        return cls(**json.loads((run_dir / STATE_FILE).read_text()))
+
+
+def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
+    """Run a recipe from its beginning; returns the summary. Raises RunError if the run's folder already holds a run."""
+    run_dir = recipe.run_dir
+    if (run_dir / STATE_FILE).exists():
+        raise RunError(
+            f"{run_dir} already holds a run. Choose another name=…, delete the folder, or go on with `samepath resume {run_dir}`."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
+    return _run(recipe, RunState(recipe_dir=str(recipe_dir.resolve())), resume_from=None, first_step=0)
+
+
+def resume_run(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+    """Go on from the newest checkpoint. Raises RunError if there is none."""
+    found = latest_checkpoint(run_dir)
+    if found is None:
+        raise RunError(
+            f"{run_dir} has no checkpoint to resume from; start it again with `samepath run` under another name"
+        )
+    return _run(recipe, RunState.load(run_dir), resume_from=found[0], first_step=found[1])
+
+
+def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: int) -> dict[str, Any]:
+    """Everything that can be wrong with the recipe is checked before any work is done."""
+    run_dir, recipe_dir = recipe.run_dir, Path(state.recipe_dir)
+    task = build_task(recipe.task, recipe_dir)
+    started = time.monotonic()
+    with RewardRunner(recipe.reward) as runner:
+        tracker = build_tracker(recipe.tracking, run_dir)
+        state.run_id = tracker.start(
+            run_name=recipe.name,
+            recipe=recipe.model_dump(mode="json"),
+            recipe_yaml=dump_recipe(recipe),
+            environment=collect_environment(),
+            resume_run_id=state.run_id,
+        )
+        status: RunStatus = "FAILED"
+        try:
+            with (
+                _interruptible(),
+                _cluster(recipe),
+                ProgressDisplay(total_steps=recipe.rl.steps, done_steps=first_step) as display,
+            ):
+                _announce(display, tracker, run_dir)
+                learner = build_learner(recipe, recipe_dir, run_dir, resume_from)
+                try:
+                    setup = _Setup(
+                        recipe=recipe,
+                        task=task,
+                        learner=learner,
+                        runner=runner,
+                        tracker=tracker,
+                        display=display,
+                        state=state,
+                    )
+                    after = setup.train(resume_from, first_step, started)
+                finally:
+                    learner.close()
+            state.seconds += time.monotonic() - started
+            summary = _finish(recipe, state, after, tracker)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            state.save(run_dir)
+            tracker.finish(status)
+    return summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """The objects of one run."""
+
+    recipe: Recipe
+    task: Task
+    learner: LearnerHandle
+    runner: RewardRunner
+    tracker: Tracker
+    display: ProgressDisplay
+    state: RunState
+
+    def train(self, resume_from: Path | None, first_step: int, started: float) -> Evaluation:
+        """Cold start (or resume), evaluation, loop, evaluation; Ctrl-C leaves a checkpoint."""
+        run_dir = self.recipe.run_dir
+        reference_dir = run_dir / "reference"
+        if resume_from is None:
+            self._cold_start()
+            self.learner.start_rl()
+        tokenizer = load_tokenizer(reference_dir)
+        self._check_prompts(tokenizer_limit=tokenizer)
+        pool = build_pool(self.recipe, resume_from or reference_dir, Path(self.state.recipe_dir))
+        try:
+            pool.load_weights(self.learner.weights(), first_step)
+            loop = Loop(
+                recipe=self.recipe,
+                task=self.task,
+                tokenizer=tokenizer,
+                learner=self.learner,
+                pool=pool,
+                scorer=GroupScorer(self.runner),
+                tracker=self.tracker,
+                display=self.display,
+            )
+            return self._loop(loop, pool, first_step, started)
+        finally:
+            pool.close()
+
+    def _loop(self, loop: Loop, pool: RolloutPool, first_step: int, started: float) -> Evaluation:
+        state, run_dir = self.state, self.recipe.run_dir
+        done = first_step
+        if math.isnan(state.accuracy_before):
+            before = loop.evaluate()
+            state.accuracy_before = before.accuracy
+            self.tracker.log_metrics(0, before.metrics())
+            self.display.message(f"held-out accuracy before RL: {before.accuracy:.3f} ({before.num_scored} responses)")
+        spent_before = state.seconds
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            nonlocal done
+            done = step
+            state.gap_at_lag_0 = max(state.gap_at_lag_0, metrics.get("policy/gap_at_lag_0", 0.0))
+            for name, value in metrics.items():
+                if name.startswith(("reward/status.", "rollout/failure.")) and value:
+                    state.counters[name] = state.counters.get(name, 0.0) + value
+            state.seconds = spent_before + time.monotonic() - started
+            state.save(run_dir)
+
+        try:
+            loop.run(first_step, on_step)
+        except KeyboardInterrupt:
+            self.display.message(f"interrupted: writing a checkpoint of step {done}")
+            self.tracker.log_checkpoint(done, self.learner.save(done))
+            raise
+        state.seconds = spent_before
+        after = loop.evaluate()
+        self.tracker.log_metrics(self.recipe.rl.steps, after.metrics())
+        self.tracker.log_checkpoint(self.recipe.rl.steps, self.learner.save(self.recipe.rl.steps))
+        statistics = pool.statistics()
+        own = peak_memory_bytes()
+        # Inline, learner and engine live in this process and report its peak.
+        others = (
+            0.0
+            if self.recipe.runtime == "inline"
+            else statistics["peak_bytes"] + self.learner.statistics()["peak_bytes"]
+        )
+        state.peak_bytes = max(state.peak_bytes, own + others)
+        state.counters |= {
+            f"rollout/{name}": statistics[name]
+            for name in ("replaced_workers", "over_cap", "reused_tokens")
+            if statistics.get(name)
+        }
+        return after
+
+    def _cold_start(self) -> None:
+        total = self.recipe.cold_start.steps
+        self.display.phase("cold start")
+        for first in range(0, total, COLD_START_STEPS_A_CALL):
+            count = min(COLD_START_STEPS_A_CALL, total - first)
+            steps = self.learner.cold_start(first, count)
+            for offset, metrics in enumerate(steps):
+                self.tracker.log_metrics(first + offset, metrics)
+            last = steps[-1]
+            if first // COLD_START_STEPS_A_CALL % 5 == 4 or first + count == total:
+                self.display.message(
+                    f"cold start {first + count}/{total}  loss {last['cold_start/loss']:.3f}  indexer KL {last['cold_start/indexer_kl']:.3f}"
+                )
+
+    def _check_prompts(self, tokenizer_limit: Any) -> None:
+        """Every held-out prompt and the first training prompts must be encodable before sampling starts."""
+        rows = [*self.task.held_out, *(self.task.train_row(index) for index in range(min(64, len(self.task.train))))]
+        for row in rows:
+            if not tokenizer_limit.encode(row.text):
+                raise RunError(f"row {row.row_id} of the task has an empty prompt")
+
+
+def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
+    """The rollout pool that the recipe's runtime asks for."""
+    if recipe.runtime == "inline":
+        return InlinePool(model_folder, recipe.engine, recipe.rollout)
+    # Late: `runtime: inline` must work without Ray.
+    from samepath.rl.ray_learner import actor_environment
+    from samepath.rollout.ray_pool import RayPool
+
+    return RayPool(model_folder.resolve(), recipe.engine, recipe.rollout, actor_environment(recipe_dir))
+
+
+@contextmanager
+def _cluster(recipe: Recipe) -> Iterator[None]:
+    """A Ray cluster for the time of the run, if the runtime needs one."""
+    if recipe.runtime == "inline":
+        yield
+        return
+    try:
+        # Late: `runtime: inline` must work without Ray.
+        from samepath.rl.ray_learner import start_cluster, stop_cluster
+    except ModuleNotFoundError as error:
+        raise RunError(
+            "runtime: ray needs the package ray: `pip install samepath[ray]`, or set runtime=inline"
+        ) from error
+    start_cluster(recipe.ray)
+    try:
+        yield
+    finally:
+        stop_cluster()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: with a checkpoint. Only a main thread may set handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _announce(display: ProgressDisplay, tracker: Tracker, run_dir: Path) -> None:
+    display.message(f"run folder: {run_dir}")
+    for name, link in tracker.links().items():
+        display.message(f"MLflow {name}: {link}")
+
+
+def _finish(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker) -> dict[str, Any]:
+    """Write plot, rollout report and `summary.json`, print the table."""
+    run_dir = recipe.run_dir
+    plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
+    write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
+    summary = {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "runtime": recipe.runtime,
+        "accuracy_before": round(state.accuracy_before, 4),
+        "accuracy_after": round(after.accuracy, 4),
+        "held_out_responses": after.num_scored,
+        "evaluation_temperature": evaluation_sampling(recipe).temperature,
+        "gap_at_lag_0": state.gap_at_lag_0,
+        "steps": recipe.rl.steps,
+        "seconds": round(state.seconds, 1),
+        "peak_memory_gib": round(state.peak_bytes / 2**30, 3),
+        "mlflow_run_id": state.run_id,
+        "failures": state.counters,
+    }
+    (run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    for file in ("training.png", "rollouts.html", SUMMARY_FILE):
+        tracker.log_artifact(run_dir / file)
+    links = {f"MLflow {name}": link for name, link in tracker.links().items()}
+    summary_table(
+        {**summary, **links, "plot": str(run_dir / "training.png"), "rollouts": str(run_dir / "rollouts.html")},
+        title=recipe.name,
+    )
+    return summary

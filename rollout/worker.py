@@ -1,0 +1,67 @@
+"""A rollout worker: one engine and the calls that the driver makes on it, in its own process under Ray or in the driver's."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from samepath.model.checkpoint import load_checkpoint
+from samepath.model.tokenizer import load_tokenizer
+from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.request import GroupRequest
+from samepath.rollout.types import Group
+
+
+class RolloutWorker:
+    """Owns an engine. Groups go in with `work`, finished groups come out of it."""
+
+    def __init__(self, model_folder: Path, settings: EngineSettings, threads: int) -> None:
+        self._threads = threads
+        torch.set_num_threads(threads)
+        self.engine = Engine(load_checkpoint(model_folder), load_tokenizer(model_folder), settings)
+
+    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> int:
+        """Take weights (published names) and return the version now served."""
+        # Ray hands out read-only arrays; they are only read here, so the warning about that does not apply.
+        views = {
+            name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in tensors.items()
+        }
+        self.engine.load_weights(views, version)
+        return version
+
+    def work(self, requests: Sequence[GroupRequest], slice_s: float) -> list[Group]:
+        """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
+        torch.set_num_threads(self._threads)
+        finished = [group for group in map(self.engine.submit, requests) if group is not None]
+        deadline = time.monotonic() + slice_s
+        while self.engine.busy and not finished and time.monotonic() < deadline:
+            finished += self.engine.step()
+        return finished
+
+    def abort(self) -> list[Group]:
+        """Drop unfinished work; partial groups come back."""
+        return self.engine.abort()
+
+    def statistics(self) -> dict[str, float]:
+        """Engine totals, and `peak_bytes` of this process."""
+        return {**asdict(self.engine.counters), "peak_bytes": float(peak_memory_bytes())}
+
+    def process_id(self) -> int:
+        """Operating-system process, for people and fault tests."""
+        return os.getpid()
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far, bytes (current size where the system keeps no peak)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)

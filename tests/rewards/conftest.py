@@ -1,0 +1,62 @@
+"""A module of misbehaving reward functions, runners for it, and the check that no process outlives its test."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from samepath.rewards.runner import RewardRunner
+from samepath.rewards.settings import RewardSettings
+
+OWN_MODULE = '''
+import asyncio, ctypes, os, signal, subprocess, sys, time
+
+state = []
+
+def act(request):
+    """Do what the response says."""
+    exec(request.response_text, globals())
+    return globals().pop("result", 1.0)
+
+async def later(request):
+    await asyncio.sleep(0)
+    return float(request.response_text)
+
+def echo(request):
+    return float(request.response_text)
+
+def halves(request):
+    return {"first": 0.25, "second": 0.5}
+
+def size(request):
+    return len(request.answer["data"])
+'''
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    """Every test must leave no child process, not even a zombie."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder with `own_rewards.py` in it."""
+    (tmp_path / "own_rewards.py").write_text(OWN_MODULE)
+    return tmp_path
+
+
+@pytest.fixture
+def make_runner(folder: Path) -> Callable[..., RewardRunner]:
+    """Make a runner for one function of `own_rewards.py`, or for other parts, with one child."""
+
+    def make(function: str = "act", **changes: object) -> RewardRunner:
+        parts = {"own": f"own_rewards:{function}"}
+        return RewardRunner(
+            RewardSettings.model_validate({"parts": parts, "search_path": str(folder), "num_workers": 1, **changes})
+        )
+
+    return make

@@ -1,0 +1,169 @@
+"""Whatever a reward function does, its request gets a typed score and the next one is unaffected."""
+
+import math
+
+import psutil
+import pytest
+
+from samepath.rewards.request import RewardRequest
+
+HANG = "while True: time.sleep(60)"
+
+
+def request(text: str, **more: object) -> RewardRequest:
+    return RewardRequest(prompt_text="", response_text=text, **more)
+
+
+def assert_failed(score, status, detail):
+    assert score.status == status
+    assert math.isnan(score.total)
+    assert score.parts == {}
+    assert detail in score.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "detail"),
+    [
+        ("raise KeyError('gold')", "error", "own: KeyError: 'gold'"),
+        ("sys.exit(0)", "error", "SystemExit"),
+        ("input()", "error", "EOFError"),
+        ("def down(): down()\ndown()", "error", "RecursionError"),
+        ("os._exit(3)", "died", "own: its process ended with exit code 3"),
+        ("print('last words'); os._exit(0)", "died", "it printed: last words"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "died", "signal SIGKILL"),
+        ("ctypes.string_at(0)", "died", "signal SIGSEGV"),
+        ("global result; result = None", "invalid", "must return a finite number; got None (NoneType)"),
+        ("global result; result = float('nan')", "invalid", "got nan"),
+        ("global result; result = -float('inf')", "invalid", "got -inf"),
+        ("global result; result = '1.0'", "invalid", "got '1.0' (str)"),
+        ("global result; result = {}", "invalid", "at least one number"),
+        ("x = bytearray(1 << 30)", "memory", "memory limit"),
+        ("x = []\nwhile True: x.append(bytes(1 << 20))", "memory", "memory limit"),
+    ],
+)
+def test_score_misbehaving_function_gives_a_typed_score_and_spares_the_next(make_runner, code, status, detail):
+    with make_runner(memory_bytes=256 << 20) as pool:
+        bad, good = pool.score([request(code), request("pass")])
+    assert_failed(bad, status, detail)
+    assert (good.status, good.total) == ("ok", 1.0)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        HANG,
+        "while True: pass",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(60)",
+        "while True: print('x' * 1000)",
+        "asyncio.run(asyncio.sleep(60))",
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+    ],
+)
+def test_score_hanging_function_is_killed_and_spares_the_next(make_runner, code):
+    with make_runner(timeout_s=0.4) as pool:
+        bad, good = pool.score([request(code), request("pass")])
+    assert_failed(bad, "timeout", "own: no result within 0.4 s")
+    assert (good.status, good.total) == ("ok", 1.0)
+
+
+def test_score_prints_do_not_reach_the_protocol(make_runner):
+    code = "print('x' * 300_000); os.write(1, b'garbage'); os.write(2, b'more'); sys.stdout.flush()"
+    with make_runner() as pool:
+        assert [score.total for score in pool.score([request(code)] * 3)] == [1.0] * 3
+
+
+def test_score_fork_that_comes_back_cannot_answer_twice(make_runner):
+    with make_runner() as pool:
+        scores = pool.score([request("pid = os.fork()"), request("pass")])
+    assert [score.status for score in scores] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("ending", [HANG, "os._exit(1)", "pass"])
+@pytest.mark.parametrize("start", ["subprocess.Popen(['sleep', '600']).pid", "os.fork() or time.sleep(600)"])
+def test_score_processes_started_by_the_function_die_with_it(make_runner, tmp_path, start, ending):
+    code = f"pid = {start}\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(pid))\n{ending}"
+    with make_runner(timeout_s=1.0 if ending == HANG else 30.0) as pool:
+        pool.score([request(code)])
+    assert_gone(int((tmp_path / "pid").read_text()))
+
+
+def assert_gone(pid: int) -> None:
+    """Wait until a process that is no child of ours is dead (a zombie counts: reaping it is up to init)."""
+    try:
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            try:
+                process.wait(timeout=0.05)
+            except psutil.TimeoutExpired:
+                continue
+    except psutil.NoSuchProcess:
+        return
+
+
+def test_score_order_is_kept_over_several_children(make_runner):
+    with make_runner("echo", num_workers=3) as pool:
+        scores = pool.score([request(str(number)) for number in range(200)])
+    assert [score.total for score in scores] == [float(number) for number in range(200)]
+
+
+def test_score_asynchronous_function_is_awaited(make_runner):
+    with make_runner("later") as pool:
+        first, second = pool.score([request("0.5"), request("x")])
+    assert first.total == 0.5
+    assert_failed(second, "error", "ValueError: could not convert")
+
+
+def test_score_memory_of_a_leaking_function_is_given_back(make_runner):
+    leak = "state.append(bytes(100 << 20))"
+    with make_runner(memory_bytes=256 << 20) as pool:
+        statuses = [score.status for score in pool.score([request(leak)] * 6)]
+    assert statuses == ["ok", "ok", "memory"] * 2
+
+
+def test_score_request_larger_than_any_pipe_arrives(make_runner):
+    with make_runner("size") as pool:
+        (score,) = pool.score([request("", answer={"data": "x" * 5_000_000})])
+    assert score.total == 5_000_000.0
+
+
+def test_score_several_parts_are_weighted_and_named(make_runner):
+    parts = {
+        "own": {"function": "own_rewards:echo", "weight": 2.0},
+        "style": {"function": "own_rewards:halves", "weight": -0.5},
+        "answer": {"function": "samepath.rewards.exact:number", "weight": 0.0, "options": {"marker": ""}},
+    }
+    with make_runner(parts=parts) as pool:
+        good, bad = pool.score([request("3", answer={"answer": "3"}), request("3")])
+    # 2·3 − 0.5·(0.25 + 0.5) + 0·1
+    assert good.total == 5.625
+    assert good.parts == {"own": 3.0, "style/first": 0.25, "style/second": 0.5, "answer": 1.0}
+    assert_failed(bad, "error", "answer: ValueError: the prompt's answer data must hold")
+
+
+def test_score_part_that_hangs_is_named(make_runner):
+    parts = {"quick": "own_rewards:halves", "slow": "own_rewards:act"}
+    with make_runner(parts=parts, timeout_s=0.4) as pool:
+        (score,) = pool.score([request(HANG)])
+    assert_failed(score, "timeout", "slow: no result within 0.4 s")
+
+
+def test_score_weighted_sum_that_overflows_is_invalid(make_runner):
+    with make_runner(parts={"own": {"function": "own_rewards:echo", "weight": 1e300}}) as pool:
+        (score,) = pool.score([request("1e300")])
+    assert_failed(score, "invalid", "weighted sum must be finite; got inf")
+
+
+def test_submit_child_that_ended_while_idle_is_replaced_first(make_runner):
+    with make_runner("echo") as pool:
+        assert pool.submit(request("1")).result().total == 1.0
+        for child in psutil.Process().children():
+            child.kill()
+            # Until it is a zombie its socket may still be open.
+            while child.status() != psutil.STATUS_ZOMBIE:
+                pass
+        assert pool.submit(request("2")).result().total == 2.0
+
+
+def test_submit_answer_that_cannot_be_pickled_is_an_error(make_runner):
+    with make_runner() as pool:
+        assert_failed(pool.submit(request("pass", answer={"f": lambda: 1})).result(), "error", "must be plain data")

@@ -1,0 +1,117 @@
+"""Starting, checking and closing a runner: what cannot be loaded is named, nobody waits for ever, no process is left."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import CancelledError
+
+import psutil
+import pytest
+
+from samepath.rewards.process import RewardStartError
+from samepath.rewards.request import RewardRequest
+
+HANG = "while True: time.sleep(60)"
+
+
+def request(text: str, **more: object) -> RewardRequest:
+    return RewardRequest(prompt_text="", response_text=text, **more)
+
+
+def test_close_in_the_middle_of_a_request_answers_and_cancels(make_runner):
+    pool = make_runner()
+    running, waiting = pool.submit(request(HANG)), pool.submit(request("pass"))
+    while not running.running():
+        pass
+    pool.close()
+    assert running.result().status == "died"
+    assert "the runner was closed" in running.result().detail
+    with pytest.raises(CancelledError):
+        waiting.result()
+    with pytest.raises(RuntimeError, match="is closed"):
+        pool.submit(request("pass"))
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("def other(request): return 1", r"'mine:reward' \(part 'mine'\) cannot be loaded: .*has no 'reward'"),
+        ("def reward(): return 1", "but its signature is"),
+        (
+            "import not_installed_anywhere",
+            r"ModuleNotFoundError: No module named 'not_installed_anywhere' .*mine.py:1\)",
+        ),
+        ("raise RuntimeError('no key')", r"RuntimeError: no key .*mine.py:1\)"),
+        ("import os; print('my last words', flush=True); os._exit(7)", "exit code 7; it printed: my last words"),
+        ("def reward(:", "SyntaxError"),
+    ],
+)
+def test_check_and_start_function_that_cannot_be_loaded_say_why(folder, make_runner, module, message):
+    (folder / "mine.py").write_text(module)
+    pool = make_runner(parts={"fine": "own_rewards:echo", "mine": "mine:reward"}, num_workers=2)
+    with pytest.raises(RewardStartError, match=message):
+        pool.check()
+    with pytest.raises(RewardStartError, match=message):
+        pool.start()
+
+
+def test_start_import_that_hangs_is_given_up(folder, make_runner):
+    (folder / "mine.py").write_text("import time; time.sleep(600)")
+    pool = make_runner(parts={"mine": "mine:reward"}, start_timeout_s=0.5)
+    with pytest.raises(RewardStartError, match="'mine:reward' .*no result of the import within 0.5 s"):
+        pool.start()
+
+
+def test_check_good_function_leaves_no_process(make_runner):
+    pool = make_runner()
+    pool.check()
+    assert psutil.Process().children() == []
+    pool.close()
+
+
+def test_start_missing_extra_says_what_to_install(folder, make_runner):
+    (folder / "math_verify.py").write_text("raise ModuleNotFoundError('hidden', name='math_verify')")
+    pool = make_runner(parts={"answer": "samepath.rewards.math:answer"})
+    with pytest.raises(RewardStartError, match=r"pip install samepath\[math\]"):
+        pool.start()
+
+
+def test_score_function_that_can_no_longer_be_loaded_raises_instead_of_waiting(folder, make_runner):
+    with make_runner() as pool:
+        (folder / "own_rewards.py").write_text("raise RuntimeError('gone')")
+        futures = [pool.submit(request("os._exit(1)")), pool.submit(request("pass"))]
+        assert futures[0].result().status == "died"
+        with pytest.raises(RewardStartError, match="gone"):
+            futures[1].result()
+        with pytest.raises(RewardStartError, match="gone"):
+            pool.submit(request("pass"))
+
+
+def test_children_die_when_the_parent_is_killed(folder):
+    script = f"""
+        import psutil
+        from samepath.rewards.request import RewardRequest
+        from samepath.rewards.runner import RewardRunner
+        from samepath.rewards.settings import RewardSettings
+        settings = {{"parts": {{"own": "own_rewards:act"}}, "search_path": {str(folder)!r}, "num_workers": 2}}
+        runner = RewardRunner(RewardSettings.model_validate(settings))
+        runner.submit(RewardRequest(prompt_text="", response_text="while True: pass"))
+        print(*[child.pid for child in psutil.Process().children()], flush=True)
+        input()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        os.kill(parent.pid, signal.SIGKILL)
+    assert len(children) == 2
+    for pid in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # A zombie counts as dead: reaping it is up to init.
+            child = psutil.Process(pid)
+            while child.status() != psutil.STATUS_ZOMBIE:
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    child.wait(timeout=0.05)
