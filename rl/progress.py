@@ -11,7 +11,7 @@ from rich.table import Table
 
 HEADLINES = {
     "reward": "reward/mean",
-    "KL": "kl/reference",
+    "KL": "kl/reference_unbiased",
     "accuracy": "eval/accuracy",
     "tokens/s": "rollout/tokens_per_s",
 }

@@ -40,10 +40,15 @@ class Panel:
 
 PANELS = (
     Panel(title="Reward", unit="mean reward", names=("reward/mean",)),
-    Panel(title="Held-out accuracy", unit="share right", names=("eval/accuracy", "eval/reward")),
-    Panel(title="KL to the reference", unit="nats a token", names=("kl/reference",)),
-    Panel(title="KL sampler → learner", unit="nats a token", names=("kl/sampler_learner",), logarithmic=True),
-    Panel(title="Response length", unit="tokens", names=("rollout/response_tokens",)),
+    Panel(title="Held-out accuracy", unit="share right", names=("eval/accuracy",)),
+    Panel(title="KL to the reference", unit="nats a token", names=("kl/reference_unbiased",)),
+    Panel(
+        title="KL sampler → learner",
+        unit="nats a token",
+        names=("kl/sampler_k3", "kl/sampler_k3_numerics"),
+        logarithmic=True,
+    ),
+    Panel(title="Response length", unit="tokens", names=("rollout/length_mean",)),
 )
 
 
@@ -94,11 +99,12 @@ def _draw_panel(axes: Axes, panel: Panel, series: Mapping[str, Sequence[tuple[in
     axes.set_ylabel(panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3, linewidth=0.6)
-    # Zero cannot stand on a logarithmic axis; an exact engine has KL 0.
-    if panel.logarithmic and all(value > 0 for points in series.values() for _, value in points):
-        axes.set_yscale("log")
+    sizes = [abs(value) for points in series.values() for _, value in points if value != 0]
+    if panel.logarithmic and sizes:
+        # Linear around zero: an exact engine has KL 0, which a logarithmic axis cannot show.
+        axes.set_yscale("symlog", linthresh=min(sizes))
     if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=7, framealpha=0.85, edgecolor="none")
 
 
 def write_rollout_report(rollouts_dir: Path, out_html: Path, *, max_steps: int = 100, max_rollouts: int = 64) -> int:

@@ -3,7 +3,7 @@
 Axes: B sequences, M trained tokens, N rows run, L mixture-of-experts layers, X experts chosen, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np

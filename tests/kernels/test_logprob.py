@@ -104,10 +104,11 @@ def test_head_logprobs_chunk_boundaries_change_no_forward_bit(monkeypatch: pytes
     whole = problem.run("torch", torch.float32)
     monkeypatch.setattr(logprob, "CHUNK_ELEMENTS", 101 * 16)
     parts = problem.run("torch", torch.float32)
-    for got, wanted in zip(parts[:4], whole[:4], strict=True):
+    for got, wanted in zip(parts[:3], whole[:3], strict=True):
         assert torch.equal(got, wanted)
-    # The weight's gradient is a sum over chunks: another order of the same terms.
-    torch.testing.assert_close(parts[4], whole[4], rtol=0, atol=2e-5)
+    # Gradients are sums whose grouping may follow the chunk: the same terms in another order.
+    for got, wanted in zip(parts[3:], whole[3:], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("with_support", [False, True])

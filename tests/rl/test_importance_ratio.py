@@ -73,3 +73,22 @@ def test_importance_settings_band_without_width_is_refused() -> None:
 def test_importance_settings_out_of_range_or_unknown_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         ImportanceSettings(mode="truncated", **values)
+
+
+def test_importance_ratio_without_the_sampling_mask_is_the_kept_mass_and_with_it_one() -> None:
+    logits_V = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0], dtype=torch.float64)
+    kept_V = torch.tensor([True, True, True, False, False])
+    full_V = logits_V.log_softmax(0)
+    sampler_V = logits_V.masked_fill(~kept_V, -math.inf).log_softmax(0)
+    kept_mass = full_V.exp()[kept_V].sum()
+    assert kept_mass < 0.97
+    # The weights are equal, and yet every token the sampler can draw looks off-policy by the same factor.
+    ratio_V = importance_ratio(full_V[kept_V], sampler_V[kept_V])
+    torch.testing.assert_close(ratio_V, kept_mass.expand(3), rtol=1e-14, atol=0)
+    renormalised_V = full_V[kept_V] - full_V[kept_V].logsumexp(0)
+    torch.testing.assert_close(
+        importance_ratio(renormalised_V, sampler_V[kept_V]), torch.ones(3, dtype=torch.float64), rtol=1e-14, atol=0
+    )
+    # Computed over the same support by the same operation it is 1 to the last bit.
+    learner_V = logits_V.masked_fill(~kept_V, -math.inf).log_softmax(0)
+    assert torch.equal(importance_ratio(learner_V[kept_V], sampler_V[kept_V]), torch.ones(3, dtype=torch.float64))

@@ -43,7 +43,7 @@ def test_display_on_terminal_shows_step_numbers_and_phase() -> None:
     output = console(terminal=True)
     with ProgressDisplay(total_steps=30, done_steps=10, console=output) as display:
         display.phase("evaluating")
-        display.update(12, {"reward/mean": 0.5, "kl/reference": 0.0123})
+        display.update(12, {"reward/mean": 0.5, "kl/reference_unbiased": 0.0123})
         display.message("checkpoint [12] written")
     shown = text_of(output)
     assert "12/30" in shown
