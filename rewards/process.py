@@ -164,7 +164,7 @@ class RewardProcess:
                 raise RunnerClosedError
             if "output" in ready and not self._read_output():
                 self._selector.unregister(self._output)
-            if "channel" in ready or ready:
+            if "channel" in ready:
                 return
             if time.monotonic() >= deadline:
                 raise TimeoutError

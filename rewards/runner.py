@@ -160,8 +160,8 @@ class RewardRunner:
         finally:
             if process is not None:
                 process.end()
-            if job is not None and not job.future.done():
-                # Only a defect of this file leads here; whoever waits for the score must still hear of it.
+            if not ready.done() or (job is not None and not job.future.done()):
+                # Only a defect of this file leads here; whoever waits must still hear of it.
                 self._give_up(RewardStartError("a scoring thread ended; see its traceback"), ready, job)
 
     def _scored(self, process: RewardProcess, payload: bytes) -> tuple[Score, bool]:

@@ -68,16 +68,16 @@ def test_plan_spans_one_long_sequence_is_cut_instead_of_squared() -> None:
     """32768 rows over 32768 keys would be 2^30 logits a head; each window holds at most 2^23."""
     spans = make_spans([(0, 32768)])
     plan = plan_spans(spans, 32768, 4)
-    assert len(plan.windows) == 128
+    assert len(plan.windows) <= 32768 // 64
     assert max(w.rows_BT.numel() * w.keys_BS.shape[1] * 4 for w in plan.windows) <= plan_module.MAX_WINDOW_ELEMENTS
 
 
 def test_plan_spans_similar_lengths_share_a_window_and_unlike_ones_do_not() -> None:
     assert len(plan_spans(make_spans([(0, 30), (0, 32), (0, 31)]), 96, 1).windows) == 1
-    assert len(plan_spans(make_spans([(0, 4), (0, 900)]), 912, 1).windows) == 2
+    assert len(plan_spans(make_spans([(0, 4), (0, 5), (0, 900)]), 912, 1).windows) == 2
 
 
-@pytest.mark.parametrize("bound", [1, 100, 1 << 23])
+@pytest.mark.parametrize("bound", [1, 40, 1 << 23])
 def test_plan_decode_rows_see_their_cache_whatever_the_bound(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     monkeypatch.setattr(plan_module, "MAX_WINDOW_ELEMENTS", bound)
     ends_B, keys_BS = torch.tensor([3, 16, 1]), torch.arange(48).view(3, 16) + 100

@@ -1,5 +1,7 @@
 """A module of misbehaving reward functions, runners for it, and the check that no process outlives its test."""
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,3 +62,19 @@ def make_runner(folder: Path) -> Callable[..., RewardRunner]:
         )
 
     return make
+
+
+@pytest.fixture
+def assert_gone() -> Callable[[int], None]:
+    """Wait until a process that is no child of ours is dead; a zombie counts, for reaping it is up to init."""
+
+    def wait(pid: int, limit_s: float = 20.0) -> None:
+        deadline = time.monotonic() + limit_s
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            while process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline, f"process {pid} still runs"
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    process.wait(timeout=0.05)
+
+    return wait

@@ -80,24 +80,11 @@ def test_score_fork_that_comes_back_cannot_answer_twice(make_runner):
 
 @pytest.mark.parametrize("ending", [HANG, "os._exit(1)", "pass"])
 @pytest.mark.parametrize("start", ["subprocess.Popen(['sleep', '600']).pid", "os.fork() or time.sleep(600)"])
-def test_score_processes_started_by_the_function_die_with_it(make_runner, tmp_path, start, ending):
+def test_score_processes_started_by_the_function_die_with_it(make_runner, assert_gone, tmp_path, start, ending):
     code = f"pid = {start}\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(pid))\n{ending}"
     with make_runner(timeout_s=1.0 if ending == HANG else 30.0) as pool:
         pool.score([request(code)])
     assert_gone(int((tmp_path / "pid").read_text()))
-
-
-def assert_gone(pid: int) -> None:
-    """Wait until a process that is no child of ours is dead (a zombie counts: reaping it is up to init)."""
-    try:
-        process = psutil.Process(pid)
-        while process.status() != psutil.STATUS_ZOMBIE:
-            try:
-                process.wait(timeout=0.05)
-            except psutil.TimeoutExpired:
-                continue
-    except psutil.NoSuchProcess:
-        return
 
 
 def test_score_order_is_kept_over_several_children(make_runner):

@@ -1,0 +1,181 @@
+"""The `samepath` command."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from samepath.rl.environment import set_missing_variables
+
+# Spinning threads cost more than they give on few cores; must stand before torch starts its thread pool.
+set_missing_variables({"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
+
+from samepath.rewards.plugin import PluginError  # noqa: E402
+from samepath.rl.preview import evaluate_source, sample_source, validated  # noqa: E402
+from samepath.rl.recipe import Recipe  # noqa: E402
+from samepath.rl.recipe_file import dump_recipe, load_recipe, recipe_schema  # noqa: E402
+from samepath.rl.recipe_node import RecipeError  # noqa: E402
+from samepath.rl.run import RECIPE_FILE, RunError, resume_run, start_run  # noqa: E402
+from samepath.rl.task_row import TaskError  # noqa: E402
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reinforcement learning on the path the sampler walked.",
+)
+RecipePath = Annotated[Path, typer.Argument(help="recipe file, YAML")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings to change: key=value, ~key, list[0].key=value")]
+USER_ERRORS = (
+    RecipeError,
+    RunError,
+    TaskError,
+    PluginError,
+    ValidationError,
+    FileNotFoundError,
+    ValueError,
+    RuntimeError,
+)
+"""Errors whose message is for the user; anything else keeps its traceback."""
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train by a recipe and print the summary; Ctrl-C leaves a checkpoint."""
+    start_run(load_recipe(recipe, overrides or [], Recipe), recipe.parent)
+
+
+@app.command()
+def resume(run_dir: Annotated[Path, typer.Argument(help="folder of the run, such as runs/quickstart")]) -> None:
+    """Go on with an interrupted run from its newest checkpoint."""
+    resume_run(_recipe_of_run(run_dir), run_dir)
+
+
+@app.command()
+def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Resolve and cross-check a recipe and print all of it; starts nothing."""
+    resolved = load_recipe(recipe, overrides or [], Recipe)
+    report = validated(resolved, recipe.parent)
+    sys.stdout.write(dump_recipe(resolved))
+    for line in report:
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sample(
+    source: Annotated[
+        Path, typer.Argument(help="recipe (its newest checkpoint, or its own model), run folder or checkpoint folder")
+    ],
+    prompt: Annotated[str, typer.Argument(help="text of the prompt, as the model reads it")],
+    count: Annotated[int, typer.Option(min=1, max=64, help="responses")] = 4,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0 takes the best token")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="keep the fewest tokens that reach this probability")
+    ] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest response, tokens")] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Answer one prompt a few times."""
+    changes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    table = Table("log-probability", "tokens", "finish", "response")
+    for rollout in sample_source(source, prompt, count, changes, seed):
+        segment = rollout.segments[0]
+        table.add_row(
+            f"{segment.sampler_logprobs.sum():.3f}", str(rollout.num_trained), segment.finish_reason, rollout.text
+        )
+    Console().print(table)
+
+
+@app.command(name="eval")
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="checkpoint folder; the run's newest one if not given")
+    ] = None,
+) -> None:
+    """Held-out accuracy of a checkpoint on a recipe's task."""
+    result = evaluate_source(load_recipe(recipe, overrides or [], Recipe), recipe.parent, checkpoint)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def ui(
+    runs_dir: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Serve the MLflow pages of all runs on loopback until Ctrl-C."""
+    # Late: MLflow is optional and slow to import.
+    from samepath.rl.mlflow_ui import start_ui
+
+    process = start_ui(runs_dir, port)
+    Console().print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, and why something does not."""
+    # Late: the checks import torch kernels that no other command needs.
+    from samepath.rl.doctor import run_checks
+
+    table = Table("", "check", "detail")
+    for check in run_checks():
+        table.add_row("[green]ok[/]" if check.ok else "[yellow]no[/]", check.name, check.detail)
+    Console().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    sys.stdout.write(json.dumps(recipe_schema(Recipe), indent=2) + "\n")
+
+
+@app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run whose MLflow server was away")],
+) -> None:
+    """Send what a run could not send to MLflow."""
+    # Late: MLflow is optional.
+    from samepath.rl.tracking import store_uri
+    from samepath.rl.tracking_mlflow import replay_queue
+
+    recipe = _recipe_of_run(run_dir)
+    counts = replay_queue(run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent))
+    Console().print(f"sent {counts.sent}, refused {counts.refused}, waiting {counts.waiting}")
+
+
+def _recipe_of_run(run_dir: Path) -> Recipe:
+    if not (run_dir / RECIPE_FILE).is_file():
+        raise FileNotFoundError(f"{run_dir} is no run folder: it has no {RECIPE_FILE}")
+    return load_recipe(
+        run_dir / RECIPE_FILE, [f"runs_dir={run_dir.resolve().parent}", f"name={run_dir.resolve().name}"], Recipe
+    )
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one message, not a traceback. Exit status 1 on errors, 130 on Ctrl-C."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    except typer._click.exceptions.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except USER_ERRORS as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
