@@ -120,7 +120,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def load_published(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
-    """Copy published tensors into the model in place. Raises ValueError unless names and shapes match exactly."""
+    """Copy published tensors into the model in place. Raises ValueError, with nothing written, unless names and shapes match."""
     targets = published_tensors(model)
     missing, unknown = sorted(set(targets) - set(tensors)), sorted(set(tensors) - set(targets))
     # A multi-token-prediction layer stands behind the last layer in published checkpoints; it is not part of the policy.
@@ -134,5 +134,6 @@ def load_published(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"{name} must have shape {tuple(target.shape)}; the checkpoint has {tuple(tensors[name].shape)}"
             )
+    for name, target in targets.items():
         # `state_dict` and its slices are views of the parameters, so this fills the model.
         target.copy_(tensors[name])

@@ -305,7 +305,10 @@ def _finish(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker
     """Write plot, rollout report and `summary.json`, print the table."""
     run_dir = recipe.run_dir
     plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
-    write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
+    files = ["training.png", SUMMARY_FILE]
+    if recipe.rl.steps:
+        write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
+        files.append("rollouts.html")
     summary = {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -322,11 +325,11 @@ def _finish(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker
         "failures": state.counters,
     }
     (run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    for file in ("training.png", "rollouts.html", SUMMARY_FILE):
+    for file in files:
         tracker.log_artifact(run_dir / file)
     links = {f"MLflow {name}": link for name, link in tracker.links().items()}
     summary_table(
-        {**summary, **links, "plot": str(run_dir / "training.png"), "rollouts": str(run_dir / "rollouts.html")},
+        {**summary, **links, "files": ", ".join(str(run_dir / file) for file in files)},
         title=recipe.name,
     )
     return summary

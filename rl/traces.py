@@ -41,8 +41,8 @@ def arithmetic_sum(
 ) -> str:
     """A chain of sums and differences, step by step or (with `direct_share`) as the bare answer after `marker`.
 
-    `12+34-5=` becomes `12+34=46;46-5=41;#41`. With probability `slip_rate` a step comes out wrong by a small amount and the rest
-    follows from it. Raises ValueError if the row's text is no such chain.
+    `12+34-5=` becomes `12+34=46;46-5=41;#41`. Each operation, written out or not, comes out wrong by a small amount with
+    probability `slip_rate`, and the rest follows from it. Raises ValueError if the row's text is no such chain.
     """
     match = re.fullmatch(r"(-?\d+)((?:[+-]\d+)+)=?", row.text.replace(" ", ""))
     if match is None:
@@ -51,8 +51,7 @@ def arithmetic_sum(
         )
     total = int(match[1])
     terms = [(sign, int(number)) for sign, number in re.findall(r"([+-])(\d+)", match[2])]
-    if rng.random() < direct_share:
-        return f"{marker}{total + sum(number if sign == '+' else -number for sign, number in terms)}"
+    direct = rng.random() < direct_share
     steps = []
     for sign, number in terms:
         after = total + number if sign == "+" else total - number
@@ -60,4 +59,4 @@ def arithmetic_sum(
             after += rng.choice((-10, -2, -1, 1, 2, 10))
         steps.append(f"{total}{sign}{number}={after};")
         total = after
-    return "".join(steps) + f"{marker}{total}"
+    return f"{marker}{total}" if direct else "".join(steps) + f"{marker}{total}"

@@ -10,7 +10,6 @@ Axes: N rows of a pass, B decoding samples, S key positions, V vocabulary.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,8 +24,9 @@ from samepath.model.network import CausalLM, ModelInput
 from samepath.model.plan import AttentionPlan, Span, merge_plans, plan_decode, plan_spans
 from samepath.model.tokenizer import Tokenizer
 from samepath.model.trace import ForwardTrace
+from samepath.rollout.counters import EngineCounters
 from samepath.rollout.pages import PagePool
-from samepath.rollout.recording import failed_rollouts, finished_rollout
+from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.sampling import draw, uniforms
 from samepath.rollout.types import Group
@@ -44,24 +44,6 @@ class EngineSettings(BaseModel):
     page_size: int = Field(16, ge=1, le=256, description="tokens of a cache page")
     cache_tokens: int = Field(32768, ge=64, description="capacity of the key cache, tokens")
     prefix_cache: bool = Field(True, description="reuse full prompt pages between groups of one weight version")
-
-
-@dataclass(slots=True, kw_only=True)
-class EngineCounters:
-    """Totals since the engine was made."""
-
-    steps: int = 0
-    """Forward passes."""
-    prefill_tokens: int = 0
-    """Prompt tokens run."""
-    reused_tokens: int = 0
-    """Prompt tokens found in the prefix cache."""
-    sampled_tokens: int = 0
-    """Tokens drawn."""
-    over_cap: int = 0
-    """Positions drawn from the full vocabulary because their support exceeded its cap."""
-    seconds: float = 0.0
-    """Time inside `step`."""
 
 
 class Engine:
@@ -94,7 +76,7 @@ class Engine:
             failure = "no_tokens"
         elif length > self.model.config.max_position_embeddings:
             failure = "prompt_too_long"
-        elif self._pages_needed(request) > self._pages.num_pages or len(request.seeds) > self.settings.max_sequences:
+        elif request.pages_needed(self.settings.page_size) > self._pages.num_pages or len(request.seeds) > self.settings.max_sequences:
             failure = "out_of_cache"
         elif not all(0 <= token < self.model.config.vocab_size for token in request.prompt.token_ids):
             failure = "token_out_of_range"
@@ -115,7 +97,7 @@ class Engine:
             self._pages.release(state.prompt_pages)
         self._waiting.clear()
         self._prefilling.clear()
-        return [_partial_group(state) for state in states.values()]
+        return [group_so_far(state) for state in states.values()]
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take new weights (published names) in place and drop every cached prefix of the old ones.
@@ -155,20 +137,14 @@ class Engine:
                 done[group.group_id] = group
         return [done[request.group_id] for request in requests]
 
-    def _pages_needed(self, request: GroupRequest) -> int:
-        """Pages to prefill the prompt and to fork every sample with room for its longest response."""
-        size = self.settings.page_size
-        shared = len(request.prompt.token_ids) // size
-        whole = -(-(len(request.prompt.token_ids) + request.sampling.max_new_tokens) // size)
-        return shared + 1 + len(request.seeds) * (whole - shared)
-
     def _admit(self) -> None:
         """Start waiting groups in order while rows and pages last; everything a group can need is reserved now, so none stalls."""
+        size = self.settings.page_size
         reserved_rows = sum(len(state.request.seeds) for state in self._prefilling)
-        reserved_pages = sum(self._pages_needed(state.request) - len(state.prompt_pages) for state in self._prefilling)
+        reserved_pages = sum(state.request.pages_needed(size) - len(state.prompt_pages) for state in self._prefilling)
         while self._waiting:
             state = self._waiting[0]
-            needed = self._pages_needed(state.request)
+            needed = state.request.pages_needed(size)
             if (
                 len(state.request.seeds) > len(self._free_rows) - reserved_rows
                 or needed > self._pages.available - reserved_pages
@@ -178,9 +154,9 @@ class Engine:
             token_ids = state.request.prompt.token_ids
             prefix = self._pages.find_prefix(token_ids) if self.settings.prefix_cache else []
             self._pages.share(prefix)
-            state.computed = len(prefix) * self.settings.page_size
+            state.computed = len(prefix) * size
             self.counters.reused_tokens += state.computed
-            state.prompt_pages = prefix + self._pages.take(-(-len(token_ids) // self.settings.page_size) - len(prefix))
+            state.prompt_pages = prefix + self._pages.take(-(-len(token_ids) // size) - len(prefix))
             self._prefilling.append(state)
             reserved_rows += len(state.request.seeds)
             reserved_pages += needed - len(state.prompt_pages)
@@ -302,21 +278,10 @@ class Engine:
             sample.versions.append(self.weight_version)
             if kept is not None:
                 sample.supports.append(kept[place].nonzero()[0].astype(np.int32))
-            reason = self._finish_reason(sample, token)
+            reason = finish_reason(sample, token, self.tokenizer)
             if reason and self._finish(sample, reason):
-                finished.append(_partial_group(sample.group))
+                finished.append(group_so_far(sample.group))
         return finished
-
-    def _finish_reason(self, sample: SampleState, token: int) -> str:
-        sampling = sample.group.request.sampling
-        if not sampling.ignore_stop:
-            if token == self.tokenizer.end_id or token in sampling.stop_token_ids:
-                return "stop"
-            if sampling.stop_strings:
-                text = self.tokenizer.decode(sample.tokens)
-                if any(stop in text for stop in sampling.stop_strings):
-                    return "stop"
-        return "length" if len(sample.tokens) >= sampling.max_new_tokens else ""
 
     def _finish(self, sample: SampleState, reason: str) -> bool:
         """Record the rollout and free its row and pages; True if it was the last of its group."""
@@ -327,10 +292,3 @@ class Engine:
         self._free_rows.append(sample.row)
         self._pages.release(sample.pages)
         return len(group.rollouts) == len(group.request.seeds)
-
-
-def _partial_group(state: GroupState) -> Group:
-    """The group as far as it got, samples without a rollout marked as aborted."""
-    missing = failed_rollouts(state.request, "aborted").rollouts
-    rollouts = tuple(state.rollouts.get(index, missing[index]) for index in range(len(missing)))
-    return Group(group_id=state.request.group_id, prompt=state.request.prompt, rollouts=rollouts)

@@ -7,8 +7,21 @@ from torch import Tensor
 
 from samepath.model.key_store import SlotCache
 from samepath.model.tokenizer import Tokenizer
-from samepath.rollout.request import GroupRequest, SampleState
+from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.types import MISSING_ROUTE, Group, Rollout, Segment, Support
+
+
+def finish_reason(sample: SampleState, token: int, tokenizer: Tokenizer) -> str:
+    """Why the sample ends with `token`, its last one: `stop`, `length`, or empty if it goes on."""
+    sampling = sample.group.request.sampling
+    if not sampling.ignore_stop:
+        if token == tokenizer.end_id or token in sampling.stop_token_ids:
+            return "stop"
+        if sampling.stop_strings:
+            text = tokenizer.decode(sample.tokens)
+            if any(stop in text for stop in sampling.stop_strings):
+                return "stop"
+    return "length" if len(sample.tokens) >= sampling.max_new_tokens else ""
 
 
 def finished_rollout(
@@ -68,3 +81,10 @@ def failed_rollouts(request: GroupRequest, failure: str) -> Group:
         for index in range(len(request.seeds))
     )
     return Group(group_id=request.group_id, prompt=request.prompt, rollouts=rollouts)
+
+
+def group_so_far(state: GroupState) -> Group:
+    """The group as far as it got, samples without a rollout marked as aborted."""
+    missing = failed_rollouts(state.request, "aborted").rollouts
+    rollouts = tuple(state.rollouts.get(index, missing[index]) for index in range(len(missing)))
+    return Group(group_id=state.request.group_id, prompt=state.request.prompt, rollouts=rollouts)

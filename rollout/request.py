@@ -30,6 +30,12 @@ class GroupRequest:
         if not self.seeds:
             raise ValueError(f"a group needs at least one seed, one for each sample; {self.group_id} has none")
 
+    def pages_needed(self, page_size: int) -> int:
+        """Pages to prefill the prompt and to fork every sample with room for its longest response."""
+        shared = len(self.prompt.token_ids) // page_size
+        whole = -(-(len(self.prompt.token_ids) + self.sampling.max_new_tokens) // page_size)
+        return shared + 1 + len(self.seeds) * (whole - shared)
+
 
 @dataclass(slots=True, kw_only=True)
 class GroupState:

@@ -162,7 +162,8 @@ def test_initialise_is_seeded_and_has_the_configured_spread() -> None:
     one, same, other = tiny_model(5), tiny_model(5), tiny_model(6)
     assert torch.equal(one.head, same.head)
     assert not torch.equal(one.head, other.head)
-    assert float(one.layers[1].feed_forward.gate_up.std()) == pytest.approx(0.12, rel=0.05)  # type: ignore[union-attr, arg-type]
+    spread = one.state_dict()["layers.1.feed_forward.gate_up"].std()
+    assert spread.item() == pytest.approx(0.12, rel=0.05)
     assert torch.equal(one.norm, torch.ones(64))
 
 

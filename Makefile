@@ -1,0 +1,45 @@
+# Two commands on a fresh machine with CPython 3.11, pip and a C compiler: `make run` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: setup run test test-slow lint format check bench bench-setup clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+run: setup
+	$(BIN)/samepath run recipes/quickstart.yaml
+
+test: setup
+	$(THREADS) $(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: setup
+	$(THREADS) $(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p samepath.kernels -p samepath.model -p samepath.rollout -p samepath.rewards -p samepath.rl
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test
+
+bench-setup: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-bench.txt
+
+bench: bench-setup
+	$(BIN)/python -m samepath.rl.bench
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

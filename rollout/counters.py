@@ -1,0 +1,21 @@
+"""What an engine has done so far, in numbers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineCounters:
+    """Totals since the engine was made."""
+
+    steps: int = 0
+    """Forward passes."""
+    prefill_tokens: int = 0
+    """Prompt tokens run."""
+    reused_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+    sampled_tokens: int = 0
+    """Tokens drawn."""
+    over_cap: int = 0
+    """Positions drawn from the full vocabulary because their support exceeded its cap."""
+    seconds: float = 0.0
+    """Time inside `step`."""

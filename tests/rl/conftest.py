@@ -1,0 +1,54 @@
+"""A whole recipe small enough for tests: seconds for a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from samepath.rl.recipe import Recipe
+from samepath.rl.recipe_file import load_recipe
+
+from tests.conftest import ALPHABET, tiny_config
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "runtime": "inline",
+    "model": {
+        "kind": "new",
+        "alphabet": ALPHABET,
+        "config": {
+            key: value
+            for key, value in tiny_config().model_dump(mode="json").items()
+            if key not in ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id", "rope_parameters")
+        },
+    },
+    "task": {
+        "kind": "reasoning_gym",
+        "dataset": "chain_sum",
+        "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+        "num_train": 64,
+        "num_held_out": 8,
+        "rewrite": {"match": "problem: (.+) =", "template": "{1}=", "remove": [" "]},
+    },
+    # Brevity spreads rewards even for a model that knows nothing, so that every update has a gradient.
+    "reward": {"short": {"function": "samepath.rewards.length:brevity", "options": {"max_tokens": 16}}},
+    "sampling": {"top_p": 0.9, "max_new_tokens": 16},
+    "cold_start": {"steps": 6, "batch_size": 8, "dense_warmup_steps": 2},
+    "rollout": {"num_workers": 2},
+    "rl": {"steps": 3, "prompts_per_step": 4, "group_size": 4, "updates_per_rollout": 2},
+    "learner": {"threads": 1, "max_tokens_per_pass": 200},
+    "tracking": {"kind": "jsonl"},
+    "checkpoint": {"every": 1, "keep": 8},
+}
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path):
+    """`tiny_recipe("key=value", …)`: the recipe with its runs below the test's folder."""
+
+    def load(*overrides: str) -> Recipe:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(TINY))
+        return load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", *overrides], Recipe)
+
+    return load

@@ -1,0 +1,114 @@
+"""The same run under Ray: equal results, a killed worker, a bounded wait."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from samepath.model.checkpoint import published_tensors  # noqa: E402
+from samepath.model.tokenizer import Tokenizer  # noqa: E402
+from samepath.rl.model_source import save_model  # noqa: E402
+from samepath.rl.ray_learner import actor_environment, start_cluster, stop_cluster  # noqa: E402
+from samepath.rl.recipe import RaySettings  # noqa: E402
+from samepath.rl.run import start_run  # noqa: E402
+from samepath.rollout.engine import EngineSettings  # noqa: E402
+from samepath.rollout.pool import InlinePool, RolloutSettings  # noqa: E402
+from samepath.rollout.ray_pool import RayPool, RolloutPoolError  # noqa: E402
+from samepath.rollout.request import GroupRequest  # noqa: E402
+from samepath.rollout.sampling import SamplingSettings  # noqa: E402
+from samepath.rollout.types import Group, Prompt  # noqa: E402
+
+from tests.conftest import tiny_model  # noqa: E402
+from tests.rl.test_run import comparable  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local cluster for this file."""
+    start_cluster(RaySettings(object_store_bytes=100 << 20))
+    yield
+    stop_cluster()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A checkpoint for the workers."""
+    save_model(tiny_model(), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def requests(tokenizer: Tokenizer, count: int) -> list[GroupRequest]:
+    """`count` groups of three long samples."""
+    return [
+        GroupRequest(
+            group_id=f"g{index}",
+            prompt=Prompt(prompt_id=str(index), text=f"{index}+1=", token_ids=tokenizer.encode(f"{index}+1=")),
+            sampling=SamplingSettings(max_new_tokens=60, ignore_stop=True),
+            seeds=(index, index + 100, index + 200),
+        )
+        for index in range(count)
+    ]
+
+
+def texts(groups: list[Group]) -> list[list[str]]:
+    """What was sampled."""
+    return [[rollout.text for rollout in group.rollouts] for group in groups]
+
+
+def test_sample_with_a_killed_worker_keeps_finished_groups_and_replaces_it(cluster: None, folder: Path, tokenizer: Tokenizer) -> None:
+    engine = EngineSettings(max_sequences=6)
+    pool = RayPool(folder, engine, RolloutSettings(num_workers=2), {})
+    finished: list[str] = []
+    killed: list[int] = []
+
+    def on_group(group: Group) -> None:
+        finished.append(group.group_id)
+        if not killed:
+            killed.append(pool.process_ids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    asked = requests(tokenizer, 12)
+    groups = pool.sample(asked, on_group)
+    assert sorted(finished) == sorted(request.group_id for request in asked), "no finished group may be asked for twice"
+    assert pool.statistics()["replaced_workers"] == 1
+    assert killed[0] not in pool.process_ids()
+    pool.close()
+    inline = InlinePool(folder, engine, RolloutSettings())
+    assert texts(groups) == texts(inline.sample(asked, lambda group: None))
+
+
+def test_sample_after_new_weights_on_a_replaced_worker_uses_them(cluster: None, folder: Path, tokenizer: Tokenizer) -> None:
+    pool = RayPool(folder, EngineSettings(), RolloutSettings(num_workers=1), {})
+    other = tiny_model(seed=5)
+    tensors = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
+    pool.load_weights(tensors, 7)
+    os.kill(pool.process_ids()[0], signal.SIGKILL)
+    group = pool.sample(requests(tokenizer, 1), lambda group: None)[0]
+    segment = group.rollouts[0].segments[0]
+    assert set(segment.weight_version[segment.trained].tolist()) == {7}
+    pool.close()
+
+
+def test_sample_beyond_max_replacements_stops_with_the_reason(cluster: None, folder: Path, tokenizer: Tokenizer) -> None:
+    pool = RayPool(folder, EngineSettings(), RolloutSettings(num_workers=1, max_replacements=0), {})
+    os.kill(pool.process_ids()[0], signal.SIGKILL)
+    with pytest.raises(RolloutPoolError, match="max_replacements=0"):
+        pool.sample(requests(tokenizer, 2), lambda group: None)
+    pool.close()
+
+
+def test_pool_with_an_unloadable_model_names_the_folder(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RolloutPoolError, match="must load"):
+        RayPool(tmp_path / "nothing", EngineSettings(), RolloutSettings(num_workers=1), actor_environment(tmp_path))
+
+
+def test_start_run_under_ray_equals_inline(cluster: None, tiny_recipe, tmp_path: Path) -> None:
+    start_run(tiny_recipe("name=inline"), tmp_path)
+    start_run(tiny_recipe("name=ray", "runtime=ray"), tmp_path)
+    assert comparable(tmp_path / "runs" / "inline") == comparable(tmp_path / "runs" / "ray")

@@ -1,0 +1,99 @@
+"""The whole job on a tiny model: reproducible to the last bit, resumable, and clean when things fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samepath.rl.learner import latest_checkpoint
+from samepath.rl.loop import Loop
+from samepath.rl.run import RunError, resume_run, start_run
+from samepath.rl.tracking_jsonl import read_metrics, read_rollouts
+
+TIMED = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s")
+
+
+def comparable(run_dir: Path) -> dict[int, dict[str, str]]:
+    """All metrics but those that are times, as text so that NaN equals NaN."""
+    steps = read_metrics(run_dir / "metrics.jsonl")
+    return {step: {name: repr(value) for name, value in row.items() if not name.startswith(TIMED)} for step, row in steps.items()}
+
+
+def test_start_run_twice_with_one_seed_gives_identical_metrics(tiny_recipe, tmp_path: Path) -> None:
+    first = start_run(tiny_recipe("name=a"), tmp_path)
+    start_run(tiny_recipe("name=b"), tmp_path)
+    assert comparable(tmp_path / "runs" / "a") == comparable(tmp_path / "runs" / "b")
+    assert first["gap_at_lag_0"] == 0.0
+    steps = comparable(tmp_path / "runs" / "a")
+    assert float(steps[3]["learner/grad_norm"]) > 0
+    assert float(steps[3]["policy/off_policy_max"]) != 0, "the second update of a step must be off-policy"
+
+
+def test_start_run_with_another_seed_gives_other_metrics(tiny_recipe, tmp_path: Path) -> None:
+    start_run(tiny_recipe("name=a"), tmp_path)
+    start_run(tiny_recipe("name=b", "seed=1"), tmp_path)
+    assert comparable(tmp_path / "runs" / "a") != comparable(tmp_path / "runs" / "b")
+
+
+def test_start_run_writes_summary_plot_records_and_checkpoint(tiny_recipe, tmp_path: Path) -> None:
+    start_run(tiny_recipe(), tmp_path)
+    run_dir = tmp_path / "runs" / "tiny"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert {"accuracy_before", "accuracy_after", "gap_at_lag_0", "steps", "seconds", "peak_memory_gib", "mlflow_run_id"} <= set(summary)
+    assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+    records = read_rollouts(run_dir / "rollouts" / "step-00003.jsonl")
+    assert len(records) == 16
+    assert abs(sum(record.advantage for record in records)) < 1e-4
+    found = latest_checkpoint(run_dir)
+    assert found is not None
+    assert found[1] == 3
+
+
+def test_start_run_in_a_used_folder_is_refused(tiny_recipe, tmp_path: Path) -> None:
+    start_run(tiny_recipe("rl.steps=0"), tmp_path)
+    with pytest.raises(RunError, match="already holds a run"):
+        start_run(tiny_recipe("rl.steps=0"), tmp_path)
+
+
+def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_run(tiny_recipe("name=whole"), tmp_path)
+    original = Loop.one_step
+
+    def interrupted(self: Loop, step: int) -> dict[str, float]:
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(Loop, "one_step", interrupted)
+    recipe = tiny_recipe("name=cut", "checkpoint.every=0")
+    with pytest.raises(KeyboardInterrupt):
+        start_run(recipe, tmp_path)
+    monkeypatch.undo()
+    assert json.loads((recipe.run_dir / "tracking.json").read_text())["attempts"][-1]["status"] == "KILLED"
+    found = latest_checkpoint(recipe.run_dir)
+    assert found is not None
+    assert found[1] == 2
+    resume_run(recipe, recipe.run_dir)
+    whole, cut = comparable(tmp_path / "runs" / "whole"), comparable(recipe.run_dir)
+    assert cut[3] == whole[3]
+    assert json.loads((recipe.run_dir / "summary.json").read_text())["steps"] == 3
+
+
+def test_run_command_on_sigterm_leaves_a_checkpoint(tiny_recipe, tmp_path: Path) -> None:
+    tiny_recipe()
+    samepath = str(Path(sys.executable).with_name("samepath"))
+    command = [samepath, "run", str(tmp_path / "tiny.yaml"), f"runs_dir={tmp_path / 'runs'}", "rl.steps=1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    found = latest_checkpoint(tmp_path / "runs" / "tiny")
+    assert found is not None
+    assert found[1] >= 2

@@ -1,0 +1,166 @@
+"""Sampling: hand-worked candidate sets, the right distribution, and draws that depend on nothing but their own seed."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from samepath.rollout.sampling import SamplingSettings, candidates, draw, resolve_sampling, uniforms
+
+PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
+"""By rank: tokens 1, 3, 4, 0, 2 with 0.4, 0.25, 0.2, 0.1, 0.05."""
+
+
+def kept_ids(**changes: object) -> list[int]:
+    entry = SamplingSettings.model_validate(changes)
+    kept_BV, _ = candidates(PROBABILITIES.log()[None], torch.ones(1), [entry])
+    return kept_BV[0].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"top_k": 1}, [1]),
+        ({"top_k": 3}, [1, 3, 4]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.3}, [1]),
+        ({"top_p": 0.5}, [1, 3]),
+        ({"top_p": 0.8}, [1, 3, 4]),
+        ({"top_p": 0.9}, [0, 1, 3, 4]),
+        ({"min_p": 0.3}, [1, 3, 4]),
+        ({"min_p": 0.55}, [1, 3]),
+        ({"min_p": 0.99}, [1]),
+        ({"top_k": 2, "top_p": 0.99}, [1, 3]),
+        ({"top_k": 4, "top_p": 0.9, "min_p": 0.55}, [1, 3]),
+        ({}, []),
+    ],
+)
+def test_candidates_hand_worked_sets(changes: dict[str, object], wanted: list[int]) -> None:
+    """top_p keeps the fewest tokens that reach p; min_p compares with 0.4; nothing set keeps all, written as none."""
+    assert kept_ids(**changes) == wanted
+
+
+def test_candidates_temperature_comes_before_top_p() -> None:
+    """At temperature ½ probabilities are squared and renormalised: 0.16 / 0.275 = 0.58, so top_p 0.5 keeps one."""
+    logits_BV = PROBABILITIES.log()[None]
+    entry = SamplingSettings(top_p=0.5)
+    assert candidates(logits_BV, torch.tensor([0.5]), [entry])[0][0].nonzero().flatten().tolist() == [1]
+    assert candidates(logits_BV, torch.tensor([1.0]), [entry])[0][0].nonzero().flatten().tolist() == [1, 3]
+
+
+def test_candidates_equal_probabilities_keep_the_lower_ids() -> None:
+    kept_BV, _ = candidates(torch.zeros(1, 6), torch.ones(1), [SamplingSettings(top_k=2)])
+    assert kept_BV[0].nonzero().flatten().tolist() == [0, 1]
+
+
+def test_candidates_over_the_cap_fall_back_to_the_full_vocabulary_and_are_counted() -> None:
+    entries = [SamplingSettings(top_k=3, support_cap=2), SamplingSettings(top_k=2, support_cap=2), SamplingSettings()]
+    kept_BV, over_cap = candidates(PROBABILITIES.log().repeat(3, 1), torch.ones(3), entries)
+    assert over_cap == 1
+    assert kept_BV.sum(1).tolist() == [0, 2, 0]
+
+
+def chi_square(counts_V: Tensor, probabilities_V: Tensor) -> float:
+    expected_V = probabilities_V.double() * int(counts_V.sum())
+    used_V = expected_V > 0
+    assert int(counts_V[~used_V].sum()) == 0
+    return float(((counts_V - expected_V).square() / expected_V)[used_V].sum())
+
+
+@pytest.mark.parametrize("one_seed", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, PROBABILITIES),
+        ({"temperature": 0.5}, PROBABILITIES.square() / PROBABILITIES.square().sum()),
+        ({"top_k": 3}, torch.tensor([0, 0.4, 0, 0.25, 0.2]) / 0.85),
+        ({"top_p": 0.5}, torch.tensor([0, 0.4, 0, 0.25, 0]) / 0.65),
+    ],
+)
+def test_draw_frequencies_follow_the_sampling_distribution(
+    changes: dict[str, object], wanted: Tensor, one_seed: bool
+) -> None:
+    """Over seeds and over the draws of one seed. With 4 degrees of freedom, chance exceeds 23.5 once in 10 000 times."""
+    count = 20000
+    running, fixed = np.arange(count), np.full(count, 3)
+    seeds, counters = (fixed, running) if one_seed else (running, fixed)
+    numbers = uniforms(seeds.astype(np.uint64), counters.astype(np.int64))
+    entry = SamplingSettings.model_validate(changes)
+    drawn = draw(PROBABILITIES.log().repeat(count, 1), [entry] * count, numbers)
+    assert chi_square(torch.bincount(drawn.tokens_B, minlength=5), wanted) < 23.5
+    torch.testing.assert_close(drawn.logprobs_B.exp(), wanted[drawn.tokens_B], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+@pytest.mark.parametrize("number", [0.0, 2.0**-53, 0.5, 1 - 2.0**-53])
+def test_draw_extreme_uniforms_stay_inside_the_support(top_k: int, number: float) -> None:
+    logits_BV = torch.tensor([[-200.0, 1.0, 0.3, -200.0, -3.0]]).repeat(2, 1)
+    drawn = draw(logits_BV, [SamplingSettings(top_k=top_k)] * 2, np.array([number] * 2))
+    assert set(drawn.tokens_B.tolist()) <= ({1, 2} if top_k else {1, 2, 4, 0})
+    assert bool(drawn.logprobs_B.isfinite().all())
+
+
+def test_draw_hand_worked_inverse_of_the_cumulative_distribution() -> None:
+    """Cumulative 0.1, 0.5, 0.55, 0.8, 1: the first token whose sum exceeds the number."""
+    numbers = np.array([0.0, 0.09, 0.11, 0.49, 0.52, 0.56, 0.79, 0.81, 0.999])
+    drawn = draw(PROBABILITIES.log().repeat(9, 1), [SamplingSettings()] * 9, numbers)
+    assert drawn.tokens_B.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4]
+    assert drawn.kept_BV is None
+
+
+def test_draw_temperature_zero_takes_the_best_and_ties_go_to_the_lower_id() -> None:
+    logits_BV = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
+    drawn = draw(logits_BV, [SamplingSettings(temperature=0.0)] * 2, np.array([0.99, 0.99]))
+    assert drawn.tokens_B.tolist() == [1, 0]
+
+
+def test_draw_rows_do_not_depend_on_their_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = torch.randn(40, 50, generator=generator) * 3
+    choices = [SamplingSettings(), SamplingSettings(top_k=7), SamplingSettings(temperature=0.4, top_p=0.7)]
+    choices += [SamplingSettings(temperature=0.0)]
+    entries = [choices[row % 4] for row in range(40)]
+    numbers = uniforms(np.arange(40, dtype=np.uint64), np.zeros(40, np.int64))
+    whole = draw(logits_BV, entries, numbers)
+    for row in range(40):
+        alone = draw(logits_BV[row : row + 1], entries[row : row + 1], numbers[row : row + 1])
+        assert torch.equal(alone.tokens_B[0], whole.tokens_B[row])
+        assert torch.equal(alone.logprobs_B[0], whole.logprobs_B[row])
+        assert whole.kept_BV is not None
+        kept_V = torch.zeros(50, dtype=torch.bool) if alone.kept_BV is None else alone.kept_BV[0]
+        assert torch.equal(kept_V, whole.kept_BV[row])
+
+
+def test_uniforms_first_number_is_splitmix64_of_the_seed() -> None:
+    """Seed 0 gives 0xE220A8397B1DCDAF first (the generator's published vector); its top 53 bits are the fraction."""
+    assert uniforms(np.zeros(1, np.uint64), np.zeros(1, np.int64))[0] == (0xE220A8397B1DCDAF >> 11) / 2**53
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5, unique=True))
+def test_uniforms_lie_in_the_unit_interval_and_differ(seeds: list[int]) -> None:
+    grid = np.array(seeds, np.uint64).repeat(200), np.tile(np.arange(200), len(seeds))
+    numbers = uniforms(*grid)
+    assert bool(((numbers >= 0) & (numbers < 1)).all())
+    assert len(np.unique(numbers)) == len(numbers)
+
+
+def test_resolve_sampling_overrides_are_checked() -> None:
+    recipe = SamplingSettings(top_p=0.9, max_new_tokens=10)
+    assert resolve_sampling(recipe, {}) is recipe
+    resolved = resolve_sampling(recipe, {"temperature": 0.3})
+    assert (resolved.temperature, resolved.top_p, resolved.max_new_tokens) == (0.3, 0.9, 10)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        resolve_sampling(recipe, {"temprature": 0.3})
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        resolve_sampling(recipe, {"top_p": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("changes", "truncates"), [({}, False), ({"temperature": 0.1}, False), ({"top_k": 1}, True), ({"min_p": 0.1}, True)]
+)
+def test_truncates_is_true_only_if_tokens_can_be_left_out(changes: dict[str, object], truncates: bool) -> None:
+    assert SamplingSettings.model_validate(changes).truncates is truncates
