@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from samepath.model.tokenizer import load_tokenizer
+from samepath.model.tokenizer import Tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.environment import collect_environment
 from samepath.rl.evaluation import Evaluation
@@ -161,7 +161,7 @@ class _Setup:
             self._cold_start()
             self.learner.start_rl()
         tokenizer = load_tokenizer(reference_dir)
-        self._check_prompts(tokenizer_limit=tokenizer)
+        self._check_prompts(tokenizer)
         pool = build_pool(self.recipe, resume_from or reference_dir, Path(self.state.recipe_dir))
         try:
             pool.load_weights(self.learner.weights(), first_step)
@@ -239,11 +239,11 @@ class _Setup:
                     f"cold start {first + count}/{total}  loss {last['cold_start/loss']:.3f}  indexer KL {last['cold_start/indexer_kl']:.3f}"
                 )
 
-    def _check_prompts(self, tokenizer_limit: Any) -> None:
+    def _check_prompts(self, tokenizer: Tokenizer) -> None:
         """Every held-out prompt and the first training prompts must be encodable before sampling starts."""
         rows = [*self.task.held_out, *(self.task.train_row(index) for index in range(min(64, len(self.task.train))))]
         for row in rows:
-            if not tokenizer_limit.encode(row.text):
+            if not tokenizer.encode(row.text):
                 raise RunError(f"row {row.row_id} of the task has an empty prompt")
 
 

@@ -37,12 +37,19 @@ def resolve_traces(path: str, options: Mapping[str, Any]) -> TraceFunction:
 
 
 def arithmetic_sum(
-    row: TaskRow, rng: random.Random, *, direct_share: float = 0.5, slip_rate: float = 0.0, marker: str = "#"
+    row: TaskRow,
+    rng: random.Random,
+    *,
+    direct_share: float = 0.5,
+    slip_rate: float = 0.0,
+    guess_rate: float = 0.0,
+    marker: str = "#",
 ) -> str:
-    """A chain of sums and differences, step by step or (with `direct_share`) as the bare answer after `marker`.
+    """A chain of sums and differences, worked step by step or (with `direct_share`) as the bare answer after `marker`.
 
-    `12+34-5=` becomes `12+34=46;46-5=41;#41`. Each operation, written out or not, comes out wrong by a small amount with
-    probability `slip_rate`, and the rest follows from it. Raises ValueError if the row's text is no such chain.
+    `12+34-5=` becomes `12+34=46;46-5=41;#41`, or `#41`. A worked step comes out wrong by a small amount with probability
+    `slip_rate`, and the rest follows from it; a bare answer does with probability `guess_rate`. Raises ValueError if the row's text is
+    no such chain.
     """
     match = re.fullmatch(r"(-?\d+)((?:[+-]\d+)+)=?", row.text.replace(" ", ""))
     if match is None:
@@ -50,13 +57,16 @@ def arithmetic_sum(
             f"arithmetic_sum needs a text like 12+34-5=; got {row.text!r} (row {row.row_id}). Use a trace function for this task."
         )
     total = int(match[1])
-    terms = [(sign, int(number)) for sign, number in re.findall(r"([+-])(\d+)", match[2])]
-    direct = rng.random() < direct_share
+    terms = [int(sign + number) for sign, number in re.findall(r"([+-])(\d+)", match[2])]
+    if rng.random() < direct_share:
+        return f"{marker}{_slipped(total + sum(terms), guess_rate, rng)}"
     steps = []
-    for sign, number in terms:
-        after = total + number if sign == "+" else total - number
-        if rng.random() < slip_rate:
-            after += rng.choice((-10, -2, -1, 1, 2, 10))
-        steps.append(f"{total}{sign}{number}={after};")
+    for term in terms:
+        after = _slipped(total + term, slip_rate, rng)
+        steps.append(f"{total}{term:+d}={after};")
         total = after
-    return f"{marker}{total}" if direct else "".join(steps) + f"{marker}{total}"
+    return "".join(steps) + f"{marker}{total}"
+
+
+def _slipped(value: int, rate: float, rng: random.Random) -> int:
+    return value + rng.choice((-10, -2, -1, 1, 2, 10)) if rng.random() < rate else value

@@ -76,7 +76,10 @@ class Engine:
             failure = "no_tokens"
         elif length > self.model.config.max_position_embeddings:
             failure = "prompt_too_long"
-        elif request.pages_needed(self.settings.page_size) > self._pages.num_pages or len(request.seeds) > self.settings.max_sequences:
+        elif (
+            request.pages_needed(self.settings.page_size) > self._pages.num_pages
+            or len(request.seeds) > self.settings.max_sequences
+        ):
             failure = "out_of_cache"
         elif not all(0 <= token < self.model.config.vocab_size for token in request.prompt.token_ids):
             failure = "token_out_of_range"

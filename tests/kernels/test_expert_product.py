@@ -101,7 +101,11 @@ def test_expert_product_rows_do_not_depend_on_their_neighbours() -> None:
     problem = make_problem((100, 32, 4, 16, 2))
     weights = (problem.gate_up_EGD.float(), problem.down_EDF.float())
     whole_ND = expert_product(problem.x_ND.float(), problem.gates_NX.float(), problem.ids_NX, *weights, "torch")
-    for rows in (torch.tensor([3]), torch.arange(40, 57), torch.randperm(100, generator=torch.Generator().manual_seed(2))):
+    for rows in (
+        torch.tensor([3]),
+        torch.arange(40, 57),
+        torch.randperm(100, generator=torch.Generator().manual_seed(2)),
+    ):
         part_ND = expert_product(
             problem.x_ND[rows].float(), problem.gates_NX[rows].float(), problem.ids_NX[rows], *weights, "torch"
         )

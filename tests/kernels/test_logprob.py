@@ -99,7 +99,9 @@ def test_head_logprobs_torch_equals_reference_forward_and_gradients(
 
 
 @pytest.mark.parametrize("with_support", [False, True])
-def test_head_logprobs_chunk_boundaries_change_no_forward_bit(monkeypatch: pytest.MonkeyPatch, with_support: bool) -> None:
+def test_head_logprobs_chunk_boundaries_change_no_forward_bit(
+    monkeypatch: pytest.MonkeyPatch, with_support: bool
+) -> None:
     problem = make_problem((50, 24, 101), with_support)
     whole = problem.run("torch", torch.float32)
     monkeypatch.setattr(logprob, "CHUNK_ELEMENTS", 101 * 16)

@@ -28,9 +28,7 @@ def sorted_oracle(row: Sequence[float], start: int, end: int, num_selected: int)
 
 def assert_selects(logits_NS: Tensor, starts: Sequence[int], ends: Sequence[int], num_selected: int) -> None:
     starts_N, ends_N = torch.tensor(starts), torch.tensor(ends)
-    wanted = [
-        sorted_oracle(row, start, end, num_selected) for row, start, end in zip(logits_NS.tolist(), starts, ends)
-    ]
+    wanted = [sorted_oracle(row, start, end, num_selected) for row, start, end in zip(logits_NS.tolist(), starts, ends)]
     for backend in BACKENDS:
         indices_NC, count_N = select(logits_NS, starts_N, ends_N, num_selected, backend)
         assert indices_NC.dtype == count_N.dtype == torch.int32
@@ -205,7 +203,8 @@ def test_selection_fingerprint_empty_row_is_zero() -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    left=st.sets(st.integers(0, 200), min_size=1, max_size=12), right=st.sets(st.integers(0, 200), min_size=1, max_size=12)
+    left=st.sets(st.integers(0, 200), min_size=1, max_size=12),
+    right=st.sets(st.integers(0, 200), min_size=1, max_size=12),
 )
 def test_selection_fingerprint_is_equal_exactly_when_the_sets_are(left: set[int], right: set[int]) -> None:
     def fingerprint(members: set[int]) -> int:

@@ -6,7 +6,6 @@ ReLUs of a key can be closed at once, several keys of a row then tie at exactly 
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def comparable_model(rope: RopeParameters | None = None) -> CausalLM:
 
 
 @pytest.fixture(scope="module", params=[None, YARN], ids=["plain rope", "yarn"])
-def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CausalLM, Any]]:
+def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalLM, Any]:
     """(our model, transformers' model read from our checkpoint)."""
     model = comparable_model(request.param)
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -54,7 +53,7 @@ def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         folder, attn_implementation="eager", output_loading_info=True
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    yield model, theirs.eval()
+    return model, theirs.eval()
 
 
 def logits_of_ours(model: CausalLM, sequences: list[Tensor]) -> list[Tensor]:
@@ -119,7 +118,9 @@ def assert_same_weights(left: CausalLM, right: CausalLM) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"n_shared_experts": 0}, {"first_k_dense_replace": 3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": True}, {"n_shared_experts": 0}, {"first_k_dense_replace": 3}]
+)
 def test_load_checkpoint_of_a_saved_one_is_the_same_model(tmp_path: Path, changes: dict[str, object]) -> None:
     model = tiny_model(1, **changes)
     save_checkpoint(model, tmp_path)

@@ -67,7 +67,13 @@ def written(tmp_path: Path, **changes: object) -> Path:
 
 
 def test_from_json_older_rope_spelling_is_read(tmp_path: Path) -> None:
-    scaling = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
+    scaling = {
+        "type": "yarn",
+        "factor": 40,
+        "original_max_position_embeddings": 4096,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    }
     path = written(tmp_path, rope_parameters=None, rope_theta=5000.0, rope_scaling=scaling)
     rope = ModelConfig.from_json(path).rope_parameters
     assert (rope.rope_type, rope.rope_theta, rope.factor, rope.mscale_all_dim) == ("yarn", 5000.0, 40.0, 1.0)

@@ -20,7 +20,10 @@ def test_choose_experts_takes_the_best_first() -> None:
 
 def test_choose_experts_ties_go_to_the_lower_id() -> None:
     scores_NE = torch.tensor([[0.5] * 8, [0.1, 0.5, 0.5, 0.5, 0.1, 0.5, 0.5, 0.5]])
-    assert choose_experts(scores_NE, torch.zeros(8), no_groups(num_experts_per_tok=3)).tolist() == [[0, 1, 2], [1, 2, 3]]
+    assert choose_experts(scores_NE, torch.zeros(8), no_groups(num_experts_per_tok=3)).tolist() == [
+        [0, 1, 2],
+        [1, 2, 3],
+    ]
     grouped = choose_experts(scores_NE, torch.zeros(8), tiny_config(topk_group=1))
     assert grouped.tolist() == [[0, 1], [2, 3]]
 
@@ -99,7 +102,9 @@ def test_mixture_replay_gates_come_from_live_scores_and_carry_gradient_to_the_ro
     by_hand = torch.zeros_like(out_ND)
     for slot, expert in enumerate((6, 1)):
         gate, up = (x_ND @ layer.gate_up[expert].T).chunk(2, -1)
-        by_hand = by_hand + gates_NX[:, slot : slot + 1] * ((torch.nn.functional.silu(gate) * up) @ layer.down[expert].T)
+        by_hand = by_hand + gates_NX[:, slot : slot + 1] * (
+            (torch.nn.functional.silu(gate) * up) @ layer.down[expert].T
+        )
     torch.testing.assert_close(out_ND, by_hand, rtol=1e-4, atol=1e-4)
     out_ND.square().sum().backward()
     assert layer.router.grad is not None

@@ -26,7 +26,8 @@ def make_segment(prompt: list[int], response: list[int], support: list[list[int]
     record = None
     if support is not None:
         record = Support(
-            counts=np.array([len(ids) for ids in support], np.int32), ids=np.array(sum(support, []), np.int32)
+            counts=np.array([len(ids) for ids in support], np.int32),
+            ids=np.array([token for ids in support for token in ids], np.int32),
         )
     return Segment(
         token_ids=np.array(prompt + response, np.int32),

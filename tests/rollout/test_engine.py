@@ -52,7 +52,14 @@ def assert_same_samples(left: Group, right: Group) -> None:
         assert (one.text, one.failure, one.sample_index) == (other.text, other.failure, other.sample_index)
         for first, second in zip(one.segments, other.segments, strict=True):
             assert first.finish_reason == second.finish_reason
-            for name in ("token_ids", "trained", "sampler_logprobs", "routes", "selection_fingerprint", "weight_version"):
+            for name in (
+                "token_ids",
+                "trained",
+                "sampler_logprobs",
+                "routes",
+                "selection_fingerprint",
+                "weight_version",
+            ):
                 assert np.array_equal(getattr(first, name), getattr(second, name)), name
             assert (first.support is None) == (second.support is None)
             if first.support is not None and second.support is not None:
@@ -363,7 +370,8 @@ def test_abort_returns_every_group_as_far_as_it_got_and_leaks_nothing(
             assert np.array_equal(segment.sampler_logprobs, full.sampler_logprobs[:length])
             assert np.array_equal(segment.routes[:-1], full.routes[: length - 1])
     usable = [
-        Group(group_id=g.group_id, prompt=g.prompt, rollouts=tuple(r for r in g.rollouts if not r.failure)) for g in aborted
+        Group(group_id=g.group_id, prompt=g.prompt, rollouts=tuple(r for r in g.rollouts if not r.failure))
+        for g in aborted
     ]
     if any(group.rollouts for group in usable):
         assert_learner_walks_the_same_path(usable, workload.requests[0].sampling.temperature)

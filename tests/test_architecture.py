@@ -1,0 +1,185 @@
+"""The shape of the code base, read from its syntax trees: who imports whom, sizes, and habits that are not allowed."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("kernels", "model", "rollout", "rewards", "rl")
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "model": {"model", "kernels"},
+    "rewards": {"rewards"},
+    "rollout": {"rollout", "rewards", "model", "kernels"},
+    "rl": {"rl", "rollout", "rewards", "model", "kernels"},
+}
+"""`rl → rollout → model → kernels`; `rewards` stands alone, and only `rollout` and `rl` know it."""
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+MAX_FILE_LINES = {"kernels": 500}
+DEFAULT_FILE_LINES = 300
+MAX_FUNCTION_LINES = 70
+MAX_LOOP_LINES = 100
+"""The training loop alone, a function of rl/loop.py or rl/run.py, may be this long."""
+LOOP_FILES = {"rl/loop.py", "rl/run.py"}
+ENVIRONMENT_FILE = "rl/environment.py"
+
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+
+
+def trees() -> Iterator[tuple[str, ast.Module, list[str]]]:
+    """(name, syntax tree, lines) of every source file of the five folders."""
+    for name, path in zip(NAMES, FILES, strict=True):
+        text = path.read_text(encoding="utf-8")
+        yield name, ast.parse(text), text.splitlines()
+
+
+def imported_modules(tree: ast.Module) -> Iterator[str]:
+    """Every imported module, late imports included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_folders_hold_code() -> None:
+    """The walk below must not pass because it found nothing."""
+    assert len(FILES) > 40
+    assert {name.split("/")[0] for name in NAMES} == set(FOLDERS)
+
+
+def test_imports_run_one_way() -> None:
+    wrong = [
+        f"{name} imports {module}"
+        for name, tree, _ in trees()
+        for module in imported_modules(tree)
+        if module.split(".")[0] == "samepath"
+        and (len(module.split(".")) < 3 or module.split(".")[1] not in MAY_IMPORT[name.split("/")[0]])
+    ]
+    assert wrong == []
+
+
+def test_imports_of_own_modules_exist() -> None:
+    modules = {"samepath." + name.removesuffix(".py").replace("/", ".") for name in NAMES}
+    wrong = [
+        f"{name} imports {module}"
+        for name, tree, _ in trees()
+        for module in imported_modules(tree)
+        if module.split(".")[0] == "samepath" and module not in modules
+    ]
+    assert wrong == []
+
+
+def test_imports_are_absolute_by_full_name() -> None:
+    """`import kernels` would find another package of that name; a relative import hides where a name lives."""
+    wrong = []
+    for name, tree, _ in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                wrong.append(f"{name}:{node.lineno} is relative")
+        wrong += [
+            f"{name} imports {module}"
+            for module in imported_modules(tree)
+            if module.split(".")[0] in {*FOLDERS, "tests", "recipes"}
+        ]
+    assert wrong == []
+
+
+def test_late_imports_stand_below_their_reason() -> None:
+    """Imports belong at the top; one inside a function, `try` or `if` has a comment above it that says why."""
+    wrong = []
+    for name, tree, lines in trees():
+        late = {
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom) and node not in tree.body
+        }
+        for number in sorted(late):
+            above = number - 1
+            while above in late or lines[above - 1].strip() == "try:":
+                above -= 1
+            if not lines[above - 1].strip().startswith("#"):
+                wrong.append(f"{name}:{number}")
+    assert wrong == []
+
+
+def test_tests_and_recipes_are_imported_by_nobody_and_recipes_hold_no_code() -> None:
+    assert list((ROOT / "recipes").rglob("*.py")) == []
+
+
+def test_folders_have_no_init_file() -> None:
+    """An `__init__.py` here would shadow other packages under Ray, which puts the working directory first."""
+    assert [str(path) for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")] == []
+
+
+def test_folders_are_flat() -> None:
+    """The wheel lists its packages one by one; a subfolder would be left out of it."""
+    assert [name for name in NAMES if name.count("/") != 1] == []
+
+
+def test_file_names_say_what_is_inside() -> None:
+    assert [name for name in NAMES if Path(name).stem in FORBIDDEN_NAMES] == []
+
+
+def test_exceptions_are_caught_by_their_own_type() -> None:
+    wrong = []
+    for name, tree, _ in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                types = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                for kind in types:
+                    if kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}):
+                        wrong.append(f"{name}:{node.lineno}")
+    assert wrong == []
+
+
+def test_files_are_short() -> None:
+    wrong = [
+        f"{name}: {len(lines)} lines"
+        for name, _, lines in trees()
+        if len(lines) > MAX_FILE_LINES.get(name.split("/")[0], DEFAULT_FILE_LINES)
+    ]
+    assert wrong == []
+
+
+def test_functions_are_short() -> None:
+    wrong = []
+    for name, tree, _ in trees():
+        limit = MAX_LOOP_LINES if name in LOOP_FILES else MAX_FUNCTION_LINES
+        for function in functions(tree):
+            length = (function.end_lineno or function.lineno) - function.lineno + 1
+            if length > limit:
+                wrong.append(f"{name}:{function.lineno} {function.name}: {length} lines")
+    assert wrong == []
+
+
+def test_environment_is_touched_in_one_file_only() -> None:
+    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/environment.py."""
+    wrong = []
+    for name, tree, _ in trees():
+        if name == ENVIRONMENT_FILE:
+            continue
+        for node in ast.walk(tree):
+            attribute = isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv", "putenv"}
+            direct = (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "os"
+                and any(alias.name in {"environ", "getenv", "putenv"} for alias in node.names)
+            )
+            if attribute or direct:
+                wrong.append(f"{name}:{node.lineno}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_says_what_it_is_for(name: str) -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+    assert docstring
+    assert docstring[0].isupper() or not docstring[0].isalpha()
