@@ -11,10 +11,10 @@ from torch.nn.functional import layer_norm, linear, rms_norm
 from samepath.kernels.backend import Backend
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
 from samepath.kernels.selection import select, select_all, selection_fingerprint
-from samepath.kernels.sparse_attention import attend
+from samepath.kernels.sparse_attention import DenseWindows, attend
+from samepath.kernels.window import AttentionPlan, Window
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
-from samepath.model.plan import AttentionPlan, Window
 from samepath.model.rope import rotate_halves, rotate_interleaved
 from samepath.model.trace import ForwardTrace
 
@@ -122,6 +122,7 @@ class LatentAttention(nn.Module):
             scale=config.softmax_scale,
             value_width=config.kv_lora_rank,
             backend=self.backend,
+            dense=DenseWindows(plan=plan, positions_NC=positions_NC),
         )
         if trace.train_indexer:
             selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
+from samepath.kernels.window import AttentionPlan
 from samepath.model.attention import LatentAttention
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
 from samepath.model.moe import FeedForward, MixtureOfExperts
-from samepath.model.plan import AttentionPlan
 from samepath.model.rope import rope_table
 from samepath.model.trace import ForwardTrace
 

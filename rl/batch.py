@@ -12,8 +12,9 @@ from torch import Tensor
 
 from samepath.kernels.backend import round_up
 from samepath.kernels.logprob import SupportRows
+from samepath.kernels.window import AttentionPlan
 from samepath.model.config import ModelConfig
-from samepath.model.plan import AttentionPlan, Span, plan_spans
+from samepath.model.plan import Span, plan_spans
 from samepath.rl.replay import check_routes
 from samepath.rollout.types import Segment
 

@@ -35,6 +35,10 @@ A recipe is one YAML 1.2 file; [recipes/quickstart.yaml](../recipes/quickstart.y
 
 Paths of `task` and `model` are relative to the recipe. `runs_dir` and `reward.search_path` are relative to the folder in which the
 command is started. *Required* means that there is no default. Where `kind` chooses between forms, each has a table of its own.
+
+`reward` has two short forms beside the full one below: a string is the import path of its only part
+(`reward: samepath.rewards.exact:number`), and a mapping without `parts` is read as the parts
+(`reward: {answer: {function: …}, short: {function: …, weight: 0.1}}`).
 """
 
 
@@ -68,44 +72,44 @@ class Section:
     """Its keys in order."""
 
 
-def sections(model: type[BaseModel], prefix: str = "", title: str = "") -> Iterator[Section]:
+def sections(model: type[BaseModel], prefix: str = "", title: str = "Top level") -> Iterator[Section]:
     """Yield the table of `model` and, after it, those of every model below it, in the order of the fields."""
-    schema = model.model_json_schema()
-    rows = []
+    properties = model.model_json_schema()["properties"]
+    rows: list[Row] = []
     below: list[Section] = []
     for name, field in model.model_fields.items():
         nested = models_in(field.annotation)
-        if not nested:
-            rows.append(_row(prefix + name, field, schema["properties"][name]))
-        step = ".<name>." if get_origin(field.annotation) is dict else "."
+        is_mapping = get_origin(field.annotation) is dict
+        if not nested or is_mapping:
+            rows.append(_row(prefix + name, field, properties[name]))
+        path = f"{prefix}{name}.<name>" if is_mapping else prefix + name
         for inner in nested:
-            kinds = kinds_of(inner) if len(nested) > 1 else ()
-            shown = f"{prefix}{name}{step}".rstrip(".") + (f" (`kind: {kinds[0]}`)" if kinds else "")
-            below += sections(inner, f"{prefix}{name}{step}", shown)
-        if nested and field.is_required() and get_origin(field.annotation) is dict:
-            rows.append(
-                Row(
-                    key=prefix + name,
-                    form="mapping, name: part",
-                    default="*required*",
-                    meaning=_sentence(field.description or ""),
-                )
-            )
+            kind = f" (`kind: {kinds_of(inner)[0]}`)" if len(nested) > 1 else ""
+            below += sections(inner, f"{path}.", f"`{path}`{kind}")
     purpose = (model.__doc__ or "").strip().splitlines()[0]
+    # `kind` says which table this is, wherever a parent class put it.
+    rows.sort(key=lambda row: row.key != f"{prefix}kind")
     if rows:
-        yield Section(title=title or "Top level", purpose=purpose, rows=tuple(rows))
+        yield Section(title=title, purpose=purpose, rows=tuple(rows))
     yield from below
 
 
 def recipe_reference() -> str:
     """The whole page as Markdown."""
-    tables = list(sections(Recipe))
-    sizes = next(sections(ModelConfig, "model.config.", "model.config (sizes of a new network)"))
-    rope = list(sections(ModelConfig, "model.config.", "model.config"))[1:]
-    kept = tuple(row for row in sizes.rows if row.key.removeprefix("model.config.") not in FROM_ALPHABET)
-    place = 1 + next(index for index, table in enumerate(tables) if table.title == "model (`kind: new`)")
-    tables[place:place] = [Section(title=sizes.title, purpose=sizes.purpose, rows=kept), *rope]
-    return HEAD + "".join(map(_table, tables))
+    tables: dict[str, Section] = {}
+    for table in sections(Recipe):
+        # Both kinds of task have the same `task.rewrite`; one table is enough.
+        tables.setdefault(table.title, table)
+        if table.title == "`model` (`kind: new`)":
+            tables |= {sizes.title: sizes for sizes in _sizes_of_a_new_model()}
+    return HEAD + "".join(map(_table, tables.values()))
+
+
+def _sizes_of_a_new_model() -> Iterator[Section]:
+    """The recipe holds them as plain data, because the model that checks them also needs what the alphabet gives."""
+    for table in sections(ModelConfig, "model.config.", "`model.config`"):
+        kept = tuple(row for row in table.rows if row.key.removeprefix("model.config.") not in FROM_ALPHABET)
+        yield Section(title=table.title, purpose=table.purpose, rows=kept)
 
 
 def _table(section: Section) -> str:
@@ -164,9 +168,9 @@ def _as_yaml(value: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Begin with a capital and end with a full stop, unless the text begins with code or a symbol."""
+    """Begin with a capital, unless with code or a symbol, and end with a full stop."""
     text = text.strip()
-    if len(text) > 1 and text[0].islower() and text[:2].isalpha():
+    if text.split(" ")[0].rstrip(",;:").isalpha():
         text = text[0].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from samepath.kernels.backend import round_up
 from samepath.kernels.logprob import padded_logits
+from samepath.kernels.window import AttentionPlan
 from samepath.model.checkpoint import load_published
 from samepath.model.key_store import CachedKeys, SlotCache
 from samepath.model.network import CausalLM, ModelInput
-from samepath.model.plan import AttentionPlan, Span, merge_plans, plan_decode, plan_spans
+from samepath.model.plan import Span, merge_plans, plan_decode, plan_spans
 from samepath.model.tokenizer import Tokenizer
 from samepath.model.trace import ForwardTrace
 from samepath.rollout.counters import EngineCounters

@@ -16,24 +16,27 @@ LENGTHS = (50, 7, 33, 90)
 TOTAL = sum(LENGTHS)
 
 
-def outputs_and_gradients(model: CausalLM) -> tuple[Tensor, dict[str, Tensor]]:
-    batch = packed_input(model.config, random_sequences(model.config, LENGTHS))
+def outputs_and_gradients(model: CausalLM, lengths: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    batch = packed_input(model.config, random_sequences(model.config, lengths))
     trace = ForwardTrace(train_indexer=True)
     hidden_ND = model(batch, PackedKeys(), trace)
-    logits_NV = hidden_ND[:TOTAL] @ model.head.T
+    logits_NV = hidden_ND[: sum(lengths)] @ model.head.T
     loss = logits_NV.log_softmax(-1)[:, 4].sum() + torch.stack(trace.indexer_losses).sum()
     loss.backward()
     return logits_NV.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-5)])
-def test_model_torch_backend_equals_reference_outputs_and_gradients(dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("lengths", [LENGTHS, (50, 7, 33, 60)], ids=["gathered backward", "dense backward"])
+def test_model_torch_backend_equals_reference_outputs_and_gradients(
+    lengths: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
     """float64 agrees to 1e-10; float32 to 5e-5 of the largest value (three layers of sums in another order)."""
     model = tiny_model()
     reference = CausalLM(model.config, "reference")
     reference.load_state_dict(model.state_dict())
-    logits_NV, gradients = outputs_and_gradients(model.to(dtype))
-    wanted_NV, wanted = outputs_and_gradients(reference.double())
+    logits_NV, gradients = outputs_and_gradients(model.to(dtype), lengths)
+    wanted_NV, wanted = outputs_and_gradients(reference.double(), lengths)
     torch.testing.assert_close(logits_NV.double(), wanted_NV, rtol=0, atol=tolerance * float(wanted_NV.abs().max()))
     assert gradients.keys() == wanted.keys() == {name for name, _ in model.named_parameters()}
     for name, gradient in gradients.items():

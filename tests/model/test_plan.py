@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samepath.kernels.window import AttentionPlan
 from samepath.model import plan as plan_module
-from samepath.model.plan import AttentionPlan, Span, merge_plans, plan_decode, plan_spans
+from samepath.model.plan import Span, merge_plans, plan_decode, plan_spans
 
 
 def seen_keys(plan: AttentionPlan, num_rows: int) -> list[list[int]]:

@@ -1,89 +1,31 @@
 """The engine samples on a path that the learner walks again to the last bit, whatever batch, order or cache it happened in."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samepath.model.checkpoint import published_tensors
-from samepath.model.network import CausalLM
-from samepath.model.tokenizer import Tokenizer, character_tokenizer
-from samepath.rl.policy_pass import run_policy
 from samepath.rollout.engine import Engine, EngineSettings
 from samepath.rollout.pages import PagePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Group
-from tests.conftest import ALPHABET, tiny_model
-from tests.tiny_runs import learner_batch, packed_input, random_prompt, request, run
-
-TOKENIZER = character_tokenizer(ALPHABET)
-LEARNER = tiny_model()
-"""Never touched by an engine: the learner's own copy of the weights."""
-NEW_WEIGHTS = published_tensors(tiny_model(7))
-
-SAMPLINGS = (
-    SamplingSettings(max_new_tokens=14, ignore_stop=True),
-    SamplingSettings(max_new_tokens=20, temperature=0.7, top_p=0.8),
-    SamplingSettings(max_new_tokens=9, temperature=1.3, top_k=5, min_p=0.02),
-    SamplingSettings(max_new_tokens=12, top_p=0.9, support_cap=12),
+from tests.conftest import tiny_model
+from tests.engine_runs import (
+    SAMPLINGS,
+    TOKENIZER,
+    assert_learner_walks_the_same_path,
+    assert_nothing_leaked,
+    assert_same_samples,
+    make_engine,
+    steps_until_done,
 )
+from tests.tiny_runs import random_prompt, request
 
-
-def make_engine(model: CausalLM | None = None, **changes: object) -> Engine:
-    return Engine(model or tiny_model(), TOKENIZER, EngineSettings.model_validate(changes))
-
-
-def steps_until_done(engine: Engine) -> list[Group]:
-    groups = []
-    while engine.busy:
-        groups += engine.step()
-    return groups
-
-
-def assert_same_samples(left: Group, right: Group) -> None:
-    """Everything recorded is equal to the last bit, except times."""
-    assert left.group_id == right.group_id
-    for one, other in zip(left.rollouts, right.rollouts, strict=True):
-        assert (one.text, one.failure, one.sample_index) == (other.text, other.failure, other.sample_index)
-        for first, second in zip(one.segments, other.segments, strict=True):
-            assert first.finish_reason == second.finish_reason
-            for name in (
-                "token_ids",
-                "trained",
-                "sampler_logprobs",
-                "routes",
-                "selection_fingerprint",
-                "weight_version",
-            ):
-                assert np.array_equal(getattr(first, name), getattr(second, name)), name
-            assert (first.support is None) == (second.support is None)
-            if first.support is not None and second.support is not None:
-                assert np.array_equal(first.support.counts, second.support.counts)
-                assert np.array_equal(first.support.ids, second.support.ids)
-
-
-def assert_learner_walks_the_same_path(groups: Sequence[Group], temperature: float, model: CausalLM = LEARNER) -> None:
-    """Log-probabilities, routes and attended sets of the packed pass equal the record, with and without replay."""
-    batch = learner_batch(groups, temperature, model.config)
-    assert batch.missing_routes == 0
-    for routes_LNX in (batch.routes_LNX, None):
-        with torch.no_grad():
-            seen = run_policy(model, batch, routes_LNX=routes_LNX, use_support=True, fingerprints=True)
-        assert torch.equal(seen.logprobs_M, batch.sampler_logprobs_M)
-        rows = slice(0, batch.num_rows)
-        assert torch.equal(torch.stack(seen.trace.live_routes)[:, rows], batch.routes_LNX[:, rows])
-        assert torch.equal(seen.trace.stacked_fingerprints()[rows], batch.fingerprints_NL[rows])
-
-
-def assert_nothing_leaked(engine: Engine) -> None:
-    assert not engine.busy
-    assert engine._pages.available == engine._pages.num_pages
-    assert sorted(engine._free_rows) == list(range(engine.settings.max_sequences))
+NEW_WEIGHTS = published_tensors(tiny_model(7))
 
 
 @dataclass(frozen=True)
@@ -243,108 +185,6 @@ def test_load_weights_misfit_leaves_the_engine_as_it_was() -> None:
     assert_same_samples(engine.run(long_requests(1))[0], wanted)
 
 
-def test_submit_equal_seeds_give_equal_samples_and_others_differ() -> None:
-    prompt = (5, 6, 7)
-    (group,) = make_engine().run([request("g", prompt, SAMPLINGS[0], (11, 12, 11))])
-    texts = [rollout.segments[0].token_ids.tolist() for rollout in group.rollouts]
-    assert texts[0] == texts[2] != texts[1]
-
-
-def test_finish_at_max_new_tokens_has_reason_length() -> None:
-    (group,) = make_engine().run([request("g", (5, 6), SamplingSettings(max_new_tokens=7, ignore_stop=True))])
-    for rollout in group.rollouts:
-        assert rollout.segments[0].finish_reason == "length"
-        assert rollout.truncated
-        assert rollout.num_trained == 7
-
-
-def answers(sampling: SamplingSettings, count: int = 40) -> list[tuple[str, list[int], str]]:
-    """(finish reason, sampled ids, text) of many samples of one prompt."""
-    (group,) = make_engine().run([request("g", (5, 6), sampling, range(count))])
-    return [
-        (rollout.segments[0].finish_reason, rollout.segments[0].token_ids[2:].tolist(), rollout.text)
-        for rollout in group.rollouts
-    ]
-
-
-def test_finish_at_the_end_token_keeps_it_as_a_trained_token() -> None:
-    results = answers(SamplingSettings(max_new_tokens=30))
-    assert {reason for reason, _, _ in results} == {"stop", "length"}
-    for reason, ids, text in results:
-        assert (TOKENIZER.end_id in ids[:-1]) is False
-        assert (ids[-1] == TOKENIZER.end_id) == (reason == "stop")
-        assert "<eos>" not in text
-
-
-def test_finish_at_a_stop_token_id() -> None:
-    for reason, ids, _ in answers(SamplingSettings(max_new_tokens=30, stop_token_ids=(9, 4))):
-        assert not {1, 4, 9} & set(ids[:-1])
-        assert (ids[-1] in (1, 4, 9)) == (reason == "stop")
-
-
-def test_finish_at_a_stop_string_that_spans_tokens() -> None:
-    free = answers(SamplingSettings(max_new_tokens=30, ignore_stop=True), count=10)
-    stop = free[0][2][3:5]
-    assert len(stop) == 2
-    results = answers(SamplingSettings(max_new_tokens=30, stop_strings=(stop,)))
-    assert any(text.endswith(stop) for _, _, text in results)
-    for reason, ids, text in results:
-        assert stop not in text[:-1]
-        assert (stop in text or ids[-1] == TOKENIZER.end_id) == (reason == "stop")
-
-
-def test_ignore_stop_runs_past_the_end_token() -> None:
-    results = answers(SamplingSettings(max_new_tokens=30, ignore_stop=True, stop_token_ids=(9,), stop_strings=("1",)))
-    assert all(reason == "length" and len(ids) == 30 for reason, ids, _ in results)
-    assert any(TOKENIZER.end_id in ids[:-1] for _, ids, _ in results)
-
-
-def test_greedy_takes_the_learners_best_token_whatever_the_seed() -> None:
-    greedy = SamplingSettings(temperature=0.0, max_new_tokens=12, ignore_stop=True)
-    (group,) = make_engine().run([request("g", (5, 6, 7), greedy, (1, 2))])
-    one, other = (rollout.segments[0] for rollout in group.rollouts)
-    assert np.array_equal(one.token_ids, other.token_ids)
-    sequence = torch.from_numpy(one.token_ids.astype(np.int64))
-    with torch.no_grad():
-        hidden_ND, _ = run(LEARNER, packed_input(LEARNER.config, [sequence]))
-    best_N = (hidden_ND @ LEARNER.head.T).argmax(-1)
-    assert torch.equal(best_N[2:14], sequence[3:])
-
-
-@pytest.mark.parametrize(
-    ("prompt", "seeds", "max_new_tokens", "failure"),
-    [
-        ((), (1, 2), 4, "no_tokens"),
-        ((2,) * 125, (1, 2), 4, "prompt_too_long"),
-        ((2, 18), (1, 2), 4, "token_out_of_range"),
-        ((2, -1), (1, 2), 4, "token_out_of_range"),
-        ((2,) * 90, (1, 2, 3), 38, "out_of_cache"),
-        ((2, 3), tuple(range(9)), 4, "out_of_cache"),
-    ],
-)
-def test_submit_request_that_can_never_run_fails_as_typed_rollouts(
-    prompt: tuple[int, ...], seeds: tuple[int, ...], max_new_tokens: int, failure: str
-) -> None:
-    engine = make_engine(max_sequences=8, cache_tokens=128, page_size=8)
-    sampling = SamplingSettings(max_new_tokens=max_new_tokens)
-    failed, fine = engine.run([request("bad", prompt, sampling, seeds), request("good", (2, 3), sampling)])
-    assert [rollout.failure for rollout in failed.rollouts] == [failure] * len(seeds)
-    assert all(rollout.segments == () and rollout.num_trained == 0 for rollout in failed.rollouts)
-    assert [rollout.failure for rollout in fine.rollouts] == ["", ""]
-    assert_nothing_leaked(engine)
-
-
-def test_submit_longest_request_that_fits_runs() -> None:
-    sampling = SamplingSettings(max_new_tokens=4, ignore_stop=True)
-    (group,) = make_engine().run([request("g", (2,) * 124, sampling)])
-    assert [rollout.num_trained for rollout in group.rollouts] == [4, 4]
-
-
-def test_group_request_without_seeds_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one seed"):
-        request("g", (2, 3), SAMPLINGS[0], ())
-
-
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(workload=workloads(), sizes=engine_settings, steps=st.integers(0, 25))
 def test_abort_returns_every_group_as_far_as_it_got_and_leaks_nothing(
@@ -378,29 +218,3 @@ def test_abort_returns_every_group_as_far_as_it_got_and_leaks_nothing(
     again = engine.run(workload.requests)
     for group in again:
         assert_same_samples(group, wanted[group.group_id])
-
-
-def test_counters_add_up() -> None:
-    engine = make_engine(max_batch_tokens=16)
-    engine.run([request("g", (2,) * 40, SamplingSettings(max_new_tokens=5, ignore_stop=True), (1, 2, 3))])
-    counters = engine.counters
-    assert (counters.prefill_tokens, counters.sampled_tokens, counters.reused_tokens) == (40, 15, 0)
-    assert counters.steps == 3 + 4
-    assert counters.seconds > 0
-
-
-def test_step_idle_engine_does_nothing() -> None:
-    engine = make_engine()
-    assert engine.step() == []
-    assert engine.counters.steps == 0
-    assert engine.abort() == []
-
-
-def test_mixed_settings_in_one_batch_change_nothing(tokenizer: Tokenizer) -> None:
-    """Groups with and without truncation, hot and greedy, decode side by side as they do alone."""
-    greedy = SamplingSettings(temperature=0.0, max_new_tokens=11)
-    entries = [request(f"g{n}", (n + 2, 5, 6), entry, (n, 50)) for n, entry in enumerate((*SAMPLINGS, greedy))]
-    for group, entry in zip(make_engine().run(entries), entries, strict=True):
-        assert_same_samples(group, make_engine().run([entry])[0])
-        support = group.rollouts[0].segments[0].support
-        assert (support is not None) == entry.sampling.truncates

@@ -1,0 +1,162 @@
+"""The documentation holds: links lead somewhere, commands and recipes exist, code blocks are the files' own."""
+
+import ast
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from samepath.rewards.settings import RewardSettings
+from samepath.rl.cli import app
+from samepath.rl.recipe import Recipe
+from samepath.rl.recipe_file import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = ROOT / "examples" / "own_reward"
+
+
+def without_code(text: str) -> str:
+    """The page without fenced blocks and code spans."""
+    return re.sub(r"`[^`\n]*`", "``", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def links(text: str) -> list[str]:
+    """Targets of Markdown links and images that are no web addresses."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_code(text))
+    return [target for target in targets if not re.match(r"(https?|mailto):", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings: lower case, blanks to hyphens, punctuation dropped."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Words of every `samepath …` line in a code span or a fenced block, without comments."""
+    spans = re.findall(r"`(samepath [^`\n]+)`", text)
+    lines = [line for block in blocks(text, "(?:bash|sh)?") for line in block.splitlines()]
+    for command in [*spans, *(line for line in lines if line.startswith("samepath "))]:
+        yield shlex.split(command, comments=True)
+
+
+def test_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/algorithm.md", "examples/README.md"} <= set(NAMES)
+    assert len(links(README)) > 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_files_and_headings_that_exist(name: str) -> None:
+    page = ROOT / name
+    wrong = []
+    for target in links(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists():
+            wrong.append(f"{target}: no such file")
+        elif not file.is_relative_to(ROOT):
+            wrong.append(f"{target}: outside the project")
+        elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
+            wrong.append(f"{target}: no such heading")
+    assert wrong == []
+
+
+def test_links_and_anchors_are_read_as_github_does() -> None:
+    text = "# A `b` of C, d\n[x](y.md#z) ![p](q.png) [w](https://a.b) `[no](link)`\n```text\n[no](link)\n# no heading\n```\n"
+    assert links(text) == ["y.md#z", "q.png"]
+    assert anchors(text) == {"a-b-of-c-d"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samepath_commands_exist_with_the_options_they_are_shown_with(name: str) -> None:
+    group: Any = typer.main.get_command(app)
+    wrong = []
+    for words in commands((ROOT / name).read_text(encoding="utf-8")):
+        command = group.commands.get(words[1])
+        if command is None:
+            wrong.append(" ".join(words))
+            continue
+        known = {option for parameter in command.params for option in parameter.opts}
+        wrong += [f"{words[1]} {word}" for word in words if word.startswith("--") and word.split("=")[0] not in known]
+    assert wrong == []
+
+
+def test_readme_shows_every_command() -> None:
+    group: Any = typer.main.get_command(app)
+    assert {words[1] for words in commands(README)} == set(group.commands)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_commands_name_recipes_and_settings_that_exist(name: str) -> None:
+    """`recipe.yaml` alone is the example's; overrides must load."""
+    for words in commands((ROOT / name).read_text(encoding="utf-8")):
+        if words[1] in ("run", "validate") and len(words) > 2 and words[2] not in ("…", "recipe.yaml.…"):
+            path = EXAMPLE / words[2] if words[2] == "recipe.yaml" else ROOT / words[2]
+            assert load_recipe(path, words[3:], Recipe).rl.steps > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    text = (ROOT / name).read_text(encoding="utf-8")
+    shown = re.findall(r"`make ([a-z-]+)", text) + re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)
+    assert sorted(set(shown) - targets) == []
+
+
+def test_readme_reward_function_is_the_example_files_own() -> None:
+    """Statement by statement, because the file also holds a way to try it."""
+    (shown,) = blocks(README, "python")
+    file = {ast.dump(node) for node in ast.parse((EXAMPLE / "own_reward.py").read_text(encoding="utf-8")).body}
+    assert [ast.unparse(node) for node in ast.parse(shown).body if ast.dump(node) not in file] == []
+    assert shown.strip().count("\n") <= 10
+
+
+def test_readme_reward_settings_are_the_example_recipes_own() -> None:
+    (shown,) = blocks(README, "yaml")
+    recipe = yaml.safe_load((EXAMPLE / "recipe.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(shown)["reward"] == recipe["reward"]
+
+
+def test_examples_page_full_form_is_read_as_it_stands() -> None:
+    (shown,) = blocks((ROOT / "examples" / "README.md").read_text(encoding="utf-8"), "yaml")
+    settings = RewardSettings.model_validate(yaml.safe_load(shown)["reward"])
+    assert list(settings.parts) == ["answer", "shown_work"]
+    assert (ROOT / settings.search_path / "own_reward.py").is_file()
+
+
+def test_flow_picture_is_well_formed_and_asks_for_nothing_from_outside() -> None:
+    text = (ROOT / "docs" / "flow.svg").read_text(encoding="utf-8")
+    root = ET.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert not re.search(r"(href|src|url)\s*[=(]\s*[\"']?https?:", text)
+    words = " ".join("".join(node.itertext()) for node in root.iter() if node.tag.endswith("text"))
+    for step in ("prompt", "rollout", "reward", "advantage", "objective", "optimiser", "weights"):
+        assert step in words
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])
+def test_functions_named_with_a_file_are_defined_there(name: str) -> None:
+    """`function` in [file](…): the function, class or setting stands in that file."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"`([A-Za-z_][\w.]*)`(?: in)?\s+\(?\[[\w/]+\.py\]\(\.\./([\w/]+\.py)\)", text)
+    wrong = [
+        f"{symbol} in {file}"
+        for symbol, file in found
+        if not re.search(rf"\b{symbol.rpartition('.')[2]}\b", (ROOT / file).read_text(encoding="utf-8"))
+    ]
+    assert wrong == []
+    assert found or name == "docs/recipes.md"
