@@ -16,6 +16,7 @@ import psutil
 from samepath.model.config import ModelConfig
 from samepath.model.network import CausalLM
 from samepath.model.tokenizer import load_tokenizer
+from samepath.rewards.runner import RewardRunner
 from samepath.rl.bench_case import ALPHABET, Case, PeerResult, prompt_texts, resident_bytes, response_lengths
 from samepath.rl.environment import package_versions
 from samepath.rl.learner_handle import InlineLearner
@@ -27,7 +28,6 @@ from samepath.rl.rollout_record import RolloutRecord
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.task_row import Task
 from samepath.rl.tracking import RunStatus
-from samepath.rewards.runner import RewardRunner
 from samepath.rollout.pool import InlinePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Prompt

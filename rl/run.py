@@ -1,13 +1,12 @@
 """One run from recipe to summary: set-up, cold start, evaluation, the loop, evaluation, summary; resumable at any checkpoint."""
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,12 +18,12 @@ from samepath.rl.evaluation import Evaluation
 from samepath.rl.learner import latest_checkpoint
 from samepath.rl.learner_handle import LearnerHandle, build_learner
 from samepath.rl.loop import Loop
-from samepath.rl.progress import ProgressDisplay, summary_table
-from samepath.rl.prompts import evaluation_sampling
+from samepath.rl.progress import ProgressDisplay
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import dump_recipe
-from samepath.rl.report import plot_training, write_rollout_report
+from samepath.rl.run_state import STATE_FILE, RunState
 from samepath.rl.score_groups import GroupScorer
+from samepath.rl.summary import write_summary
 from samepath.rl.task_row import Task
 from samepath.rl.tasks import build_task
 from samepath.rl.tracking import RunStatus, Tracker, build_tracker
@@ -32,43 +31,11 @@ from samepath.rollout.pool import InlinePool, RolloutPool
 from samepath.rollout.worker import peak_memory_bytes
 
 RECIPE_FILE = "recipe.yaml"
-STATE_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
 COLD_START_STEPS_A_CALL = 20
 
 
 class RunError(RuntimeError):
     """A run that cannot start or go on; the message says what to do."""
-
-
-@dataclass(slots=True, kw_only=True)
-class RunState:
-    """What must survive an interruption beside the learner's checkpoint; kept in `run.json`."""
-
-    run_id: str = ""
-    """MLflow run id."""
-    recipe_dir: str = "."
-    """Folder that the recipe's paths are relative to."""
-    accuracy_before: float = math.nan
-    """Held-out accuracy after the cold start."""
-    gap_at_lag_0: float = 0.0
-    """Largest sampler/learner gap at equal weights so far, nats."""
-    seconds: float = 0.0
-    """Wall time spent, interruptions left out."""
-    peak_bytes: float = 0.0
-    """Largest sum of the processes' peak memory."""
-    counters: dict[str, float] = field(default_factory=dict)
-    """Totals of failures over the run."""
-
-    def save(self, run_dir: Path) -> None:
-        """Write `run.json`."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        (run_dir / STATE_FILE).write_text(json.dumps(data, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, run_dir: Path) -> "RunState":
-        """Read `run.json`."""
-        return cls(**json.loads((run_dir / STATE_FILE).read_text()))
 
 
 def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
@@ -130,7 +97,7 @@ def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: 
                 finally:
                     learner.close()
             state.seconds += time.monotonic() - started
-            summary = _finish(recipe, state, after, tracker)
+            summary = write_summary(recipe, state, after, tracker)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -299,37 +266,3 @@ def _announce(display: ProgressDisplay, tracker: Tracker, run_dir: Path) -> None
     display.message(f"run folder: {run_dir}")
     for name, link in tracker.links().items():
         display.message(f"MLflow {name}: {link}")
-
-
-def _finish(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker) -> dict[str, Any]:
-    """Write plot, rollout report and `summary.json`, print the table."""
-    run_dir = recipe.run_dir
-    plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
-    files = ["training.png", SUMMARY_FILE]
-    if recipe.rl.steps:
-        write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
-        files.append("rollouts.html")
-    summary = {
-        "name": recipe.name,
-        "seed": recipe.seed,
-        "runtime": recipe.runtime,
-        "accuracy_before": round(state.accuracy_before, 4),
-        "accuracy_after": round(after.accuracy, 4),
-        "held_out_responses": after.num_scored,
-        "evaluation_temperature": evaluation_sampling(recipe).temperature,
-        "gap_at_lag_0": state.gap_at_lag_0,
-        "steps": recipe.rl.steps,
-        "seconds": round(state.seconds, 1),
-        "peak_memory_gib": round(state.peak_bytes / 2**30, 3),
-        "mlflow_run_id": state.run_id,
-        "failures": state.counters,
-    }
-    (run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    for file in files:
-        tracker.log_artifact(run_dir / file)
-    links = {f"MLflow {name}": link for name, link in tracker.links().items()}
-    summary_table(
-        {**summary, **links, "files": ", ".join(str(run_dir / file) for file in files)},
-        title=recipe.name,
-    )
-    return summary

@@ -102,9 +102,9 @@ def test_readme_shows_every_command() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_run_commands_name_recipes_and_settings_that_exist(name: str) -> None:
-    """`recipe.yaml` alone is the example's; overrides must load."""
+    """A bare `recipe.yaml` is the example's; overrides must load."""
     for words in commands((ROOT / name).read_text(encoding="utf-8")):
-        if words[1] in ("run", "validate") and len(words) > 2 and words[2] not in ("…", "recipe.yaml.…"):
+        if words[1] in ("run", "validate") and len(words) > 2:
             path = EXAMPLE / words[2] if words[2] == "recipe.yaml" else ROOT / words[2]
             assert load_recipe(path, words[3:], Recipe).rl.steps > 0
 

@@ -61,7 +61,9 @@ def texts(groups: list[Group]) -> list[list[str]]:
     return [[rollout.text for rollout in group.rollouts] for group in groups]
 
 
-def test_sample_with_a_killed_worker_keeps_finished_groups_and_replaces_it(cluster: None, folder: Path, tokenizer: Tokenizer) -> None:
+def test_sample_with_a_killed_worker_keeps_finished_groups_and_replaces_it(
+    cluster: None, folder: Path, tokenizer: Tokenizer
+) -> None:
     engine = EngineSettings(max_sequences=6)
     pool = RayPool(folder, engine, RolloutSettings(num_workers=2), {})
     finished: list[str] = []
@@ -83,7 +85,9 @@ def test_sample_with_a_killed_worker_keeps_finished_groups_and_replaces_it(clust
     assert texts(groups) == texts(inline.sample(asked, lambda group: None))
 
 
-def test_sample_after_new_weights_on_a_replaced_worker_uses_them(cluster: None, folder: Path, tokenizer: Tokenizer) -> None:
+def test_sample_after_new_weights_on_a_replaced_worker_uses_them(
+    cluster: None, folder: Path, tokenizer: Tokenizer
+) -> None:
     pool = RayPool(folder, EngineSettings(), RolloutSettings(num_workers=1), {})
     other = tiny_model(seed=5)
     tensors = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
@@ -95,7 +99,9 @@ def test_sample_after_new_weights_on_a_replaced_worker_uses_them(cluster: None, 
     pool.close()
 
 
-def test_sample_beyond_max_replacements_stops_with_the_reason(cluster: None, folder: Path, tokenizer: Tokenizer) -> None:
+def test_sample_beyond_max_replacements_stops_with_the_reason(
+    cluster: None, folder: Path, tokenizer: Tokenizer
+) -> None:
     pool = RayPool(folder, EngineSettings(), RolloutSettings(num_workers=1, max_replacements=0), {})
     os.kill(pool.process_ids()[0], signal.SIGKILL)
     with pytest.raises(RolloutPoolError, match="max_replacements=0"):

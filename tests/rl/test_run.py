@@ -19,7 +19,10 @@ TIMED = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s")
 def comparable(run_dir: Path) -> dict[int, dict[str, str]]:
     """All metrics but those that are times, as text so that NaN equals NaN."""
     steps = read_metrics(run_dir / "metrics.jsonl")
-    return {step: {name: repr(value) for name, value in row.items() if not name.startswith(TIMED)} for step, row in steps.items()}
+    return {
+        step: {name: repr(value) for name, value in row.items() if not name.startswith(TIMED)}
+        for step, row in steps.items()
+    }
 
 
 def test_start_run_twice_with_one_seed_gives_identical_metrics(tiny_recipe, tmp_path: Path) -> None:
@@ -42,7 +45,15 @@ def test_start_run_writes_summary_plot_records_and_checkpoint(tiny_recipe, tmp_p
     start_run(tiny_recipe(), tmp_path)
     run_dir = tmp_path / "runs" / "tiny"
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert {"accuracy_before", "accuracy_after", "gap_at_lag_0", "steps", "seconds", "peak_memory_gib", "mlflow_run_id"} <= set(summary)
+    assert {
+        "accuracy_before",
+        "accuracy_after",
+        "gap_at_lag_0",
+        "steps",
+        "seconds",
+        "peak_memory_gib",
+        "mlflow_run_id",
+    } <= set(summary)
     assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
     records = read_rollouts(run_dir / "rollouts" / "step-00003.jsonl")
     assert len(records) == 16
@@ -58,7 +69,9 @@ def test_start_run_in_a_used_folder_is_refused(tiny_recipe, tmp_path: Path) -> N
         start_run(tiny_recipe("rl.steps=0"), tmp_path)
 
 
-def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start_run(tiny_recipe("name=whole"), tmp_path)
     original = Loop.one_step
 

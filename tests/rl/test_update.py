@@ -39,7 +39,11 @@ def rollout_batch(tokenizer: Tokenizer, **sampling: object) -> TrainBatch:
     ]
     groups = Engine(tiny_model(), tokenizer, EngineSettings()).run(requests)
     sequences = tuple(
-        TrainSequence(segment=rollout.segments[0], temperature=settings.temperature, name=f"{group.group_id}/{rollout.sample_index}")
+        TrainSequence(
+            segment=rollout.segments[0],
+            temperature=settings.temperature,
+            name=f"{group.group_id}/{rollout.sample_index}",
+        )
         for group in groups
         for rollout in group.rollouts
     )
@@ -74,7 +78,9 @@ class Descent:
 
 def updater(model: CausalLM, rl: dict[str, object] | None = None, **learner: object) -> PolicyUpdater:
     """Two updates a rollout batch, KL to a frozen copy."""
-    settings = AlgorithmSettings.model_validate({"prompts_per_step": GROUPS, "group_size": SAMPLES, "updates_per_rollout": 2, **(rl or {})})
+    settings = AlgorithmSettings.model_validate(
+        {"prompts_per_step": GROUPS, "group_size": SAMPLES, "updates_per_rollout": 2, **(rl or {})}
+    )
     return PolicyUpdater(model, tiny_model(), settings, LearnerSettings.model_validate(learner))
 
 
@@ -91,7 +97,10 @@ def test_run_at_lag_0_has_no_gap_and_the_second_update_is_off_policy(tokenizer: 
 
 def test_run_with_routes_of_another_layer_is_stopped(tokenizer: Tokenizer) -> None:
     model, batch = tiny_model(), rollout_batch(tokenizer)
-    rolled = [replace(entry, segment=replace(entry.segment, routes=np.roll(entry.segment.routes, 1, axis=1))) for entry in batch.sequences]
+    rolled = [
+        replace(entry, segment=replace(entry.segment, routes=np.roll(entry.segment.routes, 1, axis=1)))
+        for entry in batch.sequences
+    ]
     with pytest.raises(NumericsMismatchError, match="stale weights"):
         updater(model).run(replace(batch, sequences=tuple(rolled)), 0, Descent(model, 0.1))
 
@@ -104,7 +113,10 @@ def test_run_with_stale_sampler_weights_is_stopped(tokenizer: Tokenizer) -> None
 
 def test_run_with_too_many_missing_routes_is_stopped(tokenizer: Tokenizer) -> None:
     model, batch = tiny_model(), rollout_batch(tokenizer)
-    holed = [replace(entry, segment=replace(entry.segment, routes=np.full_like(entry.segment.routes, -1))) for entry in batch.sequences]
+    holed = [
+        replace(entry, segment=replace(entry.segment, routes=np.full_like(entry.segment.routes, -1)))
+        for entry in batch.sequences
+    ]
     with pytest.raises(RouteError, match="max_missing_routes"):
         updater(model).run(replace(batch, sequences=tuple(holed)), 0, Descent(model, 0.1))
 
@@ -136,7 +148,9 @@ def test_run_with_router_replay_still_trains_the_router(tokenizer: Tokenizer) ->
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("router" in name for name in names)
     before = dict(tiny_model().named_parameters())
-    assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if "router" in name)
+    assert all(
+        not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if "router" in name
+    )
 
 
 def test_run_of_masked_sequences_keeps_kl_and_drops_the_surrogate(tokenizer: Tokenizer) -> None:
