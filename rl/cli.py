@@ -165,9 +165,9 @@ def _recipe_of_run(run_dir: Path) -> Recipe:
 def main() -> None:
     """Run the command; a user's mistake is one message, not a traceback. Exit status 1 on errors, 130 on Ctrl-C."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
+        # Outside its standalone mode the command returns its exit status (130 after Ctrl-C) instead of exiting.
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-
 from tests.conftest import ALPHABET, tiny_config
 
 TINY: dict[str, Any] = {

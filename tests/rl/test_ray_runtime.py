@@ -21,7 +21,6 @@ from samepath.rollout.ray_pool import RayPool, RolloutPoolError  # noqa: E402
 from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.sampling import SamplingSettings  # noqa: E402
 from samepath.rollout.types import Group, Prompt  # noqa: E402
-
 from tests.conftest import tiny_model  # noqa: E402
 from tests.rl.test_run import comparable  # noqa: E402
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from samepath.rl.learner import latest_checkpoint
 from samepath.rl.loop import Loop
 from samepath.rl.run import RunError, resume_run, start_run

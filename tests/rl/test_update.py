@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from samepath.model.network import CausalLM
 from samepath.model.tokenizer import Tokenizer
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings
@@ -18,7 +19,6 @@ from samepath.rollout.engine import Engine, EngineSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt
-
 from tests.conftest import tiny_model
 
 GROUPS, SAMPLES = 4, 4
