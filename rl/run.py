@@ -161,7 +161,7 @@ class _Setup:
             done = step
             state.gap_at_lag_0 = max(state.gap_at_lag_0, metrics.get("policy/gap_at_lag_0", 0.0))
             for name, value in metrics.items():
-                if name.startswith(("reward/status.", "rollout/failure.")) and value:
+                if name.startswith(("reward/status.", "rollout/failure.")) and value and name != "reward/status.ok":
                     state.counters[name] = state.counters.get(name, 0.0) + value
             state.seconds = spent_before + time.monotonic() - started
             state.save(run_dir)

@@ -242,7 +242,7 @@ class _Report:
             self.kl_tokens[place] = tokens.numpy()
 
     def finish(self, version: int, updates: int) -> UpdateReport:
-        """Means over the updates (maxima for `…_max`), and the weight lag that each sequence was trained at."""
+        """Means over the updates (extremes for `…_max` and `…_min`), and the weight lag that each sequence was trained at."""
         metrics = {
             name: max(values) if name.endswith("_max") else sum(values) / len(values)
             for name, values in self._sums.items()
@@ -260,3 +260,10 @@ class _Report:
             weight_lag_B=np.array(lags, np.int64),
             kl_tokens=tuple(self.kl_tokens),
         )
+
+
+def _combined(name: str, values: list[float]) -> float:
+    """One number for all updates of a step."""
+    if name.endswith("_max"):
+        return max(values)
+    return min(values) if name.endswith("_min") else sum(values) / len(values)
