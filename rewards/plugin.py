@@ -55,7 +55,7 @@ def _imported(module_name: str, path: str) -> ModuleType:
         parent, _, name = missing.rpartition(".")
         raise PluginError(
             f"{path!r}: there is no module {missing!r}.{_suggestion(name, _module_names(parent))} "
-            f"Your own modules are looked for in {sys.path[0]!r} (rewards.search_path)."
+            f"Your own modules are looked for in {sys.path[0]!r} (reward.search_path)."
         ) from error
 
 

@@ -93,7 +93,7 @@ class RewardProcess:
                     raise RewardStartError(self._complaint(loading, message["failed"]))
                 loading = message["loading"]
         except TimeoutError as error:
-            reason = f"no result of the import within {self._settings.start_timeout_s} s (rewards.start_timeout_s)"
+            reason = f"no result of the import within {self._settings.start_timeout_s} s (reward.start_timeout_s)"
             raise RewardStartError(self._complaint(loading, reason)) from error
         except (EOFError, ValueError) as error:
             raise RewardStartError(

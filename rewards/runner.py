@@ -69,7 +69,7 @@ class RewardRunner:
             if self._threads:
                 return
             if self._settings.memory_bytes and sys.platform != "linux":
-                logger.warning("rewards.memory_bytes has no effect on %s: only Linux can limit it", sys.platform)
+                logger.warning("reward.memory_bytes has no effect on %s: only Linux can limit it", sys.platform)
             readies: list[Future[None]] = [Future() for _ in range(self._settings.num_workers)]
             self._threads = [
                 threading.Thread(target=self._serve, args=(ready,), name=f"reward-{index}", daemon=True)

@@ -54,7 +54,7 @@ class Contained:
             return False
         if issubclass(kind, MemoryError):
             # No formatting: the frames that filled the memory are still alive here.
-            self.status, self.detail = "memory", "it ran into its memory limit (rewards.memory_bytes)"
+            self.status, self.detail = "memory", "it ran into its memory limit (reward.memory_bytes)"
             return True
         self.status, self.detail = "error", _explained(kind, error, trace)
         return True

@@ -34,6 +34,7 @@ class Loop:
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`."""
+        self.display.start_clock()
         for step in range(first_step, self.recipe.rl.steps):
             metrics = self.one_step(step)
             done = step + 1

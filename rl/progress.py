@@ -81,6 +81,12 @@ class ProgressDisplay:
             self._progress.stop()
             self._progress = None
 
+    def start_clock(self) -> None:
+        """Forget the time of the set-up, so that the time left is judged by the steps alone."""
+        self._started_s = time.monotonic()
+        if self._progress is not None:
+            self._progress.reset(self._task, completed=self._done_steps)
+
     def phase(self, name: str) -> None:
         """Name what is going on: sampling, scoring, learning, syncing, evaluating."""
         if self._progress is not None:

@@ -51,12 +51,10 @@ def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
 
 
 def resume_run(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
-    """Go on from the newest checkpoint. Raises RunError if there is none."""
+    """Go on from the newest checkpoint; a run that ended before its first one begins again under its old run id."""
     found = latest_checkpoint(run_dir)
     if found is None:
-        raise RunError(
-            f"{run_dir} has no checkpoint to resume from; start it again with `samepath run` under another name"
-        )
+        return _run(recipe, RunState.load(run_dir), resume_from=None, first_step=0)
     return _run(recipe, RunState.load(run_dir), resume_from=found[0], first_step=found[1])
 
 

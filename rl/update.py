@@ -243,10 +243,7 @@ class _Report:
 
     def finish(self, version: int, updates: int) -> UpdateReport:
         """Means over the updates (extremes for `…_max` and `…_min`), and the weight lag that each sequence was trained at."""
-        metrics = {
-            name: max(values) if name.endswith("_max") else sum(values) / len(values)
-            for name, values in self._sums.items()
-        }
+        metrics = {name: _combined(name, values) for name, values in self._sums.items()}
         loss_parts = self._sums.get("learner/loss_part", [])
         metrics.pop("learner/loss_part", None)
         metrics |= {**self.first, "learner/loss": sum(loss_parts) / max(updates, 1), "learner/updates": float(updates)}

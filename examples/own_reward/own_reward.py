@@ -2,7 +2,7 @@
 
 Keep this file where you start the run from (or name its folder in `search_path`) and write in the recipe:
 
-    rewards:
+    reward:
       answer: {function: "samepath.rewards.exact:number", options: {marker: "#"}}
       shown_work: {function: "own_reward:shown_work", weight: 0.1, options: {min_steps: 2}}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from samepath.rl.learner import latest_checkpoint
+from samepath.rl.learner import Learner, latest_checkpoint
 from samepath.rl.loop import Loop
 from samepath.rl.run import RunError, resume_run, start_run
 from samepath.rl.tracking_jsonl import read_metrics, read_rollouts
@@ -111,3 +111,68 @@ def test_run_command_on_sigterm_leaves_a_checkpoint(tiny_recipe, tmp_path: Path)
     found = latest_checkpoint(tmp_path / "runs" / "tiny")
     assert found is not None
     assert found[1] >= 2
+
+
+def test_resume_run_interrupted_in_the_cold_start_begins_again(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Learner, first: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "cold_start", interrupted)
+    recipe = tiny_recipe()
+    with pytest.raises(KeyboardInterrupt):
+        start_run(recipe, tmp_path)
+    monkeypatch.undo()
+    resume_run(recipe, recipe.run_dir)
+    start_run(tiny_recipe("name=whole"), tmp_path)
+    assert comparable(recipe.run_dir) == comparable(tmp_path / "runs" / "whole")
+
+
+FAULTY_REWARD = """
+import os, time
+
+def f(request):
+    kind = len(request.response_text) % 5
+    if kind == 0:
+        raise RuntimeError("boom")
+    if kind == 1 and request.rollout_key.endswith("/0"):
+        time.sleep(60)
+    if kind == 2 and request.rollout_key.endswith("/1"):
+        os._exit(3)
+    return 1.0 / (1 + len(request.response_text))
+"""
+
+
+def test_start_run_with_a_faulty_reward_counts_statuses_and_finishes(tiny_recipe, tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY_REWARD)
+    reward = f"reward={{parts: {{f: {{function: 'faulty:f'}}}}, timeout_s: 0.5, search_path: '{tmp_path}'}}"
+    start_run(tiny_recipe(reward), tmp_path)
+    steps = read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl")
+    statuses = {
+        name: sum(row.get(f"reward/status.{name}", 0) for row in steps.values())
+        for name in ("ok", "error", "timeout", "died")
+    }
+    assert all(statuses.values()), statuses
+    assert sum(statuses.values()) == 3 * 16
+    records = read_rollouts(tmp_path / "runs" / "tiny" / "rollouts" / "step-00001.jsonl")
+    failed = [record for record in records if record.failed]
+    assert failed
+    assert all(record.advantage == 0 and record.reward != 0 for record in failed), "a failed reward is no zero"
+
+
+def test_start_run_with_an_unreachable_tracking_server_finishes(
+    tiny_recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow")
+    overrides = (
+        "tracking.kind=mlflow",
+        "tracking.uri=http://127.0.0.1:9",
+        "tracking.start_timeout_s=2",
+        "tracking.close_timeout_s=2",
+    )
+    start_run(tiny_recipe(*overrides), tmp_path)
+    assert sum("does not answer" in record.message for record in caplog.records) == 1
+    run_dir = tmp_path / "runs" / "tiny"
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 3
+    assert (run_dir / "tracking-queue.jsonl").stat().st_size > 0
