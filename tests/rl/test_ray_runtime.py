@@ -60,51 +60,40 @@ def texts(groups: list[Group]) -> list[list[str]]:
     return [[rollout.text for rollout in group.rollouts] for group in groups]
 
 
-def test_sample_with_a_killed_worker_keeps_finished_groups_and_replaces_it(
+def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
     cluster: None, folder: Path, tokenizer: Tokenizer
 ) -> None:
     engine = EngineSettings(max_sequences=6)
-    pool = RayPool(folder, engine, RolloutSettings(num_workers=2), {})
+    other = tiny_model(seed=5)
+    weights = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
+    pool = RayPool(folder, engine, RolloutSettings(num_workers=2, max_replacements=1), {})
+    pool.load_weights(weights, 7)
+    before = pool.process_ids()
     finished: list[str] = []
-    killed: list[int] = []
 
     def on_group(group: Group) -> None:
         finished.append(group.group_id)
-        if not killed:
-            killed.append(pool.process_ids()[0])
-            os.kill(killed[0], signal.SIGKILL)
+        if len(finished) == 1:
+            os.kill(before[0], signal.SIGKILL)
 
     asked = requests(tokenizer, 12)
     groups = pool.sample(asked, on_group)
     assert sorted(finished) == sorted(request.group_id for request in asked), "no finished group may be asked for twice"
     assert pool.statistics()["replaced_workers"] == 1
-    assert killed[0] not in pool.process_ids()
-    pool.close()
+    after = pool.process_ids()
+    assert before[0] not in after
+    assert before[1] in after
+    versions = {
+        int(v) for group in groups for rollout in group.rollouts for v in rollout.segments[0].weight_version[-5:]
+    }
+    assert versions == {7}, "the replacement must serve the current weights"
     inline = InlinePool(folder, engine, RolloutSettings())
+    inline.load_weights(weights, 7)
     assert texts(groups) == texts(inline.sample(asked, lambda group: None))
 
-
-def test_sample_after_new_weights_on_a_replaced_worker_uses_them(
-    cluster: None, folder: Path, tokenizer: Tokenizer
-) -> None:
-    pool = RayPool(folder, EngineSettings(), RolloutSettings(num_workers=1), {})
-    other = tiny_model(seed=5)
-    tensors = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
-    pool.load_weights(tensors, 7)
-    os.kill(pool.process_ids()[0], signal.SIGKILL)
-    group = pool.sample(requests(tokenizer, 1), lambda group: None)[0]
-    segment = group.rollouts[0].segments[0]
-    assert set(segment.weight_version[segment.trained].tolist()) == {7}
-    pool.close()
-
-
-def test_sample_beyond_max_replacements_stops_with_the_reason(
-    cluster: None, folder: Path, tokenizer: Tokenizer
-) -> None:
-    pool = RayPool(folder, EngineSettings(), RolloutSettings(num_workers=1, max_replacements=0), {})
-    os.kill(pool.process_ids()[0], signal.SIGKILL)
-    with pytest.raises(RolloutPoolError, match="max_replacements=0"):
-        pool.sample(requests(tokenizer, 2), lambda group: None)
+    os.kill(after[0], signal.SIGKILL)
+    with pytest.raises(RolloutPoolError, match="max_replacements=1"):
+        pool.sample(asked, lambda group: None)
     pool.close()
 
 
