@@ -31,6 +31,6 @@ def group_request(
 
 
 def evaluation_sampling(recipe: Recipe) -> SamplingSettings:
-    """Sampling of held-out prompts: the recipe's, without truncation, at the evaluation's temperature."""
-    changes = {"temperature": recipe.evaluation.temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    """Sampling of held-out prompts: the recipe's lengths and stops at the evaluation's own temperature and top-p."""
+    changes = {"temperature": recipe.evaluation.temperature, "top_k": 0, "top_p": recipe.evaluation.top_p, "min_p": 0.0}
     return recipe.sampling.model_copy(update=changes)

@@ -30,6 +30,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         "accuracy_after": round(after.accuracy, 4),
         "held_out_responses": after.num_scored,
         "evaluation_temperature": evaluation_sampling(recipe).temperature,
+        "evaluation_top_p": evaluation_sampling(recipe).top_p,
         "gap_at_lag_0": state.gap_at_lag_0,
         "steps": recipe.rl.steps,
         "seconds": round(state.seconds, 1),
