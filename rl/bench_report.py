@@ -108,6 +108,7 @@ def report(results: Sequence[PeerResult], command: str) -> str:
         versions |= one.versions
         sizes.append(f"{peer} {one.active_parameters:,} active of {one.parameters:,}")
     case = results[0].case
+    threads = " and ".join(str(count) for count in sorted({result.case.threads for result in results}))
     head = [
         "# Samepath and TRL's GRPOTrainer, whole training steps",
         "",
@@ -119,9 +120,10 @@ def report(results: Sequence[PeerResult], command: str) -> str:
         f"a share each, KL to a frozen reference on, temperature 1, no truncation, float32, {case.warmup_steps} steps of warm-up. "
         "Models: 4 layers, width 128, 8 experts, 2 chosen; parameters: "
         + ", ".join(sizes)
-        + ". Each peer ran in processes of its "
-        "own, in turns, with 1 and with 2 threads; shown is the median run at the better number. samples/s are of whole steps "
-        "(median step); tokens leave out padding; peak memory is of all the peer's processes.",
+        + ". TRL generates with transformers "
+        "and runs at its faster settings: no gradient checkpointing, no load-balancing loss. Each peer ran in processes of its own, "
+        f"in turns, with {threads} CPU thread(s); shown is the median run at the better number. samples/s are of whole steps (median "
+        "step); tokens leave out padding; peak memory is of all the peer's processes.",
     ]
     sections = [case_section(name, by_peer) for name, by_peer in cases.items()]
     return "\n\n".join(["\n".join(head), *sections]) + "\n"
