@@ -75,8 +75,8 @@ def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: 
         status: RunStatus = "FAILED"
         try:
             with (
-                _interruptible(),
                 _cluster(recipe),
+                _interruptible(),
                 ProgressDisplay(total_steps=recipe.rl.steps, done_steps=first_step) as display,
             ):
                 _announce(display, tracker, run_dir)
@@ -245,7 +245,10 @@ def _cluster(recipe: Recipe) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: with a checkpoint. Only a main thread may set handlers."""
+    """Let SIGTERM end the run as Ctrl-C does: with a checkpoint. Only a main thread may set handlers.
+
+    Entered after the cluster has started, because Ray installs a handler of its own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

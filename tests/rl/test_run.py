@@ -96,21 +96,59 @@ def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(
     assert json.loads((recipe.run_dir / "summary.json").read_text())["steps"] == 3
 
 
+def interrupted_command(tmp_path: Path, number: signal.Signals, *overrides: str) -> tuple[int, str]:
+    """Run the command until its second step, send the signal as a terminal (Ctrl-C: to the whole group) or `kill` does."""
+    samepath = str(Path(sys.executable).with_name("samepath"))
+    command = [
+        samepath,
+        "run",
+        str(tmp_path / "tiny.yaml"),
+        f"runs_dir={tmp_path / 'runs'}",
+        "rl.steps=1000",
+        *overrides,
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+        start_new_session=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith("step 2/"):
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            break
+    output, _ = process.communicate(timeout=90)
+    return process.returncode, "".join(seen) + output
+
+
 def test_run_command_on_sigterm_leaves_a_checkpoint(tiny_recipe, tmp_path: Path) -> None:
     tiny_recipe()
-    samepath = str(Path(sys.executable).with_name("samepath"))
-    command = [samepath, "run", str(tmp_path / "tiny.yaml"), f"runs_dir={tmp_path / 'runs'}", "rl.steps=1000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 2/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    status, output = interrupted_command(tmp_path, signal.SIGTERM)
+    assert status == 130, output
     found = latest_checkpoint(tmp_path / "runs" / "tiny")
     assert found is not None
     assert found[1] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_command_under_ray_on_a_signal_leaves_a_checkpoint_and_no_process(
+    tiny_recipe, tmp_path: Path, number: signal.Signals
+) -> None:
+    pytest.importorskip("ray")
+    tiny_recipe()
+    status, output = interrupted_command(tmp_path, number, "runtime=ray", "checkpoint.every=0")
+    assert status == 130, output
+    found = latest_checkpoint(tmp_path / "runs" / "tiny")
+    assert found is not None, output
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout.split()
+    assert not left, output
 
 
 def test_resume_run_interrupted_in_the_cold_start_begins_again(
