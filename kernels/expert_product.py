@@ -1,6 +1,6 @@
 """Routed experts: each token's X chosen SwiGLU experts, weighted by its gates.
 
-Axes: N tokens, D width, E experts, F expert width, X experts chosen a token, R padded rows of one expert.
+Axes: N tokens, D width, E experts, F expert width, X experts chosen a token, R padded rows.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import ROW_MULTIPLE, Backend
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -50,14 +50,16 @@ def expert_product(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """Where each (token, slot) stands when rows are grouped by expert and padded to equal blocks."""
+    """Where each (token, slot) stands when rows are grouped by expert, each expert's rows padded to a multiple of 16."""
 
     rows: Tensor
-    """[N·X] row in the padded `[E · R]` layout."""
+    """[N·X] row in the padded layout."""
     tokens: Tensor
     """[N·X] token of each (token, slot), that is n repeated X times."""
-    block_rows: int
-    """R: rows of one expert's block, a multiple of 16."""
+    segments: tuple[tuple[int, slice], ...]
+    """(expert, its rows) for every expert that has any."""
+    num_rows: int
+    """R: rows of the padded layout."""
 
 
 def dispatch(ids_NX: Tensor, num_experts: int) -> Dispatch:
@@ -65,57 +67,71 @@ def dispatch(ids_NX: Tensor, num_experts: int) -> Dispatch:
     flat = ids_NX.flatten()
     order = flat.sort(stable=True)
     counts_E = torch.bincount(flat, minlength=num_experts)
-    starts_E = counts_E.cumsum(0) - counts_E
-    block_rows = round_up(max(1, int(counts_E.max())))
-    ranks = torch.arange(flat.numel(), device=flat.device) - starts_E[order.values]
+    padded_E = (counts_E + (ROW_MULTIPLE - 1)) // ROW_MULTIPLE * ROW_MULTIPLE
+    shift_E = (padded_E.cumsum(0) - padded_E) - (counts_E.cumsum(0) - counts_E)
+    places = torch.arange(flat.numel(), device=flat.device)
     rows = torch.empty_like(flat)
-    rows[order.indices] = order.values * block_rows + ranks
-    tokens = torch.arange(ids_NX.shape[0], device=flat.device).repeat_interleave(ids_NX.shape[1])
-    return Dispatch(rows=rows, tokens=tokens, block_rows=block_rows)
+    rows[order.indices] = places + shift_E[order.values]
+    segments, start = [], 0
+    for expert, size in enumerate(padded_E.tolist()):
+        if size:
+            segments.append((expert, slice(start, start + size)))
+        start += size
+    tokens = places // ids_NX.shape[1]
+    return Dispatch(rows=rows, tokens=tokens, segments=tuple(segments), num_rows=start)
 
 
 class _ExpertProduct(torch.autograd.Function):
-    """One batched product over equal blocks; the backward is written out so that nothing is gathered twice."""
+    """One product an expert over its own rows, so that an uneven load costs nothing; the backward is written out."""
 
     @staticmethod
     def forward(
         ctx: Any, x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
     ) -> Tensor:
-        num_experts, width = gate_up_EGD.shape[0], x_ND.shape[1]
-        plan = dispatch(ids_NX, num_experts)
-        x_ERD = x_ND.new_zeros(num_experts * plan.block_rows, width)
-        x_ERD[plan.rows] = x_ND[plan.tokens]
-        x_ERD = x_ERD.view(num_experts, plan.block_rows, width)
-        gate_up_ERG = torch.bmm(x_ERD, gate_up_EGD.transpose(1, 2))
-        hidden_ERF = swiglu(gate_up_ERG)
-        y_RD = torch.bmm(hidden_ERF, down_EDF.transpose(1, 2)).flatten(0, 1)
-        y_NXD = y_RD[plan.rows].view(*ids_NX.shape, width)
+        plan = dispatch(ids_NX, gate_up_EGD.shape[0])
+        x_RD = x_ND.new_zeros(plan.num_rows, x_ND.shape[1])
+        x_RD.index_copy_(0, plan.rows, x_ND.index_select(0, plan.tokens))
+        gate_up_RG = x_ND.new_empty(plan.num_rows, gate_up_EGD.shape[1])
+        for expert, part in plan.segments:
+            torch.mm(x_RD[part], gate_up_EGD[expert].T, out=gate_up_RG[part])
+        hidden_RF = swiglu(gate_up_RG)
+        y_RD = torch.empty_like(x_RD)
+        for expert, part in plan.segments:
+            torch.mm(hidden_RF[part], down_EDF[expert].T, out=y_RD[part])
+        y_NXD = y_RD.index_select(0, plan.rows).view(*ids_NX.shape, -1)
         out_ND = y_NXD[:, 0] * gates_NX[:, :1]
         for slot in range(1, ids_NX.shape[1]):
             out_ND = out_ND + y_NXD[:, slot] * gates_NX[:, slot : slot + 1]
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x_ERD, gates_NX, gate_up_ERG, hidden_ERF, y_NXD, gate_up_EGD, down_EDF, plan.rows)
+            ctx.save_for_backward(x_RD, gates_NX, gate_up_RG, hidden_RF, y_NXD, gate_up_EGD, down_EDF)
+            ctx.plan = plan
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ERD, gates_NX, gate_up_ERG, hidden_ERF, y_NXD, gate_up_EGD, down_EDF, rows = ctx.saved_tensors
+        x_RD, gates_NX, gate_up_RG, hidden_RF, y_NXD, gate_up_EGD, down_EDF = ctx.saved_tensors
+        plan: Dispatch = ctx.plan
         grad_out_ND = grads[0]
-        grad_gates_NX = torch.einsum("nxd,nd->nx", y_NXD, grad_out_ND)
-        grad_y_RD = x_ERD.new_zeros(x_ERD.shape[0] * x_ERD.shape[1], x_ERD.shape[2])
-        grad_y_RD[rows] = (grad_out_ND[:, None] * gates_NX[..., None]).flatten(0, 1)
-        grad_y_ERD = grad_y_RD.view_as(x_ERD)
-        grad_down_EDF = torch.bmm(grad_y_ERD.transpose(1, 2), hidden_ERF)
-        grad_hidden_ERF = torch.bmm(grad_y_ERD, down_EDF)
-        gate, up = gate_up_ERG.chunk(2, dim=-1)
+        grad_gates_NX = (y_NXD * grad_out_ND[:, None]).sum(-1)
+        grad_y_RD = torch.zeros_like(x_RD)
+        grad_y_RD.index_copy_(0, plan.rows, (grad_out_ND[:, None] * gates_NX[..., None]).flatten(0, 1))
+        grad_down_EDF, grad_hidden_RF = torch.zeros_like(down_EDF), torch.empty_like(hidden_RF)
+        for expert, part in plan.segments:
+            torch.mm(grad_y_RD[part].T, hidden_RF[part], out=grad_down_EDF[expert])
+            torch.mm(grad_y_RD[part], down_EDF[expert], out=grad_hidden_RF[part])
+        gate, up = gate_up_RG.chunk(2, dim=-1)
         share = sigmoid(gate)
-        grad_gate_up_ERG = torch.empty_like(gate_up_ERG)
-        grad_gate, grad_up = grad_gate_up_ERG.chunk(2, dim=-1)
-        torch.mul(grad_hidden_ERF, gate * share, out=grad_up)
-        torch.mul(grad_hidden_ERF * up, share * (1 + gate * (1 - share)), out=grad_gate)
-        grad_weights_EGD = torch.bmm(grad_gate_up_ERG.transpose(1, 2), x_ERD)
-        grad_x_RD = torch.bmm(grad_gate_up_ERG, gate_up_EGD).flatten(0, 1)
-        grad_x_ND = grad_x_RD[rows].view(*gates_NX.shape, -1).sum(1)
+        silu = gate * share
+        grad_gate_up_RG = torch.empty_like(gate_up_RG)
+        grad_gate, grad_up = grad_gate_up_RG.chunk(2, dim=-1)
+        torch.mul(grad_hidden_RF, silu, out=grad_up)
+        # d SiLU = σ·(1 + g·(1 − σ)) = σ + s − s·σ with s = g·σ
+        torch.mul(grad_hidden_RF.mul_(up), (share + silu).sub_(silu.mul_(share)), out=grad_gate)
+        grad_weights_EGD, grad_x_RD = torch.zeros_like(gate_up_EGD), torch.empty_like(x_RD)
+        for expert, part in plan.segments:
+            torch.mm(grad_gate_up_RG[part].T, x_RD[part], out=grad_weights_EGD[expert])
+            torch.mm(grad_gate_up_RG[part], gate_up_EGD[expert], out=grad_x_RD[part])
+        grad_x_ND = grad_x_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1).sum(1)
         return grad_x_ND, grad_gates_NX, None, grad_weights_EGD, grad_down_EDF
 
 

@@ -39,6 +39,8 @@ def select(
         raise ValueError(f"num_selected must be at least 1; got {num_selected}")
     if backend == "reference":
         return _select_by_lexsort(logits_NS, starts_N, ends_N, num_selected)
+    if logits_NS.dtype == torch.float32:
+        return _select_by_keys(logits_NS, starts_N, ends_N, num_selected)
     return _select_by_threshold(logits_NS, starts_N, ends_N, num_selected)
 
 
@@ -91,6 +93,29 @@ def _select_by_threshold(
     indices_NC = logits_NS.new_full((logits_NS.shape[0], num_selected), -1, dtype=torch.int32)
     indices_NC[:, :width] = order_NS.masked_fill(order_NS == num_keys, -1).to(torch.int32)
     return indices_NC, count_N.to(torch.int32)
+
+
+def _select_by_keys(logits_NS: Tensor, starts_N: Tensor, ends_N: Tensor, num_selected: int) -> tuple[Tensor, Tensor]:
+    """One top-k over distinct 64-bit keys: the float's bits in an order-keeping form above, minus the position below.
+
+    No two keys of a row are equal, so there are no ties to break; only the C chosen positions are sorted.
+    """
+    num_keys = logits_NS.shape[1]
+    width = min(num_keys, num_selected)
+    positions_S = torch.arange(num_keys, device=logits_NS.device)
+    # Adding 0 turns −0.0 into +0.0.
+    values_NS = logits_NS.detach() + 0.0
+    bits_NS = values_NS.masked_fill_(values_NS.isnan(), -torch.inf).view(torch.int32)
+    # Negative floats order backwards by their bits.
+    ordered_NS = torch.where(bits_NS < 0, bits_NS ^ 0x7FFFFFFF, bits_NS).long()
+    keys_NS = (ordered_NS << 32).sub_(positions_S)
+    lowest = torch.iinfo(torch.int64).min
+    keys_NS.masked_fill_((positions_S < starts_N[:, None]) | (positions_S >= ends_N[:, None]), lowest)
+    best_NC = keys_NS.topk(width, dim=1, sorted=False).values
+    chosen_NC = ((-best_NC) & 0xFFFFFFFF).masked_fill_(best_NC == lowest, num_keys).to(torch.int32).sort(dim=1).values
+    indices_NC = torch.full((logits_NS.shape[0], num_selected), -1, dtype=torch.int32, device=logits_NS.device)
+    indices_NC[:, :width] = chosen_NC.masked_fill_(chosen_NC == num_keys, -1)
+    return indices_NC, (ends_N - starts_N).clamp(0, num_selected).to(torch.int32)
 
 
 def splitmix64(values: Tensor) -> Tensor:

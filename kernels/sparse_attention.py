@@ -13,8 +13,8 @@ from torch import Tensor
 from samepath.kernels.backend import Backend
 from samepath.kernels.window import AttentionPlan, Window
 
-CHUNK_ELEMENTS = 1 << 22
-"""Gathered key elements, or scores of a dense window, held at once by the `torch` backend (16 MiB in float32)."""
+CHUNK_ELEMENTS = 1 << 19
+"""Gathered key elements, or scores of a dense window, held at once by the `torch` backend (2 MiB in float32, about the cache of a core)."""
 
 DENSE_CROSSOVER = 8
 """The backward runs as dense masked products on windows with at most this many times C keys: measured on CPU, one product of a

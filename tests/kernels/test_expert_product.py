@@ -152,15 +152,17 @@ def test_expert_product_bad_shapes_are_refused(ids_NX: Tensor) -> None:
 
 
 def test_dispatch_groups_by_expert_in_token_order() -> None:
-    """Expert 2 has tokens 0 and 1 (slots 1 and 3), expert 0 token 0, expert 1 token 1; blocks have 16 rows."""
+    """Expert 2 has tokens 0 and 1 (slots 1 and 3), expert 0 token 0, expert 1 token 1; each has 16 rows."""
     plan = dispatch(torch.tensor([[0, 2], [1, 2]]), 3)
-    assert plan.block_rows == 16
+    assert plan.segments == ((0, slice(0, 16)), (1, slice(16, 32)), (2, slice(32, 48)))
     assert plan.rows.tolist() == [0, 32, 16, 33]
     assert plan.tokens.tolist() == [0, 0, 1, 1]
 
 
 def test_dispatch_seventeen_tokens_of_one_expert_need_two_row_blocks() -> None:
-    assert dispatch(torch.zeros(17, 1, dtype=torch.int64), 2).block_rows == 32
+    plan = dispatch(torch.ones(17, 1, dtype=torch.int64), 2)
+    assert plan.segments == ((1, slice(0, 32)),)
+    assert plan.num_rows == 32
 
 
 def test_sigmoid_bits_do_not_depend_on_the_place() -> None:
