@@ -78,7 +78,12 @@ class LearnerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: int = Field(2, ge=1, le=256, description="CPU threads")
+    threads: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="passes computed at the same time, one CPU thread each; results depend on it in the last bits",
+    )
     max_tokens_per_pass: int = Field(
         4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
     )

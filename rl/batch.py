@@ -132,13 +132,20 @@ def _pack_supports(segments: Sequence[Segment], counts_B: np.ndarray) -> Support
     )
 
 
-def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int) -> list[list[int]]:
-    """Indices of consecutive sequences whose rows fit `max_tokens`; one longer than that stands alone."""
+def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int, at_least: int = 1) -> list[list[int]]:
+    """Indices of consecutive sequences in parts of about equal rows, none above `max_tokens` but for a single longer sequence.
+
+    There are `at_least` parts if there are as many sequences, so that they can be computed at the same time.
+    """
+    lengths = [len(entry.segment.token_ids) - 1 for entry in sequences]
+    share = -(-sum(lengths) // max(at_least, 1))
     parts: list[list[int]] = []
-    used = max_tokens
-    for index, entry in enumerate(sequences):
-        length = len(entry.segment.token_ids) - 1
-        if used + length > max_tokens:
+    used = 0
+    for index, length in enumerate(lengths):
+        left = len(lengths) - index
+        # A part is closed once it is full, or holds its share, unless the sequences left are needed for the parts still owed.
+        full = used + length > max_tokens or (used + length // 2 >= share and len(parts) < at_least)
+        if not parts or full or (left <= at_least - len(parts) and parts[-1]):
             parts.append([])
             used = 0
         parts[-1].append(index)

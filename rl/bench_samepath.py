@@ -74,7 +74,7 @@ def bench_recipe(case: Case, runs_dir: Path) -> Recipe:
             },
             "sampling": {"max_new_tokens": case.max_new_tokens, "ignore_stop": True},
             "engine": {"cache_tokens": 16384, "max_sequences": max(case.samples_per_step, 16)},
-            "rollout": {"threads": case.threads},
+            "rollout": {"threads": 1},
             "learner": {"threads": case.threads},
             "rl": {
                 "prompts_per_step": case.prompts_per_step,

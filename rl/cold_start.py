@@ -5,17 +5,19 @@ Axes: N rows, M response tokens, E experts, L mixture-of-experts layers.
 
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from samepath.model.network import CausalLM
 from samepath.model.tokenizer import Tokenizer
-from samepath.model.trace import ForwardTrace
 from samepath.rl.algorithm import OptimizerSettings
-from samepath.rl.batch import TrainSequence, pack
+from samepath.rl.batch import TrainSequence, pack, split_by_tokens
+from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.policy_pass import run_policy
 from samepath.rl.task_row import Task
 from samepath.rl.traces import TraceFunction, resolve_traces
@@ -44,13 +46,25 @@ class ColdStartSettings(BaseModel):
     optimizer: OptimizerSettings = Field(default_factory=lambda: OptimizerSettings(), description="its own optimiser")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """What one part of a step gave."""
+
+    gradients: list[Tensor | None]
+    loss: float
+    indexer_kl: float
+    entropy: float
+    counts: list[Tensor]
+
+
 class ColdStart:
     """Draws traces deterministically by step and trains on them."""
 
     def __init__(
-        self, model: CausalLM, tokenizer: Tokenizer, task: Task, settings: ColdStartSettings, seed: int
+        self, model: CausalLM, tokenizer: Tokenizer, task: Task, settings: ColdStartSettings, seed: int, pool: PassPool
     ) -> None:
         self.model, self.tokenizer, self.task, self.settings, self.seed = model, tokenizer, task, settings, seed
+        self._pool = pool
         self._traces: TraceFunction = resolve_traces(settings.traces, settings.options)
         self._optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -75,9 +89,34 @@ class ColdStart:
     def step(self, step: int) -> Mapping[str, float]:
         """One optimiser step; returns losses in nats per token and the gradient norm."""
         settings = self.settings
-        packed = pack(self.batch(step), self.model.config)
-        longest = int(packed.positions_N.max()) + 1
+        sequences = self.batch(step)
+        total = sum(entry.segment.num_trained for entry in sequences)
+        parts = split_by_tokens(sequences, max_tokens=1 << 30, at_least=self._pool.threads)
         dense = step < settings.dense_warmup_steps
+        parameters = list(self.model.parameters())
+        passes = self._pool.map(
+            lambda part: self._pass([sequences[index] for index in part], total, dense, parameters), parts
+        )
+        for done in passes:
+            add_gradients(parameters, done.gradients)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.max_grad_norm, error_if_nonfinite=True)
+        self._set_rate(step)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {
+            "cold_start/loss": sum(done.loss for done in passes),
+            "cold_start/indexer_kl": sum(done.indexer_kl for done in passes) / len(passes),
+            "cold_start/grad_norm": float(norm),
+            "cold_start/expert_load_max": self._balance(passes),
+            "cold_start/entropy": sum(done.entropy for done in passes) / len(passes),
+        }
+
+    def _pass(
+        self, sequences: list[TrainSequence], total: int, dense: bool, parameters: list[torch.nn.Parameter]
+    ) -> _Pass:
+        """Losses and gradients of some of the step's sequences; `total` is the whole step's number of response tokens."""
+        packed = pack(sequences, self.model.config)
+        longest = int(packed.positions_N.max()) + 1
         # Selecting as many keys as the longest sequence has is dense attention; the indexer is taught over all of them.
         result = run_policy(
             self.model,
@@ -87,23 +126,22 @@ class ColdStart:
             train_indexer=True,
             num_selected=longest if dense else None,
         )
-        loss = -result.logprobs_M.mean()
-        indexer_loss = torch.stack(result.trace.indexer_losses)[:, : packed.num_rows].mean()
-        (loss + indexer_loss).backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), settings.optimizer.max_grad_norm, error_if_nonfinite=True
+        loss = -result.logprobs_M.sum() / total
+        indexer_kl = torch.stack(result.trace.indexer_losses)[:, : packed.num_rows].mean()
+        share = len(result.logprobs_M) / total
+        gradients = gradients_of(loss + share * indexer_kl, parameters)
+        experts = self.model.config.n_routed_experts
+        counts = [
+            torch.bincount(routes_NX[: packed.num_rows].flatten(), minlength=experts)
+            for routes_NX in result.trace.routes
+        ]
+        return _Pass(
+            gradients=gradients,
+            loss=float(loss.detach()),
+            indexer_kl=float(indexer_kl.detach()),
+            entropy=float(result.entropy_M.mean()),
+            counts=counts,
         )
-        self._set_rate(step)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        load = self._balance(result.trace, packed.num_rows)
-        return {
-            "cold_start/loss": float(loss.detach()),
-            "cold_start/indexer_kl": float(indexer_loss.detach()),
-            "cold_start/grad_norm": float(norm),
-            "cold_start/expert_load_max": load,
-            "cold_start/entropy": float(result.entropy_M.mean()),
-        }
 
     def _set_rate(self, step: int) -> None:
         """Linear warm-up, then a cosine to a tenth, so that the checkpoint RL starts from is settled."""
@@ -114,12 +152,11 @@ class ColdStart:
             group["lr"] = settings.optimizer.lr * rise * fall
 
     @torch.no_grad()
-    def _balance(self, trace: ForwardTrace, num_rows: int) -> float:
+    def _balance(self, passes: list[_Pass]) -> float:
         """Move each layer's selection bias by a fixed step towards an even load; returns the largest load over the mean."""
         worst = 0.0
-        experts = self.model.config.n_routed_experts
-        for layer, routes_NX in zip(self.model.config.moe_layers, trace.routes):
-            counts_E = torch.bincount(routes_NX[:num_rows].flatten(), minlength=experts).float()
+        for place, layer in enumerate(self.model.config.moe_layers):
+            counts_E = torch.stack([done.counts[place] for done in passes]).sum(0).float()
             worst = max(worst, float(counts_E.max() / counts_E.mean()))
             bias_E = self.model.selection_bias(layer)
             bias_E += self.settings.bias_update_rate * torch.sign(counts_E.mean() - counts_E)

@@ -14,6 +14,7 @@ from samepath.model.checkpoint import load_checkpoint, published_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
 from samepath.rl.model_source import build_model, save_model
+from samepath.rl.pass_pool import PassPool
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
@@ -28,7 +29,7 @@ class Learner:
     """Owns the weights that are trained. `version` counts rollout batches learned from."""
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
-        torch.set_num_threads(recipe.learner.threads)
+        torch.set_num_threads(1)
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
         self.version = 0
         self._updates = 0
@@ -48,10 +49,16 @@ class Learner:
 
     def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
         """Supervised steps `first … first + count − 1`; returns each step's metrics."""
-        torch.set_num_threads(self._recipe.learner.threads)
         if self._cold_start is None:
             task = build_task(self._recipe.task, self._recipe_dir)
-            self._cold_start = ColdStart(self._model, self._tokenizer, task, self._recipe.cold_start, self._recipe.seed)
+            self._cold_start = ColdStart(
+                self._model,
+                self._tokenizer,
+                task,
+                self._recipe.cold_start,
+                self._recipe.seed,
+                PassPool(self._recipe.learner.threads),
+            )
         return [self._cold_start.step(step) for step in range(first, first + count)]
 
     def start_rl(self) -> None:
@@ -67,7 +74,6 @@ class Learner:
 
     def update(self, batch: TrainBatch) -> UpdateReport:
         """All updates on one rollout batch; afterwards the version is one higher."""
-        torch.set_num_threads(self._recipe.learner.threads)
         if self._updater is None or self._optimizer is None:
             raise RuntimeError("start_rl must come before the first update")
         apply = ApplyGradients(self._optimizer, self._trained(), self._recipe.optimizer.max_grad_norm, self._set_rate)

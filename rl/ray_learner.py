@@ -57,8 +57,7 @@ class RayLearner:
     """Calls the learner actor; every wait is bounded and says what it waits for."""
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
-        threads = recipe.learner.threads
-        environment = {**actor_environment(recipe_dir), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**actor_environment(recipe_dir), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         remote = ray.remote(num_cpus=0, max_restarts=0, runtime_env={"env_vars": environment})(Learner)
         self._timeout_s = recipe.learner.update_timeout_s
         self._actor = remote.remote(

@@ -19,6 +19,7 @@ from samepath.rl.diagnostics import HeadStatistics, gather_step, step_metrics
 from samepath.rl.diagnostics_numerics import NumericsGap, check_numerics_gap, numerics_gap
 from samepath.rl.kl import beta_per_sequence
 from samepath.rl.objective import LossInputs, LossTerms, policy_loss
+from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.path_record import PathRecord
 from samepath.rl.policy_pass import PolicyPass, run_policy
 from samepath.rl.replay import RouteError
@@ -36,6 +37,17 @@ class _Part:
     old_M: Tensor | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """What one micro-batch gave."""
+
+    result: PolicyPass
+    inputs: LossInputs
+    terms: LossTerms
+    loss: Tensor
+    gradients: list[Tensor | None]
+
+
 class PolicyUpdater:
     """Runs the updates of one step. Holds no weights of its own."""
 
@@ -43,6 +55,7 @@ class PolicyUpdater:
         self, model: CausalLM, reference: CausalLM | None, rl: AlgorithmSettings, learner: LearnerSettings
     ) -> None:
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
+        self._pool = PassPool(learner.threads)
         self._gap: NumericsGap | None = None
 
     def run(self, batch: TrainBatch, version: int, apply_gradients: "ApplyGradients") -> UpdateReport:
@@ -61,33 +74,26 @@ class PolicyUpdater:
 
     def _prepare(self, batch: TrainBatch, indices: Sequence[int]) -> list[_Part]:
         """Pack a mini-batch into passes; run the reference and, where asked for, the learner's own first pass."""
-        parts = []
         sequences = [batch.sequences[index] for index in indices]
-        for chunk in split_by_tokens(sequences, self.learner.max_tokens_per_pass):
-            packed = pack([sequences[place] for place in chunk], self.model.config)
-            self._check_missing(packed)
-            routes_LNX = packed.routes_LNX if self.rl.keep_routing == "sampler" else None
-            reference_M, old_M = None, None
-            with torch.no_grad():
-                if self.reference is not None:
-                    use = self._use_support and self.rl.reference_support == "sampled"
-                    # The reference is a policy of its own: it routes live.
-                    reference_M = run_policy(self.reference, packed, routes_LNX=None, use_support=use).logprobs_M
-                if self.rl.objective.old_policy == "learner":
-                    first = run_policy(self.model, packed, routes_LNX=routes_LNX, use_support=self._use_support)
-                    old_M = first.logprobs_M
-                    if self.rl.keep_routing == "learner":
-                        routes_LNX = torch.stack(first.trace.routes)
-            parts.append(
-                _Part(
-                    indices=tuple(indices[place] for place in chunk),
-                    batch=packed,
-                    routes_LNX=routes_LNX,
-                    reference_M=reference_M,
-                    old_M=old_M,
-                )
-            )
-        return parts
+        chunks = split_by_tokens(sequences, self.learner.max_tokens_per_pass, self.learner.threads)
+        return self._pool.map(lambda chunk: self._prepare_part([indices[place] for place in chunk], batch), chunks)
+
+    @torch.no_grad()
+    def _prepare_part(self, indices: Sequence[int], batch: TrainBatch) -> _Part:
+        packed = pack([batch.sequences[index] for index in indices], self.model.config)
+        self._check_missing(packed)
+        routes_LNX = packed.routes_LNX if self.rl.keep_routing == "sampler" else None
+        reference_M, old_M = None, None
+        if self.reference is not None:
+            use = self._use_support and self.rl.reference_support == "sampled"
+            # The reference is a policy of its own: it routes live.
+            reference_M = run_policy(self.reference, packed, routes_LNX=None, use_support=use).logprobs_M
+        if self.rl.objective.old_policy == "learner":
+            first = run_policy(self.model, packed, routes_LNX=routes_LNX, use_support=self._use_support)
+            old_M = first.logprobs_M
+            if self.rl.keep_routing == "learner":
+                routes_LNX = torch.stack(first.trace.routes)
+        return _Part(indices=tuple(indices), batch=packed, routes_LNX=routes_LNX, reference_M=reference_M, old_M=old_M)
 
     @property
     def _use_support(self) -> bool:
@@ -110,40 +116,47 @@ class PolicyUpdater:
         report: "_Report",
     ) -> None:
         weights = self._token_weights(batch, indices, parts)
-        inputs, terms, heads = [], [], []
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        passes = self._pool.map(
+            lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
+        )
         record = PathRecord(self.model.config)
         equal: list[tuple[Tensor, Tensor]] = []
-        for part, weights_M in zip(parts, weights):
-            train_indexer = self.learner.indexer == "trained"
-            result = run_policy(
-                self.model,
-                part.batch,
-                routes_LNX=part.routes_LNX,
-                use_support=self._use_support,
-                fingerprints=True,
-                train_indexer=train_indexer,
-            )
-            loss_inputs = self._loss_inputs(batch, part, weights_M)
-            loss, loss_terms = policy_loss(result.logprobs_M, loss_inputs, self.rl.objective)
-            if train_indexer:
-                loss = loss + torch.stack(result.trace.indexer_losses)[:, : part.batch.num_rows].mean(1).sum() / len(
-                    parts
-                )
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
+        for part, done in zip(parts, passes):
+            add_gradients(parameters, done.gradients)
             if lag_0_version is not None:
                 same_M = part.batch.version_M == lag_0_version
-                equal.append((result.logprobs_M.detach()[same_M], part.batch.sampler_logprobs_M[same_M]))
-            inputs.append(loss_inputs)
-            terms.append(loss_terms)
-            heads.append(_head_statistics(result, part.batch))
-            record.add(part.batch, result.trace, part.routes_LNX is not None)
-            report.add_part(part.indices, loss_terms, loss_inputs, part.batch, record.last_flips_B)
-            report.add_metrics({"learner/loss_part": float(loss.detach())})
+                equal.append((done.result.logprobs_M.detach()[same_M], part.batch.sampler_logprobs_M[same_M]))
+            record.add(part.batch, done.result.trace, part.routes_LNX is not None)
+            report.add_part(part.indices, done.terms, done.inputs, part.batch, record.last_flips_B)
+            report.add_metrics({"learner/loss_part": float(done.loss)})
+        inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
+        heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
         self._measure_gap(equal)
         report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
         if lag_0_version is not None and self._gap is not None:
             report.first = {"policy/gap_at_lag_0": self._gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
+
+    def _pass(
+        self, batch: TrainBatch, part: _Part, weights_M: Tensor, num_parts: int, parameters: list[torch.nn.Parameter]
+    ) -> _Pass:
+        """Forward, loss and gradients of one micro-batch."""
+        train_indexer = self.learner.indexer == "trained"
+        result = run_policy(
+            self.model,
+            part.batch,
+            routes_LNX=part.routes_LNX,
+            use_support=self._use_support,
+            fingerprints=True,
+            train_indexer=train_indexer,
+        )
+        inputs = self._loss_inputs(batch, part, weights_M)
+        loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
+        if train_indexer:
+            loss = loss + torch.stack(result.trace.indexer_losses)[:, : part.batch.num_rows].mean(1).sum() / num_parts
+        return _Pass(
+            result=result, inputs=inputs, terms=terms, loss=loss.detach(), gradients=gradients_of(loss, parameters)
+        )
 
     def _measure_gap(self, equal: list[tuple[Tensor, Tensor]]) -> None:
         learner_M = torch.cat([first for first, _ in equal]) if equal else torch.empty(0)

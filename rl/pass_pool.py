@@ -1,0 +1,47 @@
+"""Several forward and backward passes at the same time, one CPU thread each.
+
+On CPU two passes side by side use two cores better than two threads inside every small operation. Results come back in
+order and gradients are added in that order, so the sum does not depend on which pass ended first.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class PassPool:
+    """A fixed number of worker threads; with one, everything runs in the caller's thread."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        torch.set_num_threads(1)
+        self._executor = (
+            ThreadPoolExecutor(threads, "pass", initializer=torch.set_num_threads, initargs=(1,))
+            if threads > 1
+            else None
+        )
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """`function` of every item, in order; the first exception is raised. Gradient mode must be set inside the function."""
+        torch.set_num_threads(1)
+        if self._executor is None:
+            return [function(item) for item in items]
+        return list(self._executor.map(function, items))
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[Tensor | None]:
+    """Gradient of each parameter, None where the loss does not depend on it; touches no `.grad`, so passes cannot collide."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def add_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add one pass's gradients to `.grad`."""
+    for parameter, gradient in zip(parameters, gradients):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
