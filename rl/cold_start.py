@@ -37,6 +37,13 @@ class ColdStartSettings(BaseModel):
         description="function that writes a response for a task row",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
+    late_steps: int = Field(
+        0, ge=0, description="last steps, whose traces are written with `late_options` laid over `options`"
+    )
+    late_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keyword arguments for the last steps, such as more slips: a start that knows but is careless",
+    )
     dense_warmup_steps: int = Field(
         0, ge=0, description="first steps with dense attention while the indexer learns to imitate it"
     )
@@ -65,7 +72,7 @@ class ColdStart:
     ) -> None:
         self.model, self.tokenizer, self.task, self.settings, self.seed = model, tokenizer, task, settings, seed
         self._pool = pool
-        self._traces: TraceFunction = resolve_traces(settings.traces, settings.options)
+        self._traces: TraceFunction = resolve_traces(settings.traces, {**settings.options, **settings.late_options})
         self._optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=settings.optimizer.lr,
@@ -77,10 +84,13 @@ class ColdStart:
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
         """The sequences of one step: a function of seed and step alone."""
         rng = random.Random(f"{self.seed}/{step}")
+        settings = self.settings
+        late = step >= settings.steps - settings.late_steps
+        options = {**settings.options, **settings.late_options} if late else settings.options
         sequences = []
         for _ in range(self.settings.batch_size):
             row = self.task.train[rng.randrange(len(self.task.train))]
-            response = self._traces(row, rng, **self.settings.options)
+            response = self._traces(row, rng, **options)
             prompt_ids = self.tokenizer.encode(row.text)
             response_ids = self.tokenizer.encode_continuation(response)
             sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))

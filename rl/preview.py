@@ -39,7 +39,7 @@ def validated(recipe: Recipe, recipe_dir: Path) -> Sequence[str]:
             f"max_position_embeddings={model.config.max_position_embeddings}; got {longest} tokens"
         )
     if recipe.cold_start.steps:
-        resolve_traces(recipe.cold_start.traces, recipe.cold_start.options)
+        resolve_traces(recipe.cold_start.traces, {**recipe.cold_start.options, **recipe.cold_start.late_options})
     runner = RewardRunner(recipe.reward)
     try:
         runner.check()
