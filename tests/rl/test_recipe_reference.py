@@ -67,7 +67,13 @@ def test_recipe_reference_names_every_key_of_a_resolved_recipe() -> None:
     """Dumped from the quickstart; keys inside free mappings and names of the user's own are no settings."""
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", [], Recipe)
     page = recipe_reference()
-    free = ("task.params", "cold_start.options", "reward.parts", "rl.objective.kl.beta_by_dataset")
+    free = (
+        "task.params",
+        "cold_start.options",
+        "cold_start.late_options",
+        "reward.parts",
+        "rl.objective.kl.beta_by_dataset",
+    )
     missing = [
         key
         for key in leaves(recipe.model_dump(mode="json"), "")
