@@ -95,6 +95,16 @@ class ModelConfig(BaseModel):
         return tuple(range(self.first_k_dense_replace, self.num_hidden_layers))
 
     @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Global numbers of the layers whose attention selects its keys: all of them."""
+        return tuple(range(self.num_hidden_layers))
+
+    @property
+    def window_heads(self) -> int:
+        """Heads whose scores of one window are held at once: the indexer's."""
+        return self.index_n_heads
+
+    @property
     def key_width(self) -> int:
         """K, width of a cached key row: latent and rotary key."""
         return self.kv_lora_rank + self.qk_rope_head_dim

@@ -3,34 +3,19 @@
 Axes: N rows (a multiple of 16), D width, V vocabulary, X experts chosen, Q half the rotary width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
-from samepath.kernels.window import AttentionPlan
 from samepath.model.attention import LatentAttention
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
+from samepath.model.model_input import ModelInput
 from samepath.model.moe import FeedForward, MixtureOfExperts
+from samepath.model.policy import Policy
 from samepath.model.rope import rope_table
 from samepath.model.trace import ForwardTrace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInput:
-    """One batch of token rows, from any number of sequences."""
-
-    token_ids_N: Tensor
-    """int64 [N], padding rows hold any id. N is a multiple of 16 so that every row's bits stand alone."""
-    positions_N: Tensor
-    """int64 [N], position in its own sequence."""
-    plan: AttentionPlan
-    """Which keys each row may see."""
-    replay_LNX: Tensor | None = None
-    """int64 [L_moe, N, X] routes to follow, −1 rows are routed live; None: all live."""
 
 
 class DecoderLayer(nn.Module):
@@ -62,7 +47,7 @@ class DecoderLayer(nn.Module):
         return x_ND + routed_ND
 
 
-class CausalLM(nn.Module):
+class CausalLM(Policy):
     """DeepSeek-V3.2 network of any size; the head is applied by the caller to the rows it needs."""
 
     def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
@@ -78,6 +63,16 @@ class CausalLM(nn.Module):
         )
         self.register_buffer("rope", rope_table(config), persistent=False)
         self.rope: Tensor
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The configuration itself."""
+        return self.config
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D] output matrix."""
+        return self.head
 
     def forward(
         self, batch: ModelInput, store: KeyStore, trace: ForwardTrace, *, num_selected: int | None = None

@@ -26,6 +26,12 @@ class ForwardTrace:
     indexer_losses: list[Tensor] = field(default_factory=list)
     """One [N] per layer, nats, with gradient to the indexer only."""
 
+    def mean_indexer_loss(self, num_rows: int) -> Tensor:
+        """Mean over layers and the first `num_rows` rows, nats; 0 for a model without an indexer."""
+        if not self.indexer_losses:
+            return torch.zeros(())
+        return torch.stack(self.indexer_losses)[:, :num_rows].mean()
+
     def stacked_routes(self) -> Tensor:
         """[N, L_moe, X] int16; empty middle axis for a dense model."""
         return torch.stack(self.routes, 1).to(torch.int16)

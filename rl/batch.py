@@ -13,8 +13,8 @@ from torch import Tensor
 from samepath.kernels.backend import round_up
 from samepath.kernels.logprob import SupportRows
 from samepath.kernels.window import AttentionPlan
-from samepath.model.config import ModelConfig
 from samepath.model.plan import Span, plan_spans
+from samepath.model.shape import ModelShape
 from samepath.rl.replay import check_routes
 from samepath.rollout.types import Segment
 
@@ -61,11 +61,11 @@ class PackedBatch:
     """int64 [L_moe, N, X] recorded routes; −1 missing and padding."""
     missing_routes: int
     """Number of missing (row, layer) entries among the rows before padding."""
-    fingerprints_NL: Tensor
-    """int64 [N, L] the sampler's selection fingerprints."""
+    fingerprints_NL: Tensor | None
+    """int64 [N, L_sparse] the sampler's selection fingerprints; None if a segment has none."""
 
 
-def pack(sequences: Sequence[TrainSequence], config: ModelConfig) -> PackedBatch:
+def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
     """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run."""
     if not sequences:
         raise ValueError("a batch needs at least one sequence")
@@ -73,16 +73,18 @@ def pack(sequences: Sequence[TrainSequence], config: ModelConfig) -> PackedBatch
     num_rows = sum(lengths)
     padded = round_up(num_rows)
     token_ids, positions = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
-    routes = np.full((padded, len(config.moe_layers), config.num_experts_per_tok), -1, np.int64)
-    fingerprints = np.zeros((padded, config.num_hidden_layers), np.int64)
+    routes = np.full((padded, len(shape.moe_layers), shape.num_experts_per_tok), -1, np.int64)
+    recorded = all(entry.segment.selection_fingerprint is not None for entry in sequences)
+    fingerprints = np.zeros((padded, len(shape.sparse_layers)), np.int64)
     spans, rows, missing, start = [], [], 0, 0
     for entry, length in zip(sequences, lengths):
         segment, part = entry.segment, slice(start, start + length)
-        missing += check_routes(segment.routes[:length], length, config, entry.name)
+        missing += check_routes(segment.routes[:length], length, shape, entry.name)
         token_ids[part] = segment.token_ids[:-1]
         positions[part] = np.arange(length)
         routes[part] = segment.routes[:length]
-        fingerprints[part] = segment.selection_fingerprint[:length].view(np.int64)
+        if segment.selection_fingerprint is not None:
+            fingerprints[part] = segment.selection_fingerprint[:length].view(np.int64)
         spans.append(Span(row=start, first=0, count=length, keys=torch.arange(start, start + length)))
         rows.append(segment.trained[1:].nonzero()[0] + start)
         start += length
@@ -91,7 +93,7 @@ def pack(sequences: Sequence[TrainSequence], config: ModelConfig) -> PackedBatch
     return PackedBatch(
         token_ids_N=torch.from_numpy(token_ids),
         positions_N=torch.from_numpy(positions),
-        plan=plan_spans(spans, padded, config.index_n_heads),
+        plan=plan_spans(spans, padded, shape.window_heads),
         num_rows=num_rows,
         rows_M=torch.from_numpy(np.concatenate(rows)),
         targets_M=_trained(segments, "token_ids").long(),
@@ -104,7 +106,7 @@ def pack(sequences: Sequence[TrainSequence], config: ModelConfig) -> PackedBatch
         version_M=_trained(segments, "weight_version").long(),
         routes_LNX=torch.from_numpy(routes).transpose(0, 1).contiguous(),
         missing_routes=missing,
-        fingerprints_NL=torch.from_numpy(fingerprints),
+        fingerprints_NL=torch.from_numpy(fingerprints) if recorded else None,
     )
 
 

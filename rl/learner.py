@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samepath.model.checkpoint import load_checkpoint, published_tensors
+from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
 from samepath.rl.model_source import build_model, save_model
@@ -37,7 +37,7 @@ class Learner:
             self._model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
             self._model, self._tokenizer = (
-                load_checkpoint(resume_from, recipe.model.backend),
+                load_policy(resume_from, recipe.model.implementation, recipe.model.backend),
                 load_tokenizer(resume_from),
             )
         self._cold_start: ColdStart | None = None
@@ -87,7 +87,7 @@ class Learner:
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """All weights under their published names, copied."""
-        return {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(self._model).items()}
+        return {name: tensor.detach().numpy().copy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
         """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
@@ -115,7 +115,8 @@ class Learner:
         rl, learner = self._recipe.rl, self._recipe.learner
         reference = None
         if rl.objective.kl.needs_reference:
-            reference = load_checkpoint(self.reference_dir, self._recipe.model.backend).requires_grad_(False)
+            model = self._recipe.model
+            reference = load_policy(self.reference_dir, model.implementation, model.backend).requires_grad_(False)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
         settings = self._recipe.optimizer

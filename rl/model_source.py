@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from samepath.kernels.backend import Backend
-from samepath.model.checkpoint import load_checkpoint, save_checkpoint
 from samepath.model.config import ModelConfig
 from samepath.model.network import CausalLM
+from samepath.model.policy import Policy
+from samepath.model.policy_files import Implementation, load_policy, save_policy
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 
 
@@ -23,6 +24,11 @@ class NewModel(BaseModel):
         description="sizes under their published names (see model/config.py); vocab_size follows from the alphabet"
     )
     backend: Backend = Field("torch", description="kernels")
+
+    @property
+    def implementation(self) -> Implementation:
+        """A new network is always the own one."""
+        return "own"
 
     @field_validator("config")
     @classmethod
@@ -47,13 +53,21 @@ class CheckpointModel(BaseModel):
 
     kind: Literal["checkpoint"] = Field("checkpoint", description="load weights")
     path: str = Field(min_length=1, description="folder (relative to the recipe) or hub name such as organisation/name")
+    implementation: Implementation = Field("own", description="`own`: this package's network")
     backend: Backend = Field("torch", description="kernels")
 
 
-ModelSettings = Annotated[NewModel | CheckpointModel, Field(discriminator="kind")]
+def _short_form(value: object) -> object:
+    """`model: NAME` stands for `{kind: checkpoint, path: NAME}`."""
+    return {"kind": "checkpoint", "path": value} if isinstance(value, str) else value
 
 
-def build_model(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: int) -> tuple[CausalLM, Tokenizer]:
+ModelSettings = Annotated[
+    Annotated[NewModel | CheckpointModel, Field(discriminator="kind")], BeforeValidator(_short_form)
+]
+
+
+def build_model(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: int) -> tuple[Policy, Tokenizer]:
     """The model and its tokenizer. Raises ValueError or FileNotFoundError that name what is missing."""
     if isinstance(settings, NewModel):
         tokenizer = character_tokenizer(settings.alphabet)
@@ -62,12 +76,12 @@ def build_model(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: in
         model.initialise(seed)
         return model, tokenizer
     folder = resolve_folder(settings.path, recipe_dir)
-    model, tokenizer = load_checkpoint(folder, settings.backend), load_tokenizer(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    policy, tokenizer = load_policy(folder, settings.implementation, settings.backend), load_tokenizer(folder)
+    if tokenizer.vocab_size > policy.shape.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model only {policy.shape.vocab_size}"
         )
-    return model, tokenizer
+    return policy, tokenizer
 
 
 def resolve_folder(path: str, recipe_dir: Path) -> Path:
@@ -85,7 +99,7 @@ def resolve_folder(path: str, recipe_dir: Path) -> Path:
     return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
 
 
-def save_model(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(policy: Policy, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a self-contained checkpoint folder."""
-    save_checkpoint(model, folder)
+    save_policy(policy, folder)
     tokenizer.save(folder)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samepath.model.config import ModelConfig
+from samepath.model.shape import ModelShape
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch import PackedBatch
 from samepath.rl.diagnostics_routing import routing_metrics, selection_metrics
@@ -16,21 +16,23 @@ from samepath.rl.diagnostics_routing import routing_metrics, selection_metrics
 class PathRecord:
     """Sums over the passes of one update."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
-        layers = len(config.moe_layers)
-        self._rows = 0
+    def __init__(self, shape: ModelShape) -> None:
+        self._shape = shape
+        layers = len(shape.moe_layers)
+        self._rows, self._fingerprinted = 0, 0
         self._flips_L, self._missing_L = np.zeros(layers, np.int64), np.zeros(layers, np.int64)
-        self._counts_LE = np.zeros((layers, config.n_routed_experts), np.int64)
-        self._mismatch_A = np.zeros(config.num_hidden_layers, np.int64)
+        self._counts_LE = np.zeros((layers, shape.n_routed_experts), np.int64)
+        self._mismatch_A = np.zeros(len(shape.sparse_layers), np.int64)
         self.last_flips_B: NDArray[np.float32] = np.zeros(0, np.float32)
 
     def add(self, batch: PackedBatch, trace: ForwardTrace, replayed: bool) -> None:
         """Count one pass. Without replay the flips are against the routes that the sampler recorded all the same."""
         rows = batch.num_rows
         self._rows += rows
-        mismatch = trace.stacked_fingerprints()[:rows] != batch.fingerprints_NL[:rows]
-        self._mismatch_A += mismatch.sum(0).numpy()
+        if batch.fingerprints_NL is not None and self._shape.sparse_layers:
+            mismatch = trace.stacked_fingerprints()[:rows] != batch.fingerprints_NL[:rows]
+            self._mismatch_A += mismatch.sum(0).numpy()
+            self._fingerprinted += rows
         lengths_B = (batch.positions_N[:rows] == 0).cumsum(0) - 1
         num_sequences = int(lengths_B[-1]) + 1
         self.last_flips_B = np.zeros(num_sequences, np.float32)
@@ -44,7 +46,7 @@ class PathRecord:
         self._missing_L += missing_LN.sum(1).numpy()
         for layer, routes_NX in enumerate(trace.routes):
             self._counts_LE[layer] += torch.bincount(
-                routes_NX[:rows].flatten(), minlength=self._config.n_routed_experts
+                routes_NX[:rows].flatten(), minlength=self._shape.n_routed_experts
             ).numpy()
         share_N = flips_LN.float().mean(0)
         sums = torch.zeros(num_sequences).index_add_(0, lengths_B, share_N)
@@ -58,10 +60,12 @@ class PathRecord:
 
     def metrics(self) -> dict[str, float]:
         """`routing/…` of this update."""
-        selection = selection_metrics(range(self._config.num_hidden_layers), self._mismatch_A, self._rows)
-        if not self._config.moe_layers:
+        selection = {}
+        if self._fingerprinted:
+            selection = selection_metrics(self._shape.sparse_layers, self._mismatch_A, self._fingerprinted)
+        if not self._shape.moe_layers:
             return selection
         return {
             **selection,
-            **routing_metrics(self._config.moe_layers, self._flips_L, self._missing_L, self._rows, self._counts_LE),
+            **routing_metrics(self._shape.moe_layers, self._flips_L, self._missing_L, self._rows, self._counts_LE),
         }

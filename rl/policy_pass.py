@@ -9,7 +9,8 @@ from torch import Tensor
 
 from samepath.kernels.logprob import head_logprobs
 from samepath.model.key_store import PackedKeys
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.policy import Policy
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch import PackedBatch
 
@@ -29,7 +30,7 @@ class PolicyPass:
 
 
 def run_policy(
-    model: CausalLM,
+    model: Policy,
     batch: PackedBatch,
     *,
     routes_LNX: Tensor | None,
@@ -46,7 +47,7 @@ def run_policy(
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
     logprobs_M, entropy_M, kept_mass_M = head_logprobs(
         hidden_ND[batch.rows_M],
-        model.head,
+        model.head_weight,
         batch.targets_M,
         batch.temperature_M,
         batch.support if use_support else None,

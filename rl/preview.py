@@ -17,7 +17,8 @@ from samepath.rl.run import RECIPE_FILE
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.tasks import build_task
 from samepath.rl.traces import resolve_traces
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.pool import InlinePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
@@ -33,10 +34,10 @@ def validated(recipe: Recipe, recipe_dir: Path) -> Sequence[str]:
     model, tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
     prompts = [tokenizer.encode(row.text) for row in task.held_out]
     longest = max(map(len, prompts)) + recipe.sampling.max_new_tokens
-    if longest > model.config.max_position_embeddings:
+    if longest > model.shape.max_position_embeddings:
         raise ValueError(
             f"the longest held-out prompt and sampling.max_new_tokens={recipe.sampling.max_new_tokens} must fit "
-            f"max_position_embeddings={model.config.max_position_embeddings}; got {longest} tokens"
+            f"max_position_embeddings={model.shape.max_position_embeddings}; got {longest} tokens"
         )
     if recipe.cold_start.steps:
         resolve_traces(recipe.cold_start.traces, {**recipe.cold_start.options, **recipe.cold_start.late_options})
@@ -47,9 +48,8 @@ def validated(recipe: Recipe, recipe_dir: Path) -> Sequence[str]:
         runner.close()
     total = sum(parameter.numel() for parameter in model.parameters())
     rl = recipe.rl
-    mode = "sparse" if longest > model.config.index_topk else "dense: no sequence is longer than index_topk"
     return (
-        f"model: {total:,} parameters, {len(model.config.moe_layers)} mixture-of-experts layers, attention {mode}",
+        f"model: {total:,} parameters, {len(model.shape.moe_layers)} mixture-of-experts layers, {len(model.shape.sparse_layers)} with sparse attention",
         f"task: {task.name}, {len(task.train)} training and {len(task.held_out)} held-out rows, first prompt {task.held_out[0].text!r}",
         f"a step: {rl.prompts_per_step * rl.group_size} responses of at most {recipe.sampling.max_new_tokens} tokens, {rl.updates_per_rollout} updates",
         "valid: nothing was started",
@@ -68,9 +68,9 @@ def sample_source(source: Path, prompt: str, count: int, changes: Mapping[str, A
     )
     longest = len(request.prompt.token_ids) + sampling.max_new_tokens
     cache_tokens = max(1024, 2 * (count + 1) * (longest + 32))
-    group = Engine(model, tokenizer, EngineSettings(max_sequences=max(count, 1), cache_tokens=cache_tokens)).run(
-        [request]
-    )[0]
+    group = BuiltinEngine(
+        model, tokenizer, BuiltinSettings(max_sequences=max(count, 1), cache_tokens=cache_tokens)
+    ).run([request])[0]
     if group.rollouts[0].failure:
         raise ValueError(
             f"the prompt cannot be answered: {group.rollouts[0].failure} ({longest} tokens with max_new_tokens)"

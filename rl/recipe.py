@@ -11,7 +11,7 @@ from samepath.rl.cold_start import ColdStartSettings
 from samepath.rl.model_source import ModelSettings, NewModel
 from samepath.rl.tasks import TaskSettings
 from samepath.rl.tracking import TrackingSettings
-from samepath.rollout.engine import EngineSettings
+from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings
 from samepath.rollout.pool import RolloutSettings
 from samepath.rollout.sampling import SamplingSettings
 
@@ -67,7 +67,9 @@ class Recipe(BaseModel):
     sampling: SamplingSettings = Field(
         default_factory=lambda: SamplingSettings(), description="how responses are drawn"
     )
-    engine: EngineSettings = Field(default_factory=lambda: EngineSettings(), description="built-in engine")
+    engine: EngineSettings = Field(
+        default_factory=BuiltinSettings, description="what samples; `engine: vllm` for short"
+    )
     rollout: RolloutSettings = Field(default_factory=lambda: RolloutSettings(), description="rollout workers")
     cold_start: ColdStartSettings = Field(default_factory=lambda: ColdStartSettings(), description="supervised start")
     rl: AlgorithmSettings = Field(default_factory=lambda: AlgorithmSettings(), description="algorithm")

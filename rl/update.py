@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.logprob import SupportRows
-from samepath.model.network import CausalLM
+from samepath.model.policy import Policy
 from samepath.rl.aggregation import sequence_mean, token_weights
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings
 from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
@@ -52,7 +52,7 @@ class PolicyUpdater:
     """Runs the updates of one step. Holds no weights of its own."""
 
     def __init__(
-        self, model: CausalLM, reference: CausalLM | None, rl: AlgorithmSettings, learner: LearnerSettings
+        self, model: Policy, reference: Policy | None, rl: AlgorithmSettings, learner: LearnerSettings
     ) -> None:
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
         self._pool = PassPool(learner.threads)
@@ -80,7 +80,7 @@ class PolicyUpdater:
 
     @torch.no_grad()
     def _prepare_part(self, indices: Sequence[int], batch: TrainBatch) -> _Part:
-        packed = pack([batch.sequences[index] for index in indices], self.model.config)
+        packed = pack([batch.sequences[index] for index in indices], self.model.shape)
         self._check_missing(packed)
         routes_LNX = packed.routes_LNX if self.rl.keep_routing == "sampler" else None
         reference_M, old_M = None, None
@@ -100,7 +100,7 @@ class PolicyUpdater:
         return self.rl.keep_sampling_mask == "on"
 
     def _check_missing(self, packed: PackedBatch) -> None:
-        entries = packed.num_rows * len(self.model.config.moe_layers)
+        entries = packed.num_rows * len(self.model.shape.moe_layers)
         if self.rl.keep_routing == "sampler" and packed.missing_routes > self.rl.max_missing_routes * entries:
             raise RouteError(
                 f"at most rl.max_missing_routes={self.rl.max_missing_routes:g} of all routes may be missing; got {packed.missing_routes} of "
@@ -120,7 +120,7 @@ class PolicyUpdater:
         passes = self._pool.map(
             lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
         )
-        record = PathRecord(self.model.config)
+        record = PathRecord(self.model.shape)
         equal: list[tuple[Tensor, Tensor]] = []
         for part, done in zip(parts, passes):
             add_gradients(parameters, done.gradients)

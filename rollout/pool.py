@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from samepath.rollout.engine import EngineSettings
+from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker

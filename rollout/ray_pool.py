@@ -15,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from samepath.rollout.engine import EngineSettings
+from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.pool import RolloutSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group

@@ -11,9 +11,8 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from samepath.model.checkpoint import load_checkpoint
-from samepath.model.tokenizer import load_tokenizer
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.engine import build_engine
+from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 
@@ -24,7 +23,7 @@ class RolloutWorker:
     def __init__(self, model_folder: Path, settings: EngineSettings, threads: int) -> None:
         self._threads = threads
         torch.set_num_threads(threads)
-        self.engine = Engine(load_checkpoint(model_folder), load_tokenizer(model_folder), settings)
+        self.engine = build_engine(model_folder, settings)
 
     def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> int:
         """Take weights (published names) and return the version now served."""

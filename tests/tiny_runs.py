@@ -9,7 +9,8 @@ from torch import Tensor
 from samepath.kernels.backend import round_up
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import PackedKeys
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.network import CausalLM
 from samepath.model.plan import Span, plan_spans
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch import PackedBatch, TrainSequence, pack

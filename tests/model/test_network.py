@@ -6,7 +6,8 @@ from torch import Tensor
 
 from samepath.kernels.backend import round_up
 from samepath.model.key_store import CachedKeys, PackedKeys, SlotCache
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.network import CausalLM
 from samepath.model.plan import plan_decode
 from samepath.model.trace import ForwardTrace
 from tests.conftest import tiny_config, tiny_model

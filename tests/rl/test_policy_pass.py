@@ -8,7 +8,8 @@ from samepath.model.network import CausalLM
 from samepath.model.tokenizer import Tokenizer
 from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
 from samepath.rl.policy_pass import run_policy
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling import SamplingSettings
 from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import random_prompt, request, train_sequences
@@ -20,7 +21,7 @@ SAMPLING = SamplingSettings(max_new_tokens=18, temperature=0.8, top_p=0.8)
 def sequences(tokenizer: Tokenizer) -> list[TrainSequence]:
     rng = np.random.default_rng(0)
     entries = [request(f"g{n}", random_prompt(rng, 18, 5 + 7 * n), SAMPLING, (n, n + 10)) for n in range(4)]
-    return train_sequences(Engine(tiny_model(), tokenizer, EngineSettings()).run(entries), SAMPLING.temperature)
+    return train_sequences(BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings()).run(entries), SAMPLING.temperature)
 
 
 def gradients(model: CausalLM) -> dict[str, torch.Tensor]:
