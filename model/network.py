@@ -58,9 +58,6 @@ class DecoderLayer(nn.Module):
 class CausalLM(Policy):
     """A network of any family and size; the head is applied by the caller to the rows it needs."""
 
-    activation_checkpointing = False
-    """Keep only each layer's input for the backward, which runs the layer again."""
-
     def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
         super().__init__()
         self.config, self.backend = config, backend

@@ -1,8 +1,9 @@
 """Text to token ids and back: any Hugging Face tokenizer folder, and a character-level one for models trained from scratch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
@@ -11,15 +12,20 @@ END = "<eos>"
 START = "<bos>"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+GENERATION_FILE = "generation_config.json"
+MODEL_FILE = "config.json"
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer with its end-of-sequence id; tokens in, tokens out, never re-encoded."""
+    """A `tokenizers` tokenizer with its end-of-sequence ids; tokens in, tokens out, never re-encoded."""
 
-    def __init__(self, fast: FastTokenizer, end_token: str, start_token: str) -> None:
+    def __init__(
+        self, fast: FastTokenizer, end_token: str, start_token: str, other_end_ids: Iterable[int] = ()
+    ) -> None:
         self.fast = fast
         self.end_token, self.start_token = end_token, start_token
         self.end_id = self._id(end_token)
+        self.end_ids = frozenset([self.end_id, *other_end_ids])
         self.start_id = self._id(start_token) if start_token else None
 
     def _id(self, token: str) -> int:
@@ -55,13 +61,16 @@ class Tokenizer:
         return [self.fast.decode([token_id], skip_special_tokens=False) for token_id in ids]
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, loadable by transformers."""
+        """Write `tokenizer.json`, `tokenizer_config.json` and, for several end ids, `generation_config.json`: loadable by transformers."""
         folder.mkdir(parents=True, exist_ok=True)
         self.fast.save(str(folder / TOKENIZER_FILE))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
         if self.start_token:
-            config["bos_token"] = self.start_token
+            config |= {"bos_token": self.start_token, "add_bos_token": True}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        if len(self.end_ids) > 1:
+            ids = [self.end_id, *sorted(self.end_ids - {self.end_id})]
+            (folder / GENERATION_FILE).write_text(json.dumps({"eos_token_id": ids}, indent=2) + "\n")
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:
@@ -77,21 +86,45 @@ def character_tokenizer(alphabet: str) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read a tokenizer folder. Raises FileNotFoundError naming the missing file."""
+    """Read a tokenizer folder of this package or of a published model.
+
+    A response may end with the end token of the tokenizer and with any end id that the generation or model config names. Prompts begin
+    with the start token where `add_bos_token` or the tokenizer's own post-processor says so. Raises FileNotFoundError or ValueError.
+    """
     for name in (TOKENIZER_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"a tokenizer needs {name}; none in {folder}")
     config = json.loads((folder / CONFIG_FILE).read_text())
-
-    def text(entry: object) -> str:
-        return str(entry["content"]) if isinstance(entry, dict) else str(entry or "")
-
     fast = FastTokenizer.from_file(str(folder / TOKENIZER_FILE))
-    if not config.get("eos_token"):
-        raise ValueError(f"{folder / CONFIG_FILE} must name an eos_token: without one no answer can end")
-    start = (
-        text(config.get("bos_token"))
-        if config.get("add_bos_token", config.get("tokenizer_class") == "PreTrainedTokenizerFast")
-        else ""
-    )
-    return Tokenizer(fast, text(config["eos_token"]), start)
+    end_ids = _end_ids(folder)
+    end = _text(config.get("eos_token"))
+    if not end and end_ids:
+        end = fast.id_to_token(end_ids[0]) or ""
+    if not end:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} must name an eos_token, or {GENERATION_FILE} an eos_token_id: without one no answer can end"
+        )
+    start = _text(config.get("bos_token"))
+    if start and not config.get("add_bos_token", _adds(fast, start)):
+        start = ""
+    return Tokenizer(fast, end, start, end_ids)
+
+
+def _text(entry: object) -> str:
+    """A special token, which files write as text or as an object."""
+    return str(entry["content"]) if isinstance(entry, dict) else str(entry or "")
+
+
+def _adds(fast: FastTokenizer, start: str) -> bool:
+    """True if the tokenizer's post-processor puts the start token before a text."""
+    return fast.encode("", add_special_tokens=True).ids[:1] == [fast.token_to_id(start)]
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """End ids of the model that the tokenizer came with, those of the generation config first."""
+    found: list[int] = []
+    for name in (GENERATION_FILE, MODEL_FILE):
+        if (folder / name).is_file():
+            ids = json.loads((folder / name).read_text()).get("eos_token_id")
+            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return list(dict.fromkeys(found))

@@ -87,6 +87,10 @@ class LearnerSettings(BaseModel):
     max_tokens_per_pass: int = Field(
         4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only the layers' inputs for the backward and run each layer twice: less memory, same gradients",
+    )
     indexer: Literal["frozen", "trained"] = Field(
         "frozen", description="train the indexer with its own loss during RL, or not"
     )

@@ -117,6 +117,7 @@ class Learner:
         if rl.objective.kl.needs_reference:
             model = self._recipe.model
             reference = load_policy(self.reference_dir, model.implementation, model.backend).requires_grad_(False)
+        self._model.activation_checkpointing = learner.activation_checkpointing
         if learner.indexer == "trained" and not self._model.indexer_parameters():
             raise ValueError(
                 "learner.indexer=trained needs a model with an indexer; this one has none. Set it to frozen."

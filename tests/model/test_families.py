@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from samepath.model import rope
 from samepath.model.checkpoint import WEIGHTS_FILE, load_checkpoint, published_tensors, save_checkpoint
 from samepath.model.config_file import CONFIG_FILE
+from samepath.model.key_store import PackedKeys
 from samepath.model.network import CausalLM
+from samepath.model.trace import ForwardTrace
 from tests.families import FAMILIES, family_model
 from tests.tiny_runs import packed_input, random_sequences, run
 
@@ -152,3 +154,35 @@ def test_load_checkpoint_unsupported_variant_is_refused(
     (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, **changes}))
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("replay", [False, True])
+def test_activation_checkpointing_gives_equal_gradients_and_reports_each_layer_once(name: str, replay: bool) -> None:
+    """The second run of a layer must take the same routes and report nothing. Replayed routes differ from the live ones."""
+    config = family_model(name).config
+    sequences = random_sequences(config, (40, 13))
+    routes_LNX = torch.arange(config.num_experts_per_tok).expand(len(config.moe_layers), 64, -1).clone()
+    for place, routes_NX in enumerate(routes_LNX):
+        routes_NX += place
+    results = []
+    for checkpointing in (False, True):
+        model = family_model(name)
+        model.activation_checkpointing = checkpointing
+        trace = ForwardTrace(record_fingerprints=True, train_indexer=True)
+        hidden_ND = model(packed_input(config, sequences, routes_LNX if replay else None), PackedKeys(), trace)
+        loss = (hidden_ND[:53] @ model.head_weight.T).log_softmax(-1)[:, 4].sum()
+        loss = loss + sum(loss_N[:53].sum() for loss_N in trace.indexer_losses)
+        loss.backward()
+        results.append((trace, {key: value.grad for key, value in model.named_parameters()}))
+    (plain, wanted), (trace, gradients) = results
+    assert len(trace.routes) == len(trace.live_routes) == len(config.moe_layers)
+    assert len(trace.fingerprints) == len(trace.indexer_losses) == len(config.sparse_layers)
+    for kind in ("routes", "live_routes", "fingerprints", "indexer_losses"):
+        for one, other in zip(getattr(plain, kind), getattr(trace, kind), strict=True):
+            assert torch.equal(one, other)
+    if replay and config.moe_layers:
+        assert torch.equal(torch.stack(trace.routes), routes_LNX)
+    for key, gradient in gradients.items():
+        assert (gradient is None) == (wanted[key] is None), key
+        assert gradient is None or torch.equal(gradient, wanted[key]), key

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from samepath.model.tokenizer import Tokenizer
 from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling import SamplingSettings
@@ -28,3 +29,13 @@ def test_engine_any_batch_equals_the_learner_bit_for_bit(name: str) -> None:
     chunked = BuiltinEngine(family_model(name), TOKENIZER, BuiltinSettings(max_batch_tokens=16, page_size=4))
     for entry, wanted in zip(requests, groups, strict=True):
         assert_same_samples(chunked.run([entry])[0], wanted)
+
+
+def test_engine_every_end_id_of_the_tokenizer_ends_a_response() -> None:
+    """With all eighteen ids as ends, each response is one token long."""
+    tokenizer = Tokenizer(TOKENIZER.fast, "<eos>", "<bos>", range(18))
+    engine = BuiltinEngine(family_model("llama"), tokenizer, BuiltinSettings())
+    (group,) = engine.run([request("g", (2, 3, 4), SamplingSettings(max_new_tokens=9), (1, 2, 3))])
+    for rollout in group.rollouts:
+        assert rollout.segments[0].trained.sum() == 1
+        assert rollout.segments[0].finish_reason == "stop"
