@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
+from samepath.kernels.linear import linear
 
 
 def sigmoid(x: Tensor) -> Tensor:

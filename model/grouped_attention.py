@@ -5,10 +5,11 @@ Axes: N rows, D width, H query heads, G key heads, K head width, Q half of it.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import rms_norm
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_attention import dense_attend
+from samepath.kernels.linear import linear
 from samepath.kernels.window import AttentionPlan
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
