@@ -6,8 +6,8 @@ Backend = Literal["reference", "torch"]
 """`reference`: naive loops and dense products, any float type; the definition. `torch`: chunked, hand-written backward."""
 
 ROW_MULTIPLE = 16
-"""Row counts of every matrix product are padded to this multiple. On CPU a row of a stock float32 product then has the same
-bits for any row count, any offset and any thread count (measured: torch 2.13, AVX-512, widths 16 to 1024)."""
+"""Row counts of every matrix product are padded to this multiple. On CPU a row of a float32 product then has the same bits for any
+row count, any offset and any thread count (measured: torch 2.13, AVX-512, widths 16 to 2048)."""
 
 
 def require_backend(name: str) -> Backend:
