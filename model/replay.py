@@ -12,16 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samepath.model import replay_deepseek_v2, replay_mixtral, replay_sigmoid, replay_softmax
 from samepath.model.packed_pass import PassError, current_pass
+from samepath.model.replay_deepseek_v2 import DEEPSEEK_V2_ROUTERS, deepseek_v2_gates
+from samepath.model.replay_mixtral import MIXTRAL_ROUTERS, mixtral_gates
+from samepath.model.replay_sigmoid import SIGMOID_ROUTERS, sigmoid_gates
+from samepath.model.replay_softmax import SOFTMAX_ROUTERS, softmax_gates
 
 Gates = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """`gates(router, logits_NE, ids_NX)`: gate weights [N, X] of any experts, from live router logits, with gradient."""
 
 ROUTER_GATES: dict[str, Gates] = {
-    router: family.gates
-    for family in (replay_softmax, replay_mixtral, replay_deepseek_v2, replay_sigmoid)
-    for router in family.ROUTERS
+    **dict.fromkeys(SOFTMAX_ROUTERS, softmax_gates),
+    **dict.fromkeys(MIXTRAL_ROUTERS, mixtral_gates),
+    **dict.fromkeys(DEEPSEEK_V2_ROUTERS, deepseek_v2_gates),
+    **dict.fromkeys(SIGMOID_ROUTERS, sigmoid_gates),
 }
 """Router classes of transformers whose gates can be recomputed. All of them return (logits, gates, ids)."""
 

@@ -6,9 +6,11 @@ Axes: N rows, E experts, X experts chosen.
 import torch
 from torch import Tensor, nn
 
-ROUTERS = ("DeepseekV2TopkRouter",)
+DEEPSEEK_V2_ROUTERS = ("DeepseekV2TopkRouter",)
 
 
-def gates(router: nn.Module, logits_NE: Tensor, ids_NX: Tensor) -> Tensor:
+def deepseek_v2_gates(router: nn.Module, logits_NE: Tensor, ids_NX: Tensor) -> Tensor:
     """Gate weights [N, X] of the given experts, with gradient to the router."""
-    return logits_NE.softmax(-1, dtype=torch.float32).gather(1, ids_NX) * router.routed_scaling_factor
+    scores_NX = logits_NE.softmax(-1, dtype=torch.float32).gather(1, ids_NX)
+    scale: float = router.routed_scaling_factor  # type: ignore[assignment]
+    return scores_NX * scale

@@ -5,10 +5,10 @@ Axes: N rows, E experts, X experts chosen.
 
 from torch import Tensor, nn
 
-ROUTERS = ("MixtralTopKRouter",)
+MIXTRAL_ROUTERS = ("MixtralTopKRouter",)
 
 
-def gates(router: nn.Module, logits_NE: Tensor, ids_NX: Tensor) -> Tensor:
+def mixtral_gates(router: nn.Module, logits_NE: Tensor, ids_NX: Tensor) -> Tensor:
     """Gate weights [N, X] of the given experts, with gradient to the router."""
     gates_NX = logits_NE.float().softmax(-1).gather(1, ids_NX)
     return gates_NX / gates_NX.sum(-1, keepdim=True)

@@ -6,10 +6,10 @@ Axes: N rows, E experts, X experts chosen.
 import torch
 from torch import Tensor, nn
 
-ROUTERS = ("Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "OlmoeTopKRouter", "FlexOlmoTopKRouter")
+SOFTMAX_ROUTERS = ("Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "OlmoeTopKRouter", "FlexOlmoTopKRouter")
 
 
-def gates(router: nn.Module, logits_NE: Tensor, ids_NX: Tensor) -> Tensor:
+def softmax_gates(router: nn.Module, logits_NE: Tensor, ids_NX: Tensor) -> Tensor:
     """Gate weights [N, X] of the given experts, with gradient to the router."""
     gates_NX = logits_NE.softmax(-1, dtype=torch.float32).gather(1, ids_NX)
     if router.norm_topk_prob:

@@ -4,7 +4,6 @@ Axes: N rows (a multiple of 16), D width, V vocabulary, E experts, X experts cho
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.utils import logging
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
 from samepath.kernels.window import AttentionPlan, Window
 from samepath.model.key_store import KeyStore
+from samepath.model.lora import merged_state
 from samepath.model.model_input import ModelInput
 from samepath.model.packed_attention import ATTENTION_NAME
 from samepath.model.packed_pass import PackedPass, checkpoint_contexts, in_pass
@@ -64,8 +64,8 @@ class TransformersPolicy(Policy):
             num_hidden_layers=config.num_hidden_layers,
             max_position_embeddings=config.max_position_embeddings,
             moe_layers=tuple(routers),
-            n_routed_experts=int(first.num_experts) if first else 0,
-            num_experts_per_tok=int(first.top_k) if first else 0,
+            n_routed_experts=int(first.num_experts) if first else 0,  # type: ignore[arg-type]
+            num_experts_per_tok=int(first.top_k) if first else 0,  # type: ignore[arg-type]
             sparse_layers=(),
             window_heads=config.num_attention_heads,
         )
@@ -98,6 +98,11 @@ class TransformersPolicy(Policy):
             hidden_ND = self._hidden(batch)
         state.finish(trace, self._shape.num_hidden_layers, self._shape.moe_layers)
         return hidden_ND
+
+    @property
+    def has_selection_bias(self) -> bool:
+        """True if its routers select by score + bias, as DeepSeek-V3's do."""
+        return any(hasattr(router, "e_score_correction_bias") for router in self._routers.values())
 
     def train(self, mode: bool = True) -> "TransformersPolicy":
         """Stay in evaluation mode, so that no dropout or router noise parts the learner from the sampler."""
@@ -186,19 +191,18 @@ def load_transformers(folder: Path, backend: Backend) -> TransformersPolicy:
     return TransformersPolicy(model, backend)
 
 
-def checkpoint_tensors(policy: TransformersPolicy, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The weights under the names of their published checkpoints, one tensor an expert; tied copies are left out."""
-    model = policy.model
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    own = {name: tensor for name, tensor in (state or model.state_dict()).items() if name not in tied}
-    return dict(revert_weight_conversion(model, own))
+def checkpoint_tensors(policy: TransformersPolicy) -> dict[str, Tensor]:
+    """The weights under the names of their published checkpoints, one tensor an expert; adapters merged, tied copies left out."""
+    tied = set(getattr(policy.model, "all_tied_weights_keys", None) or ())
+    own = {name: tensor for name, tensor in merged_state(policy.model).items() if name not in tied}
+    return dict(revert_weight_conversion(policy.model, own))
 
 
-def save_transformers(policy: TransformersPolicy, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write `config.json` and safetensors as transformers does, with the routing keys that other loaders need."""
+def save_transformers(policy: TransformersPolicy, folder: Path) -> None:
+    """Write `config.json` and safetensors as transformers does, adapters merged, with the routing keys that other loaders need."""
     folder.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(folder, state_dict=state)
-    if any(hasattr(router, "e_score_correction_bias") for router in policy._routers.values()):
+    policy.model.save_pretrained(folder, state_dict=merged_state(policy.model))
+    if policy.has_selection_bias:
         path = folder / "config.json"
         config: dict[str, Any] = json.loads(path.read_text())
         path.write_text(json.dumps({**config, **SIGMOID_ROUTING}, indent=2) + "\n")
