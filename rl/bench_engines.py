@@ -15,10 +15,10 @@ from typing import Annotated, Any, get_args
 import typer
 
 from samepath.rl.bench import LONGEST_RUN_S, BenchError, peer_environment
-from samepath.rl.bench_engines_case import TINY_MOE, EngineCase, EnginePeer, EngineResult, ModelName
+from samepath.rl.bench_engines_case import TINY_MOE, TINY_VOCAB, EngineCase, EnginePeer, EngineResult, ModelName
 from samepath.rl.bench_engines_report import report
 from samepath.rl.environment import package_versions
-from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.engine_settings import VllmSettings, engine_environment
 
 RESULT_NAME = "bench-engines"
 QUICK: dict[str, Any] = {"num_sequences": 4, "new_tokens": 8, "rounds": 1}
@@ -36,7 +36,7 @@ def tiny_moe_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**TINY_MOE, eos_token_id=1, bos_token_id=0))
     model.save_pretrained(folder)
-    character_tokenizer("".join(chr(0x4E00 + index) for index in range(TINY_MOE["vocab_size"] - 2))).save(folder)
+    character_tokenizer("".join(chr(0x4E00 + index) for index in range(TINY_VOCAB - 2))).save(folder)
     return folder
 
 
@@ -54,7 +54,7 @@ def cases(
                         folder=str(folder.resolve()),
                         vocab_size=vocab_size,
                         peer=peer,
-                        precision=precision,  # type: ignore[arg-type]
+                        precision=precision,
                         threads=count,
                         **changes,
                     )
@@ -65,8 +65,9 @@ def measure(case: EngineCase) -> EngineResult:
     with tempfile.TemporaryDirectory() as folder:
         case_file, result_file = Path(folder) / "case.json", Path(folder) / "result.json"
         case_file.write_text(case.model_dump_json())
-        environment = peer_environment(case.threads) | (VllmSettings().environment() if case.peer == "vllm" else {})
-        environment |= {"OMP_NUM_THREADS": str(case.threads)}
+        environment = peer_environment(case.threads)
+        if case.peer == "vllm":
+            environment.update(engine_environment(VllmSettings()))
         command = [sys.executable, "-m", "samepath.rl.bench_engines_peer", str(case_file), str(result_file)]
         name = f"{case.peer} on {case.model}"
         try:

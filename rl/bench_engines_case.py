@@ -9,8 +9,9 @@ ModelName = Literal["tiny-qwen3-moe", "smollm2"]
 EnginePeer = Literal["builtin", "vllm", "generate"]
 Precision = Literal["float32", "bfloat16"]
 
+TINY_VOCAB = 512
 TINY_MOE = {
-    "vocab_size": 512,
+    "vocab_size": TINY_VOCAB,
     "hidden_size": 128,
     "intermediate_size": 256,
     "moe_intermediate_size": 64,

@@ -105,9 +105,10 @@ def build_peer(case: EngineCase) -> Peer:
                 raise ValueError(f"the built-in engine runs float32 on CPU; got {case.precision}")
             return EngineUnderTest(build_engine(folder, BuiltinSettings(max_sequences=max(case.num_sequences, 2))))
         case "vllm":
-            return EngineUnderTest(
-                build_engine(folder, VllmSettings(max_sequences=max(case.num_sequences, 2), dtype=case.precision))
+            settings = VllmSettings(
+                max_sequences=max(case.num_sequences, 2), dtype=case.precision, max_model_tokens=512
             )
+            return EngineUnderTest(build_engine(folder, settings))
         case "generate":
             return TransformersGenerate(case.folder, getattr(torch, case.precision))
 
