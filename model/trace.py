@@ -1,6 +1,6 @@
 """What a forward pass reports besides its result: routes, selections, expert load, the indexer's loss.
 
-Axes: N rows, L layers, X experts chosen, E experts.
+Axes: N rows, R rows counted (some perhaps several times), L layers, X experts chosen, E experts.
 """
 
 from dataclasses import dataclass, field
@@ -26,11 +26,11 @@ class ForwardTrace:
     indexer_losses: list[Tensor] = field(default_factory=list)
     """One [N] per layer, nats, with gradient to the indexer only."""
 
-    def mean_indexer_loss(self, num_rows: int) -> Tensor:
-        """Mean over layers and the first `num_rows` rows, nats; 0 for a model without an indexer."""
+    def mean_indexer_loss(self, rows_R: Tensor) -> Tensor:
+        """Mean over layers and the given rows, nats; 0 for a model without an indexer."""
         if not self.indexer_losses:
             return torch.zeros(())
-        return torch.stack(self.indexer_losses)[:, :num_rows].mean()
+        return torch.stack(self.indexer_losses)[:, rows_R].mean()
 
     def stacked_routes(self) -> Tensor:
         """[N, L_moe, X] int16; empty middle axis for a dense model."""

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -115,6 +115,31 @@ def evaluate(
     """Held-out accuracy of a checkpoint on a recipe's task."""
     result = evaluate_source(load_recipe(recipe, overrides or [], Recipe), recipe.parent, checkpoint)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="GGUF file, folder, installed package that carries a GGUF file, or hub name")
+    ],
+    target: Annotated[Path, typer.Argument(help="checkpoint folder to write")],
+    file: Annotated[str, typer.Option(help="which GGUF file, if the source has several")] = "",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights")
+    ] = "float32",
+) -> None:
+    """Turn a model into a checkpoint folder with plain, trainable weights, once."""
+    # Late: no other command needs it.
+    from samepath.rl.convert import convert as write_checkpoint
+    from samepath.rl.convert import find_source
+
+    done = write_checkpoint(find_source(source, file), target, dtype, Console(stderr=True).print)
+    Console().print(
+        f"{done.folder}: {done.architecture}, {done.parameters:,} parameters, {dtype}, {done.size_bytes / 2**20:.0f} MiB",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -137,13 +137,12 @@ class ColdStart:
             num_selected=longest if dense else None,
         )
         loss = -result.logprobs_M.sum() / total
-        indexer_kl = result.trace.mean_indexer_loss(packed.num_rows)
+        indexer_kl = result.trace.mean_indexer_loss(packed.rows_R)
         share = len(result.logprobs_M) / total
         gradients = gradients_of(loss + share * indexer_kl, parameters)
         experts = self.model.shape.n_routed_experts
         counts = [
-            torch.bincount(routes_NX[: packed.num_rows].flatten(), minlength=experts)
-            for routes_NX in result.trace.routes
+            torch.bincount(routes_NX[packed.rows_R].flatten(), minlength=experts) for routes_NX in result.trace.routes
         ]
         return _Pass(
             gradients=gradients,

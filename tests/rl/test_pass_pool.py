@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samepath.model.tokenizer import character_tokenizer
 from samepath.rl.batch import TrainSequence, split_by_tokens
 from samepath.rl.cold_start import supervised_sequence
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
-from tests.conftest import ALPHABET, tiny_model
+from tests.conftest import tiny_model
 
 
 def test_map_with_two_threads_keeps_order_and_runs_side_by_side() -> None:
@@ -54,8 +53,9 @@ def test_add_gradients_of_parts_equals_the_gradient_of_the_whole() -> None:
 
 
 def sequences_of(lengths: list[int]) -> list[TrainSequence]:
-    model, tokenizer = tiny_model(), character_tokenizer(ALPHABET)
-    return [supervised_sequence(tokenizer.encode("1"), (3,) * (length - 1), model) for length in lengths]
+    model = tiny_model()
+    prompts = [(2 + place % 16, 2 + place // 16) for place in range(len(lengths))]
+    return [supervised_sequence(prompt, (3,) * (length - 1), model) for prompt, length in zip(prompts, lengths)]
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=20), st.integers(16, 100), st.integers(1, 4))
