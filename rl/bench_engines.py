@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from samepath.model.tokenizer import character_tokenizer
 from samepath.rl.bench import LONGEST_RUN_S, BenchError, peer_environment
 from samepath.rl.bench_engines_case import TINY_MOE, TINY_VOCAB, EngineCase, EnginePeer, EngineResult, ModelName
 from samepath.rl.bench_engines_report import report
@@ -30,8 +31,6 @@ def tiny_moe_folder(folder: Path) -> Path:
     # Late: the driver needs no torch otherwise.
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    from samepath.model.tokenizer import character_tokenizer
 
     torch.manual_seed(0)
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**TINY_MOE, eos_token_id=1, bos_token_id=0))
