@@ -123,6 +123,7 @@ class Learner:
     def _placed(self, model: Policy, *, trained: bool) -> Policy:
         """Foreign models go where accelerate puts them; the own network stays on the CPU."""
         if self._recipe.model.implementation == "own":
+            model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
             return model
         # Late: importing accelerate and transformers' models takes seconds that no run of the own network needs.
         from samepath.rl.acceleration import accelerated

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from samepath.model.config import ModelConfig
+from samepath.model.config_file import read_config
 from samepath.model.network import CausalLM
 from samepath.model.policy import Policy
 from samepath.rl.model_source import CheckpointModel, resolve_folder
@@ -31,6 +31,6 @@ def check_engine(recipe: Recipe, recipe_dir: Path) -> None:
         return
     if isinstance(recipe.engine, BuiltinSettings):
         try:
-            ModelConfig.from_json(resolve_folder(model.path, recipe_dir) / "config.json")
+            read_config(resolve_folder(model.path, recipe_dir) / "config.json")
         except ValueError as error:
             raise ValueError(f"engine: builtin cannot run this model ({error}). Set engine=vllm.") from error

@@ -105,16 +105,15 @@ class Recipe(BaseModel):
                 f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
             )
         if isinstance(self.model, NewModel):
-            sizes = self.model.config
-            layers, dense = int(sizes["num_hidden_layers"]), int(sizes["first_k_dense_replace"])
-            if self.rl.keep_routing != "off" and layers == dense:
+            shape = self.model.shape
+            if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:
                 problems.append(
                     "rl.keep_routing needs a mixture-of-experts layer: every layer is dense (model.config.first_k_dense_replace)"
                 )
-            if self.sampling.max_new_tokens >= int(sizes["max_position_embeddings"]):
+            if self.sampling.max_new_tokens >= shape.max_position_embeddings:
                 problems.append(
                     f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
-                    f"model.config.max_position_embeddings={sizes['max_position_embeddings']}"
+                    f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                 )
         return problems + self._impossible_for_the_implementation()
 
@@ -124,7 +123,6 @@ class Recipe(BaseModel):
         if self.model.implementation == "own":
             for name, used in (
                 ("precision", learner.precision != "fp32"),
-                ("activation_checkpointing", learner.activation_checkpointing),
                 ("lora", learner.lora.enabled),
             ):
                 if used:

@@ -239,10 +239,6 @@ def test_lora_reference_shares_the_frozen_weights_and_stays_the_start(foreign_re
         (["cold_start.dense_warmup_steps=1"], "implementation: own"),
         (["model.implementation=own", "learner.precision=bf16"], "learner.precision needs model.implementation"),
         (["model.implementation=own", "learner.lora.rank=4"], "learner.lora needs model.implementation"),
-        (
-            ["model.implementation=own", "learner.activation_checkpointing=true"],
-            "learner.activation_checkpointing needs model.implementation",
-        ),
     ],
 )
 def test_recipe_that_asks_for_what_the_implementation_lacks_is_refused(
