@@ -133,6 +133,7 @@ class Learner:
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self._updater = PolicyUpdater(self._model, reference, rl, learner)
 
