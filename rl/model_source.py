@@ -53,7 +53,9 @@ class CheckpointModel(BaseModel):
 
     kind: Literal["checkpoint"] = Field("checkpoint", description="load weights")
     path: str = Field(min_length=1, description="folder (relative to the recipe) or hub name such as organisation/name")
-    implementation: Implementation = Field("own", description="`own`: this package's network")
+    implementation: Implementation = Field(
+        "own", description="`own`: this package's network; `transformers`: any of its causal language models"
+    )
     backend: Backend = Field("torch", description="kernels")
 
 

@@ -10,6 +10,7 @@ from samepath.rewards.runner import RewardRunner
 from samepath.rl.evaluation import evaluate
 from samepath.rl.learner import latest_checkpoint
 from samepath.rl.model_source import build_model
+from samepath.rl.policy_checks import check_engine, check_policy
 from samepath.rl.prompts import seed_of
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
@@ -31,7 +32,9 @@ def validated(recipe: Recipe, recipe_dir: Path) -> Sequence[str]:
     Raises the first error of each step, as a run would before any work.
     """
     task = build_task(recipe.task, recipe_dir)
+    check_engine(recipe, recipe_dir)
     model, tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
+    check_policy(recipe, model)
     prompts = [tokenizer.encode(row.text) for row in task.held_out]
     longest = max(map(len, prompts)) + recipe.sampling.max_new_tokens
     if longest > model.shape.max_position_embeddings:

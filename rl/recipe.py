@@ -116,6 +116,29 @@ class Recipe(BaseModel):
                     f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
                     f"model.config.max_position_embeddings={sizes['max_position_embeddings']}"
                 )
+        return problems + self._impossible_for_the_implementation()
+
+    def _impossible_for_the_implementation(self) -> list[str]:
+        """Options that the model's implementation does not have."""
+        learner, problems = self.learner, []
+        if self.model.implementation == "own":
+            for name, used in (
+                ("precision", learner.precision != "fp32"),
+                ("activation_checkpointing", learner.activation_checkpointing),
+                ("lora", learner.lora.enabled),
+            ):
+                if used:
+                    problems.append(f"learner.{name} needs model.implementation: transformers")
+            return problems
+        if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
+            problems.append(
+                "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
+            )
+        if self.rl.keep_routing == "sampler" and self.rl.max_gap_at_lag_0 == 0:
+            problems.append(
+                f"rl.max_gap_at_lag_0 must be above 0: the {self.engine.kind} engine and a transformers model round differently even in "
+                "float32 (0.01 nats is a fair bound there, 0.5 for a bfloat16 engine)"
+            )
         return problems
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.engine_settings import EngineSettings, engine_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
@@ -26,6 +26,14 @@ class RolloutSettings(BaseModel):
         120.0, gt=0, description="longest time without any answer from a worker before it is replaced, seconds"
     )
     max_replacements: int = Field(8, ge=0, description="workers replaced in one run before it is stopped")
+
+
+def worker_environment(
+    engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables of a worker's process: its threads, what its engine needs, and the caller's own on top."""
+    threads = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**threads, **engine_environment(engine), **environment}
 
 
 class RolloutPool(Protocol):

@@ -15,18 +15,15 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.pool import RolloutSettings
+from samepath.rollout.pool import RolloutSettings, worker_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
 
 SLICE_S = 2.0
 """Longest time that one call on an actor works before it reports."""
-
-
-class RolloutPoolError(RuntimeError):
-    """Workers failed more often than the recipe allows, or did not start."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +43,7 @@ class RayPool:
         self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
     ) -> None:
         self._folder, self._engine, self._settings = model_folder, engine, settings
-        self._environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE", **environment}
+        self._environment = worker_environment(engine, settings, environment)
         self._weights: tuple[Any, int] | None = None
         self._replaced = 0
         self._retired: dict[str, float] = {}

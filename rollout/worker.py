@@ -21,8 +21,10 @@ class RolloutWorker:
     """Owns an engine. Groups go in with `work`, finished groups come out of it."""
 
     def __init__(self, model_folder: Path, settings: EngineSettings, threads: int) -> None:
-        self._threads = threads
-        torch.set_num_threads(threads)
+        # vLLM takes its threads from OMP_NUM_THREADS and makes this call do nothing.
+        self._threads = threads if settings.kind == "builtin" else 0
+        if self._threads:
+            torch.set_num_threads(threads)
         self.engine = build_engine(model_folder, settings)
 
     def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> int:
@@ -36,7 +38,8 @@ class RolloutWorker:
 
     def work(self, requests: Sequence[GroupRequest], slice_s: float) -> list[Group]:
         """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
-        torch.set_num_threads(self._threads)
+        if self._threads:
+            torch.set_num_threads(self._threads)
         finished = [group for group in map(self.engine.submit, requests) if group is not None]
         deadline = time.monotonic() + slice_s
         while self.engine.busy and not finished and time.monotonic() < deadline:
