@@ -91,8 +91,8 @@ class Learner:
         self.version += 1
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """All weights under their published names, copied."""
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in policy_tensors(self._model).items()}
+        """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
         """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
@@ -155,6 +155,7 @@ class Learner:
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self._updater = PolicyUpdater(self._model, reference, rl, learner)
 
