@@ -54,6 +54,7 @@ def run_checks() -> list[Check]:
         ("reward math", "math_verify", "math"),
         ("task reasoning_gym", "reasoning_gym", "gym"),
         ("convert gguf", "gguf", "gguf"),
+        ("learner lora", "peft", "lora"),
     ):
         found = importlib.util.find_spec(module) is not None
         package = module.replace("_", "-")
