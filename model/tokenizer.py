@@ -7,6 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from samepath.model.chat import TEMPLATE_FILE, ChatForm, ChatTemplate, chat_text, read_chat_template, token_text
+
 END = "<eos>"
 START = "<bos>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -16,8 +18,8 @@ CONFIG_FILE = "tokenizer_config.json"
 class Tokenizer:
     """A `tokenizers` tokenizer with its end-of-sequence id; tokens in, tokens out, never re-encoded."""
 
-    def __init__(self, fast: FastTokenizer, end_token: str, start_token: str) -> None:
-        self.fast = fast
+    def __init__(self, fast: FastTokenizer, end_token: str, start_token: str, chat: ChatTemplate | None = None) -> None:
+        self.fast, self.chat = fast, chat
         self.end_token, self.start_token = end_token, start_token
         self.end_id = self._id(end_token)
         self.start_id = self._id(start_token) if start_token else None
@@ -46,6 +48,23 @@ class Tokenizer:
             raise ValueError(f"every character must be in the tokenizer's alphabet; {unknown} of {text!r} are not")
         return tuple(ids)
 
+    def encode_chat(self, question: str, form: ChatForm) -> tuple[int, ...]:
+        """Ids of a conversation up to where the answer begins, in the checkpoint's own chat form.
+
+        Raises ValueError if the checkpoint has no template, if the template refuses, or if the texts hold a special token.
+        """
+        if self.chat is None:
+            raise ValueError(
+                f"a chat prompt needs the checkpoint's template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); it has none. "
+                "Switch task.chat.enabled off, or take a checkpoint tuned for chat."
+            )
+        special = [token.content for token in self.fast.get_added_tokens_decoder().values() if token.special]
+        for token in special:
+            if token in question or token in form.system:
+                raise ValueError(f"a chat prompt must not hold special tokens; {token!r} is in {question!r:.200}")
+        # The template writes the start token itself where there is one.
+        return self.encode_continuation(chat_text(self.chat, form, question))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return str(self.fast.decode(list(ids), skip_special_tokens=True))
@@ -55,12 +74,16 @@ class Tokenizer:
         return [self.fast.decode([token_id], skip_special_tokens=False) for token_id in ids]
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, loadable by transformers."""
+        """Write `tokenizer.json`, `tokenizer_config.json` and the chat template, loadable by transformers."""
         folder.mkdir(parents=True, exist_ok=True)
         self.fast.save(str(folder / TOKENIZER_FILE))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
+        config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
         if self.start_token:
             config["bos_token"] = self.start_token
+        if self.chat is not None:
+            # The template may name a start token that plain prompts do not begin with.
+            config = {**self.chat.special_tokens, **config, "add_bos_token": bool(self.start_token)}
+            (folder / TEMPLATE_FILE).write_text(self.chat.source, encoding="utf-8")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -83,15 +106,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             raise FileNotFoundError(f"a tokenizer needs {name}; none in {folder}")
     config = json.loads((folder / CONFIG_FILE).read_text())
 
-    def text(entry: object) -> str:
-        return str(entry["content"]) if isinstance(entry, dict) else str(entry or "")
-
     fast = FastTokenizer.from_file(str(folder / TOKENIZER_FILE))
     if not config.get("eos_token"):
         raise ValueError(f"{folder / CONFIG_FILE} must name an eos_token: without one no answer can end")
     start = (
-        text(config.get("bos_token"))
+        token_text(config.get("bos_token"))
         if config.get("add_bos_token", config.get("tokenizer_class") == "PreTrainedTokenizerFast")
         else ""
     )
-    return Tokenizer(fast, text(config["eos_token"]), start)
+    chat = read_chat_template(folder, config, fast.get_vocab(with_added_tokens=True))
+    return Tokenizer(fast, token_text(config["eos_token"]), start, chat)

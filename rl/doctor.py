@@ -53,6 +53,7 @@ def run_checks() -> list[Check]:
         ("tracking mlflow", "mlflow", "mlflow"),
         ("reward math", "math_verify", "math"),
         ("task reasoning_gym", "reasoning_gym", "gym"),
+        ("task hub", "datasets", "hub"),
         ("convert gguf", "gguf", "gguf"),
         ("learner lora", "peft", "lora"),
     ):
