@@ -200,6 +200,7 @@ def checkpoint_tensors(policy: TransformersPolicy) -> dict[str, Tensor]:
 
 def save_transformers(policy: TransformersPolicy, folder: Path) -> None:
     """Write `config.json` and safetensors as transformers does, adapters merged, with the routing keys that other loaders need."""
+    logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     policy.model.save_pretrained(folder, state_dict=merged_state(policy.model))
     if policy.has_selection_bias:
