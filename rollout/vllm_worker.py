@@ -1,4 +1,4 @@
-"""vLLM's CPU worker with the two records that version 0.32 makes on GPUs only: experts of every token, candidates of every sample.
+"""The CPU worker of vLLM with the two records that version 0.32 makes on GPUs only: experts of every token, candidates of every sample.
 
 The routes go through vLLM's own connector, which keeps them by the hash of a cache page, so that a prompt found in the prefix cache comes
 with the routes of the run that computed it.
