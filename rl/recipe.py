@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings, OptimizerSettings
 from samepath.rl.cold_start import ColdStartSettings
+from samepath.rl.engine_demands import EngineUse, unmet_demands
 from samepath.rl.model_source import ModelSettings, NewModel
 from samepath.rl.tasks import TaskSettings
 from samepath.rl.tracking import TrackingSettings
@@ -100,7 +101,18 @@ class Recipe(BaseModel):
             and "keep_sampling_mask" not in self.rl.model_fields_set
         ):
             problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
-        if self.rl.group_size > self.engine.max_sequences:
+        evaluation = SamplingSettings(temperature=self.evaluation.temperature, top_p=self.evaluation.top_p)
+        problems += unmet_demands(
+            EngineUse(
+                engine=self.engine,
+                runtime=self.runtime,
+                model=self.model,
+                rl=self.rl,
+                sampling=self.sampling,
+                evaluation=evaluation,
+            )
+        )
+        if isinstance(self.engine, BuiltinSettings) and self.rl.group_size > self.engine.max_sequences:
             problems.append(
                 f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
             )
