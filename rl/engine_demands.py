@@ -76,7 +76,9 @@ def _gap(use: EngineUse) -> list[str]:
     if not use.rl.steps or use.rl.max_gap_at_lag_0 > 0:
         return []
     reason = refusal(Capability.ZERO_GAP, use.engine)
-    if not reason and isinstance(use.engine, VllmSettings) and not isinstance(use.model, NewModel):
+    if use.model.implementation == "transformers":
+        reason = "a transformers model rounds otherwise than any engine, in float32 too"
+    elif not reason and isinstance(use.engine, VllmSettings) and not isinstance(use.model, NewModel):
         reason = "engine.kind vllm offers it for the own network only"
     if not reason:
         return []

@@ -3,7 +3,7 @@
 vLLM's own classes for models with an indexer run on GPUs only and break ties as `torch.topk` happens to. Here both sides select by
 `kernels/selection.py`, so routes and log-probabilities are those of the built-in engine.
 
-Axes: N rows of a step, K key width, J indexer key width, V vocabulary.
+Axes: N rows of a step, G key heads, W width of a cached row of one head, J indexer key width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,6 +25,7 @@ from samepath.kernels.backend import round_up
 from samepath.kernels.logprob import padded_logits
 from samepath.model.checkpoint import load_published
 from samepath.model.config import ModelConfig
+from samepath.model.config_file import read_config
 from samepath.model.model_input import ModelInput
 from samepath.model.network import CausalLM
 from samepath.model.plan import Span, plan_spans
@@ -68,7 +69,7 @@ class PageBackend(AttentionBackend):
         return "SAMEPATH"
 
     @staticmethod
-    def get_impl_cls() -> type[AttentionImpl]:
+    def get_impl_cls() -> Any:
         """Never asked for: no attention layer of vLLM runs."""
         return AttentionImpl
 
@@ -89,7 +90,7 @@ class PageBackend(AttentionBackend):
 
 
 class LayerCache(nn.Module, AttentionLayerBase):
-    """Pages of one layer, a row a token: its latent key and its indexer key side by side."""
+    """Pages of one layer, a row a token: the rows of its key heads and its indexer key side by side."""
 
     def __init__(self, width: int, prefix: str) -> None:
         super().__init__()
@@ -109,7 +110,8 @@ class LayerCache(nn.Module, AttentionLayerBase):
 
     def rows(self) -> Tensor:
         """All slots of the layer, `[slots, width]`, in page order."""
-        return self.kv_cache.view(-1, self.width)
+        cached: Tensor = self.kv_cache
+        return cached.view(-1, self.width)
 
 
 class RouteTap(nn.Module):
@@ -125,15 +127,21 @@ class RouteTap(nn.Module):
 class PagedKeys:
     """The network's key store over the pages of all layers; padding rows are written nowhere."""
 
-    def __init__(self, caches: list[LayerCache], slots: Tensor, key_width: int) -> None:
-        self._caches, self._slots, self._key_width = caches, slots, key_width
+    def __init__(self, caches: list[LayerCache], slots: Tensor, config: ModelConfig) -> None:
+        self._caches, self._slots = caches, slots
+        self._heads, self._width = config.key_heads, config.key_row_width
 
-    def update(self, layer: int, keys_NK: Tensor, index_keys_NJ: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, rows_GNW: Tensor) -> Tensor:
         """Write the step's rows, then return the layer's."""
-        rows = self._caches[layer].rows()
-        count = len(self._slots)
-        rows[self._slots] = torch.cat([keys_NK[:count], index_keys_NJ[:count]], -1)
-        return rows[:, : self._key_width], rows[:, self._key_width :]
+        keys = self._caches[layer].rows()[:, : self._heads * self._width]
+        keys[self._slots] = rows_GNW[:, : len(self._slots)].transpose(0, 1).flatten(1)
+        return keys.view(-1, self._heads, self._width).transpose(0, 1)
+
+    def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
+        """Write the step's indexer keys, then return the layer's."""
+        keys = self._caches[layer].rows()[:, self._heads * self._width :]
+        keys[self._slots] = index_keys_NJ[: len(self._slots)]
+        return keys
 
 
 class SamepathForCausalLM(nn.Module):
@@ -145,10 +153,10 @@ class SamepathForCausalLM(nn.Module):
             raise ValueError(
                 f"the own network selects keys in float32: set engine.dtype=float32; got {vllm_config.model_config.dtype}"
             )
-        config = ModelConfig.from_json(Path(vllm_config.model_config.model) / "config.json")
+        config = read_config(Path(vllm_config.model_config.model) / "config.json")
         self.config = config
         self.network = CausalLM(config)
-        width = config.key_width + config.index_head_dim
+        width = config.key_heads * config.key_row_width + (config.index_head_dim if config.sparse_layers else 0)
         self.caches = nn.ModuleList(
             LayerCache(width, f"layers.{layer}.keys") for layer in range(config.num_hidden_layers)
         )
@@ -182,7 +190,7 @@ class SamepathForCausalLM(nn.Module):
             plan=plan_spans(self._spans(step, starts, lengths), padded, self.config.window_heads),
         )
         trace = ForwardTrace()
-        store = PagedKeys(list(self.caches), step.slots[:num_rows], self.config.key_width)  # type: ignore[arg-type]
+        store = PagedKeys(list(self.caches), step.slots[:num_rows], self.config)  # type: ignore[arg-type]
         hidden_ND = self.network(batch, store, trace)[:num_rows]
         for layer, routes_NX in zip(self.layers.values(), trace.routes, strict=True):
             capture = layer["routes"].capture_fn  # type: ignore[index]
@@ -202,7 +210,7 @@ class SamepathForCausalLM(nn.Module):
 
     def _spans(self, step: StepPages, starts: list[int], lengths: list[int]) -> list[Span]:
         """The step's rows of each request, with the slot of every position it may look back to."""
-        size = self.caches[0].block_size
+        size: int = self.caches[0].block_size  # type: ignore[assignment]
         spans = []
         for index, (first_row, end_row) in enumerate(pairwise(starts)):
             length, count = lengths[index], end_row - first_row

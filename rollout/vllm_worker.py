@@ -60,8 +60,9 @@ class RecordingRunner(CPUModelRunner):
             sampled = np.array(counts)
             pending.enqueue_cpu_copy(sampled, np.zeros_like(sampled))
             output.aux_output_connector_output = pending.process_output()
-        if self._processed_BV is not None:
-            output.sampling_masks = candidate_lists(self._processed_BV)
+        processed_BV: Tensor | None = self._processed_BV
+        if processed_BV is not None:
+            output.sampling_masks = candidate_lists(processed_BV)
         return output
 
     @contextmanager
