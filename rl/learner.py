@@ -15,9 +15,9 @@ from samepath.model.policy import Policy
 from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
-from samepath.rl.model_source import build_model, save_model
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder, save_model
 from samepath.rl.pass_pool import PassPool
-from samepath.rl.policy_checks import check_engine, check_policy
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
@@ -37,7 +37,8 @@ class Learner:
         self.version = 0
         self._updates = 0
         if resume_from is None:
-            check_engine(recipe, recipe_dir)
+            if isinstance(recipe.model, CheckpointModel):
+                check_checkpoint(recipe, resolve_folder(recipe.model.path, recipe_dir))
             model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
             # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
@@ -125,8 +126,10 @@ class Learner:
         if self._recipe.model.implementation == "own":
             return model
         # Late: importing accelerate and transformers' models takes seconds that no run of the own network needs.
+        from samepath.model.transformers_policy import TransformersPolicy
         from samepath.rl.acceleration import accelerated
 
+        assert isinstance(model, TransformersPolicy)
         return accelerated(model, self._recipe.learner, trained=trained)
 
     def _begin_rl(self) -> None:
