@@ -92,8 +92,8 @@ class Learner:
         self.version += 1
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """All weights under their published names, copied."""
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in policy_tensors(self._model).items()}
+        """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
         """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
@@ -123,13 +123,12 @@ class Learner:
 
     def _placed(self, model: Policy, *, trained: bool) -> Policy:
         """Foreign models go where accelerate puts them; the own network stays on the CPU."""
+        model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
         if self._recipe.model.implementation == "own":
             return model
-        # Late: importing accelerate and transformers' models takes seconds that no run of the own network needs.
-        from samepath.model.transformers_policy import TransformersPolicy
+        # Late: importing accelerate takes seconds that no run of the own network needs.
         from samepath.rl.acceleration import accelerated
 
-        assert isinstance(model, TransformersPolicy)
         return accelerated(model, self._recipe.learner, trained=trained)
 
     def _begin_rl(self) -> None:
@@ -157,6 +156,7 @@ class Learner:
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self._updater = PolicyUpdater(self._model, reference, rl, learner)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from samepath.model.config import ModelConfig
+from samepath.model.config_file import read_config
 from samepath.model.lora import check_targets
 from samepath.model.policy import Policy
 from samepath.rl.recipe import Recipe
@@ -24,7 +24,7 @@ def check_checkpoint(recipe: Recipe, folder: Path) -> None:
         check_targets(model, recipe.learner.lora)
     if isinstance(recipe.engine, BuiltinSettings):
         try:
-            ModelConfig.from_json(folder / "config.json")
+            read_config(folder / "config.json")
         except ValueError as error:
             raise ValueError(f"engine: builtin cannot run this model ({error}). Set engine=vllm.") from error
 

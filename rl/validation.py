@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import psutil
 
-from samepath.model.config import ModelConfig
+from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
 from samepath.model.published_sizes import SizesError, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
@@ -146,7 +146,7 @@ class _Checks:
             raise
         self.config = check_expected(model.expected, self.folder)
         if model.implementation == "own":
-            ModelConfig.from_json(self.folder / "config.json")
+            read_config(self.folder / "config.json")
         check_checkpoint(self.recipe, self.folder)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
         return f"{self.config.get('model_type')} in {self.folder}{compared}"
