@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import yaml
-from accelerate.state import AcceleratorState
 from pydantic import ValidationError
 
 from samepath.model.policy_files import load_policy, policy_tensors
@@ -21,38 +19,15 @@ from samepath.rl.learner import Learner
 from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.policy_pass import run_policy
 from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import RecipeError, load_recipe
+from samepath.rl.recipe_file import RecipeError
 from samepath.rl.train_batch import TrainBatch, UpdateReport
 from samepath.rollout.types import Segment
 from tests.conftest import ALPHABET
-from tests.rl.conftest import TINY
-from tests.tiny_transformers import save_tiny, tiny_transformers
+from tests.rl.conftest import RESPONSE, SAMPLES
+from tests.tiny_transformers import tiny_transformers
 
-GROUPS, SAMPLES, PROMPT, LENGTH = 4, 2, 5, 21
-FOREIGN: dict[str, Any] = {
-    **TINY,
-    "engine": "vllm",
-    "cold_start": {"steps": 0},
-    "rl": {**TINY["rl"], "max_gap_at_lag_0": 0.01, "group_size": SAMPLES},
-    "sampling": {"max_new_tokens": LENGTH - PROMPT},
-}
-
-
-@pytest.fixture
-def foreign_recipe(tmp_path: Path):
-    """`foreign_recipe("Olmoe", "key=value", …)`: a recipe on a tiny checkpoint of that family."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-    def load(family: str, *overrides: str) -> Recipe:
-        folder = tmp_path / family
-        if not folder.exists():
-            save_tiny(folder, family)
-        path = tmp_path / "foreign.yaml"
-        model = {"kind": "checkpoint", "path": str(folder), "implementation": "transformers"}
-        path.write_text(yaml.safe_dump({**FOREIGN, "model": model}))
-        return load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", *overrides], Recipe)
-
-    return load
+GROUPS, PROMPT = 4, 5
+LENGTH = PROMPT + RESPONSE
 
 
 def sampled_batch(policy: TransformersPolicy, seed: int = 0, version: int = 0) -> TrainBatch:
