@@ -15,6 +15,7 @@ from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokeni
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.hub import HubUnreachableError
 from samepath.rl.model_source import NewModel, check_expected, resolve_folder
+from samepath.rl.policy_checks import check_checkpoint
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_memory import DEVICES, MemoryPlan, memory_lines, memory_plan
 from samepath.rl.task_row import Task
@@ -146,6 +147,7 @@ class _Checks:
         self.config = check_expected(model.expected, self.folder)
         if model.implementation == "own":
             read_config(self.folder / "config.json")
+        check_checkpoint(self.recipe, self.folder)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
         return f"{self.config.get('model_type')} in {self.folder}{compared}"
 
