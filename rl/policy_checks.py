@@ -31,6 +31,6 @@ def check_engine(recipe: Recipe, recipe_dir: Path) -> None:
         return
     if isinstance(recipe.engine, BuiltinSettings):
         try:
-            ModelConfig.from_json(resolve_folder(model.path, recipe_dir) / "config.json")
+            ModelConfig.from_json(resolve_folder(model.path, recipe_dir, weights=False) / "config.json")
         except ValueError as error:
             raise ValueError(f"engine: builtin cannot run this model ({error}). Set engine=vllm.") from error
