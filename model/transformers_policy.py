@@ -108,7 +108,7 @@ class TransformersPolicy(Policy):
         return self
 
     @property
-    def activation_checkpointing(self) -> bool:  # type: ignore[override]
+    def activation_checkpointing(self) -> bool:
         """Keep only each layer's input and compute the layer again in the backward pass, on the same experts."""
         return bool(self.model.is_gradient_checkpointing)
 

@@ -124,6 +124,14 @@ def resolve_folder(path: str, recipe_dir: Path, *, weights: bool = True) -> Path
     return hub_folder(path, "model", [*CONFIG_FILES, *(["*.safetensors"] if weights else [])])
 
 
+def model_config(settings: NewModel | CheckpointModel, recipe_dir: Path) -> dict[str, Any]:
+    """The model's config.json, or what a new model's would say of its sizes. Fetches no weights."""
+    if isinstance(settings, NewModel):
+        vocab_size = character_tokenizer(settings.alphabet).vocab_size
+        return {"model_type": "deepseek_v32", **settings.config, "vocab_size": vocab_size}
+    return check_expected(settings.expected, resolve_folder(settings.path, recipe_dir, weights=False))
+
+
 def check_expected(expected: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises ValueError listing every size that is not what the recipe expects."""
     path = folder / "config.json"

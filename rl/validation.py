@@ -1,47 +1,33 @@
 """`samepath validate`: everything that can be checked before a run without starting it, each check with its outcome."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Any
 
 from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
 from samepath.model.published_sizes import SizesError, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.finding import Finding, Outcome
 from samepath.rl.hub import HubUnreachableError
-from samepath.rl.model_source import NewModel, check_expected, resolve_folder
-from samepath.rl.policy_checks import check_checkpoint
+from samepath.rl.memory_findings import memory_findings
+from samepath.rl.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_memory import DEVICES, MemoryPlan, memory_lines, memory_plan
+from samepath.rl.recipe_memory import MemoryPlan, memory_lines, memory_plan
 from samepath.rl.task_row import Task
 from samepath.rl.tasks import build_task
 from samepath.rl.traces import resolve_traces
+from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.vllm_version import require_vllm
 
-Outcome = Literal["ok", "not checked", "obstacle", "wrong"]
+MAX_BUILT_PARAMETERS = 2 * 10**9
+"""A larger network is never built here; everything else is read from its configuration."""
 PROBED_ROWS = 64
 """Training prompts that are encoded, beside all held-out ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One check.
-
-    Example:
-        Finding(name="task", outcome="not checked", detail="dataset openai/gsm8k is not in the hub's cache, …")
-    """
-
-    name: str
-    """What was looked at."""
-    outcome: Outcome
-    """`wrong`: the recipe must change. `obstacle`: the recipe is right, but this version or this machine cannot run it."""
-    detail: str
-    """What was found, and what to do."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +82,8 @@ class _Checks:
         self._check("model", self._model)
         self._check("sizes", self._sizes)
         self._check("tokenizer", self._tokenizer)
+        if self._can_build():
+            self._check("network", self._network)
         if self.recipe.task.chat.enabled:
             self._check("chat template", self._chat)
         self._check("prompts", self._prompts)
@@ -136,8 +124,7 @@ class _Checks:
         """Find the configuration; the weights are neither fetched nor built."""
         model = self.recipe.model
         if isinstance(model, NewModel):
-            ids = {"vocab_size": character_tokenizer(model.alphabet).vocab_size}
-            self.config = {"model_type": "deepseek_v32", **model.config, **ids}
+            self.config = model_config(model, self.recipe_dir)
             return "built new from model.config"
         try:
             self.folder = resolve_folder(model.path, self.recipe_dir, weights=False)
@@ -177,6 +164,19 @@ class _Checks:
             f"{sizes.parameters:,} parameters, {sizes.active:,} active for a token, {sizes.num_layers} layers, {moe}, "
             f"{sizes.max_positions:,} positions{source}"
         )
+
+    def _network(self) -> str:
+        """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
+        policy, _ = build_model(self.recipe.model, self.recipe_dir, self.recipe.seed)
+        check_policy(self.recipe, policy)
+        shape = policy.shape
+        return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
+
+    def _can_build(self) -> bool:
+        """Whether the network is small and needs no download."""
+        small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
+        here = self.folder is not None and any(self.folder.glob("*.safetensors"))
+        return small and (here or isinstance(self.recipe.model, NewModel))
 
     def _tokenizer(self) -> str:
         model = self.recipe.model
@@ -230,36 +230,20 @@ class _Checks:
 
     def _engine(self) -> None:
         engine = self.recipe.engine
-        if isinstance(engine, VllmSettings) and importlib.util.find_spec("vllm") is None:
-            self._add(
-                "engine",
-                "obstacle",
-                "engine.kind vllm needs vLLM, which is not installed here: pip install samepath[vllm]",
-            )
-        else:
-            self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
+        if isinstance(engine, VllmSettings):
+            try:
+                require_vllm(engine)
+            except EngineUnavailableError as error:
+                self._add("engine", "obstacle", f"this machine cannot run it: {error}")
+                return
+        self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
 
     def _memory(self) -> None:
         if self.sizes is None:
             self._add("memory", "not checked", "the model's sizes are not known")
             return
         plan = self.result.memory = memory_plan(self.recipe, self.sizes)
-        name, now = next(iter(plan.learners.items()))
-        needed, here = now.per_device(1), psutil.virtual_memory().total
-        biggest = max(DEVICES, key=lambda size: DEVICES[size])
-        devices = now.least_devices(DEVICES[biggest])
-        said = f"the learner needs {needed / 1e9:,.1f} GB in {name}"
-        if devices != 1:
-            count = f"{devices} devices of {biggest}" if devices else f"more than sharding over devices of {biggest}"
-            self._add("memory", "obstacle", f"{said}, {count}; the learner runs on one process in this version")
-        elif needed > here:
-            self._add("memory", "obstacle", f"{said}; this machine has {here / 1e9:,.1f} GB")
-        else:
-            self._add(
-                "memory",
-                "ok",
-                f"{said} and an engine {plan.engine.per_device(1) / 1e9:,.2f} GB; this machine has {here / 1e9:,.1f} GB",
-            )
+        self.result.findings += memory_findings(self.recipe, plan)
 
 
 def describe_step(recipe: Recipe) -> str:

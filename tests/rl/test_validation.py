@@ -11,9 +11,10 @@ import yaml
 from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
 from samepath.rl.cli import main
+from samepath.rl.finding import Finding
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-from samepath.rl.validation import Finding, Validation, validate_recipe
+from samepath.rl.validation import Validation, validate_recipe
 from tests.conftest import ALPHABET, tiny_config
 from tests.rl.conftest import TINY
 
@@ -72,6 +73,7 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
         "model",
         "sizes",
         "tokenizer",
+        "network",
         "prompts",
         "cold start",
         "reward",
