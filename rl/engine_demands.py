@@ -58,6 +58,9 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         )
         if "support_cap" in sampling.model_fields_set:
             yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
+    for name, drawn in (("sampling", sampling), ("evaluation", evaluation)):
+        if drawn.temperature and not 0.01 <= drawn.temperature <= 2:
+            yield f"{name}.temperature={drawn.temperature:g}", Capability.ANY_TEMPERATURE
     if evaluation.temperature > 0 and evaluation.top_p < 1:
         yield "evaluation.top_p truncates", Capability.CANDIDATES
     if sampling.stop_token_ids or sampling.stop_strings:

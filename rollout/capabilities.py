@@ -26,6 +26,7 @@ class Capability(StrEnum):
     BATCH_INVARIANT = "equal seeds give equal samples in any batch"
     SEEDS = "a seed for each sample"
     GREEDY = "best-token evaluation (temperature 0)"
+    ANY_TEMPERATURE = "temperatures below 0.01 (but 0) and above 2"
     STOPS = "stop ids and stop strings"
     PREFIX_CACHE = "prefix cache, with the routes of cached tokens"
     CHUNKED_PREFILL = "long prompts in chunks beside decoding"
@@ -100,6 +101,7 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
         "builtin": yes(),
         "vllm": yes("with `return_sampling_mask` as top-k 1, whose log-probabilities are 0"),
     },
+    Capability.ANY_TEMPERATURE: {"builtin": yes(), "vllm": no("vLLM raises the former to 0.01 and refuses the latter")},
     Capability.STOPS: {"builtin": yes(), "vllm": yes()},
     Capability.PREFIX_CACHE: {
         "builtin": needs("prefix_cache", True),

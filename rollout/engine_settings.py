@@ -24,11 +24,11 @@ class BuiltinSettings(BaseModel):
 
 
 class VllmSettings(BaseModel):
-    """vLLM, one engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm_version.py)."""
+    """A vLLM engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm_version.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["vllm"] = Field("vllm", description="vLLM: throughput on Hugging Face models")
+    kind: Literal["vllm"] = Field("vllm", description="the vLLM engine: throughput, and Hugging Face models")
     device: Literal["cpu", "cuda"] = Field("cpu", description="which build of vLLM the workers have; only cpu was run")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="weights and activations of the engine")
     max_sequences: int = Field(128, ge=1, le=4096, description="samples decoded together")
@@ -46,7 +46,7 @@ class VllmSettings(BaseModel):
     )
     latent_kernels: bool = Field(
         False,
-        description="vLLM's own kernels for latent attention, on a GPU only; otherwise it runs as ordinary attention",
+        description="kernels that vLLM has for latent attention on GPUs; otherwise it runs as ordinary attention",
     )
     eager: bool = Field(True, description="no graph capture; the CPU build always runs this way")
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine; above 1 was not run")

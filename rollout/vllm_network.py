@@ -68,8 +68,8 @@ class PageBackend(AttentionBackend):
         return "SAMEPATH"
 
     @staticmethod
-    def get_impl_cls() -> type[AttentionImpl]:
-        """Never asked for: no attention layer of vLLM runs."""
+    def get_impl_cls() -> Any:
+        """Never made: no attention layer of vLLM runs."""
         return AttentionImpl
 
     @staticmethod
@@ -148,6 +148,7 @@ class SamepathForCausalLM(nn.Module):
         config = ModelConfig.from_json(Path(vllm_config.model_config.model) / "config.json")
         self.config = config
         self.network = CausalLM(config)
+        self.page_size = int(vllm_config.cache_config.block_size)
         width = config.key_width + config.index_head_dim
         self.caches = nn.ModuleList(
             LayerCache(width, f"layers.{layer}.keys") for layer in range(config.num_hidden_layers)
@@ -202,7 +203,7 @@ class SamepathForCausalLM(nn.Module):
 
     def _spans(self, step: StepPages, starts: list[int], lengths: list[int]) -> list[Span]:
         """The step's rows of each request, with the slot of every position it may look back to."""
-        size = self.caches[0].block_size
+        size = self.page_size
         spans = []
         for index, (first_row, end_row) in enumerate(pairwise(starts)):
             length, count = lengths[index], end_row - first_row

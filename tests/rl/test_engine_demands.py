@@ -63,6 +63,8 @@ def test_tiny_recipe_with_vllm_in_float32_is_accepted_with_a_gap_of_zero(tiny_re
             (*VLLM, "~model", "model={kind: checkpoint, path: somebody/something}"),
             r"own network only.*Set rl\.max_gap_at_lag_0=0\.01",
         ),
+        ((*VLLM, "sampling.temperature=2.5"), r"sampling\.temperature=2\.5: .*does not offer it"),
+        ((*VLLM, "evaluation.temperature=0.001"), r"evaluation\.temperature=0\.001: .*raises the former"),
         (("engine={kind: vllm, prefix_cache: false}",), r"return_routes needs prefix_cache"),
         (("engine={kind: vllm, tensor_parallel: 2}",), r"tensor_parallel=2 needs device=cuda"),
         (("engine={kind: vllm, max_batch_tokens: 64}",), r"max_batch_tokens must hold"),
