@@ -9,7 +9,7 @@ VLLM_VENV ?= .venv-vllm
 # Where pip would choose torch's CUDA build: PIP_OPTIONS='--extra-index-url …' of PyTorch's CPU wheels.
 PIP_OPTIONS ?=
 
-.PHONY: setup setup-vllm test-vllm run smollm2 test test-slow lint format check bench bench-setup clean
+.PHONY: setup setup-vllm test-vllm run smollm2 test test-slow lint format check bench bench-setup bench-engines clean
 
 setup: $(VENV)/.ready
 
@@ -62,6 +62,10 @@ check: lint test
 
 bench-setup: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-bench.txt
+
+bench-engines: setup-vllm
+	test -e $(SMOLLM2)/config.json || $(MAKE) smollm2
+	$(VLLM_VENV)/bin/python -m samepath.rl.bench_engines --smollm2 $(SMOLLM2) $(ARGS)
 
 bench: bench-setup
 	$(BIN)/python -m samepath.rl.bench

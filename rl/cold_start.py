@@ -79,6 +79,7 @@ class ColdStart:
             betas=(settings.optimizer.beta1, settings.optimizer.beta2),
             eps=settings.optimizer.epsilon,
             weight_decay=settings.optimizer.weight_decay,
+            fused=True,
         )
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
@@ -91,7 +92,7 @@ class ColdStart:
         for _ in range(self.settings.batch_size):
             row = self.task.train[rng.randrange(len(self.task.train))]
             response = self._traces(row, rng, **options)
-            prompt_ids = self.tokenizer.encode(row.text)
+            prompt_ids = row.encode(self.tokenizer)
             response_ids = self.tokenizer.encode_continuation(response)
             sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
         return tuple(sequences)

@@ -28,6 +28,7 @@ PACKAGES = (
     "mlflow",
     "math-verify",
     "reasoning-gym",
+    "datasets",
 )
 """Packages whose version changes what a run computes."""
 

@@ -5,9 +5,10 @@ Axes: N rows run, M trained tokens, L layers, X experts chosen.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from samepath.kernels.logprob import head_logprobs
+from samepath.kernels.logprob import SupportRows, head_logprobs
 from samepath.model.key_store import PackedKeys
 from samepath.model.model_input import ModelInput
 from samepath.model.policy import Policy
@@ -45,12 +46,21 @@ def run_policy(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
+    device = hidden_ND.device
     logprobs_M, entropy_M, kept_mass_M = head_logprobs(
-        hidden_ND[batch.rows_M],
+        hidden_ND[batch.rows_M.to(device)],
         model.head_weight,
-        batch.targets_M,
-        batch.temperature_M,
-        batch.support if use_support else None,
+        batch.targets_M.to(device),
+        batch.temperature_M.to(device),
+        _support_on(batch.support, device) if use_support else None,
         model.backend,
     )
-    return PolicyPass(logprobs_M=logprobs_M, entropy_M=entropy_M, kept_mass_M=kept_mass_M, trace=trace)
+    return PolicyPass(
+        logprobs_M=logprobs_M.cpu(), entropy_M=entropy_M.cpu(), kept_mass_M=kept_mass_M.cpu(), trace=trace
+    )
+
+
+def _support_on(support: SupportRows | None, device: torch.device) -> SupportRows | None:
+    if support is None:
+        return None
+    return SupportRows(counts_N=support.counts_N.to(device), ids=support.ids.to(device))

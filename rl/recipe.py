@@ -117,17 +117,39 @@ class Recipe(BaseModel):
                 f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
             )
         if isinstance(self.model, NewModel):
-            sizes = self.model.config
-            layers, dense = int(sizes["num_hidden_layers"]), int(sizes["first_k_dense_replace"])
-            if self.rl.keep_routing != "off" and layers == dense:
+            shape = self.model.shape
+            if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:
                 problems.append(
                     "rl.keep_routing needs a mixture-of-experts layer: every layer is dense (model.config.first_k_dense_replace)"
                 )
-            if self.sampling.max_new_tokens >= int(sizes["max_position_embeddings"]):
+            if self.sampling.max_new_tokens >= shape.max_position_embeddings:
                 problems.append(
                     f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
-                    f"model.config.max_position_embeddings={sizes['max_position_embeddings']}"
+                    f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                 )
+        return problems + self._impossible_for_the_implementation()
+
+    def _impossible_for_the_implementation(self) -> list[str]:
+        """Options that the model's implementation does not have."""
+        learner, problems = self.learner, []
+        other = self.model.implementation == "transformers" or self.engine.kind == "vllm"
+        if other and self.rl.keep_routing == "sampler" and self.rl.max_gap_at_lag_0 == 0:
+            problems.append(
+                f"rl.max_gap_at_lag_0 must be above 0: engine {self.engine.kind} and a model of implementation {self.model.implementation} "
+                "round differently even in float32 (0.01 nats is a fair bound there, 0.5 for a bfloat16 engine)"
+            )
+        if self.model.implementation == "own":
+            for name, used in (
+                ("precision", learner.precision != "fp32"),
+                ("lora", learner.lora.enabled),
+            ):
+                if used:
+                    problems.append(f"learner.{name} needs model.implementation: transformers")
+            return problems
+        if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
+            problems.append(
+                "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
+            )
         return problems
 
     @property

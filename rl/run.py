@@ -208,7 +208,7 @@ class _Setup:
         """Every held-out prompt and the first training prompts must be encodable before sampling starts."""
         rows = [*self.task.held_out, *(self.task.train_row(index) for index in range(min(64, len(self.task.train))))]
         for row in rows:
-            if not tokenizer.encode(row.text):
+            if not row.encode(tokenizer):
                 raise RunError(f"row {row.row_id} of the task has an empty prompt")
 
 
