@@ -132,12 +132,6 @@ class Recipe(BaseModel):
     def _impossible_for_the_implementation(self) -> list[str]:
         """Options that the model's implementation does not have."""
         learner, problems = self.learner, []
-        other = self.model.implementation == "transformers" or self.engine.kind == "vllm"
-        if other and self.rl.keep_routing == "sampler" and self.rl.max_gap_at_lag_0 == 0:
-            problems.append(
-                f"rl.max_gap_at_lag_0 must be above 0: engine {self.engine.kind} and a model of implementation {self.model.implementation} "
-                "round differently even in float32 (0.01 nats is a fair bound there, 0.5 for a bfloat16 engine)"
-            )
         if self.model.implementation == "own":
             for name, used in (
                 ("precision", learner.precision != "fp32"),

@@ -33,8 +33,8 @@ class Capability(StrEnum):
     UPDATE = "new weights without a restart, old prefixes dropped"
     VERSIONS = "weight version of every token, updates in mid-response included"
     ABORT = "abort gives back what was sampled"
-    OWN_NETWORK = "own network (multi-head latent attention, indexer, sigmoid experts)"
-    PUBLISHED_MODELS = "Hugging Face checkpoints of other families"
+    OWN_NETWORK = "this package's network: models with an indexer, and the families it knows"
+    PUBLISHED_MODELS = "Hugging Face checkpoints of any other family"
     LOW_PRECISION = "bfloat16"
     INLINE = "`runtime: inline`"
     GPU = "GPUs"
@@ -88,7 +88,7 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
     },
     Capability.ZERO_GAP: {
         "builtin": yes(),
-        "vllm": needs("dtype", "float32", "own network only; vLLM's own kernels differ by rounding"),
+        "vllm": needs("network", "own", "vLLM's own kernels differ by rounding"),
     },
     Capability.BATCH_INVARIANT: {
         "builtin": yes(),
@@ -117,7 +117,7 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
         "vllm": yes("keys of samples in flight are computed anew with the new weights"),
     },
     Capability.ABORT: {"builtin": yes(), "vllm": yes()},
-    Capability.OWN_NETWORK: {"builtin": yes(), "vllm": yes("on CPU, with this package's kernels, in float32")},
+    Capability.OWN_NETWORK: {"builtin": yes(), "vllm": needs("network", "own", "on CPU in float32")},
     Capability.PUBLISHED_MODELS: {
         "builtin": no("it runs this package's network"),
         "vllm": yes("tested: Qwen3-MoE, OLMoE, Mixtral, DeepSeek-V3, Llama; on CPU head sizes are multiples of 32"),

@@ -30,6 +30,10 @@ class VllmSettings(BaseModel):
 
     kind: Literal["vllm"] = Field("vllm", description="the vLLM engine: throughput, and Hugging Face models")
     device: Literal["cpu", "cuda"] = Field("cpu", description="which build of vLLM the workers have; only cpu was run")
+    network: Literal["vllm", "own"] = Field(
+        "vllm",
+        description="`vllm`: its own model classes and kernels; `own`: this package's network under vLLM's scheduler, on CPU in float32, exact",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="weights and activations of the engine")
     max_sequences: int = Field(128, ge=1, le=4096, description="samples decoded together")
     max_batch_tokens: int = Field(
@@ -62,6 +66,8 @@ class VllmSettings(BaseModel):
             raise ValueError(
                 f"max_batch_tokens must hold a token of each of max_sequences={self.max_sequences}; got {self.max_batch_tokens}"
             )
+        if self.network == "own" and (self.device, self.dtype) != ("cpu", "float32"):
+            raise ValueError(f"network=own runs with device=cpu and dtype=float32; got {self.device} and {self.dtype}")
         if self.device == "cpu":
             for name, wanted in (("latent_kernels", False), ("eager", True), ("tensor_parallel", 1)):
                 if getattr(self, name) != wanted:

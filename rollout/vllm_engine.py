@@ -136,7 +136,7 @@ class VllmEngine:
         if self.settings.return_sampling_mask:
             # An engine that records candidates takes neither temperature 0 nor an unbounded top-k.
             temperature, top_k = (temperature, top_k or vocab_size) if temperature > 0 else (1.0, 1)
-        stop_ids = () if sampling.ignore_stop else (self.tokenizer.end_id, *sampling.stop_token_ids)
+        stop_ids = () if sampling.ignore_stop else (*self.tokenizer.end_ids, *sampling.stop_token_ids)
         stop_strings = () if sampling.ignore_stop else sampling.stop_strings
         greedy = sampling.temperature == 0
         return SamplingParams(
@@ -148,7 +148,7 @@ class VllmEngine:
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=list(stop_ids),
             stop=list(stop_strings),
-            # The tokenizer's end of sequence is among the stop ids; a checkpoint's own idea of it must not count.
+            # The tokenizer's end ids are among the stop ids; what else vLLM takes for one must not count.
             ignore_eos=True,
             logprobs=0,
             detokenize=bool(stop_strings),

@@ -1,9 +1,9 @@
 """This package's own network as a vLLM model: vLLM schedules, pages and samples; kernels, selection and experts are the learner's.
 
-vLLM's own classes for models with an indexer run on GPUs only and break ties as `torch.topk` happens to. Here both sides select by
-`kernels/selection.py`, so routes and log-probabilities are those of the built-in engine.
+Both sides select keys by `kernels/selection.py`, choose experts by one rule and add in one order, so routes and log-probabilities are those
+of the built-in engine. vLLM's own classes for models with an indexer run on GPUs only and break ties as `torch.topk` happens to.
 
-Axes: N rows of a step, K key width, J indexer key width, V vocabulary.
+Axes: N rows of a step, G key heads, W width of a key row, S cache slots, J indexer key width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,6 +25,7 @@ from samepath.kernels.backend import round_up
 from samepath.kernels.logprob import padded_logits
 from samepath.model.checkpoint import load_published
 from samepath.model.config import ModelConfig
+from samepath.model.config_file import read_config
 from samepath.model.model_input import ModelInput
 from samepath.model.network import CausalLM
 from samepath.model.plan import Span, plan_spans
@@ -89,7 +90,7 @@ class PageBackend(AttentionBackend):
 
 
 class LayerCache(nn.Module, AttentionLayerBase):
-    """Pages of one layer, a row a token: its latent key and its indexer key side by side."""
+    """Pages of one layer, a row a token: the keys and values of all heads (or the latent), then the indexer's key."""
 
     def __init__(self, width: int, prefix: str) -> None:
         super().__init__()
@@ -125,15 +126,21 @@ class RouteTap(nn.Module):
 class PagedKeys:
     """The network's key store over the pages of all layers; padding rows are written nowhere."""
 
-    def __init__(self, caches: list[LayerCache], slots: Tensor, key_width: int) -> None:
-        self._caches, self._slots, self._key_width = caches, slots, key_width
+    def __init__(self, caches: list[LayerCache], slots: Tensor, config: ModelConfig) -> None:
+        self._caches, self._slots = caches, slots
+        self._heads, self._width = config.key_heads, config.key_heads * config.key_row_width
 
-    def update(self, layer: int, keys_NK: Tensor, index_keys_NJ: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the step's rows, then return the layer's."""
-        rows = self._caches[layer].rows()
-        count = len(self._slots)
-        rows[self._slots] = torch.cat([keys_NK[:count], index_keys_NJ[:count]], -1)
-        return rows[:, : self._key_width], rows[:, self._key_width :]
+    def update(self, layer: int, rows_GNW: Tensor) -> Tensor:
+        """Write the step's rows, then return the layer's, `[G, S, W]`."""
+        cache = self._caches[layer].rows()
+        cache[self._slots, : self._width] = rows_GNW[:, : len(self._slots)].transpose(0, 1).flatten(1)
+        return cache[:, : self._width].unflatten(1, (self._heads, -1)).transpose(0, 1)
+
+    def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
+        """Write the step's indexer keys, then return the layer's, `[S, J]`."""
+        cache = self._caches[layer].rows()
+        cache[self._slots, self._width :] = index_keys_NJ[: len(self._slots)]
+        return cache[:, self._width :]
 
 
 class SamepathForCausalLM(nn.Module):
@@ -141,15 +148,11 @@ class SamepathForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
-        if vllm_config.model_config.dtype != torch.float32:
-            raise ValueError(
-                f"the own network selects keys in float32: set engine.dtype=float32; got {vllm_config.model_config.dtype}"
-            )
-        config = ModelConfig.from_json(Path(vllm_config.model_config.model) / "config.json")
+        config = read_config(Path(vllm_config.model_config.model) / "config.json")
         self.config = config
         self.network = CausalLM(config)
         self.page_size = int(vllm_config.cache_config.block_size)
-        width = config.key_width + config.index_head_dim
+        width = config.key_heads * config.key_row_width + (config.index_head_dim if config.sparse_layers else 0)
         self.caches = nn.ModuleList(
             LayerCache(width, f"layers.{layer}.keys") for layer in range(config.num_hidden_layers)
         )
@@ -183,7 +186,7 @@ class SamepathForCausalLM(nn.Module):
             plan=plan_spans(self._spans(step, starts, lengths), padded, self.config.window_heads),
         )
         trace = ForwardTrace()
-        store = PagedKeys(list(self.caches), step.slots[:num_rows], self.config.key_width)  # type: ignore[arg-type]
+        store = PagedKeys(list(self.caches), step.slots[:num_rows], self.config)  # type: ignore[arg-type]
         hidden_ND = self.network(batch, store, trace)[:num_rows]
         for layer, routes_NX in zip(self.layers.values(), trace.routes, strict=True):
             capture = layer["routes"].capture_fn  # type: ignore[index]
