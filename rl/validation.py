@@ -1,5 +1,6 @@
 """`samepath validate`: everything that can be checked before a run without starting it, each check with its outcome."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,10 +152,10 @@ class _Checks:
         except SizesError as error:
             raise NotCheckedError(f"{error}; memory is not estimated") from error
         self.sizes = sizes
-        if self.recipe.sampling.max_new_tokens >= sizes.max_positions:
+        limit, what = self._longest()
+        if self.recipe.sampling.max_new_tokens >= limit:
             raise ValueError(
-                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in the model's "
-                f"{sizes.max_positions} positions (max_position_embeddings). Lower it."
+                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in {what}. Lower it."
             )
         rl = self.recipe.rl
         if not sizes.num_moe_layers and rl.keep_routing != "off" and "keep_routing" in rl.model_fields_set:
@@ -169,6 +170,15 @@ class _Checks:
             f"{sizes.parameters:,} parameters, {sizes.active:,} active for a token, {sizes.num_layers} layers, {moe}, "
             f"{sizes.max_positions:,} positions{source}"
         )
+
+    def _longest(self) -> tuple[float, str]:
+        """Longest sequence in tokens, and what bounds it."""
+        limits = [(self.sizes.max_positions, "max_position_embeddings of the model")] if self.sizes is not None else []
+        engine = self.recipe.engine
+        if isinstance(engine, VllmSettings) and engine.max_model_tokens:
+            limits.append((engine.max_model_tokens, "engine.max_model_tokens"))
+        limit, name = min(limits, default=(math.inf, "any length"))
+        return limit, f"{name}={limit}"
 
     def _network(self) -> str:
         """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
@@ -213,10 +223,11 @@ class _Checks:
         if empty := [name for name, length in lengths.items() if not length]:
             raise ValueError(f"row {empty[0]} of the task has an empty prompt")
         longest = lengths[worst] + self.recipe.sampling.max_new_tokens
-        if self.sizes is not None and longest > self.sizes.max_positions:
+        limit, what = self._longest()
+        if longest > limit:
             raise ValueError(
-                f"prompt and sampling.max_new_tokens must fit the model's {self.sizes.max_positions} positions; row {worst} needs "
-                f"{lengths[worst]} + {self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
+                f"prompt and sampling.max_new_tokens must fit {what}; row {worst} needs {lengths[worst]} + "
+                f"{self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
             )
         return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
