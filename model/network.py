@@ -6,10 +6,12 @@ Axes: N rows (a multiple of 16), D width, V vocabulary, X experts chosen, Q half
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
+from torch.utils.checkpoint import checkpoint
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
 from samepath.model.attention import LatentAttention
 from samepath.model.config import ModelConfig
+from samepath.model.grouped_attention import GroupedAttention
 from samepath.model.key_store import KeyStore
 from samepath.model.model_input import ModelInput
 from samepath.model.moe import FeedForward, MixtureOfExperts
@@ -25,11 +27,16 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.width, self.eps = config.hidden_size, config.rms_norm_eps
         self.attention_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.attention = LatentAttention(config, backend, layer)
+        self.attention: LatentAttention | GroupedAttention = (
+            LatentAttention(config, backend, layer)
+            if config.latent_attention
+            else GroupedAttention(config, backend, layer)
+        )
         self.feed_forward_norm = nn.Parameter(torch.ones(config.hidden_size))
-        sparse = layer in config.moe_layers
         self.feed_forward: MixtureOfExperts | FeedForward = (
-            MixtureOfExperts(config, backend) if sparse else FeedForward(config.hidden_size, config.intermediate_size)
+            MixtureOfExperts(config, backend, config.moe_layers.index(layer))
+            if layer in config.moe_layers
+            else FeedForward(config.hidden_size, config.intermediate_size)
         )
 
     def forward(
@@ -42,13 +49,14 @@ class DecoderLayer(nn.Module):
         if isinstance(self.feed_forward, FeedForward):
             dense_ND: Tensor = self.feed_forward(normed_ND)
             return x_ND + dense_ND
-        replayed_NX = None if batch.replay_LNX is None else batch.replay_LNX[len(trace.routes)]
+        # By the layer's own place, so a layer that is recomputed finds its own routes again.
+        replayed_NX = None if batch.replay_LNX is None else batch.replay_LNX[self.feed_forward.place]
         routed_ND: Tensor = self.feed_forward(normed_ND, trace, replayed_NX)
         return x_ND + routed_ND
 
 
 class CausalLM(Policy):
-    """DeepSeek-V3.2 network of any size; the head is applied by the caller to the rows it needs."""
+    """A network of any family and size; the head is applied by the caller to the rows it needs."""
 
     def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
         super().__init__()
@@ -93,7 +101,11 @@ class CausalLM(Policy):
         x_ND = embedding(batch.token_ids_N, self.embedding)
         rope_N2Q = self.rope[batch.positions_N].to(x_ND.dtype)
         for layer in self.layers:
-            x_ND = layer(x_ND, rope_N2Q, batch, store, trace, num_selected or self.config.index_topk)
+            arguments = (x_ND, rope_N2Q, batch, store, trace, num_selected or self.config.index_topk)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_ND = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_ND = layer(*arguments)
         return rms_norm(x_ND, (self.config.hidden_size,), self.norm, self.config.rms_norm_eps)
 
     def initialise(self, seed: int) -> None:
@@ -104,9 +116,11 @@ class CausalLM(Policy):
                 if parameter.ndim > 1:
                     parameter.normal_(0.0, self.config.initializer_range, generator=generator)
 
-    def selection_bias(self, layer: int) -> Tensor:
-        """[E] bias of a mixture-of-experts layer (global number), to be changed in place."""
-        return self.get_buffer(f"layers.{layer}.feed_forward.selection_bias")
+    def selection_bias(self, layer: int) -> Tensor | None:
+        """[E] bias of a mixture-of-experts layer (global number), to be changed in place; None with a softmax router."""
+        experts = self.get_submodule(f"layers.{layer}.feed_forward")
+        assert isinstance(experts, MixtureOfExperts)
+        return experts.selection_bias
 
     def indexer_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn from the indexer's loss alone."""

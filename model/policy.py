@@ -18,6 +18,8 @@ class Policy(nn.Module, ABC):
     """A network whose head is applied by the caller to the rows it needs (`head_logprobs`)."""
 
     backend: Backend
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward, which runs the layer again."""
 
     @property
     @abstractmethod

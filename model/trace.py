@@ -1,5 +1,7 @@
 """What a forward pass reports besides its result: routes, selections, expert load, the indexer's loss.
 
+A layer that is run again (activation checkpointing recomputes it in the backward) reports nothing new: the first report stands.
+
 Axes: N rows, R rows counted (some perhaps several times), L layers, X experts chosen, E experts.
 """
 
@@ -22,9 +24,25 @@ class ForwardTrace:
     live_routes: list[Tensor] = field(default_factory=list)
     """The same from the live router; equal to `routes` without replay."""
     fingerprints: list[Tensor] = field(default_factory=list)
-    """One [N] int64 per layer."""
+    """One [N] int64 per sparse layer."""
     indexer_losses: list[Tensor] = field(default_factory=list)
     """One [N] per layer, nats, with gradient to the indexer only."""
+
+    def record_routes(self, place: int, used_NX: Tensor, live_NX: Tensor) -> None:
+        """Report the `place`-th mixture-of-experts layer."""
+        if place == len(self.routes):
+            self.routes.append(used_NX)
+            self.live_routes.append(live_NX)
+
+    def record_fingerprint(self, place: int, fingerprint_N: Tensor) -> None:
+        """Report the selection of the `place`-th sparse layer."""
+        if place == len(self.fingerprints):
+            self.fingerprints.append(fingerprint_N)
+
+    def record_indexer_loss(self, place: int, loss_N: Tensor) -> None:
+        """Report the loss of the `place`-th sparse layer's indexer."""
+        if place == len(self.indexer_losses):
+            self.indexer_losses.append(loss_N)
 
     def mean_indexer_loss(self, rows_R: Tensor) -> Tensor:
         """Mean over layers and the given rows, nats; 0 for a model without an indexer."""
@@ -37,5 +55,5 @@ class ForwardTrace:
         return torch.stack(self.routes, 1).to(torch.int16)
 
     def stacked_fingerprints(self) -> Tensor:
-        """[N, L] int64."""
+        """[N, L_sparse] int64."""
         return torch.stack(self.fingerprints, 1)

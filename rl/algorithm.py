@@ -94,7 +94,7 @@ class LearnerSettings(BaseModel):
     )
     activation_checkpointing: bool = Field(
         False,
-        description="transformers models: keep only each layer's input and compute the layer again in the backward pass",
+        description="keep only the layers' inputs for the backward and run each layer twice: less memory, same gradients",
     )
     lora: LoraSettings = Field(
         default_factory=lambda: LoraSettings(), description="transformers models: low-rank adapters"

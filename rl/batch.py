@@ -1,13 +1,12 @@
 """Packing rollouts for the learner: only the rows that must run, no padding but the last few to a multiple of 16.
 
-The samples of a group begin with the same prompt. It stands in the batch once, as it did in the engine's cache, and every
-sample's response attends to its rows.
+What sequences have in common at their beginning, such as the prompt of a group's samples, stands in the batch once, and what follows
+attends to those rows.
 
-Axes: N rows run, R rows of all sequences (every token but each segment's last; a shared prompt's rows once for each sequence),
+Axes: N rows run, R rows of all sequences (every token but each segment's last; a shared row once for each sequence),
 M sampled tokens that are trained, L layers, X experts chosen, B sequences.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from samepath.kernels.window import AttentionPlan
 from samepath.model.plan import Span, plan_spans
 from samepath.model.shape import ModelShape
 from samepath.rl.replay import check_routes
+from samepath.rl.shared_rows import Placed, SharedRows
 from samepath.rollout.types import Segment
 
 
@@ -38,7 +38,7 @@ class TrainSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """Segments laid end to end, each prompt once. The row of a segment's token t predicts its token t + 1."""
+    """Segments laid end to end, common beginnings once. The row of a segment's token t predicts its token t + 1."""
 
     token_ids_N: Tensor
     """int64 [N] inputs; N is a multiple of 16, the last rows are padding."""
@@ -53,9 +53,9 @@ class PackedBatch:
     sequence_R: Tensor
     """int64 [R] index of the segment in the batch."""
     prompts_apart: int
-    """Prompts that run once more because samples of one prompt came with different routes or fingerprints."""
+    """Sequences whose prompt runs once more, in part, because it came with other routes or fingerprints than another sample's."""
     rows_M: Tensor
-    """int64 [M] row that predicts each trained token; first tokens after a shared prompt have the same."""
+    """int64 [M] row that predicts each trained token; the first tokens after a shared prompt have the same."""
     targets_M: Tensor
     """int64 [M] the trained tokens."""
     temperature_M: Tensor
@@ -76,36 +76,20 @@ class PackedBatch:
     """int64 [N, L_sparse] the sampler's selection fingerprints; None if a segment has none."""
 
 
-def prompt_length(segment: Segment) -> int:
-    """Tokens before the first trained one; 0 if none is trained."""
-    return int(segment.trained.argmax())
-
-
-def _prompt_key(segment: Segment) -> tuple[bytes, bytes]:
-    """Digests of a prompt's tokens and of its records: rows may be shared only if they take the same path."""
-    length = prompt_length(segment)
-    records = hashlib.blake2b(segment.routes[:length].tobytes(), digest_size=16)
-    if segment.selection_fingerprint is not None:
-        records.update(segment.selection_fingerprint[:length].tobytes())
-    return hashlib.blake2b(segment.token_ids[:length].tobytes(), digest_size=16).digest(), records.digest()
-
-
 def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
     """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run."""
     if not sequences:
         raise ValueError("a batch needs at least one sequence")
-    rows_B, spans, apart = _lay_out(sequences)
-    lengths = torch.tensor([len(rows) for rows in rows_B])
-    rows_R = torch.cat(rows_B)
-    num_rows = int(rows_R.max()) + 1
-    padded = round_up(num_rows)
+    shared = SharedRows()
+    placed = [shared.place(entry.segment) for entry in sequences]
+    padded = round_up(shared.num_rows)
     token_ids, positions = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
     routes = np.full((padded, len(shape.moe_layers), shape.num_experts_per_tok), -1, np.int64)
     recorded = all(entry.segment.selection_fingerprint is not None for entry in sequences)
     fingerprints = np.zeros((padded, len(shape.sparse_layers)), np.int64)
     trained_rows, missing = [], 0
-    for entry, rows_T in zip(sequences, rows_B):
-        segment, rows, length = entry.segment, rows_T.numpy(), len(rows_T)
+    for entry, place in zip(sequences, placed):
+        segment, rows, length = entry.segment, place.rows_T.numpy(), len(place.rows_T)
         missing += check_routes(segment.routes[:length], length, shape, entry.name)
         token_ids[rows] = segment.token_ids[:-1]
         positions[rows] = np.arange(length)
@@ -118,11 +102,13 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
     return PackedBatch(
         token_ids_N=torch.from_numpy(token_ids),
         positions_N=torch.from_numpy(positions),
-        plan=plan_spans(spans, padded, shape.window_heads),
-        num_rows=num_rows,
-        rows_R=rows_R,
-        sequence_R=torch.arange(len(sequences)).repeat_interleave(lengths),
-        prompts_apart=apart,
+        plan=plan_spans(_spans(placed), padded, shape.window_heads),
+        num_rows=shared.num_rows,
+        rows_R=torch.cat([place.rows_T for place in placed]),
+        sequence_R=torch.arange(len(sequences)).repeat_interleave(
+            torch.tensor([len(place.rows_T) for place in placed])
+        ),
+        prompts_apart=sum(place.apart for place in placed),
         rows_M=torch.from_numpy(np.concatenate(trained_rows)),
         targets_M=_trained(segments, "token_ids").long(),
         temperature_M=torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(
@@ -138,23 +124,13 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
     )
 
 
-def _lay_out(sequences: Sequence[TrainSequence]) -> tuple[list[Tensor], list[Span], int]:
-    """(row of each position of each sequence, spans to run, prompts apart): a prompt whose rows stand already is not run again."""
-    prompts: dict[tuple[bytes, bytes], Tensor] = {}
-    rows_B: list[Tensor] = []
-    spans: list[Span] = []
-    start = 0
-    for entry in sequences:
-        key, prompt = _prompt_key(entry.segment), prompt_length(entry.segment)
-        shared = prompts.get(key, torch.empty(0, dtype=torch.int64))
-        count = len(entry.segment.token_ids) - 1 - len(shared)
-        rows = torch.cat([shared, torch.arange(start, start + count)])
-        prompts[key] = rows[:prompt]
-        rows_B.append(rows)
-        if count:
-            spans.append(Span(row=start, first=len(shared), count=count, keys=rows))
-        start += count
-    return rows_B, spans, len(prompts) - len({tokens for tokens, _ in prompts})
+def _spans(placed: Sequence[Placed]) -> list[Span]:
+    """The new rows of each sequence, over the rows of all its positions."""
+    return [
+        Span(row=int(place.rows_T[place.num_shared]), first=place.num_shared, count=count, keys=place.rows_T)
+        for place in placed
+        if (count := len(place.rows_T) - place.num_shared)
+    ]
 
 
 def _trained(segments: Sequence[Segment], name: str) -> Tensor:
@@ -184,27 +160,23 @@ def _pack_supports(segments: Sequence[Segment], counts_B: np.ndarray) -> Support
 def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int, at_least: int = 1) -> list[list[int]]:
     """Indices of consecutive sequences in parts of about equal rows, none above `max_tokens` but for a single longer sequence.
 
-    A prompt counts once in each part. There are `at_least` parts if there are as many sequences, so that they can be computed at
+    Shared rows count once in each part. There are `at_least` parts if there are as many sequences, so that they can be computed at
     the same time.
     """
-    keys = [_prompt_key(entry.segment) for entry in sequences]
-    lengths = [len(entry.segment.token_ids) - 1 for entry in sequences]
-    prompts = [prompt_length(entry.segment) for entry in sequences]
-    once = sum(dict(zip(keys, prompts)).values())
-    share = -(-(sum(lengths) - sum(prompts) + once) // max(at_least, 1))
+    together, part_rows = SharedRows(), SharedRows()
+    for entry in sequences:
+        together.place(entry.segment)
+    share = -(-together.num_rows // max(at_least, 1))
     parts: list[list[int]] = []
-    seen: set[tuple[bytes, bytes]] = set()
-    used = 0
-    for index, (key, length, prompt) in enumerate(zip(keys, lengths, prompts)):
-        left = len(lengths) - index
-        more = length - prompt if key in seen else length
+    for index, entry in enumerate(sequences):
+        left, used = len(sequences) - index, part_rows.num_rows
+        part_rows.place(entry.segment)
+        more = part_rows.num_rows - used
         # A part is closed once it is full, or holds its share, unless the sequences left are needed for the parts still owed.
         full = used + more > max_tokens or (used + more // 2 >= share and len(parts) < at_least)
         if not parts or full or (left <= at_least - len(parts) and parts[-1]):
             parts.append([])
-            seen.clear()
-            used, more = 0, length
+            part_rows = SharedRows()
+            part_rows.place(entry.segment)
         parts[-1].append(index)
-        seen.add(key)
-        used += more
     return parts

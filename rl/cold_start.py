@@ -79,6 +79,7 @@ class ColdStart:
             betas=(settings.optimizer.beta1, settings.optimizer.beta2),
             eps=settings.optimizer.epsilon,
             weight_decay=settings.optimizer.weight_decay,
+            fused=True,
         )
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:

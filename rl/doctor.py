@@ -55,6 +55,7 @@ def run_checks() -> list[Check]:
         ("task reasoning_gym", "reasoning_gym", "gym"),
         ("task hub", "datasets", "hub"),
         ("convert gguf", "gguf", "gguf"),
+        ("learner lora", "peft", "lora"),
     ):
         found = importlib.util.find_spec(module) is not None
         package = module.replace("_", "-")

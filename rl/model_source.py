@@ -17,7 +17,7 @@ from samepath.rl.hub import CONFIG_FILES, hub_folder
 
 
 class NewModel(BaseModel):
-    """A network with fresh weights and a character-level tokenizer."""
+    """A network of any family (`config.model_type`) with fresh weights and a character-level tokenizer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,6 +32,11 @@ class NewModel(BaseModel):
     def implementation(self) -> Implementation:
         """A new network is always the own one."""
         return "own"
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The sizes, with the number of tokens that the alphabet gives."""
+        return ModelConfig.model_validate({**self.config, "vocab_size": len(self.alphabet) + 2})
 
     @field_validator("config")
     @classmethod

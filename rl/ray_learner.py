@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from samepath.rl.environment import import_path, set_missing_variables
 from samepath.rl.learner import Learner
 from samepath.rl.recipe import RaySettings, Recipe
 from samepath.rl.train_batch import TrainBatch, UpdateReport
+from samepath.rollout.pool import Weights
 
 
 class LearnerLostError(RuntimeError):
@@ -81,10 +80,11 @@ class RayLearner:
         """See `Learner.advance`."""
         self._wait("counting an empty batch", self._actor.advance.remote())
 
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        """See `Learner.weights`."""
-        weights: dict[str, NDArray[np.float32]] = self._wait("its weights", self._actor.weights.remote())
-        return weights
+    def weights(self) -> Weights:
+        """A reference to the weights in the object store, where the learner's process has copied them once for all workers."""
+        reference = self._actor.weights.remote()
+        self._wait("its weights", reference)
+        return reference
 
     def save(self, step: int) -> Path:
         """See `Learner.save`."""

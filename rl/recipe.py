@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings, OptimizerSettings
 from samepath.rl.cold_start import ColdStartSettings
+from samepath.rl.engine_demands import EngineUse, unmet_demands
 from samepath.rl.model_source import ModelSettings, NewModel
 from samepath.rl.tasks import TaskSettings
 from samepath.rl.tracking import TrackingSettings
@@ -100,21 +101,31 @@ class Recipe(BaseModel):
             and "keep_sampling_mask" not in self.rl.model_fields_set
         ):
             problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
-        if self.rl.group_size > self.engine.max_sequences:
+        evaluation = SamplingSettings(temperature=self.evaluation.temperature, top_p=self.evaluation.top_p)
+        problems += unmet_demands(
+            EngineUse(
+                engine=self.engine,
+                runtime=self.runtime,
+                model=self.model,
+                rl=self.rl,
+                sampling=self.sampling,
+                evaluation=evaluation,
+            )
+        )
+        if isinstance(self.engine, BuiltinSettings) and self.rl.group_size > self.engine.max_sequences:
             problems.append(
                 f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
             )
         if isinstance(self.model, NewModel):
-            sizes = self.model.config
-            layers, dense = int(sizes["num_hidden_layers"]), int(sizes["first_k_dense_replace"])
-            if self.rl.keep_routing != "off" and layers == dense:
+            shape = self.model.shape
+            if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:
                 problems.append(
                     "rl.keep_routing needs a mixture-of-experts layer: every layer is dense (model.config.first_k_dense_replace)"
                 )
-            if self.sampling.max_new_tokens >= int(sizes["max_position_embeddings"]):
+            if self.sampling.max_new_tokens >= shape.max_position_embeddings:
                 problems.append(
                     f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
-                    f"model.config.max_position_embeddings={sizes['max_position_embeddings']}"
+                    f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                 )
         return problems + self._impossible_for_the_implementation()
 
@@ -124,7 +135,6 @@ class Recipe(BaseModel):
         if self.model.implementation == "own":
             for name, used in (
                 ("precision", learner.precision != "fp32"),
-                ("activation_checkpointing", learner.activation_checkpointing),
                 ("lora", learner.lora.enabled),
             ):
                 if used:
@@ -133,11 +143,6 @@ class Recipe(BaseModel):
         if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
             problems.append(
                 "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
-            )
-        if self.rl.keep_routing == "sampler" and self.rl.max_gap_at_lag_0 == 0:
-            problems.append(
-                f"rl.max_gap_at_lag_0 must be above 0: the {self.engine.kind} engine and a transformers model round differently even in "
-                "float32 (0.01 nats is a fair bound there, 0.5 for a bfloat16 engine)"
             )
         return problems
 

@@ -178,12 +178,10 @@ class _Setup:
         self.tracker.log_checkpoint(self.recipe.rl.steps, self.learner.save(self.recipe.rl.steps))
         statistics = pool.statistics()
         own = peak_memory_bytes()
-        # Inline, learner and engine live in this process and report its peak.
-        others = (
-            0.0
-            if self.recipe.runtime == "inline"
-            else statistics["peak_bytes"] + self.learner.statistics()["peak_bytes"]
-        )
+        # What lives in this process reports this process's peak: inline the learner, and the built-in engine.
+        others = 0.0 if isinstance(pool, InlinePool) else statistics["peak_bytes"]
+        if self.recipe.runtime == "ray":
+            others += self.learner.statistics()["peak_bytes"]
         state.peak_bytes = max(state.peak_bytes, own + others)
         state.counters |= {
             f"rollout/{name}": statistics[name]

@@ -117,13 +117,17 @@ class PolicyUpdater:
     ) -> None:
         weights = self._token_weights(batch, indices, parts)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        passes = self._pool.map(
+        running = self._pool.stream(
             lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
         )
         record = PathRecord(self.model.shape)
         equal: list[tuple[Tensor, Tensor]] = []
-        for part, done in zip(parts, passes):
+        passes: list[_Pass] = []
+        for part, done in zip(parts, running):
             add_gradients(parameters, done.gradients)
+            # As large as the model: they go as soon as they are added.
+            done.gradients.clear()
+            passes.append(done)
             if lag_0_version is not None:
                 same_M = part.batch.version_M == lag_0_version
                 equal.append((done.result.logprobs_M.detach()[same_M], part.batch.sampler_logprobs_M[same_M]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samepath.model.config import ModelConfig
+from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
 from samepath.model.published_sizes import SizesError, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
@@ -15,7 +15,7 @@ from samepath.rl.finding import Finding, Outcome
 from samepath.rl.hub import HubUnreachableError
 from samepath.rl.memory_findings import memory_findings
 from samepath.rl.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
-from samepath.rl.policy_checks import check_engine, check_policy
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_memory import MemoryPlan, memory_lines, memory_plan
 from samepath.rl.task_row import Task
@@ -133,14 +133,9 @@ class _Checks:
             self.config = model.expected
             raise
         self.config = check_expected(model.expected, self.folder)
-        check_engine(self.recipe, self.recipe_dir)
         if model.implementation == "own":
-            ModelConfig.from_json(self.folder / "config.json")
-        else:
-            # Late: importing transformers' models takes seconds that no recipe of the own network needs.
-            from samepath.model.transformers_support import check_config, model_class
-
-            check_config(model_class(self.folder).config_class.from_pretrained(self.folder))
+            read_config(self.folder / "config.json")
+        check_checkpoint(self.recipe, self.folder)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
         return f"{self.config.get('model_type')} in {self.folder}{compared}"
 

@@ -182,7 +182,7 @@ class BuiltinEngine:
             slots[:num_decoding] = self._table[rows, lengths]
             keys_BS = torch.from_numpy(self._table[rows, : round_up(int(lengths.max()) + 1)])
             ends_B = torch.from_numpy(lengths + 1)
-            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.config.index_n_heads)
+            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.config.window_heads)
         spans, row = [], num_decoding
         for state, count in chunks:
             first, stop = state.computed, state.computed + count
@@ -193,7 +193,7 @@ class BuiltinEngine:
             spans.append(Span(row=row - num_decoding, first=first, count=count, keys=torch.from_numpy(prompt_slots)))
             row += count
         if spans:
-            prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.config.index_n_heads)
+            prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.config.window_heads)
             plan = prefill_plan if plan is None else merge_plans(plan, prefill_plan, num_decoding, num_rows)
         assert plan is not None
         slots_N = torch.from_numpy(slots)
@@ -202,7 +202,8 @@ class BuiltinEngine:
         hidden_ND = self.model(batch, CachedKeys(self._cache, slots_N), trace)
         if trace.routes:
             self._cache.routes[slots_N] = trace.stacked_routes()
-        self._cache.fingerprints[slots_N] = trace.stacked_fingerprints()
+        if trace.fingerprints:
+            self._cache.fingerprints[slots_N] = trace.stacked_fingerprints()
         return hidden_ND, num_decoding
 
     def _advance(self, hidden_ND: Tensor, chunks: list[tuple[GroupState, int]], num_decoding: int) -> list[Group]:
@@ -222,7 +223,7 @@ class BuiltinEngine:
                 source_rows += [row - 1] * len(forked)
         if not ready:
             return []
-        logits_BV = padded_logits(hidden_ND[torch.tensor(source_rows)], self.model.head)
+        logits_BV = padded_logits(hidden_ND[torch.tensor(source_rows)], self.model.head_weight)
         return self._draw(ready, logits_BV)
 
     def _fork(self, state: GroupState) -> list[SampleState]:

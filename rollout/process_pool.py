@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.pool import RolloutSettings
+from samepath.rollout.pool import RolloutSettings, Weights
 from samepath.rollout.process_calls import Answer, Call
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
@@ -130,9 +130,9 @@ class ProcessPool:
                 on_group(group)
         return [done[request.group_id] for request in requests]
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
-        """Hand the weights to the worker, and to whatever replaces it."""
-        self._weights = (dict(tensors), version)
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """Hand the weights to the worker, and a copy to whatever replaces it: the learner changes its own in place."""
+        self._weights = ({name: array.copy() for name, array in tensors.items()}, version)
         try:
             self._child.call("load_weights", *self._weights, timeout_s=self._settings.stall_timeout_s)
         except WorkerLostError as error:

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.pool import RolloutSettings, worker_environment
+from samepath.rollout.pool import RolloutSettings, Weights, worker_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
@@ -80,9 +78,10 @@ class RayPool:
                     )
         return [done[request.group_id] for request in requests]
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
-        """Put the weights into the object store once and wait until every actor serves them."""
-        self._weights = (ray.put(dict(tensors)), version)
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """Wait until every actor serves the weights, which stand in the object store once for all of them."""
+        reference = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(dict(tensors))
+        self._weights = (reference, version)
         calls = [(actor, actor.handle.load_weights.remote(*self._weights)) for actor in self._actors]
         for actor, call in calls:
             try:

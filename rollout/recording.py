@@ -15,7 +15,7 @@ def finish_reason(sample: SampleState, token: int, tokenizer: Tokenizer) -> str:
     """Why the sample ends with `token`, its last one: `stop`, `length`, or empty if it goes on."""
     sampling = sample.group.request.sampling
     if not sampling.ignore_stop:
-        if token == tokenizer.end_id or token in sampling.stop_token_ids:
+        if token in tokenizer.end_ids or token in sampling.stop_token_ids:
             return "stop"
         if sampling.stop_strings:
             text = tokenizer.decode(sample.tokens)

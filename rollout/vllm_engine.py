@@ -1,4 +1,4 @@
-"""vLLM behind the engine interface: one request a sample, stepped in this process, everything recorded that the learner must replay.
+"""The vLLM engine: one request a sample, stepped in this process, everything recorded that the learner must replay.
 
 The process belongs to it: vLLM makes `torch.set_num_threads` and other functions of torch do nothing, so no learner may run beside it.
 """

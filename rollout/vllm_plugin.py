@@ -9,14 +9,14 @@ from vllm import ModelRegistry
 from vllm.config import VllmConfig
 
 CPU_WORKER = "samepath.rollout.vllm_worker.RecordingWorker"
-DSA_MODEL = "SamepathDsaForCausalLM"
-DSA_CLASS = "samepath.rollout.vllm_dsa:SamepathDsaForCausalLM"
+OWN_MODEL = "SamepathForCausalLM"
+OWN_CLASS = "samepath.rollout.vllm_network:SamepathForCausalLM"
 
 
 def register() -> None:
-    """Make the DSA model known, and let our CPU worker record routes and candidates. May be called again."""
-    if DSA_MODEL not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(DSA_MODEL, DSA_CLASS)
+    """Make the own network known, and let our CPU worker record routes and candidates. May be called again."""
+    if OWN_MODEL not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(OWN_MODEL, OWN_CLASS)
     _let_our_worker_pass("_verify_aux_output_compatibility")
     _let_our_worker_pass("_verify_sampling_replay_config")
 

@@ -9,13 +9,13 @@ from vllm.platforms import current_platform
 
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
-from samepath.rollout.vllm_plugin import CPU_WORKER, DSA_MODEL, register
+from samepath.rollout.vllm_plugin import CPU_WORKER, OWN_MODEL, register
 
 WEIGHT_EXTENSION = "samepath.rollout.vllm_weights.WeightExtension"
 EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 """Names under which published configurations give the number of routed experts."""
-SPARSE_MODELS = ("deepseek_v32", "glm_moe_dsa")
-"""Model types with an indexer; vLLM's own classes for them run on GPUs only."""
+OWN_NETWORKS = ("deepseek_v32",)
+"""Model types that run as this package's own network on CPU, where vLLM's classes for models with an indexer do not run."""
 
 
 def start_vllm(folder: Path, settings: VllmSettings) -> LLMEngine:
@@ -65,8 +65,8 @@ def engine_arguments(folder: Path, settings: VllmSettings, config: dict[str, Any
         arguments["worker_cls"] = CPU_WORKER
         # The CPU kernel of plain rotary embedding is wrong for queries of three axes, as latent attention has them.
         arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
-        if config.get("model_type") in SPARSE_MODELS:
-            arguments["hf_overrides"] = {"architectures": [DSA_MODEL]}
+        if config.get("model_type") in OWN_NETWORKS:
+            arguments["hf_overrides"] = {"architectures": [OWN_MODEL]}
     return arguments
 
 

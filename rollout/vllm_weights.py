@@ -10,6 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 from vllm.model_executor.layers.fused_moe.layer import MoERunner
 
+from samepath.rollout.vllm_network import RouteTap, SamepathForCausalLM
+
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 HEAD = "lm_head.weight"
 
@@ -25,19 +27,26 @@ class WeightExtension:
         In version 0.32 a reload on CPU skips the packing of the experts' weights where a kernel already exists, and goes on with
         unpacked ones: wrong results without an error. Without the kernel it packs again.
         """
-        for module in self.model_runner.get_model().modules():
+        model = self.model_runner.get_model()
+        if isinstance(model, SamepathForCausalLM):
+            model.load_weights(tensors.items())
+            return
+        for module in model.modules():
             method = getattr(module, "quant_method", None)
-            if getattr(method, "moe_kernel", None) is not None:
+            if method is not None and getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
         self.model_runner.reload_weights(weights_iterator=iter(tensors.items()))
 
     def samepath_moe_layers(self) -> list[tuple[str, int, int, int]]:
         """(module name, layer of the recorder's buffer, experts, experts chosen) of every routed layer of the loaded model."""
-        return [
-            (name, int(module.layer_id), module.moe_config.num_logical_experts, module.moe_config.experts_per_token)
-            for name, module in self.model_runner.get_model().named_modules()
-            if isinstance(module, MoERunner)
-        ]
+        found = []
+        for name, module in self.model_runner.get_model().named_modules():
+            if isinstance(module, MoERunner):
+                sizes = module.moe_config
+                found.append((name, int(module.layer_id), sizes.num_logical_experts, sizes.experts_per_token))
+            elif isinstance(module, RouteTap):
+                found.append((name, module.layer_id, module.num_experts, module.num_chosen))
+        return found
 
 
 class PublishedWeights:

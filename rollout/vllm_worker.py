@@ -1,9 +1,11 @@
-"""vLLM's CPU worker with the two records that version 0.32 makes on GPUs only: experts of every token, candidates of every sample.
+"""The CPU worker of vLLM with the two records that version 0.32 makes on GPUs only: experts of every token, candidates of every sample.
 
 The routes go through vLLM's own connector, which keeps them by the hash of a cache page, so that a prompt found in the prefix cache comes
 with the routes of the run that computed it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,15 +53,32 @@ class RecordingRunner(CPUModelRunner):
         """Draw the step's tokens; the routes of its rows and the candidates of its draws go out with them."""
         pending = self._pending_routes()
         self._processed_BV = None
-        output = super().sample_tokens(grammar_output)
+        with self._seeds_of_unfinished_prompts_kept():
+            output = super().sample_tokens(grammar_output)
         if pending is not None:
             counts = [len(output.sampled_token_ids[output.req_id_to_index[name]]) for name in pending.request_ids]
             sampled = np.array(counts)
             pending.enqueue_cpu_copy(sampled, np.zeros_like(sampled))
             output.aux_output_connector_output = pending.process_output()
-        if self._processed_BV is not None:
-            output.sampling_masks = candidate_lists(self._processed_BV)
+        processed_BV: Tensor | None = self._processed_BV
+        if processed_BV is not None:
+            output.sampling_masks = candidate_lists(processed_BV)
         return output
+
+    @contextmanager
+    def _seeds_of_unfinished_prompts_kept(self) -> Iterator[None]:
+        """Take no draw from the generator of a request whose prompt is still being prefilled.
+
+        The step draws for every request and drops what it drew for these. On GPUs the generator is wound back afterwards; one of
+        the CPU cannot be, and the attempt ends the engine (version 0.32).
+        """
+        generators = self.input_batch.generators
+        unfinished = self.discard_request_mask.np[: self.input_batch.num_reqs].nonzero()[0].tolist()
+        kept = {row: generators.pop(row) for row in unfinished if row in generators}
+        try:
+            yield
+        finally:
+            generators.update(kept)
 
     def _pending_routes(self) -> Any:
         if self.routes is None or self.execute_model_state is None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,10 +30,10 @@ class RolloutWorker:
 
     def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> int:
         """Take weights (published names) and return the version now served."""
-        # Ray hands out read-only arrays; they are only read here, so the warning about that does not apply.
-        views = {
-            name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in tensors.items()
-        }
+        with warnings.catch_warnings():
+            # Ray's arrays are read-only views of shared memory. The engine only reads them, so they need no copy.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            views = {name: torch.from_numpy(array) for name, array in tensors.items()}
         self.engine.load_weights(views, version)
         return version
 

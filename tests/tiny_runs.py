@@ -30,7 +30,7 @@ def packed_input(config: ModelConfig, sequences: Sequence[Tensor], replay_LNX: T
         token_ids[row:stop], positions[row:stop] = ids, torch.arange(len(ids))
         spans.append(Span(row=row, first=0, count=len(ids), keys=torch.arange(row, stop)))
         row = stop
-    plan = plan_spans(spans, padded, config.index_n_heads)
+    plan = plan_spans(spans, padded, config.window_heads)
     return ModelInput(token_ids_N=token_ids, positions_N=positions, plan=plan, replay_LNX=replay_LNX)
 
 

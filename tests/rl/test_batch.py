@@ -116,8 +116,8 @@ def test_pack_samples_whose_prompts_took_other_paths_stay_apart(record: str) -> 
     values[1] = values[1][..., ::-1].copy() + (1 if record == "selection_fingerprint" else 0)
     batch = pack([sequence(segment) for segment in segments], CONFIG)
     assert batch.prompts_apart == 1
-    assert batch.num_rows == 4 + 4 + 1
-    assert batch.rows_R.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 8]
+    assert batch.num_rows == 4 + 3 + 1, "all but its first row, which took the same path"
+    assert batch.rows_R.tolist() == [0, 1, 2, 3, 0, 4, 5, 6, 0, 1, 2, 7]
     assert batch.fingerprints_NL is not None
     for index, segment in enumerate(segments):
         rows = batch.rows_R[batch.sequence_R == index]
@@ -125,12 +125,41 @@ def test_pack_samples_whose_prompts_took_other_paths_stay_apart(record: str) -> 
         assert np.array_equal(batch.fingerprints_NL[rows].numpy().view(np.uint64), segment.selection_fingerprint[:4])
 
 
+def test_pack_responses_share_what_they_have_in_common() -> None:
+    """[8, 9, 1], [8, 9, 4, 1] and [8, 9, 1] again: two rows of each response stand once, the third sequence adds none."""
+    responses = [[8, 9, 1], [8, 9, 4, 1], [8, 9, 1]]
+    batch = pack([sequence(make_segment([5, 6], response)) for response in responses], CONFIG)
+    assert batch.rows_R.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert batch.rows_M.tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 2, 3]
+    assert batch.targets_M.tolist() == [8, 9, 1, 8, 9, 4, 1, 8, 9, 1]
+    assert batch.prompts_apart == 0
+
+
+def test_pack_other_prompts_share_a_long_beginning_but_not_a_short_one() -> None:
+    texts = [[7] * shared + [last, 3] for shared, last in ((16, 5), (16, 6), (15, 5), (15, 6))]
+    long = pack([sequence(make_segment(prompt, [8, 1])) for prompt in texts[:2]], CONFIG)
+    assert long.num_rows == 19 + 3
+    assert long.rows_R[19:].tolist() == [*range(16), 19, 20, 21]
+    assert seen_rows(long)[21] == long.rows_R[19:].tolist()
+    short = pack([sequence(make_segment(prompt, [8, 1])) for prompt in texts[2:]], CONFIG)
+    assert short.num_rows == 18 + 18
+    assert short.prompts_apart == 0
+
+
+def test_pack_without_fingerprints_shares_only_among_its_kind() -> None:
+    first, second = make_segment([5, 6], [8, 1]), make_segment([5, 6], [9, 1])
+    bare = replace(second, selection_fingerprint=None)
+    assert pack([sequence(first), sequence(bare)], CONFIG).num_rows == 6
+    assert pack([sequence(bare), sequence(replace(first, selection_fingerprint=None))], CONFIG).num_rows == 4
+
+
 def test_pack_other_records_of_the_response_do_not_part_the_prompt() -> None:
     segments = [make_segment([5, 6], [8, 1]), make_segment([5, 6], [8, 1])]
     segments[1].routes[2, 0] = [6, 7]
     batch = pack([sequence(segment) for segment in segments], CONFIG)
-    assert batch.num_rows == 4
+    assert batch.num_rows == 4, "the prompt and a row of each response"
     assert batch.routes_LNX[0, 2:4].tolist() == [[2, 3], [6, 7]]
+    assert batch.prompts_apart == 0
 
 
 def test_pack_missing_routes_of_a_shared_prompt_count_for_each_sequence() -> None:
@@ -199,7 +228,8 @@ def test_split_by_tokens_keeps_order_and_fits_whenever_it_can(
 ) -> None:
     """With one prompt for all up to a prompt for each: the rows that `pack` runs are the rows that are bounded."""
     entries = [
-        sequence(make_segment([5 + place % prompts] * 9, [3] * (length - 1))) for place, length in enumerate(lengths)
+        sequence(make_segment([50 + place % prompts] * 9, [100 + place // 2] * (length - 1)))
+        for place, length in enumerate(lengths)
     ]
     parts = split_by_tokens(entries, max_tokens)
     assert [index for part in parts for index in part] == list(range(len(lengths)))
@@ -214,9 +244,9 @@ def test_split_by_tokens_keeps_order_and_fits_whenever_it_can(
 
 
 def test_split_by_tokens_cuts_between_groups_rather_than_inside_one() -> None:
-    """Four groups of three: responses of 2, 2, 2 and, in the second, 1, 2, 2 tokens; half of the rows end inside the second."""
-    responses = [2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2]
-    entries = [sequence(make_segment([5 + place // 3] * 6, [3] * response)) for place, response in enumerate(responses)]
+    """Four groups of three that share their prompts alone; half of the rows end inside the second."""
+    sizes = [2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2]
+    entries = [sequence(make_segment([50 + place // 3] * 6, [100 + place] * size)) for place, size in enumerate(sizes)]
     assert split_by_tokens(entries, 1000, 2) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 

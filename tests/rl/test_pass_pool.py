@@ -23,6 +23,35 @@ def test_map_with_two_threads_keeps_order_and_runs_side_by_side() -> None:
     assert PassPool(2).map(work, [3, 4]) == [9, 16]
 
 
+def test_stream_computes_no_more_than_its_threads_ahead() -> None:
+    """Each result that is taken lets one more begin: many passes never stand in memory together."""
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        return item
+
+    results = PassPool(2).stream(work, range(9))
+    for taken in range(9):
+        assert next(results) == taken
+        assert len(started) <= min(9, taken + 3)
+    assert sorted(started) == list(range(9))
+
+
+def test_stream_that_fails_begins_nothing_more() -> None:
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 0:
+            raise KeyError("the first")
+        return item
+
+    with pytest.raises(KeyError, match="the first"):
+        list(PassPool(2).stream(work, range(9)))
+    assert max(started) <= 2
+
+
 def test_map_with_one_thread_stays_in_the_callers_thread() -> None:
     assert PassPool(1).map(lambda _: threading.current_thread(), [0, 1]) == [threading.current_thread()] * 2
 

@@ -85,7 +85,8 @@ def test_run_policy_with_a_shared_prompt_equals_each_sample_alone(group: list[Tr
     config = tiny_config()
     assert max(len(entry.segment.token_ids) for entry in group) > config.index_topk
     together, alone = pack(group, config), [pack([entry], config) for entry in group]
-    assert together.num_rows == sum(batch.num_rows for batch in alone) - 5 * 21
+    assert together.num_rows <= sum(batch.num_rows for batch in alone) - 5 * 21
+    assert len(together.rows_M.unique()) < len(together.rows_M) - 5, "some samples begin with the same tokens"
     with torch.no_grad():
         shared = full_pass(tiny_model(), together)[2]
         separate = [full_pass(tiny_model(), batch)[2] for batch in alone]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
 from samepath.rl.cli import main
 from samepath.rl.finding import Finding
@@ -42,7 +43,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint folder without weights: configuration and tokenizer."""
     folder = tmp_path / "checkpoint"
     character_tokenizer(ALPHABET).save(folder)
-    (folder / "config.json").write_text(json.dumps(tiny_config().to_json()))
+    (folder / "config.json").write_text(json.dumps(write_config(tiny_config())))
     return folder
 
 

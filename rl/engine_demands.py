@@ -1,0 +1,89 @@
+"""What a recipe asks of its engine, checked against the table of what engines can do (rollout/capabilities.py)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from samepath.rl.algorithm import AlgorithmSettings
+from samepath.rl.model_source import CheckpointModel, NewModel
+from samepath.rollout.capabilities import Capability, refusal
+from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from samepath.rollout.sampling import SamplingSettings
+
+GAP_HINTS = {"float32": 0.01, "bfloat16": 0.5}
+"""Gap that vLLM's kernels stay below in each type on the models measured in docs/engines.md, nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineUse:
+    """The parts of a recipe that ask something of its engine."""
+
+    engine: BuiltinSettings | VllmSettings
+    """The engine."""
+    runtime: str
+    """`ray` or `inline`."""
+    model: NewModel | CheckpointModel
+    """What it serves."""
+    rl: AlgorithmSettings
+    """What is replayed and compared."""
+    sampling: SamplingSettings
+    """How training responses are drawn."""
+    evaluation: SamplingSettings
+    """How held-out responses are drawn."""
+
+
+def unmet_demands(use: EngineUse) -> list[str]:
+    """One sentence for every demand of the recipe that its engine does not meet."""
+    problems = [
+        f"{demand}: {reason}" for demand, capability in demands(use) if (reason := refusal(capability, use.engine))
+    ]
+    problems += _gap(use)
+    if isinstance(use.engine, VllmSettings) and isinstance(use.model, NewModel):
+        runs = use.engine.device == "cpu" and use.engine.dtype == "float32"
+        if not runs:
+            problems.append(
+                "a new model is the own network, which vLLM runs on CPU in float32: engine.device=cpu engine.dtype=float32"
+            )
+    return problems
+
+
+def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
+    """(what asks for it, the capability)."""
+    rl, sampling, evaluation = use.rl, use.sampling, use.evaluation
+    if rl.steps and rl.keep_routing == "sampler":
+        yield "rl.keep_routing=sampler replays the engine's experts", Capability.ROUTES
+    if sampling.truncates and sampling.temperature > 0:
+        yield (
+            "sampling truncates (top_k, top_p or min_p), and the learner must renormalise over the same candidates",
+            Capability.CANDIDATES,
+        )
+        if "support_cap" in sampling.model_fields_set:
+            yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
+    if evaluation.temperature > 0 and evaluation.top_p < 1:
+        yield "evaluation.top_p truncates", Capability.CANDIDATES
+    if sampling.stop_token_ids or sampling.stop_strings:
+        yield "sampling.stop_token_ids and stop_strings end responses", Capability.STOPS
+    if rl.steps and rl.objective.off_policy_mask.enabled:
+        yield "rl.objective.off_policy_mask compares with the engine's log-probabilities", Capability.LOGPROBS
+    if rl.steps and rl.objective.old_policy == "sampler":
+        yield "rl.objective.old_policy=sampler divides by the engine's probabilities", Capability.LOGPROBS
+    if evaluation.temperature == 0:
+        yield "evaluation.temperature=0 takes the best token", Capability.GREEDY
+    if use.runtime == "inline":
+        yield "runtime=inline", Capability.INLINE
+
+
+def _gap(use: EngineUse) -> list[str]:
+    if not use.rl.steps or use.rl.max_gap_at_lag_0 > 0:
+        return []
+    reason = refusal(Capability.ZERO_GAP, use.engine)
+    if use.model.implementation == "transformers":
+        reason = "a transformers model rounds otherwise than any engine, in float32 too"
+    elif not reason and isinstance(use.engine, VllmSettings) and not isinstance(use.model, NewModel):
+        reason = "engine.kind vllm offers it for the own network only"
+    if not reason:
+        return []
+    hint = GAP_HINTS[use.engine.dtype] if isinstance(use.engine, VllmSettings) else 0.01
+    return [
+        f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
+        f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."
+    ]
