@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
+from samepath.model.config_file import write_config
 from samepath.model.network import CausalLM
 from samepath.model.policy import Policy
 from samepath.model.policy_files import Implementation, load_policy, save_policy
@@ -131,8 +132,7 @@ def resolve_folder(path: str, recipe_dir: Path, *, weights: bool = True) -> Path
 def model_config(settings: NewModel | CheckpointModel, recipe_dir: Path) -> dict[str, Any]:
     """The model's config.json, or what a new model's would say of its sizes. Fetches no weights."""
     if isinstance(settings, NewModel):
-        vocab_size = character_tokenizer(settings.alphabet).vocab_size
-        return {"model_type": "deepseek_v32", **settings.config, "vocab_size": vocab_size}
+        return write_config(settings.shape)
     return check_expected(settings.expected, resolve_folder(settings.path, recipe_dir, weights=False))
 
 

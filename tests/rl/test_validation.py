@@ -58,6 +58,15 @@ def checked(folder: Path, **changes: Any) -> tuple[Validation, dict[str, Finding
     return result, {finding.name: finding for finding in result.findings}
 
 
+def foreign(**engine: Any) -> dict[str, Any]:
+    """Changes that put a checkpoint behind a vLLM engine."""
+    return {
+        "model": {"kind": "checkpoint", "path": "someone/something", "expected": SIZES},
+        "engine": {"kind": "vllm", "return_sampling_mask": True, **engine},
+        "rl": {**TINY["rl"], "max_gap_at_lag_0": 0.5},
+    }
+
+
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["samepath", "validate", *words])
     with pytest.raises(SystemExit) as caught:
@@ -213,8 +222,7 @@ def test_load_recipe_problems_name_their_setting_and_where_it_stands(
 
 
 def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> None:
-    engine = {"kind": "vllm", "max_model_tokens": 16}
-    _, found = checked(tmp_path, engine=engine, sampling={"max_new_tokens": 16})
+    _, found = checked(tmp_path, **foreign(max_model_tokens=16), sampling={"max_new_tokens": 16})
     assert found["sizes"].outcome == "wrong"
     assert "leaves no room for a prompt in engine.max_model_tokens=16" in found["sizes"].detail
 
@@ -229,6 +237,6 @@ def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> No
 )
 def test_validate_cache_of_a_vllm_engine(tmp_path: Path, changes: dict[str, Any], outcome: str, said: str) -> None:
     """A token takes 3 layers · (32 + 8 + 16) numbers · 2 bytes = 336 bytes; 65,536 bytes hold 195 of them."""
-    _, found = checked(tmp_path, engine={"kind": "vllm", "cache_bytes": 1 << 16, **changes})
+    _, found = checked(tmp_path, **foreign(**{"cache_bytes": 1 << 16, **changes}))
     assert found["cache"].outcome == outcome
     assert said in found["cache"].detail
