@@ -49,6 +49,7 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
             "sampling truncates (top_k, top_p or min_p), and the learner must renormalise over the same candidates",
             Capability.CANDIDATES,
         )
+        # Not model_fields_set: a recipe that a run has written out holds every default.
         if sampling.support_cap != SamplingSettings.model_fields["support_cap"].default:
             yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
     for name, drawn in (("sampling", sampling), ("evaluation", evaluation)):
