@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.linear import linear
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""
@@ -149,6 +150,6 @@ class _HeadLogprobs(torch.autograd.Function):
                 .mul_(-grad_N[start:stop, None])
             )
             grad_logits_NV.scatter_add_(1, targets_N[start:stop, None], grad_N[start:stop, None])
-            torch.mm(grad_logits_NV, weight_VD, out=grad_hidden_ND[start:stop])
-            grad_weight_VD.addmm_(grad_logits_NV.T, hidden_ND[start:stop])
+            grad_hidden_ND[start:stop] = linear(grad_logits_NV, weight_VD.T)
+            grad_weight_VD += linear(grad_logits_NV.T, hidden_ND[start:stop].T)
         return grad_hidden_ND, grad_weight_VD, None, None, None

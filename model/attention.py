@@ -6,11 +6,12 @@ C selected keys, Q half the rotary width.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, rms_norm
+from torch.nn.functional import layer_norm, rms_norm
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
+from samepath.kernels.linear import linear
 from samepath.kernels.selection import select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention import DenseWindows, attend
 from samepath.kernels.window import AttentionPlan, Window
