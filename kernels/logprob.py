@@ -26,6 +26,15 @@ class SupportRows:
     ids: Tensor
     """[Σ counts] int64 token ids."""
 
+    def select(self, rows_U: Tensor) -> "SupportRows":
+        """The given rows, in their order."""
+        counts_U = self.counts_N[rows_U]
+        starts_U = (self.counts_N.cumsum(0) - self.counts_N)[rows_U]
+        # Consecutive numbers that begin anew at each row's start.
+        within = torch.arange(int(counts_U.sum()), device=counts_U.device)
+        shift_U = starts_U - (counts_U.cumsum(0) - counts_U)
+        return SupportRows(counts_N=counts_U, ids=self.ids[within + shift_U.repeat_interleave(counts_U)])
+
     def excluded(self, start: int, stop: int, vocab_size: int) -> Tensor:
         """[stop − start, V] bool, True where a token is outside the row's support."""
         counts = self.counts_N[start:stop]

@@ -18,7 +18,7 @@ from samepath.rollout.engine_settings import BuiltinSettings
 DEVICES = {"80 GB": 80 * 10**9, "141 GB": 141 * 10**9}
 """Memory of the accelerators that people plan with (H100, H200), bytes."""
 PROMPT_TOKENS = 512
-"""Length that a prompt is taken to have where the engine's settings do not bound the cache, tokens."""
+"""Length that a prompt is taken to have where task or tokenizer are not at hand, tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,13 @@ class MemoryPlan:
     """Type of its weights."""
 
 
-def memory_plan(recipe: Recipe, sizes: PublishedSizes) -> MemoryPlan:
-    """Estimate a recipe's memory from the sizes of its model."""
-    pass_tokens = max(recipe.learner.max_tokens_per_pass, recipe.sampling.max_new_tokens) * recipe.learner.threads
+def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
+    """Estimate a recipe's memory from the sizes of its model and the longest prompt."""
+    longest = recipe.sampling.max_new_tokens + prompt_tokens
+    groups = -(-recipe.rl.prompts_per_step // recipe.rl.updates_per_rollout)
+    # What the threads may hold together, but no more than an update has; the prompt of a group runs once.
+    update_tokens = groups * (prompt_tokens + recipe.rl.group_size * recipe.sampling.max_new_tokens)
+    pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest) * recipe.learner.threads, update_tokens)
     learners = {f"one process, {recipe.learner.precision}": one_process(recipe, sizes, pass_tokens)}
     for gather_experts in (True, False) if sizes.num_moe_layers else (True,):
         learners["sharded" if gather_experts else "sharded, experts in place"] = learner_memory(
@@ -60,8 +64,8 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes) -> MemoryPlan:
     if isinstance(engine, BuiltinSettings):
         cache_tokens, engine_type, weight_bytes = engine.cache_tokens, "float32", 4
     else:
-        longest = engine.max_model_tokens or min(sizes.max_positions, recipe.sampling.max_new_tokens + PROMPT_TOKENS)
-        cache_tokens, engine_type = engine.max_sequences * longest, engine.dtype
+        held = engine.max_model_tokens or min(sizes.max_positions, longest)
+        cache_tokens, engine_type = engine.max_sequences * held, engine.dtype
         weight_bytes = 4 if engine.dtype == "float32" else 2
     return MemoryPlan(
         sizes=sizes,

@@ -1,5 +1,6 @@
 """`samepath validate`: everything that can be checked before a run without starting it, each check with its outcome."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from samepath.rl.memory_findings import memory_findings
 from samepath.rl.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
 from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_memory import MemoryPlan, memory_lines, memory_plan
+from samepath.rl.recipe_memory import PROMPT_TOKENS, MemoryPlan, memory_lines, memory_plan
 from samepath.rl.task_row import Task
 from samepath.rl.tasks import build_task
 from samepath.rl.traces import resolve_traces
@@ -74,6 +75,7 @@ class _Checks:
         self.folder: Path | None = None
         self.sizes: PublishedSizes | None = None
         self.tokenizer: Tokenizer | None = None
+        self.prompt_tokens = PROMPT_TOKENS
 
     def run(self) -> Validation:
         """All checks, in the order of a run."""
@@ -132,9 +134,16 @@ class _Checks:
             self.config = model.expected
             raise
         self.config = check_expected(model.expected, self.folder)
-        if model.implementation == "own":
-            read_config(self.folder / "config.json")
-        check_checkpoint(self.recipe, self.folder)
+        if quantised := self.config.get("quantization_config"):
+            method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+            detail = (
+                f"published as {method}, which this version does not train; give the path of a float32 or bfloat16 copy"
+            )
+            self._add("weights", "obstacle", detail)
+        else:
+            if model.implementation == "own":
+                read_config(self.folder / "config.json")
+            check_checkpoint(self.recipe, self.folder)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
         return f"{self.config.get('model_type')} in {self.folder}{compared}"
 
@@ -146,14 +155,11 @@ class _Checks:
         except SizesError as error:
             raise NotCheckedError(f"{error}; memory is not estimated") from error
         self.sizes = sizes
-        if self.recipe.sampling.max_new_tokens >= sizes.max_positions:
+        limit, what = self._longest()
+        if self.recipe.sampling.max_new_tokens >= limit:
             raise ValueError(
-                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in the model's "
-                f"{sizes.max_positions} positions (max_position_embeddings). Lower it."
+                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in {what}. Lower it."
             )
-        rl = self.recipe.rl
-        if not sizes.num_moe_layers and rl.keep_routing != "off" and "keep_routing" in rl.model_fields_set:
-            raise ValueError(f"rl.keep_routing needs a mixture of experts; {sizes.model_type} has none. Set it to off.")
         source = "" if self.folder is not None or isinstance(self.recipe.model, NewModel) else " (from model.expected)"
         moe = (
             f"{sizes.num_moe_layers} of them mixtures of {sizes.num_experts} experts"
@@ -164,6 +170,15 @@ class _Checks:
             f"{sizes.parameters:,} parameters, {sizes.active:,} active for a token, {sizes.num_layers} layers, {moe}, "
             f"{sizes.max_positions:,} positions{source}"
         )
+
+    def _longest(self) -> tuple[float, str]:
+        """Longest sequence in tokens, and what bounds it."""
+        limits = [(self.sizes.max_positions, "max_position_embeddings of the model")] if self.sizes is not None else []
+        engine = self.recipe.engine
+        if isinstance(engine, VllmSettings) and engine.max_model_tokens:
+            limits.append((engine.max_model_tokens, "engine.max_model_tokens"))
+        limit, name = min(limits, default=(math.inf, "any length"))
+        return limit, f"{name}={limit}"
 
     def _network(self) -> str:
         """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
@@ -207,11 +222,13 @@ class _Checks:
         worst = max(lengths, key=lambda name: lengths[name])
         if empty := [name for name, length in lengths.items() if not length]:
             raise ValueError(f"row {empty[0]} of the task has an empty prompt")
+        self.prompt_tokens = lengths[worst]
         longest = lengths[worst] + self.recipe.sampling.max_new_tokens
-        if self.sizes is not None and longest > self.sizes.max_positions:
+        limit, what = self._longest()
+        if longest > limit:
             raise ValueError(
-                f"prompt and sampling.max_new_tokens must fit the model's {self.sizes.max_positions} positions; row {worst} needs "
-                f"{lengths[worst]} + {self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
+                f"prompt and sampling.max_new_tokens must fit {what}; row {worst} needs {lengths[worst]} + "
+                f"{self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
             )
         return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
@@ -242,7 +259,7 @@ class _Checks:
         if self.sizes is None:
             self._add("memory", "not checked", "the model's sizes are not known")
             return
-        plan = self.result.memory = memory_plan(self.recipe, self.sizes)
+        plan = self.result.memory = memory_plan(self.recipe, self.sizes, self.prompt_tokens)
         self.result.findings += memory_findings(self.recipe, plan)
 
 
