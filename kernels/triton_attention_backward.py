@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.backend import interpreting
-from samepath.kernels.triton_attention_forward import LOG2_E, load_rows, split_width
+from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
 from samepath.kernels.triton_product import operand_type
 
 PAIR_BYTES = 1 << 31
@@ -36,6 +36,8 @@ class Tiles:
     """Warps a program."""
     num_stages: int = 1
     """Key tiles in flight."""
+    hopper: bool = False
+    """Run the kernel written for Hopper at the published widths; it has its own tiles of 64 heads and 64 keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +147,12 @@ def _backward_queries(
     indices,
     counts,
     grad_q,
+    first_column,
     num_heads,
     num_selected,
     KEY_WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    FULL: tl.constexpr,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -156,7 +160,7 @@ def _backward_queries(
     """dQ = dS · K for a block of heads and of channels."""
     zero = tl.full((), 0, tl.int64)
     row = zero + tl.program_id(1)
-    first_channel = tl.program_id(0) * COLUMNS
+    first_channel = first_column + tl.program_id(0) * COLUMNS
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
     live_head = head < num_heads
     count = tl.load(counts + row)
@@ -180,15 +184,21 @@ def _backward_queries(
 
 
 @triton.jit
-def _ordered_sums(pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Add, for one key, the pair gradients in the given order to its sum."""
+def _ordered_sums(
+    pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr, RENAMED: tl.constexpr
+):
+    """Add, for one key, the pair gradients in the given order to its sum; RENAMED as the Hopper kernel writes them."""
     zero = tl.full((), 0, tl.int64)
     key = zero + tl.program_id(0)
     channel = tl.arange(0, WIDTH)
     start = tl.load(bounds + key)
     stop = tl.load(bounds + key + 1)
+    # Where the channel that stands at each place belongs.
+    home = channel
+    if RENAMED:
+        home = channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
     if start < stop:
-        total = tl.load(sums + key * width + channel, mask=channel < width, other=0.0)
+        total = tl.load(sums + key * width + home, mask=channel < width, other=0.0)
         for first in range(start, stop, ROWS):
             place = first + tl.arange(0, ROWS)
             pair = tl.load(order + place, mask=place < stop, other=0)
@@ -198,7 +208,7 @@ def _ordered_sums(pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: 
                 other=0.0,
             )
             total += tl.sum(values.to(tl.float32), 0)
-        tl.store(sums + key * width + channel, total, mask=channel < width)
+        tl.store(sums + key * width + home, total, mask=channel < width)
 
 
 @triton.jit
@@ -232,7 +242,7 @@ def attend_backward(
     """Gradients of `attend` for the upstream gradient `grad_out_NHV`; equal calls give equal bits if `deterministic`."""
     q_NHK, kv_SK = saved.q_NHK, saved.kv_SK
     num_rows, num_heads, _ = q_NHK.shape
-    tiles = tiles or default_tiles(q_NHK)
+    tiles = tiles or default_tiles(q_NHK, grad_out_NHV.shape[2])
     num_selected = saved.indices_NC.shape[1]
     sums_SK = torch.zeros(kv_SK.shape, dtype=torch.float32, device=kv_SK.device)
     grad_q_NHK = torch.empty_like(q_NHK)
@@ -296,7 +306,7 @@ def _backward_chunk(
     if deterministic:
         target = torch.empty(mass.numel(), key_width, dtype=saved.kv_SK.dtype, device=sums_SK.device)
     main, rest = split_width(key_width)
-    _backward_keys[(blocks, stop - start)](
+    arguments = (
         saved.q_NHK,
         saved.kv_SK,
         grad_out_NHV,
@@ -312,23 +322,33 @@ def _backward_chunk(
         stop - start,
         num_heads,
         num_selected,
-        KEY_WIDTH=key_width,
-        VALUE_WIDTH=grad_out_NHV.shape[2],
-        MAIN=main,
-        REST=rest,
-        HEADS=_block_heads(num_heads, tiles),
-        KEYS=tiles.keys,
-        ATOMIC=not deterministic,
-        OPERAND=operand_type(saved.q_NHK),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
     )
+    if tiles.hopper:
+        hopper_kernels("attention_hopper_backward").backward_keys(arguments, (blocks, stop - start), not deterministic)
+    else:
+        _backward_keys[(blocks, stop - start)](
+            *arguments,
+            KEY_WIDTH=key_width,
+            VALUE_WIDTH=grad_out_NHV.shape[2],
+            MAIN=main,
+            REST=rest,
+            HEADS=_block_heads(num_heads, tiles),
+            KEYS=tiles.keys,
+            ATOMIC=not deterministic,
+            OPERAND=operand_type(saved.q_NHK.dtype),
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
     if deterministic:
-        add_pairs_in_order(target, saved.indices_NC[start:stop], saved.count_N[start:stop], blocks, sums_SK)
+        add_pairs_in_order(
+            target, saved.indices_NC[start:stop], saved.count_N[start:stop], blocks, sums_SK, tiles.hopper
+        )
     return mass.sum(0)
 
 
-def add_pairs_in_order(pairs_PK: Tensor, indices_NC: Tensor, count_N: Tensor, blocks: int, sums_SK: Tensor) -> None:
+def add_pairs_in_order(
+    pairs_PK: Tensor, indices_NC: Tensor, count_N: Tensor, blocks: int, sums_SK: Tensor, renamed: bool = False
+) -> None:
     """Add the pair gradients [blocks · N · C, K] of each key to its row of `sums_SK`, by block and then by row."""
     num_keys, width = sums_SK.shape
     valid_NC = torch.arange(indices_NC.shape[1], device=count_N.device) < count_N[:, None]
@@ -338,38 +358,54 @@ def add_pairs_in_order(pairs_PK: Tensor, indices_NC: Tensor, count_N: Tensor, bl
     every = torch.arange(num_keys + 1, dtype=keys_P.dtype, device=keys_P.device)
     bounds = torch.searchsorted(sorted_P.values, every)
     _ordered_sums[(num_keys,)](
-        pairs_PK, sorted_P.indices, bounds, sums_SK, width, WIDTH=triton.next_power_of_2(width), ROWS=8, num_warps=4
+        pairs_PK,
+        sorted_P.indices,
+        bounds,
+        sums_SK,
+        width,
+        WIDTH=triton.next_power_of_2(width),
+        ROWS=8,
+        RENAMED=renamed,
+        num_warps=4,
     )
 
 
 def _query_gradients(saved: SavedRows, grad_scores: Tensor, grad_q_NHK: Tensor) -> None:
+    """Blocks of 256 channels and one narrower block for the rest, so that 576 channels cost no padding."""
     num_rows, num_heads, key_width = grad_q_NHK.shape
     wide = not interpreting() and grad_q_NHK.dtype == torch.bfloat16
-    columns = min(triton.next_power_of_2(key_width), 256 if wide else 64)
-    columns = max(16, columns)
     heads = max(16, min(triton.next_power_of_2(num_heads), 128 if wide else 16))
-    _backward_queries[(triton.cdiv(key_width, columns), num_rows, triton.cdiv(num_heads, heads))](
-        grad_scores,
-        saved.kv_SK,
-        saved.indices_NC,
-        saved.count_N,
-        grad_q_NHK,
-        num_heads,
-        saved.indices_NC.shape[1],
-        KEY_WIDTH=key_width,
-        COLUMNS=columns,
-        HEADS=heads,
-        KEYS=64 if wide else 16,
-        OPERAND=operand_type(grad_q_NHK),
-        num_warps=8 if wide else 4,
-        num_stages=3 if wide else 1,
-    )
+    first = 0
+    while first < key_width:
+        columns = min(256 if wide else 64, max(16, 1 << ((key_width - first).bit_length() - 1)))
+        blocks = max(1, (key_width - first) // columns)
+        _backward_queries[(blocks, num_rows, triton.cdiv(num_heads, heads))](
+            grad_scores,
+            saved.kv_SK,
+            saved.indices_NC,
+            saved.count_N,
+            grad_q_NHK,
+            first,
+            num_heads,
+            saved.indices_NC.shape[1],
+            KEY_WIDTH=key_width,
+            COLUMNS=columns,
+            FULL=first + blocks * columns <= key_width,
+            HEADS=heads,
+            KEYS=64 if wide else 16,
+            OPERAND=operand_type(grad_q_NHK.dtype),
+            num_warps=8 if wide else 4,
+            num_stages=3 if wide else 1,
+        )
+        first += blocks * columns
 
 
-def default_tiles(q_NHK: Tensor) -> Tiles:
+def default_tiles(q_NHK: Tensor, value_width: int) -> Tiles:
     """Tiles that fit the multiprocessor for this type and width."""
     if interpreting() or q_NHK.dtype == torch.float32:
         return Tiles(heads=16, keys=16)
+    if fits_hopper(q_NHK, value_width):
+        return Tiles(hopper=True)
     if q_NHK.shape[2] <= 256:
         return Tiles(num_warps=4)
-    return Tiles(heads=32)
+    return Tiles(heads=32, keys=32, num_stages=2)

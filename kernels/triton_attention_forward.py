@@ -6,7 +6,9 @@ its own count alone, so its result does not depend on the batch. The key width i
 Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys.
 """
 
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import triton
@@ -137,6 +139,11 @@ def attend_forward(
 ) -> tuple[Tensor, Tensor]:
     """(out_NHV in q's type, lse_NH float32 natural logarithm); rows without keys give 0 and −inf."""
     num_rows, num_heads, key_width = q_NHK.shape
+    if tiles is None and fits_hopper(q_NHK, value_width):
+        result: tuple[Tensor, Tensor] = hopper_kernels("attention_hopper").attend_forward(
+            q_NHK, kv_SK, indices_NC, count_N, scale
+        )
+        return result
     tiles = tiles or default_tiles(q_NHK)
     out_NHV = torch.empty(num_rows, num_heads, value_width, dtype=q_NHK.dtype, device=q_NHK.device)
     lse_NH = torch.empty(num_rows, num_heads, dtype=torch.float32, device=q_NHK.device)
@@ -160,11 +167,23 @@ def attend_forward(
         REST=rest,
         HEADS=heads,
         KEYS=tiles.keys,
-        OPERAND=operand_type(q_NHK),
+        OPERAND=operand_type(q_NHK.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
     return out_NHV, lse_NH
+
+
+def fits_hopper(q_NHK: Tensor, value_width: int) -> bool:
+    """Whether the kernels written for Hopper serve this call: bfloat16, K = 576, V = 512, more than 32 heads, compute capability 9."""
+    if interpreting() or q_NHK.dtype != torch.bfloat16 or q_NHK.shape[2] != 576 or value_width != 512:
+        return False
+    return q_NHK.shape[1] > 32 and torch.cuda.get_device_capability(q_NHK.device)[0] == 9
+
+
+def hopper_kernels(name: str) -> ModuleType:
+    """A module in Gluon; imported late, because Gluon has no interpreter and older Triton no Gluon."""
+    return importlib.import_module(f"samepath.kernels.triton_{name}")
 
 
 def default_tiles(q_NHK: Tensor) -> Tiles:

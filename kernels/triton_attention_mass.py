@@ -94,7 +94,7 @@ def attention_mass(
             REST=rest,
             HEADS=heads,
             KEYS=tiles.keys,
-            OPERAND=operand_type(q_NHK),
+            OPERAND=operand_type(q_NHK.dtype),
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
         )

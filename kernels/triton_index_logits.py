@@ -95,11 +95,11 @@ def _index_logits(
 class Tiles:
     """Shape of the products; changes the speed, never a result's meaning."""
 
-    keys: int = 128
+    keys: int = 256
     """Keys a program."""
     columns: int = 64
     """Row·head pairs a product, at least (one row's heads, padded, if they are more)."""
-    num_warps: int = 4
+    num_warps: int = 8
     """Warps a program."""
     num_stages: int = 3
     """Query tiles in flight."""
@@ -112,12 +112,14 @@ def index_logits(
     bounds_BT: tuple[Tensor, Tensor] | None = None,
     key_scales_BS: Tensor | None = None,
     tiles: Tiles | None = None,
+    product_type: torch.dtype | None = None,
 ) -> Tensor:
     """float32 logits [B, T, S] of float32, bfloat16 or float8_e4m3fn queries and keys.
 
     Args:
         bounds_BT: (starts, ends) of each row's valid keys; tiles outside all of them are not computed and hold anything.
         key_scales_BS: factor of each key after the sum over heads (FP8).
+        product_type: type that queries and keys are multiplied in, their own if not given.
     """
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     num_keys = k_BSK.shape[1]
@@ -152,7 +154,7 @@ def index_logits(
         QUERIES=queries,
         BOUNDED=bounds_BT is not None,
         SCALED=key_scales_BS is not None,
-        OPERAND=operand_type(q_BTIK),
+        OPERAND=operand_type(product_type or q_BTIK.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -211,11 +213,21 @@ def index_logits_fp8(
     weights_BTI: Tensor,
     bounds_BT: tuple[Tensor, Tensor] | None = None,
     tiles: Tiles | None = None,
+    exact: bool = False,
 ) -> Tensor:
-    """Index logits of rotated and quantised queries and keys; the queries' scales fold into the weights."""
+    """Index logits of rotated and quantised queries and keys; the queries' scales fold into the weights.
+
+    Hopper's FP8 tensor cores add the products with about 14 bits; `exact` multiplies the same numbers in bfloat16, which holds them all.
+    """
     q8, q_scales = quantise(q_BTIK.flatten(0, 2))
     k8, k_scales = quantise(k_BSK.flatten(0, 1))
     weights_BTI = weights_BTI.float() * q_scales.view(weights_BTI.shape)
     return index_logits(
-        q8.view(q_BTIK.shape), k8.view(k_BSK.shape), weights_BTI, bounds_BT, k_scales.view(k_BSK.shape[:2]), tiles
+        q8.view(q_BTIK.shape),
+        k8.view(k_BSK.shape),
+        weights_BTI,
+        bounds_BT,
+        k_scales.view(k_BSK.shape[:2]),
+        tiles,
+        torch.bfloat16 if exact else None,
     )

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import triton.language as tl
-from torch import Tensor
 
 from samepath.kernels.backend import interpreting
 
@@ -12,13 +11,13 @@ OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float8
 """Types that the kernels multiply. float32 products are exact IEEE ones, never tf32."""
 
 
-def operand_type(tensor: Tensor) -> Any:
-    """Triton's type of the products of `tensor`; raise ValueError on one that the kernels do not multiply.
+def operand_type(dtype: torch.dtype) -> Any:
+    """Triton's type of products in `dtype`; raise ValueError on one that the kernels do not multiply.
 
     The interpreter multiplies the bit patterns of bfloat16 instead of the numbers, so there the operands are widened first.
     """
-    if tensor.dtype not in OPERANDS:
+    if dtype not in OPERANDS:
         raise ValueError(
-            f"backend triton multiplies {', '.join(str(dtype) for dtype in OPERANDS)}; got {tensor.dtype}. Cast, or use backend torch."
+            f"backend triton multiplies {', '.join(str(dtype) for dtype in OPERANDS)}; got {dtype}. Cast, or use backend torch."
         )
-    return tl.float32 if interpreting() else OPERANDS[tensor.dtype]
+    return tl.float32 if interpreting() else OPERANDS[dtype]

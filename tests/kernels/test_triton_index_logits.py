@@ -129,6 +129,9 @@ def test_index_logits_fp8_equals_float64_on_the_quantised_values() -> None:
     q_exact = (q8.double() * q_scales.double()[:, None]).view(q_BTIK.shape)
     k_exact = (k8.double() * k_scales.double()[:, None]).view(k_BSK.shape)
     wanted, size = truth(q_exact, k_exact, weights_BTI)
-    assert_near(got, wanted, size, 5e-6)
+    # Hopper's FP8 tensor cores add with about 14 bits.
+    assert_near(got, wanted, size, 5e-6 if DEVICE.type == "cpu" else 2e-4)
+    exact = triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI, exact=True)
+    assert_near(exact, wanted, size, 5e-6)
     unquantised, _ = truth(q_BTIK, k_BSK, weights_BTI)
     assert float((got.double() - unquantised).norm() / unquantised.norm()) < 0.1

@@ -78,8 +78,8 @@ def test_select_tile_width_changes_no_bit() -> None:
     logits_NS = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     starts_N, ends_N = torch.tensor([0, 3, 100, 2000]).to(DEVICE), torch.tensor([3000, 2999, 3000, 2100]).to(DEVICE)
     wanted = triton_selection.select(logits_NS, starts_N, ends_N, 50)
-    for tile in (64, 512):
-        got = triton_selection.select(logits_NS, starts_N, ends_N, 50, tile=tile)
+    for keys in (64, 512):
+        got = triton_selection.select(logits_NS, starts_N, ends_N, 50, triton_selection.Tiles(keys=keys))
         assert all(torch.equal(one, other) for one, other in zip(got, wanted))
 
 
