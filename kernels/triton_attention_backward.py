@@ -20,7 +20,7 @@ from samepath.kernels.backend import interpreting
 from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
 from samepath.kernels.triton_product import operand_type
 
-PAIR_BYTES = 1 << 31
+PAIR_BYTES = 1 << 32
 """Memory for the pair gradients of one chunk of rows in the deterministic mode."""
 
 
@@ -184,9 +184,7 @@ def _backward_queries(
 
 
 @triton.jit
-def _ordered_sums(
-    pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr, RENAMED: tl.constexpr
-):
+def _ordered_sums(pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr, RENAMED: tl.constexpr):
     """Add, for one key, the pair gradients in the given order to its sum; RENAMED as the Hopper kernel writes them."""
     zero = tl.full((), 0, tl.int64)
     key = zero + tl.program_id(0)
@@ -364,7 +362,7 @@ def add_pairs_in_order(
         sums_SK,
         width,
         WIDTH=triton.next_power_of_2(width),
-        ROWS=8,
+        ROWS=16,
         RENAMED=renamed,
         num_warps=4,
     )

@@ -23,8 +23,6 @@ HEADS = gl.constexpr(64)
 KEYS = gl.constexpr(64)
 """Keys a tile."""
 LOG2_E = gl.constexpr(1.4426950408889634)
-LAZY = gl.constexpr(8.0)
-"""The running maximum may lag behind by this power of two before the output is rescaled; float32 has room for it."""
 
 
 @gluon.jit
@@ -44,7 +42,7 @@ def copy_key_rows(base, rows, live, main, rest, COPY: gl.constexpr):
 
 
 @gluon.jit
-def _attend_forward(q, kv, indices, counts, out, lse, scale, num_heads, num_selected, LAZILY: gl.constexpr):
+def _attend_forward(q, kv, indices, counts, out, lse, scale, num_heads, num_selected):
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, 32, 16])
     OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, 256, 16])
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
@@ -79,43 +77,43 @@ def _attend_forward(q, kv, indices, counts, out, lse, scale, num_heads, num_sele
     top = gl.full([HEADS], -1e30, gl.float32, ROWS)
     factor = scale * LOG2_E
     column = gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))
+    async_copy.wait_group(1)
+    hopper.fence_async_shared()
+    gl.thread_barrier()
+    scores = hopper.warpgroup_mma(q_main, k_main.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    scores = hopper.warpgroup_mma(q_rest, k_rest.index(0).permute((1, 0)), scores, is_async=True)
     buffer = 0
     for first in range(0, count, KEYS):
         # Read ahead, so that the gather of the tile after next waits for no index.
         following = first + 2 * KEYS + slots
         live = following < count
         key_rows = gl.load(rows_of + following, mask=live, other=0)
-        async_copy.wait_group(1)
-        hopper.fence_async_shared()
-        gl.thread_barrier()
-        main = k_main.index(buffer)
-        scores = hopper.warpgroup_mma(q_main, main.permute((1, 0)), zero, use_acc=False, is_async=True)
-        scores = hopper.warpgroup_mma(q_rest, k_rest.index(buffer).permute((1, 0)), scores, is_async=True)
-        scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-        scores = gl.where(gl.expand_dims(first + column < count, 0), scores * factor, float("-inf"))
-        new_top = gl.maximum(top, gl.max(scores, 1))
-        if LAZILY:
-            if gl.max(new_top - top, 0) > LAZY:
-                rescale = gl.exp2(top - new_top)
-                top = new_top
-                sums = sums * gl.expand_dims(rescale, 1)
-                output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT)), 1)
-        else:
-            rescale = gl.exp2(top - new_top)
-            top = new_top
-            sums = sums * gl.expand_dims(rescale, 1)
-            output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT)), 1)
-        probs = gl.exp2(scores - gl.expand_dims(top, 1))
-        sums += probs
+        raw = hopper.warpgroup_mma_wait(0, deps=[scores])
+        raw = gl.where(gl.expand_dims(first + column < count, 0), raw * factor, float("-inf"))
+        new_top = gl.maximum(top, gl.max(raw, 1))
+        rescale = gl.exp2(top - new_top)
+        top = new_top
+        probs = gl.exp2(raw - gl.expand_dims(top, 1))
         p_shared.store(probs.to(TYPE))
+        sums = sums * gl.expand_dims(rescale, 1) + probs
+        output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT)), 1)
         hopper.fence_async_shared()
         gl.thread_barrier()
-        output = hopper.warpgroup_mma(p_shared, main, output, is_async=True)
-        output = hopper.warpgroup_mma_wait(0, deps=[output])
+        running = hopper.warpgroup_mma(p_shared, k_main.index(buffer), output, is_async=True)
+        # The next tile's scores follow at once, so that the tensor cores rest only during the softmax.
+        async_copy.wait_group(0)
+        hopper.fence_async_shared()
         gl.thread_barrier()
-        copy_key_rows(kv, key_rows, live, main, k_rest.index(buffer), COPY)
+        other = k_main.index(1 - buffer)
+        scores = hopper.warpgroup_mma(q_main, other.permute((1, 0)), zero, use_acc=False, is_async=True)
+        scores = hopper.warpgroup_mma(q_rest, k_rest.index(1 - buffer).permute((1, 0)), scores, is_async=True)
+        output = hopper.warpgroup_mma_wait(2, deps=[running])
+        gl.thread_barrier()
+        copy_key_rows(kv, key_rows, live, k_main.index(buffer), k_rest.index(buffer), COPY)
         buffer = 1 - buffer
     async_copy.wait_group(0)
+    # The scores of the tile behind the last are not used, but must have been read before shared memory goes.
+    hopper.warpgroup_mma_wait(0, deps=[scores])
 
     total = gl.sum(sums, 1)
     divisor = gl.where(total > 0, total, 1.0)
@@ -131,7 +129,7 @@ def _attend_forward(q, kv, indices, counts, out, lse, scale, num_heads, num_sele
 
 
 def attend_forward(
-    q_NHK: Tensor, kv_SK: Tensor, indices_NC: Tensor, count_N: Tensor, scale: float, lazily: bool = True
+    q_NHK: Tensor, kv_SK: Tensor, indices_NC: Tensor, count_N: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(out_NHV, lse_NH) of bfloat16 rows with K = 576 and V = 512, as `triton_attention_forward.attend_forward`."""
     num_rows, num_heads, _ = q_NHK.shape
@@ -148,7 +146,6 @@ def attend_forward(
             scale,
             num_heads,
             indices_NC.shape[1],
-            LAZILY=lazily,
             num_warps=8,
         )
     return out_NHV, lse_NH

@@ -80,9 +80,7 @@ def _gated_units(
 
 
 @triton.jit
-def _combine(
-    rows, gates, row_of_pair, out, width, SLOTS: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr
-):
+def _combine(rows, gates, row_of_pair, out, width, SLOTS: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr):
     """out[n] = Σ_x gate·row, slot after slot; each token reads its own rows, so nothing is added by atomics."""
     token = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)

@@ -30,7 +30,7 @@ class Tiles:
     """Inner width of one step."""
     num_warps: int = 8
     """Warps a program."""
-    num_stages: int = 3
+    num_stages: int = 4
     """Steps in flight."""
 
 
@@ -231,21 +231,20 @@ def _grouped_outer_product(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     accumulator = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in range(start, stop, INNER):
-        inner = first + tl.arange(0, INNER)
-        # A padded row counts as zero on both sides, whatever memory holds there.
-        inside = tl.where(inner < stop, inner, start)
-        sources, live = source_rows(pair_of_row, inside, num_slots, LEFT_GATHERED)
-        live = live & (inner < stop)
-        a = tl.load(
-            left + sources[:, None] * height + row[None, :], mask=live[:, None] & (row < height)[None, :], other=0.0
-        )
-        sources, _ = source_rows(pair_of_row, inside, num_slots, RIGHT_GATHERED)
+    # Read a step ahead, so that the loads of a step wait for no index. Padding, and what is past the end, counts as zero.
+    inner = start + tl.arange(0, INNER)
+    pair = tl.load(pair_of_row + inner, mask=inner < stop, other=-1)
+    for _ in range(start, stop, INNER):
+        live = (pair >= 0)[:, None]
+        token = tl.where(pair < 0, 0, pair // num_slots).to(tl.int64)
+        left_row = token if LEFT_GATHERED else inner.to(tl.int64)
+        right_row = token if RIGHT_GATHERED else inner.to(tl.int64)
+        a = tl.load(left + left_row[:, None] * height + row[None, :], mask=live & (row < height)[None, :], other=0.0)
         b = tl.load(
-            right + sources[:, None] * width + column[None, :],
-            mask=live[:, None] & (column < width)[None, :],
-            other=0.0,
+            right + right_row[:, None] * width + column[None, :], mask=live & (column < width)[None, :], other=0.0
         )
+        inner += INNER
+        pair = tl.load(pair_of_row + inner, mask=inner < stop, other=-1)
         accumulator = tl.dot(tl.trans(a.to(OPERAND)), b.to(OPERAND), accumulator, input_precision="ieee")
     place = (expert.to(tl.int64) * height + row)[:, None] * width + column[None, :]
     keep = (row < height)[:, None] & (column < width)[None, :]

@@ -7,15 +7,14 @@ which the bar is what the C-th best demands. The buffer holds C and one tile at 
 Axes: N query rows, S key positions, C selected keys.
 """
 
+import importlib
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.backend import interpreting
-
-PROGRAMS_PER_PROCESSOR = 8
-"""Rows in flight on each multiprocessor at most; more share its memory bandwidth and hide each other's searches."""
 
 
 @triton.jit
@@ -154,12 +153,10 @@ def select(
     num_selected: int,
     *,
     tile: int | None = None,
-    num_warps: int = 8,
-    max_registers: int = 80,
 ) -> tuple[Tensor, Tensor]:
     """(indices_NC, count_N) of the `num_selected` best valid keys of each row; float32 only.
 
-    `tile`, `num_warps` and `max_registers` change the speed, never the result. Raises ValueError on float64 logits.
+    `tile` changes the way, never the result. Raises ValueError on float64 logits.
     """
     if logits_NS.dtype != torch.float32:
         raise ValueError(
@@ -170,11 +167,17 @@ def select(
     count_N = torch.empty(num_rows, dtype=torch.int32, device=logits_NS.device)
     if num_rows == 0:
         return indices_NC, count_N
+    if not interpreting():
+        # Gluon has no interpreter, so the kernel below serves the tests on CPU and defines the one on GPUs.
+        gluon = importlib.import_module("samepath.kernels.triton_selection_gluon")
+        result: tuple[Tensor, Tensor] = gluon.select(
+            logits_NS.contiguous(), starts_N.contiguous(), ends_N.contiguous(), num_selected
+        )
+        return result
     tile = tile or (2048 if num_keys > 512 else 64)
     capacity = triton.next_power_of_2(num_selected + tile + 1)
-    programs = num_rows if interpreting() else min(num_rows, PROGRAMS_PER_PROCESSOR * _num_processors(logits_NS.device))
-    buffers = torch.empty(2, programs, capacity, dtype=torch.int32, device=logits_NS.device)
-    _select_rows[(programs,)](
+    buffers = torch.empty(2, num_rows, capacity, dtype=torch.int32, device=logits_NS.device)
+    _select_rows[(num_rows,)](
         logits_NS.contiguous(),
         starts_N.contiguous(),
         ends_N.contiguous(),
@@ -190,11 +193,5 @@ def select(
         CAPACITY=capacity,
         SAMPLE=min(4096, tile),
         RUN=8,
-        num_warps=num_warps,
-        maxnreg=max_registers,
     )
     return indices_NC, count_N
-
-
-def _num_processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

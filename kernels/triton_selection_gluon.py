@@ -18,18 +18,24 @@ LOWEST = gl.constexpr(-2147483648)
 """Key of a position out of bounds; every valid key is above."""
 
 
+MOST_KEYS = 32768
+"""Largest buffer: two counts share one 32-bit sum."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
     """Shape of the programs; changes the speed, never the result."""
 
-    keys: int = 4096
+    keys: int = 1024
     """Keys read at once, a power of two."""
-    num_warps: int = 8
+    num_warps: int = 4
     """Warps a program."""
-    max_registers: int = 80
+    max_registers: int = 128
     """Registers a thread at most."""
     sample: int = 4096
     """Keys of a row that give its bar."""
+    capacity: int = 4096
+    """Keys the buffer holds at least, a power of two up to 32768; more are taken if C and a tile need them."""
 
 
 @gluon.jit
@@ -43,14 +49,22 @@ def _ordered_keys(values, position, start, end):
 
 @gluon.jit
 def _ranked_key(keys, rank):
-    """Largest T with at least `rank` keys ≥ T (the lowest key if there are not so many), by bisection."""
+    """Largest T with at least `rank` keys ≥ T (the lowest key if there are not so many).
+
+    Two pivots a round cut the range to a third; both counts travel through one sum, 16 bits each, so at most 32768 keys.
+    """
     low = gl.min(keys, 0).to(gl.int64)
     high = gl.max(keys, 0).to(gl.int64)
     while low < high:
-        middle = (low + high + 1) >> 1
-        enough = gl.sum((keys >= middle.to(gl.int32)).to(gl.int32), 0) >= rank
-        low = gl.where(enough, middle, low)
-        high = gl.where(enough, high, middle - 1)
+        third = (high - low + 2) // 3
+        first = low + third
+        second = gl.minimum(first + third, high)
+        reached = (keys >= first.to(gl.int32)).to(gl.int32) + ((keys >= second.to(gl.int32)).to(gl.int32) << 16)
+        counts = gl.sum(reached, 0)
+        first_enough = (counts & 0xFFFF) >= rank
+        second_enough = (counts >> 16) >= rank
+        low = gl.where(second_enough, second, gl.where(first_enough, first, low))
+        high = gl.where(second_enough, high, gl.where(first_enough, second - 1, first - 1))
     return low.to(gl.int32)
 
 
@@ -67,9 +81,10 @@ def _sampled_bar(row, start, end, num_selected, SAMPLE: gl.constexpr, RUN: gl.co
     position = start + (offsets // RUN) * (length // (SAMPLE // RUN)) + offsets % RUN
     keys = _ordered_keys(gl.load(row + position, mask=position < end, other=0.0), position, start, end)
     share = num_selected * (SAMPLE * 1.0 / length)
-    # Four standard deviations above the expected number of winners in the sample.
-    rank = (share + 4.0 * gl.sqrt(share) + 4.0).to(gl.int32)
-    return gl.maximum(_ranked_key(keys, rank), LOWEST + 1)
+    # Three standard deviations above the expected number of winners in the sample.
+    rank = (share + 3.0 * gl.sqrt(share) + 2.0).to(gl.int32)
+    # The upper half of the key is a bfloat16: fine enough for a guess, and half the rounds.
+    return gl.maximum(_ranked_key(keys >> 16, rank) << 16, LOWEST + 1)
 
 
 @gluon.jit
@@ -193,7 +208,11 @@ def select(
     tiles = tiles or Tiles()
     indices_NC = torch.empty(num_rows, num_selected, dtype=torch.int32, device=device)
     count_N = torch.empty(num_rows, dtype=torch.int32, device=device)
-    capacity = triton.next_power_of_2(num_selected + tiles.keys)
+    capacity = max(tiles.capacity, triton.next_power_of_2(num_selected + tiles.keys))
+    if capacity > MOST_KEYS:
+        raise ValueError(
+            f"backend triton selects at most {MOST_KEYS - tiles.keys} keys; got {num_selected}. Use backend torch for more."
+        )
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     programs = min(num_rows, 8 * processors)
     if not num_rows:
