@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from samepath.kernels.backend import ROW_MULTIPLE, Backend
+from samepath.kernels.backend import ROW_MULTIPLE, Backend, triton_kernels
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -45,6 +45,9 @@ def expert_product(
             hidden = torch.einsum("nf,ndf->nd", swiglu(gate_up_NG), down_EDF[ids_NX[:, slot]])
             slots.append(hidden * gates_NX[:, slot : slot + 1])
         return torch.stack(slots).sum(0)
+    if backend == "triton":
+        kernels = triton_kernels("expert_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
+        return kernels.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return]
     return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -139,6 +139,7 @@ class LatentAttention(nn.Module):
                 value_width=self.config.kv_lora_rank,
                 backend=self.backend,
                 dense=DenseWindows(plan=plan, positions_NC=positions_NC),
+                with_mass=trace.train_indexer,
             )
             if trace.train_indexer:
                 selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC)
