@@ -37,8 +37,13 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     return logits_BTS
 
 
-def selected_index_logits(q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor) -> Tensor:
+def selected_index_logits(
+    q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor, backend: Backend = "torch"
+) -> Tensor:
     """Differentiable index logits at the selected keys only, `[N, C]`; entries of the −1 tail are those of key 0."""
+    if backend == "triton":
+        kernels = triton_kernels("selected_logits", q_NIK, k_SK, weights_NI, indices_NC)
+        return kernels.selected_index_logits(q_NIK, k_SK, weights_NI, indices_NC)  # type: ignore[no-any-return]
     k_NCK = k_SK[indices_NC.clamp(min=0).long()]
     return torch.einsum("nic,ni->nc", torch.einsum("nik,nck->nic", q_NIK, k_NCK).relu(), weights_NI)
 

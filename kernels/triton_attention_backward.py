@@ -23,6 +23,12 @@ from samepath.kernels.triton_product import operand_type
 PAIR_BYTES = 1 << 32
 """Memory for the pair gradients of one chunk of rows in the deterministic mode."""
 
+SUM_ROWS = 4
+"""Pairs of one key that are read at once."""
+
+SUM_WARPS = 2
+"""Warps that add one key's pairs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
@@ -362,9 +368,9 @@ def add_pairs_in_order(
         sums_SK,
         width,
         WIDTH=triton.next_power_of_2(width),
-        ROWS=16,
+        ROWS=SUM_ROWS,
         RENAMED=renamed,
-        num_warps=4,
+        num_warps=SUM_WARPS,
     )
 
 

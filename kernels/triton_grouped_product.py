@@ -66,30 +66,105 @@ class Layout:
         return self.pair_of_row.shape[0]
 
 
+@triton.jit
+def _count_pairs(ids, counts, num_pairs, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
+    """How many pairs of a block go to each expert."""
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    expert = tl.load(ids + pair, mask=pair < num_pairs, other=-1)
+    hits = expert[:, None] == tl.arange(0, EXPERTS)[None, :]
+    tl.store(counts + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), tl.sum(hits.to(tl.int32), 0))
+
+
+@triton.jit
+def _place_experts(
+    counts,
+    expert_of_tile,
+    first_row,
+    num_blocks,
+    num_tiles,
+    num_experts,
+    EXPERTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
+    """Replace each block's counts by the first row of its pairs of each expert; say whose each tile is."""
+    expert = tl.arange(0, EXPERTS)
+    total = tl.zeros((EXPERTS,), tl.int32)
+    for first in range(0, num_blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        place = counts + block[:, None] * EXPERTS + expert[None, :]
+        total += tl.sum(tl.load(place, mask=(block < num_blocks)[:, None], other=0), 0)
+    tiles = (total + TILE_ROWS - 1) // TILE_ROWS
+    end = tl.cumsum(tiles, 0)
+    tl.store(first_row + expert, (end - tiles) * TILE_ROWS, mask=expert < num_experts)
+    tl.store(first_row + expert + 1, end * TILE_ROWS, mask=expert == num_experts - 1)
+    start = (end - tiles) * TILE_ROWS
+    for first in range(0, num_blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        place = counts + block[:, None] * EXPERTS + expert[None, :]
+        here = tl.load(place, mask=(block < num_blocks)[:, None], other=0)
+        tl.store(place, start[None, :] + tl.cumsum(here, 0) - here, mask=(block < num_blocks)[:, None])
+        start += tl.sum(here, 0)
+    for first in range(0, num_tiles, TILES):
+        tile = first + tl.arange(0, TILES)
+        # A tile belongs to the first expert whose tiles end behind it.
+        owner = tl.sum((end[None, :] <= tile[:, None]).to(tl.int32), 1)
+        tl.store(expert_of_tile + tile, tl.where(owner < num_experts, owner, -1), mask=tile < num_tiles)
+
+
+@triton.jit
+def _place_pairs(ids, firsts, row_of_pair, pair_of_row, num_pairs, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
+    """Give each pair of a block its row: pairs of one expert follow each other in pair order."""
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    live = pair < num_pairs
+    expert = tl.load(ids + pair, mask=live, other=0).to(tl.int32)
+    other_pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    other = tl.load(ids + other_pair, mask=other_pair < num_pairs, other=-1).to(tl.int32)
+    earlier = (other[None, :] == expert[:, None]) & (other_pair[None, :] < pair[:, None])
+    row = tl.load(firsts + tl.program_id(0) * EXPERTS + expert, mask=live, other=0)
+    row += tl.sum(earlier.to(tl.int32), 1)
+    tl.store(row_of_pair + pair, row.to(tl.int64), mask=live)
+    tl.store(pair_of_row + row, pair, mask=live)
+
+
 def group_rows(ids_NX: Tensor, num_experts: int, tile_rows: int) -> Layout:
-    """Group pairs by expert, in token order within an expert."""
-    flat = ids_NX.flatten().long()
-    order = flat.sort(stable=True)
-    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=flat.device)
-    counts_E.scatter_add_(0, flat, torch.ones_like(flat))
-    tiles_E = (counts_E + (tile_rows - 1)) // tile_rows
-    ends_E = tiles_E.cumsum(0)
-    shift_E = (ends_E - tiles_E) * tile_rows - (counts_E.cumsum(0) - counts_E)
-    most_tiles = triton.cdiv(flat.numel(), tile_rows) + min(num_experts, flat.numel())
-    places = torch.arange(flat.numel(), device=flat.device)
-    rows = places + shift_E[order.values]
-    row_of_pair = torch.empty_like(flat)
-    row_of_pair[order.indices] = rows
-    pair_of_row = torch.full((most_tiles * tile_rows,), -1, dtype=torch.int32, device=flat.device)
-    pair_of_row[rows] = order.indices.to(torch.int32)
-    tiles = torch.arange(most_tiles, device=flat.device)
-    experts = torch.searchsorted(ends_E, tiles, right=True)
-    first_row_E = torch.cat([ends_E.new_zeros(1), ends_E]) * tile_rows
+    """Group pairs by expert, in token order within an expert; three small kernels, nothing waits for the host."""
+    device = ids_NX.device
+    num_pairs = ids_NX.numel()
+    block_pairs = 16 if interpreting() else 128
+    num_blocks = triton.cdiv(num_pairs, block_pairs)
+    num_tiles = triton.cdiv(num_pairs, tile_rows) + min(num_experts, num_pairs)
+    experts = max(2, triton.next_power_of_2(num_experts))
+    ids = ids_NX.contiguous()
+    counts = torch.empty(num_blocks, experts, dtype=torch.int32, device=device)
+    row_of_pair = torch.empty(num_pairs, dtype=torch.int64, device=device)
+    pair_of_row = torch.full((num_tiles * tile_rows,), -1, dtype=torch.int32, device=device)
+    expert_of_tile = torch.empty(num_tiles, dtype=torch.int32, device=device)
+    first_row_E = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
+    if num_pairs:
+        _count_pairs[(num_blocks,)](ids, counts, num_pairs, EXPERTS=experts, PAIRS=block_pairs)
+        _place_experts[(1,)](
+            counts,
+            expert_of_tile,
+            first_row_E,
+            num_blocks,
+            num_tiles,
+            num_experts,
+            EXPERTS=experts,
+            BLOCKS=max(1, min(64, 8192 // experts)),
+            TILES=max(1, min(64, 8192 // experts)),
+            TILE_ROWS=tile_rows,
+            num_warps=8,
+        )
+        _place_pairs[(num_blocks,)](
+            ids, counts, row_of_pair, pair_of_row, num_pairs, EXPERTS=experts, PAIRS=block_pairs
+        )
     return Layout(
         row_of_pair=row_of_pair,
         pair_of_row=pair_of_row,
-        expert_of_tile=experts.masked_fill(experts == num_experts, -1).to(torch.int32),
-        first_row_E=first_row_E.to(torch.int32),
+        expert_of_tile=expert_of_tile,
+        first_row_E=first_row_E,
         num_slots=ids_NX.shape[1],
         tile_rows=tile_rows,
     )

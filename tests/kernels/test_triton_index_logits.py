@@ -10,7 +10,8 @@ from tests.poison import poison_fresh_memory
 DEVICE = require_triton()
 
 from samepath.kernels import triton_index_logits
-from samepath.kernels.index_logits import index_logits
+from samepath.kernels.backend import Backend
+from samepath.kernels.index_logits import index_logits, selected_index_logits
 
 SHAPES = [(1, 1, 1, 1, 16), (2, 3, 16, 3, 16), (3, 5, 33, 4, 16), (1, 17, 48, 5, 32), (1, 9, 40, 20, 48)]
 """(B sequences, T rows, S keys, I heads, K width); often no multiple of a tile."""
@@ -135,3 +136,23 @@ def test_index_logits_fp8_equals_float64_on_the_quantised_values() -> None:
     assert_near(exact, wanted, size, 5e-6)
     unquantised, _ = truth(q_BTIK, k_BSK, weights_BTI)
     assert float((got.double() - unquantised).norm() / unquantised.norm()) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 2, 4), (1, 7, 40, 5, 16), (1, 4, 30, 20, 24)])
+def test_selected_index_logits_equal_autograd_in_float64(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q_BTIK, k_BSK, weights_BTI = make_inputs(shape)
+    indices_NC = torch.randint(-1, shape[2], (shape[1], 19), generator=generator, dtype=torch.int32).to(DEVICE)
+
+    def run(dtype: torch.dtype, backend: Backend) -> list[Tensor]:
+        inputs = [tensor[0].to(dtype).requires_grad_() for tensor in (q_BTIK, k_BSK, weights_BTI)]
+        out_NC = selected_index_logits(*inputs, indices_NC, backend)
+        upstream = torch.linspace(-1, 1, out_NC.numel(), dtype=torch.float64, device=DEVICE).view(out_NC.shape)
+        return [out_NC.detach(), *torch.autograd.grad(out_NC, inputs, upstream.to(out_NC.dtype))]
+
+    wanted = run(torch.float64, "torch")
+    poison_fresh_memory(monkeypatch)
+    for got, truth in zip(run(torch.float32, "triton"), wanted, strict=True):
+        torch.testing.assert_close(got.double(), truth, rtol=0, atol=1e-5 * max(1.0, float(truth.abs().max())))
