@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import Backend, round_up, triton_kernels
 from samepath.kernels.linear import linear
 
 CHUNK_ELEMENTS = 1 << 23
@@ -76,6 +76,11 @@ def head_logprobs(
         _refuse_outside_support(logprobs_N)
         mass_N = _kept_mass(full_NV, excluded_NV)
         return logprobs_N, -(full_NV.exp() * full_NV).sum(-1), mass_N
+    if backend == "triton":
+        kernels = triton_kernels("logprob", hidden_ND, weight_VD, targets_N, temperature_N)
+        logprobs_N, entropy_N, mass_N = kernels.head_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, support)
+        _refuse_outside_support(logprobs_N)
+        return logprobs_N, entropy_N, mass_N
     logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N, mass_N
 
