@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import Backend, round_up, triton_kernels
 from samepath.kernels.linear import linear
 
 CHUNK_ELEMENTS = 1 << 23
@@ -26,6 +26,15 @@ class SupportRows:
     """[N] int64 candidates of each row."""
     ids: Tensor
     """[Σ counts] int64 token ids."""
+
+    def select(self, rows_U: Tensor) -> "SupportRows":
+        """The given rows, in their order."""
+        counts_U = self.counts_N[rows_U]
+        starts_U = (self.counts_N.cumsum(0) - self.counts_N)[rows_U]
+        # Consecutive numbers that begin anew at each row's start.
+        within = torch.arange(int(counts_U.sum()), device=counts_U.device)
+        shift_U = starts_U - (counts_U.cumsum(0) - counts_U)
+        return SupportRows(counts_N=counts_U, ids=self.ids[within + shift_U.repeat_interleave(counts_U)])
 
     def excluded(self, start: int, stop: int, vocab_size: int) -> Tensor:
         """[stop − start, V] bool, True where a token is outside the row's support."""
@@ -67,6 +76,11 @@ def head_logprobs(
         _refuse_outside_support(logprobs_N)
         mass_N = _kept_mass(full_NV, excluded_NV)
         return logprobs_N, -(full_NV.exp() * full_NV).sum(-1), mass_N
+    if backend == "triton":
+        kernels = triton_kernels("logprob", hidden_ND, weight_VD, targets_N, temperature_N)
+        logprobs_N, entropy_N, mass_N = kernels.head_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, support)
+        _refuse_outside_support(logprobs_N)
+        return logprobs_N, entropy_N, mass_N
     logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N, mass_N
 

@@ -11,8 +11,8 @@ from samepath.model.checkpoint import load_checkpoint, published_tensors, save_c
 from samepath.model.network import CausalLM
 from samepath.model.policy import Policy
 
-Implementation = Literal["own"]
-"""`own`: the network of this package, which the built-in engine runs too."""
+Implementation = Literal["own", "transformers"]
+"""`own`: the network of this package, which the built-in engine runs too. `transformers`: any causal language model of it."""
 
 
 def load_policy(folder: Path, implementation: Implementation, backend: Backend) -> Policy:
@@ -20,15 +20,31 @@ def load_policy(folder: Path, implementation: Implementation, backend: Backend) 
     match implementation:
         case "own":
             return load_checkpoint(folder, backend)
+        case "transformers":
+            # Late: importing transformers' models takes seconds that no run of the own network needs.
+            from samepath.model.transformers_policy import load_transformers
+
+            return load_transformers(folder, backend)
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write `config.json` and safetensors into `folder`, under the published names."""
-    assert isinstance(policy, CausalLM)
-    save_checkpoint(policy, folder)
+    if isinstance(policy, CausalLM):
+        save_checkpoint(policy, folder)
+        return
+    # Late: as above.
+    from samepath.model.transformers_policy import TransformersPolicy, save_transformers
+
+    assert isinstance(policy, TransformersPolicy)
+    save_transformers(policy, folder)
 
 
 def policy_tensors(policy: Policy) -> Mapping[str, Tensor]:
     """The weights under their published names: what `save_policy` writes and every engine takes."""
-    assert isinstance(policy, CausalLM)
-    return published_tensors(policy)
+    if isinstance(policy, CausalLM):
+        return published_tensors(policy)
+    # Late: as above.
+    from samepath.model.transformers_policy import TransformersPolicy, checkpoint_tensors
+
+    assert isinstance(policy, TransformersPolicy)
+    return checkpoint_tensors(policy)

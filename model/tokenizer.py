@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+
+from samepath.model.chat import TEMPLATE_FILE, ChatForm, ChatTemplate, chat_text, read_chat_template, token_text
 
 END = "<eos>"
 START = "<bos>"
@@ -20,9 +21,15 @@ class Tokenizer:
     """A `tokenizers` tokenizer with its end-of-sequence ids; tokens in, tokens out, never re-encoded."""
 
     def __init__(
-        self, fast: FastTokenizer, end_token: str, start_token: str, other_end_ids: Iterable[int] = ()
+        self,
+        fast: FastTokenizer,
+        end_token: str,
+        start_token: str,
+        *,
+        chat: ChatTemplate | None = None,
+        other_end_ids: Iterable[int] = (),
     ) -> None:
-        self.fast = fast
+        self.fast, self.chat = fast, chat
         self.end_token, self.start_token = end_token, start_token
         self.end_id = self._id(end_token)
         self.end_ids = frozenset([self.end_id, *other_end_ids])
@@ -52,6 +59,23 @@ class Tokenizer:
             raise ValueError(f"every character must be in the tokenizer's alphabet; {unknown} of {text!r} are not")
         return tuple(ids)
 
+    def encode_chat(self, question: str, form: ChatForm) -> tuple[int, ...]:
+        """Ids of a conversation up to where the answer begins, in the checkpoint's own chat form.
+
+        Raises ValueError if the checkpoint has no template, if the template refuses, or if the texts hold a special token.
+        """
+        if self.chat is None:
+            raise ValueError(
+                f"a chat prompt needs the checkpoint's template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); it has none. "
+                "Switch task.chat.enabled off, or take a checkpoint tuned for chat."
+            )
+        special = [token.content for token in self.fast.get_added_tokens_decoder().values() if token.special]
+        for token in special:
+            if token in question or token in form.system:
+                raise ValueError(f"a chat prompt must not hold special tokens; {token!r} is in {question!r:.200}")
+        # The template writes the start token itself where there is one.
+        return self.encode_continuation(chat_text(self.chat, form, question))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return str(self.fast.decode(list(ids), skip_special_tokens=True))
@@ -61,12 +85,16 @@ class Tokenizer:
         return [self.fast.decode([token_id], skip_special_tokens=False) for token_id in ids]
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and, for several end ids, `generation_config.json`: loadable by transformers."""
+        """Write `tokenizer.json`, `tokenizer_config.json`, a chat template and, for several end ids, `generation_config.json`, as transformers reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.fast.save(str(folder / TOKENIZER_FILE))
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
+        config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
         if self.start_token:
             config |= {"bos_token": self.start_token, "add_bos_token": True}
+        if self.chat is not None:
+            # The template may name a start token that plain prompts do not begin with.
+            config = {**self.chat.special_tokens, **config, "add_bos_token": bool(self.start_token)}
+            (folder / TEMPLATE_FILE).write_text(self.chat.source, encoding="utf-8")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         if len(self.end_ids) > 1:
             ids = [self.end_id, *sorted(self.end_ids - {self.end_id})]
@@ -97,22 +125,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     config = json.loads((folder / CONFIG_FILE).read_text())
     fast = FastTokenizer.from_file(str(folder / TOKENIZER_FILE))
     end_ids = _end_ids(folder)
-    end = _text(config.get("eos_token"))
+    end = token_text(config.get("eos_token"))
     if not end and end_ids:
         end = fast.id_to_token(end_ids[0]) or ""
     if not end:
         raise ValueError(
             f"{folder / CONFIG_FILE} must name an eos_token, or {GENERATION_FILE} an eos_token_id: without one no answer can end"
         )
-    start = _text(config.get("bos_token"))
+    start = token_text(config.get("bos_token"))
     if start and not config.get("add_bos_token", _adds(fast, start)):
         start = ""
-    return Tokenizer(fast, end, start, end_ids)
-
-
-def _text(entry: object) -> str:
-    """A special token, which files write as text or as an object."""
-    return str(entry["content"]) if isinstance(entry, dict) else str(entry or "")
+    chat = read_chat_template(folder, config, fast.get_vocab(with_added_tokens=True))
+    return Tokenizer(fast, end, start, chat=chat, other_end_ids=end_ids)
 
 
 def _adds(fast: FastTokenizer, start: str) -> bool:

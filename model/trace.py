@@ -2,7 +2,7 @@
 
 A layer that is run again (activation checkpointing recomputes it in the backward) reports nothing new: the first report stands.
 
-Axes: N rows, L layers, X experts chosen, E experts.
+Axes: N rows, R rows counted (some perhaps several times), L layers, X experts chosen, E experts.
 """
 
 from dataclasses import dataclass, field
@@ -44,11 +44,11 @@ class ForwardTrace:
         if place == len(self.indexer_losses):
             self.indexer_losses.append(loss_N)
 
-    def mean_indexer_loss(self, num_rows: int) -> Tensor:
-        """Mean over layers and the first `num_rows` rows, nats; 0 for a model without an indexer."""
+    def mean_indexer_loss(self, rows_R: Tensor) -> Tensor:
+        """Mean over layers and the given rows, nats; 0 for a model without an indexer."""
         if not self.indexer_losses:
             return torch.zeros(())
-        return torch.stack(self.indexer_losses)[:, :num_rows].mean()
+        return torch.stack(self.indexer_losses)[:, rows_R].mean()
 
     def stacked_routes(self) -> Tensor:
         """[N, L_moe, X] int16; empty middle axis for a dense model."""

@@ -79,6 +79,7 @@ class ColdStart:
             betas=(settings.optimizer.beta1, settings.optimizer.beta2),
             eps=settings.optimizer.epsilon,
             weight_decay=settings.optimizer.weight_decay,
+            fused=True,
         )
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
@@ -91,7 +92,7 @@ class ColdStart:
         for _ in range(self.settings.batch_size):
             row = self.task.train[rng.randrange(len(self.task.train))]
             response = self._traces(row, rng, **options)
-            prompt_ids = self.tokenizer.encode(row.text)
+            prompt_ids = row.encode(self.tokenizer)
             response_ids = self.tokenizer.encode_continuation(response)
             sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
         return tuple(sequences)
@@ -137,13 +138,12 @@ class ColdStart:
             num_selected=longest if dense else None,
         )
         loss = -result.logprobs_M.sum() / total
-        indexer_kl = result.trace.mean_indexer_loss(packed.num_rows)
+        indexer_kl = result.trace.mean_indexer_loss(packed.rows_R)
         share = len(result.logprobs_M) / total
         gradients = gradients_of(loss + share * indexer_kl, parameters)
         experts = self.model.shape.n_routed_experts
         counts = [
-            torch.bincount(routes_NX[: packed.num_rows].flatten(), minlength=experts)
-            for routes_NX in result.trace.routes
+            torch.bincount(routes_NX[packed.rows_R].flatten(), minlength=experts) for routes_NX in result.trace.routes
         ]
         return _Pass(
             gradients=gradients,

@@ -13,6 +13,9 @@ from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.linear import linear
 from samepath.model.plan import Span, plan_decode, plan_spans
 from samepath.rl.environment import package_versions, usable_cores
+from samepath.rollout.engine_errors import EngineUnavailableError
+from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.vllm_version import installed_vllm, require_vllm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,9 @@ def run_checks() -> list[Check]:
         ("tracking mlflow", "mlflow", "mlflow"),
         ("reward math", "math_verify", "math"),
         ("task reasoning_gym", "reasoning_gym", "gym"),
+        ("task hub", "datasets", "hub"),
+        ("convert gguf", "gguf", "gguf"),
+        ("learner lora", "peft", "lora"),
     ):
         found = importlib.util.find_spec(module) is not None
         package = module.replace("_", "-")
@@ -65,10 +71,22 @@ def run_checks() -> list[Check]:
     checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in get_args(Backend)]
     checks += [
         Check(name="backend triton", ok=False, detail="not part of this version: the kernels run on CPU only"),
-        Check(name="engine vllm", ok=False, detail="not part of this version: use the built-in engine"),
+        vllm_check(),
     ]
     checks.append(row_exactness())
     return checks
+
+
+def vllm_check() -> Check:
+    """Whether the tested vLLM is installed."""
+    found = installed_vllm()
+    device = found[0] if found else "cpu"
+    try:
+        require_vllm(VllmSettings.model_validate({"kind": "vllm", "device": device}))
+    except EngineUnavailableError as error:
+        return Check(name="engine vllm", ok=False, detail=str(error))
+    assert found is not None
+    return Check(name="engine vllm", ok=True, detail=f"{found[1]}, {device} build")
 
 
 def row_exactness() -> Check:

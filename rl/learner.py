@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from samepath.model.lora import adapter_tensors, add_adapters, load_adapters, share_weights
+from samepath.model.policy import Policy
 from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
-from samepath.rl.model_source import build_model, save_model
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder, save_model
 from samepath.rl.pass_pool import PassPool
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
@@ -34,12 +37,15 @@ class Learner:
         self.version = 0
         self._updates = 0
         if resume_from is None:
-            self._model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
+            if isinstance(recipe.model, CheckpointModel):
+                check_checkpoint(recipe, resolve_folder(recipe.model.path, recipe_dir))
+            model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
-            self._model, self._tokenizer = (
-                load_policy(resume_from, recipe.model.implementation, recipe.model.backend),
-                load_tokenizer(resume_from),
-            )
+            # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
+            source = self.reference_dir if recipe.learner.lora.enabled else resume_from
+            model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
+        check_policy(recipe, model)
+        self._model = self._placed(model, trained=True)
         self._cold_start: ColdStart | None = None
         self._updater: PolicyUpdater | None = None
         self._optimizer: torch.optim.AdamW | None = None
@@ -86,8 +92,8 @@ class Learner:
         self.version += 1
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """All weights under their published names, copied."""
-        return {name: tensor.detach().numpy().copy() for name, tensor in policy_tensors(self._model).items()}
+        """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
         """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
@@ -96,7 +102,8 @@ class Learner:
         shutil.rmtree(partial, ignore_errors=True)
         save_model(self._model, self._tokenizer, partial)
         if self._optimizer is not None:
-            torch.save({"optimizer": self._optimizer.state_dict(), "updates": self._updates}, partial / STATE_FILE)
+            state = {"optimizer": self._optimizer.state_dict(), "updates": self._updates}
+            torch.save({**state, "adapters": adapter_tensors(self._model)}, partial / STATE_FILE)
         (partial / STEP_FILE).write_text(json.dumps({"step": step, "version": self.version}) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -111,17 +118,28 @@ class Learner:
             "peak_bytes": float(peak_memory_bytes()),
         }
 
+    def _load(self, folder: Path) -> Policy:
+        return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)
+
+    def _placed(self, model: Policy, *, trained: bool) -> Policy:
+        """Foreign models go where accelerate puts them; the own network stays on the CPU."""
+        model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
+        if self._recipe.model.implementation == "own":
+            return model
+        # Late: importing accelerate takes seconds that no run of the own network needs.
+        from samepath.rl.acceleration import accelerated
+
+        return accelerated(model, self._recipe.learner, trained=trained)
+
     def _begin_rl(self) -> None:
         rl, learner = self._recipe.rl, self._recipe.learner
         reference = None
         if rl.objective.kl.needs_reference:
-            model = self._recipe.model
-            reference = load_policy(self.reference_dir, model.implementation, model.backend).requires_grad_(False)
-        self._model.activation_checkpointing = learner.activation_checkpointing
-        if learner.indexer == "trained" and not self._model.indexer_parameters():
-            raise ValueError(
-                "learner.indexer=trained needs a model with an indexer; this one has none. Set it to frozen."
-            )
+            reference = self._placed(self._load(self.reference_dir), trained=False).requires_grad_(False)
+        if learner.lora.enabled:
+            if reference is not None:
+                share_weights(reference, self._model)
+            add_adapters(self._model, learner.lora, self._recipe.seed)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
         settings = self._recipe.optimizer
@@ -138,6 +156,7 @@ class Learner:
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self._updater = PolicyUpdater(self._model, reference, rl, learner)
 
@@ -155,6 +174,8 @@ class Learner:
     def _restore(self, folder: Path) -> None:
         assert self._optimizer is not None
         state = torch.load(folder / STATE_FILE, weights_only=True)
+        if self._recipe.learner.lora.enabled:
+            load_adapters(self._model, state["adapters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._updates = int(state["updates"])
         self.version = int(json.loads((folder / STEP_FILE).read_text())["version"])

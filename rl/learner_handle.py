@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from samepath.rl.learner import Learner
 from samepath.rl.recipe import Recipe
 from samepath.rl.train_batch import TrainBatch, UpdateReport
+from samepath.rollout.pool import Weights
 
 
 class LearnerHandle(Protocol):
@@ -23,7 +21,7 @@ class LearnerHandle(Protocol):
 
     def advance(self) -> None: ...
 
-    def weights(self) -> dict[str, NDArray[np.float32]]: ...
+    def weights(self) -> Weights: ...
 
     def save(self, step: int) -> Path: ...
 

@@ -1,5 +1,6 @@
 """Where a run's model comes from: built new from sizes in the recipe, or a checkpoint folder or hub name."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,10 +8,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
+from samepath.model.config_file import write_config
 from samepath.model.network import CausalLM
 from samepath.model.policy import Policy
 from samepath.model.policy_files import Implementation, load_policy, save_policy
+from samepath.model.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
+from samepath.rl.hub import CONFIG_FILES, hub_folder
 
 
 class NewModel(BaseModel):
@@ -58,8 +62,27 @@ class CheckpointModel(BaseModel):
 
     kind: Literal["checkpoint"] = Field("checkpoint", description="load weights")
     path: str = Field(min_length=1, description="folder (relative to the recipe) or hub name such as organisation/name")
-    implementation: Implementation = Field("own", description="`own`: this package's network")
+    implementation: Implementation = Field(
+        "own", description="`own`: this package's network; `transformers`: any of its causal language models"
+    )
     backend: Backend = Field("torch", description="kernels")
+    expected: dict[str, Any] = Field(
+        default_factory=dict,
+        description=(
+            "sizes that the checkpoint's config.json must have, under its own names; where the hub cannot be reached, "
+            "`samepath validate` goes by them"
+        ),
+    )
+
+    @field_validator("expected")
+    @classmethod
+    def _check_expected(cls, expected: dict[str, Any]) -> dict[str, Any]:
+        if expected and "model_type" not in expected:
+            raise ValueError("model_type must be among the sizes, as it is in config.json")
+        # Sizes of other types are compared, only not counted.
+        if expected.get("model_type") in KNOWN_TYPES:
+            published_sizes(expected)
+        return expected
 
 
 def _short_form(value: object) -> object:
@@ -81,6 +104,7 @@ def build_model(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: in
         model.initialise(seed)
         return model, tokenizer
     folder = resolve_folder(settings.path, recipe_dir)
+    check_expected(settings.expected, folder)
     policy, tokenizer = load_policy(folder, settings.implementation, settings.backend), load_tokenizer(folder)
     if tokenizer.vocab_size > policy.shape.vocab_size:
         raise ValueError(
@@ -89,19 +113,45 @@ def build_model(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: in
     return policy, tokenizer
 
 
-def resolve_folder(path: str, recipe_dir: Path) -> Path:
-    """A local folder as it stands or relative to the recipe; otherwise a hub name is downloaded (or taken from the hub cache)."""
+def resolve_folder(path: str, recipe_dir: Path, *, weights: bool = True) -> Path:
+    """A local folder as it stands or relative to the recipe; otherwise a hub name is downloaded (or taken from the hub cache).
+
+    `weights` False leaves the weights out. Raises FileNotFoundError, of which HubUnreachableError is one.
+    """
     for candidate in (Path(path), recipe_dir / path):
         if candidate.is_dir():
             return candidate
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise FileNotFoundError(
-            f"model.path must be a folder or a hub name; no folder {path} here or beside the recipe in {recipe_dir}"
+            f"model.path must be a folder or a hub name (organisation/name); there is no folder {path} here or beside the recipe in "
+            f"{recipe_dir}"
         )
-    # Late: only a hub name needs the hub client.
-    from huggingface_hub import snapshot_download
+    return hub_folder(path, "model", [*CONFIG_FILES, *(["*.safetensors"] if weights else [])])
 
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+
+def model_config(settings: NewModel | CheckpointModel, recipe_dir: Path) -> dict[str, Any]:
+    """The model's config.json, or what a new model's would say of its sizes. Fetches no weights."""
+    if isinstance(settings, NewModel):
+        return write_config(settings.shape)
+    return check_expected(settings.expected, resolve_folder(settings.path, recipe_dir, weights=False))
+
+
+def check_expected(expected: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises ValueError listing every size that is not what the recipe expects."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
+    config: dict[str, Any] = json.loads(path.read_text())
+    wrong = [
+        f"{key} is {config.get(key)!r}, expected {value!r}"
+        for key, value in expected.items()
+        if config.get(key) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} must have the sizes of model.expected: {'; '.join(wrong)}. Correct model.path or model.expected."
+        )
+    return config
 
 
 def save_model(policy: Policy, tokenizer: Tokenizer, folder: Path) -> None:

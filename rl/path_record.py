@@ -1,6 +1,7 @@
 """How closely the learner followed the sampler's path in one update: route flips, missing rows, expert load, selections.
 
-Axes: N rows run, L mixture-of-experts layers (A: all layers), X experts chosen, E experts, B sequences.
+Axes: N rows run, R rows of all sequences (a shared prompt counts for each of them), L mixture-of-experts layers (A: all layers),
+X experts chosen, E experts, B sequences.
 """
 
 import numpy as np
@@ -27,30 +28,29 @@ class PathRecord:
 
     def add(self, batch: PackedBatch, trace: ForwardTrace, replayed: bool) -> None:
         """Count one pass. Without replay the flips are against the routes that the sampler recorded all the same."""
-        rows = batch.num_rows
-        self._rows += rows
+        rows_R = batch.rows_R
+        self._rows += len(rows_R)
         if batch.fingerprints_NL is not None and self._shape.sparse_layers:
-            mismatch = trace.stacked_fingerprints()[:rows] != batch.fingerprints_NL[:rows]
-            self._mismatch_A += mismatch.sum(0).numpy()
-            self._fingerprinted += rows
-        lengths_B = (batch.positions_N[:rows] == 0).cumsum(0) - 1
-        num_sequences = int(lengths_B[-1]) + 1
+            mismatch_NA = trace.stacked_fingerprints() != batch.fingerprints_NL
+            self._mismatch_A += mismatch_NA[rows_R].sum(0).numpy()
+            self._fingerprinted += len(rows_R)
+        num_sequences = int(batch.sequence_R[-1]) + 1
         self.last_flips_B = np.zeros(num_sequences, np.float32)
         if not trace.routes:
             return
-        live_LNX = torch.stack(trace.live_routes)[:, :rows].sort(-1).values
-        recorded_LNX = (torch.stack(trace.routes)[:, :rows] if replayed else batch.routes_LNX[:, :rows]).sort(-1).values
-        missing_LN = batch.routes_LNX[:, :rows, 0] < 0
-        flips_LN = (live_LNX != recorded_LNX).any(-1) & ~missing_LN
-        self._flips_L += flips_LN.sum(1).numpy()
-        self._missing_L += missing_LN.sum(1).numpy()
+        live_LNX = torch.stack(trace.live_routes).sort(-1).values
+        recorded_LNX = (torch.stack(trace.routes) if replayed else batch.routes_LNX).sort(-1).values
+        missing_LR = batch.routes_LNX[:, rows_R, 0] < 0
+        flips_LR = (live_LNX != recorded_LNX).any(-1)[:, rows_R] & ~missing_LR
+        self._flips_L += flips_LR.sum(1).numpy()
+        self._missing_L += missing_LR.sum(1).numpy()
         for layer, routes_NX in enumerate(trace.routes):
             self._counts_LE[layer] += torch.bincount(
-                routes_NX[:rows].flatten(), minlength=self._shape.n_routed_experts
+                routes_NX[rows_R].flatten(), minlength=self._shape.n_routed_experts
             ).numpy()
-        share_N = flips_LN.float().mean(0)
-        sums = torch.zeros(num_sequences).index_add_(0, lengths_B, share_N)
-        self.last_flips_B = (sums / torch.bincount(lengths_B)).numpy()
+        share_R = flips_LR.float().mean(0)
+        sums = torch.zeros(num_sequences).index_add_(0, batch.sequence_R, share_R)
+        self.last_flips_B = (sums / torch.bincount(batch.sequence_R)).numpy()
 
     @property
     def flip_rate(self) -> float:

@@ -1,13 +1,14 @@
 """One pass of a policy over a packed batch: log-probabilities of the sampled tokens on the sampler's path.
 
-Axes: N rows run, M trained tokens, L layers, X experts chosen.
+Axes: N rows run, M trained tokens, U different ones among them, L layers, X experts chosen.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from samepath.kernels.logprob import head_logprobs
+from samepath.kernels.logprob import SupportRows, head_logprobs
 from samepath.model.key_store import PackedKeys
 from samepath.model.model_input import ModelInput
 from samepath.model.policy import Policy
@@ -45,12 +46,21 @@ def run_policy(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
-    logprobs_M, entropy_M, kept_mass_M = head_logprobs(
-        hidden_ND[batch.rows_M],
+    device, first_U = hidden_ND.device, batch.first_U
+    scores_U = head_logprobs(
+        hidden_ND[batch.rows_M[first_U].to(device)],
         model.head_weight,
-        batch.targets_M,
-        batch.temperature_M,
-        batch.support if use_support else None,
+        batch.targets_M[first_U].to(device),
+        batch.temperature_M[first_U].to(device),
+        _support_of(batch, device) if use_support else None,
         model.backend,
     )
+    logprobs_M, entropy_M, kept_mass_M = (score_U.cpu()[batch.scored_M] for score_U in scores_U)
     return PolicyPass(logprobs_M=logprobs_M, entropy_M=entropy_M, kept_mass_M=kept_mass_M, trace=trace)
+
+
+def _support_of(batch: PackedBatch, device: torch.device) -> SupportRows | None:
+    if batch.support is None:
+        return None
+    rows = batch.support.select(batch.first_U)
+    return SupportRows(counts_N=rows.counts_N.to(device), ids=rows.ids.to(device))

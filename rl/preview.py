@@ -1,4 +1,4 @@
-"""The commands that look without training: validate, sample, evaluate."""
+"""The commands that look without training: sample, evaluate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,44 +16,12 @@ from samepath.rl.recipe_file import load_recipe
 from samepath.rl.run import RECIPE_FILE
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.tasks import build_task
-from samepath.rl.traces import resolve_traces
 from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.pool import InlinePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
-
-
-def validated(recipe: Recipe, recipe_dir: Path) -> Sequence[str]:
-    """Check what the settings alone cannot: task, prompts, model, rewards, traces. Returns what was found, for people.
-
-    Raises the first error of each step, as a run would before any work.
-    """
-    task = build_task(recipe.task, recipe_dir)
-    model, tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
-    prompts = [tokenizer.encode(row.text) for row in task.held_out]
-    longest = max(map(len, prompts)) + recipe.sampling.max_new_tokens
-    if longest > model.shape.max_position_embeddings:
-        raise ValueError(
-            f"the longest held-out prompt and sampling.max_new_tokens={recipe.sampling.max_new_tokens} must fit "
-            f"max_position_embeddings={model.shape.max_position_embeddings}; got {longest} tokens"
-        )
-    if recipe.cold_start.steps:
-        resolve_traces(recipe.cold_start.traces, {**recipe.cold_start.options, **recipe.cold_start.late_options})
-    runner = RewardRunner(recipe.reward)
-    try:
-        runner.check()
-    finally:
-        runner.close()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    rl = recipe.rl
-    return (
-        f"model: {total:,} parameters, {len(model.shape.moe_layers)} mixture-of-experts layers, {len(model.shape.sparse_layers)} with sparse attention",
-        f"task: {task.name}, {len(task.train)} training and {len(task.held_out)} held-out rows, first prompt {task.held_out[0].text!r}",
-        f"a step: {rl.prompts_per_step * rl.group_size} responses of at most {recipe.sampling.max_new_tokens} tokens, {rl.updates_per_rollout} updates",
-        "valid: nothing was started",
-    )
 
 
 def sample_source(source: Path, prompt: str, count: int, changes: Mapping[str, Any], seed: int) -> Sequence[Rollout]:

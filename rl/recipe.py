@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings, OptimizerSettings
 from samepath.rl.cold_start import ColdStartSettings
+from samepath.rl.engine_demands import EngineUse, unmet_demands
 from samepath.rl.model_source import ModelSettings, NewModel
 from samepath.rl.tasks import TaskSettings
 from samepath.rl.tracking import TrackingSettings
@@ -86,7 +87,7 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         problems = list(self._impossible())
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def _impossible(self) -> list[str]:
@@ -100,7 +101,18 @@ class Recipe(BaseModel):
             and "keep_sampling_mask" not in self.rl.model_fields_set
         ):
             problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
-        if self.rl.group_size > self.engine.max_sequences:
+        evaluation = SamplingSettings(temperature=self.evaluation.temperature, top_p=self.evaluation.top_p)
+        problems += unmet_demands(
+            EngineUse(
+                engine=self.engine,
+                runtime=self.runtime,
+                model=self.model,
+                rl=self.rl,
+                sampling=self.sampling,
+                evaluation=evaluation,
+            )
+        )
+        if isinstance(self.engine, BuiltinSettings) and self.rl.group_size > self.engine.max_sequences:
             problems.append(
                 f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
             )
@@ -115,6 +127,23 @@ class Recipe(BaseModel):
                     f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
                     f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                 )
+        return problems + self._impossible_for_the_implementation()
+
+    def _impossible_for_the_implementation(self) -> list[str]:
+        """Options that the model's implementation does not have."""
+        learner, problems = self.learner, []
+        if self.model.implementation == "own":
+            for name, used in (
+                ("precision", learner.precision != "fp32"),
+                ("lora", learner.lora.enabled),
+            ):
+                if used:
+                    problems.append(f"learner.{name} needs model.implementation: transformers")
+            return problems
+        if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
+            problems.append(
+                "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
+            )
         return problems
 
     @property

@@ -100,7 +100,7 @@ class PolicyUpdater:
         return self.rl.keep_sampling_mask == "on"
 
     def _check_missing(self, packed: PackedBatch) -> None:
-        entries = packed.num_rows * len(self.model.shape.moe_layers)
+        entries = len(packed.rows_R) * len(self.model.shape.moe_layers)
         if self.rl.keep_routing == "sampler" and packed.missing_routes > self.rl.max_missing_routes * entries:
             raise RouteError(
                 f"at most rl.max_missing_routes={self.rl.max_missing_routes:g} of all routes may be missing; got {packed.missing_routes} of "
@@ -117,13 +117,17 @@ class PolicyUpdater:
     ) -> None:
         weights = self._token_weights(batch, indices, parts)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        passes = self._pool.map(
+        running = self._pool.stream(
             lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
         )
         record = PathRecord(self.model.shape)
         equal: list[tuple[Tensor, Tensor]] = []
-        for part, done in zip(parts, passes):
+        passes: list[_Pass] = []
+        for part, done in zip(parts, running):
             add_gradients(parameters, done.gradients)
+            # As large as the model: they go as soon as they are added.
+            done.gradients.clear()
+            passes.append(done)
             if lag_0_version is not None:
                 same_M = part.batch.version_M == lag_0_version
                 equal.append((done.result.logprobs_M.detach()[same_M], part.batch.sampler_logprobs_M[same_M]))
@@ -133,6 +137,7 @@ class PolicyUpdater:
         inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
         heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
         self._measure_gap(equal)
+        report.add_metrics(_sharing_metrics([part.batch for part in parts]))
         report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
         if lag_0_version is not None and self._gap is not None:
             report.first = {"policy/gap_at_lag_0": self._gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
@@ -153,7 +158,7 @@ class PolicyUpdater:
         inputs = self._loss_inputs(batch, part, weights_M)
         loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
         if train_indexer:
-            loss = loss + torch.stack(result.trace.indexer_losses)[:, : part.batch.num_rows].mean(1).sum() / num_parts
+            loss = loss + torch.stack(result.trace.indexer_losses)[:, part.batch.rows_R].mean(1).sum() / num_parts
         return _Pass(
             result=result, inputs=inputs, terms=terms, loss=loss.detach(), gradients=gradients_of(loss, parameters)
         )
@@ -217,6 +222,15 @@ def split_groups(group_B: np.ndarray, count: int) -> list[list[int]]:
     labels = list(dict.fromkeys(group_B.tolist()))
     parts = [part.tolist() for part in np.array_split(np.array(labels), min(count, len(labels)))]
     return [[index for index, label in enumerate(group_B.tolist()) if label in set(part)] for part in parts]
+
+
+def _sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
+    """How much running each prompt once saved."""
+    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
+    return {
+        "learner/rows_shared": 1 - run / total,
+        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
+    }
 
 
 def _head_statistics(result: PolicyPass, batch: PackedBatch) -> HeadStatistics:

@@ -13,6 +13,7 @@ from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
+from samepath.rollout.vllm_version import require_vllm
 
 
 class Engine(Protocol):
@@ -47,14 +48,14 @@ class Engine(Protocol):
         ...
 
 
-class EngineUnavailableError(RuntimeError):
-    """The engine that the recipe asks for cannot run here; the message says what to do."""
-
-
 def build_engine(folder: Path, settings: BuiltinSettings | VllmSettings) -> Engine:
     """Start the engine on a checkpoint folder. Raises EngineUnavailableError, ValueError or FileNotFoundError."""
     match settings:
         case BuiltinSettings():
             return BuiltinEngine(load_checkpoint(folder), load_tokenizer(folder), settings)
         case VllmSettings():
-            raise EngineUnavailableError("engine.kind vllm is not part of this version")
+            require_vllm(settings)
+            # Late: an optional dependency, slow to import, that patches the process it is imported into.
+            from samepath.rollout.vllm_engine import VllmEngine
+
+            return VllmEngine(folder, load_tokenizer(folder), settings)

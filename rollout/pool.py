@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.engine_settings import EngineSettings, engine_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
+
+Weights = Mapping[str, NDArray[np.float32]] | Any
+"""Weights under their published names, or a Ray reference to them, which `RayPool` passes on as it is."""
 
 
 class RolloutSettings(BaseModel):
@@ -28,6 +31,14 @@ class RolloutSettings(BaseModel):
     max_replacements: int = Field(8, ge=0, description="workers replaced in one run before it is stopped")
 
 
+def worker_environment(
+    engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables of a worker's process: its threads, what its engine needs, and the caller's own on top."""
+    threads = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**threads, **engine_environment(engine), **environment}
+
+
 class RolloutPool(Protocol):
     """Samples groups with the weights it was given last."""
 
@@ -35,7 +46,7 @@ class RolloutPool(Protocol):
         """Answer all requests, in request order; `on_group` is called as each is finished."""
         ...
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
+    def load_weights(self, tensors: Weights, version: int) -> None:
         """Hand new weights to every worker before any further sampling."""
         ...
 
@@ -65,7 +76,7 @@ class InlinePool:
             pending = ()
         return [done[request.group_id] for request in requests]
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
+    def load_weights(self, tensors: Weights, version: int) -> None:
         """Copy the weights into the worker's model."""
         self._worker.load_weights(tensors, version)
 

@@ -10,23 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.pool import RolloutSettings
+from samepath.rollout.pool import RolloutSettings, Weights, worker_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
 
 SLICE_S = 2.0
 """Longest time that one call on an actor works before it reports."""
-
-
-class RolloutPoolError(RuntimeError):
-    """Workers failed more often than the recipe allows, or did not start."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +41,7 @@ class RayPool:
         self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
     ) -> None:
         self._folder, self._engine, self._settings = model_folder, engine, settings
-        self._environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE", **environment}
+        self._environment = worker_environment(engine, settings, environment)
         self._weights: tuple[Any, int] | None = None
         self._replaced = 0
         self._retired: dict[str, float] = {}
@@ -83,9 +78,10 @@ class RayPool:
                     )
         return [done[request.group_id] for request in requests]
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
-        """Put the weights into the object store once and wait until every actor serves them."""
-        self._weights = (ray.put(dict(tensors)), version)
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """Wait until every actor serves the weights, which stand in the object store once for all of them."""
+        reference = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(dict(tensors))
+        self._weights = (reference, version)
         calls = [(actor, actor.handle.load_weights.remote(*self._weights)) for actor in self._actors]
         for actor, call in calls:
             try:

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,22 +22,25 @@ class RolloutWorker:
     """Owns an engine. Groups go in with `work`, finished groups come out of it."""
 
     def __init__(self, model_folder: Path, settings: EngineSettings, threads: int) -> None:
-        self._threads = threads
-        torch.set_num_threads(threads)
+        # vLLM takes its threads from OMP_NUM_THREADS and makes this call do nothing.
+        self._threads = threads if settings.kind == "builtin" else 0
+        if self._threads:
+            torch.set_num_threads(threads)
         self.engine = build_engine(model_folder, settings)
 
     def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> int:
         """Take weights (published names) and return the version now served."""
-        # Ray hands out read-only arrays; they are only read here, so the warning about that does not apply.
-        views = {
-            name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in tensors.items()
-        }
+        with warnings.catch_warnings():
+            # Ray's arrays are read-only views of shared memory. The engine only reads them, so they need no copy.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            views = {name: torch.from_numpy(array) for name, array in tensors.items()}
         self.engine.load_weights(views, version)
         return version
 
     def work(self, requests: Sequence[GroupRequest], slice_s: float) -> list[Group]:
         """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
-        torch.set_num_threads(self._threads)
+        if self._threads:
+            torch.set_num_threads(self._threads)
         finished = [group for group in map(self.engine.submit, requests) if group is not None]
         deadline = time.monotonic() + slice_s
         while self.engine.busy and not finished and time.monotonic() < deadline:
