@@ -52,6 +52,10 @@ def dense_attend(
             f"{tuple(rows_GSW.shape)}, value {value_start} … {value_start + value_width}"
         )
     value = slice(value_start, value_start + value_width)
+    if backend == "triton":
+        raise ValueError(
+            "attention over all keys has no triton kernels; set model.backend to torch, or use a model with an indexer"
+        )
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
     if torch.is_grad_enabled() and (q_NHK.requires_grad or rows_GSW.requires_grad):
