@@ -54,12 +54,16 @@ def dense_attend(
     value = slice(value_start, value_start + value_width)
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
+    if backend == "triton":
+        # No fused kernel yet: the products of `torch`, in float32 whatever the inputs' type.
+        wide: Tensor = _DenseAttention.apply(q_NHK.float(), rows_GSW.float(), plan, scale, value)  # type: ignore[no-untyped-call]
+        return wide.to(q_NHK.dtype)
     return _DenseAttention.apply(q_NHK, rows_GSW, plan, scale, value)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
     """The definition: one masked softmax over the whole store, query head by query head."""
-    seen_NS = torch.zeros(q_NHK.shape[0], rows_GSW.shape[1], dtype=torch.bool)
+    seen_NS = torch.zeros(q_NHK.shape[0], rows_GSW.shape[1], dtype=torch.bool, device=q_NHK.device)
     for window in plan.windows:
         for rows_T, ends_T, keys_S in zip(window.rows_BT, window.ends_BT, window.keys_BS):
             for row, end in zip(rows_T.tolist(), ends_T.tolist()):

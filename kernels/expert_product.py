@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend, triton_kernels
 
@@ -136,8 +135,3 @@ class _ExpertProduct(torch.autograd.Function):
             torch.mm(grad_gate_up_RG[part], gate_up_EGD[expert], out=grad_x_RD[part])
         grad_x_ND = grad_x_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1).sum(1)
         return grad_x_ND, grad_gates_NX, None, grad_weights_EGD, grad_down_EDF
-
-
-def shared_expert(x_ND: Tensor, gate_up_GD: Tensor, down_DF: Tensor) -> Tensor:
-    """Dense SwiGLU feed-forward, `[N, D]`; N must be a multiple of 16 for row-exact results."""
-    return linear(swiglu(linear(x_ND, gate_up_GD)), down_DF)

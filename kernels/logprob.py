@@ -83,8 +83,10 @@ def head_logprobs(
     return logprobs_N, entropy_N, mass_N
 
 
-def padded_logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone."""
+def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torch") -> Tensor:
+    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone; `triton` gives float32."""
+    if backend == "triton":
+        return triton_kernels("dense_rows", hidden_ND, weight_VD).linear(hidden_ND, weight_VD, torch.float32)  # type: ignore[no-any-return]
     num_rows = hidden_ND.shape[0]
     if num_rows % 16:
         hidden_ND = pad(hidden_ND, (0, 0, 0, round_up(num_rows) - num_rows))

@@ -5,6 +5,7 @@ Axes: N rows of the batch, B sequences of a window, T query rows of a sequence, 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,15 @@ class Window:
     longest: int
     """Largest of `ends_BT`."""
 
+    def to(self, device: torch.device) -> "Window":
+        """The same on a device."""
+        return Window(
+            rows_BT=self.rows_BT.to(device),
+            ends_BT=self.ends_BT.to(device),
+            keys_BS=self.keys_BS.to(device),
+            longest=self.longest,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPlan:
@@ -29,3 +39,9 @@ class AttentionPlan:
     windows: tuple[Window, ...]
     source_N: Tensor
     """int64 [N] index into the concatenated windows' queries; padding rows point at an entry that sees no key."""
+
+    def to(self, device: torch.device) -> "AttentionPlan":
+        """The same on a device."""
+        return AttentionPlan(
+            windows=tuple(window.to(device) for window in self.windows), source_N=self.source_N.to(device)
+        )

@@ -5,10 +5,10 @@ Axes: N rows, D width, H query heads, G key heads, K head width, Q half of it.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_attention import dense_attend
+from samepath.kernels.dense_rows import linear, rms_norm
 from samepath.kernels.window import AttentionPlan
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
@@ -44,11 +44,11 @@ class GroupedAttention(nn.Module):
         """Attention output `[N, D]`; new keys and values go to `store`. Nothing is selected, so `trace` gets nothing."""
         config = self.config
         heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_width
-        qkv_NXK = linear(x_ND, self.qkv, self.qkv_bias).view(x_ND.shape[0], -1, width)
+        qkv_NXK = linear(x_ND, self.qkv, self.backend, self.qkv_bias).view(x_ND.shape[0], -1, width)
         q_NHK, k_NGK, v_NGK = torch.split(qkv_NXK, [heads, groups, groups], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
-            q_NHK = rms_norm(q_NHK, (width,), self.query_norm, config.rms_norm_eps)
-            k_NGK = rms_norm(k_NGK, (width,), self.key_norm, config.rms_norm_eps)
+            q_NHK = self._head_norm(q_NHK, self.query_norm)
+            k_NGK = self._head_norm(k_NGK, self.key_norm)
         cos_N1Q, sin_N1Q = rope_N2Q[:, :1], rope_N2Q[:, 1:]
         q_NHK = rotate_halves(q_NHK, cos_N1Q, sin_N1Q)
         k_NGK = rotate_halves(k_NGK, cos_N1Q, sin_N1Q)
@@ -62,4 +62,8 @@ class GroupedAttention(nn.Module):
             value_width=width,
             backend=self.backend,
         )
-        return linear(out_NHK.flatten(1), self.output, self.output_bias)
+        return linear(out_NHK.flatten(1), self.output, self.backend, self.output_bias)
+
+    def _head_norm(self, x_NHK: Tensor, weight_K: Tensor) -> Tensor:
+        """The norm of each head alone."""
+        return rms_norm(x_NHK.flatten(0, 1), weight_K, self.config.rms_norm_eps, self.backend).view(x_NHK.shape)
