@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up, triton_kernels
-from samepath.kernels.linear import linear
+from samepath.kernels.row_product import row_product
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Dispatch:
 
 
 WIDE = 256
-"""Inner widths from here on take oneDNN's product (`linear`), expert by expert; below, its overhead outweighs its speed. By the width
+"""Inner widths from here on take oneDNN's product (`row_product`), expert by expert; below, its overhead outweighs its speed. By the width
 alone, so that a row's bits do not depend on the load."""
 
 MAX_EVEN_PADDING = 1.5
@@ -116,7 +116,7 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
     if left.shape[1] < WIDE:
         torch.mm(left, right, out=out)
     else:
-        out.copy_(linear(left, right.T))
+        out.copy_(row_product(left, right.T))
 
 
 def _spread(plan: Dispatch, x_ND: Tensor, num_slots: int) -> Tensor:
@@ -176,8 +176,3 @@ class _ExpertProduct(torch.autograd.Function):
             _product(grad_gate_up_RG[part], gate_up_EGD[expert], grad_x_RD[part])
         grad_x_ND = grad_x_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1).sum(1)
         return grad_x_ND, grad_gates_NX, None, grad_weights_EGD, grad_down_EDF
-
-
-def shared_expert(x_ND: Tensor, gate_up_GD: Tensor, down_DF: Tensor) -> Tensor:
-    """Dense SwiGLU feed-forward, `[N, D]`; N must be a multiple of 16 for row-exact results."""
-    return linear(swiglu(linear(x_ND, gate_up_GD)), down_DF)

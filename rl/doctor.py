@@ -9,7 +9,7 @@ import torch
 
 from samepath.kernels.backend import interpreting, triton_problem
 from samepath.kernels.dense_attention import dense_attend
-from samepath.kernels.linear import linear
+from samepath.kernels.row_product import row_product
 from samepath.model.plan import Span, plan_decode, plan_spans
 from samepath.rl.environment import package_versions, usable_cores
 from samepath.rollout.engine_errors import EngineUnavailableError
@@ -118,9 +118,9 @@ def _inexact_products() -> list[str]:
     for width in (16, 48, 64, 128, 256, 512, 1536):
         rows_ND = torch.randn(512, width, generator=generator)
         weight = torch.randn(96, width, generator=generator)
-        whole = linear(rows_ND, weight)
+        whole = row_product(rows_ND, weight)
         for count in (16, 32, 48, 112, 256):
-            if not torch.equal(linear(rows_ND[64 : 64 + count].clone(), weight), whole[64 : 64 + count]):
+            if not torch.equal(row_product(rows_ND[64 : 64 + count].clone(), weight), whole[64 : 64 + count]):
                 wrong.append(f"a product of width {width} and {count} rows")
     return wrong
 

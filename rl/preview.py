@@ -58,7 +58,7 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         folder = found[0]
     task = build_task(recipe.task, recipe_dir)
     with RewardRunner(recipe.reward) as runner:
-        pool = InlinePool(folder, recipe.engine, recipe.rollout)
+        pool = InlinePool(folder, recipe.engine, recipe.rollout, recipe.model.placement)
         result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
     return {
         "checkpoint": str(folder),

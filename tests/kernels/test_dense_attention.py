@@ -167,9 +167,3 @@ def test_dense_attend_shapes_that_do_not_fit_are_refused(shape: tuple[int, int, 
         dense_attend(
             q_NHK, rows_GSW, packed_plan([16], 4), scale=1.0, value_start=0, value_width=value_width, backend="torch"
         )
-
-
-def test_dense_attend_backend_without_kernels_is_refused() -> None:
-    shape = (2, 1, 16, 16)
-    with pytest.raises(ValueError, match="has no triton kernels"):
-        attend(*random_inputs(16, shape), packed_plan([16], 2), shape, "triton")

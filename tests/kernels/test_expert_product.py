@@ -8,7 +8,8 @@ from torch import Tensor
 
 from samepath.kernels import expert_product as expert_product_module
 from samepath.kernels.backend import Backend
-from samepath.kernels.expert_product import dispatch, expert_product, shared_expert, sigmoid, swiglu
+from samepath.kernels.dense_rows import feed_forward
+from samepath.kernels.expert_product import dispatch, expert_product, sigmoid, swiglu
 from tests.poison import poison_fresh_memory
 
 SHAPES = [(1, 2, 1, 3, 1), (16, 8, 4, 6, 2), (37, 16, 8, 5, 3), (50, 4, 2, 3, 2), (60, 272, 3, 260, 2)]
@@ -210,6 +211,6 @@ def test_swiglu_gate_comes_first() -> None:
     assert out.item() == pytest.approx(3 * 0.7310585786300049, rel=1e-6)
 
 
-def test_shared_expert_equals_swiglu_by_hand() -> None:
-    out = shared_expert(torch.ones(1, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]]))
+def test_feed_forward_equals_swiglu_by_hand() -> None:
+    out = feed_forward(torch.ones(1, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]]), "torch")
     assert out.item() == pytest.approx(6 * 0.7310585786300049, rel=1e-6)
