@@ -134,7 +134,7 @@ class PagedKeys:
         """Write the step's rows, then return the layer's, `[G, S, W]`."""
         cache = self._caches[layer].rows()
         cache[self._slots, : self._width] = rows_GNW[:, : len(self._slots)].transpose(0, 1).flatten(1)
-        return cache[:, : self._width].unflatten(1, (self._heads, -1)).transpose(0, 1)
+        return cache[:, : self._width].view(len(cache), self._heads, -1).transpose(0, 1)
 
     def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
         """Write the step's indexer keys, then return the layer's, `[S, J]`."""
