@@ -38,6 +38,17 @@ class LoraSettings(BaseModel):
         return self.rank > 0
 
 
+def check_targets(model: nn.Module, settings: LoraSettings) -> None:
+    """Raise ValueError for a target that is not a linear layer of the model, or is its head."""
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wrong = sorted(set(settings.target_modules) - (linear - {"lm_head"}))
+    if wrong:
+        raise ValueError(
+            f"learner.lora.target_modules must name linear layers of {type(model).__name__} other than its head: "
+            f"{sorted(linear - {'lm_head'})}; got {wrong}"
+        )
+
+
 def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
     """Put fresh adapters (B = 0: the policy is unchanged) into the model and freeze the rest.
 
@@ -48,13 +59,7 @@ def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("learner.lora needs the package peft: `pip install samepath[lora]`") from error
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    wrong = sorted(set(settings.target_modules) - (linear - {"lm_head"}))
-    if wrong:
-        raise ValueError(
-            f"learner.lora.target_modules must name linear layers of {type(model).__name__} other than its head: "
-            f"{sorted(linear - {'lm_head'})}; got {wrong}"
-        )
+    check_targets(model, settings)
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=list(settings.target_modules)
     )

@@ -42,9 +42,14 @@ def find_routers(model: nn.Module) -> dict[int, nn.Module]:
     return dict(sorted(found.items()))
 
 
-def has_experts(model: nn.Module) -> bool:
-    """True if any layer is a mixture of experts, known or not."""
-    return any(re.search(r"Experts|TopK?Router|TopkRouter", type(module).__name__) for module in model.modules())
+def require_known_routers(model: nn.Module) -> None:
+    """Raise ValueError if the model has experts whose routers cannot be replayed."""
+    experts = any(re.search(r"Experts|TopK?Router|TopkRouter", type(module).__name__) for module in model.modules())
+    if experts and not find_routers(model):
+        raise ValueError(
+            f"rl.keep_routing can follow the routers {', '.join(sorted(ROUTER_GATES))}; {type(model).__name__} has another. "
+            "Set rl.keep_routing=off to route live."
+        )
 
 
 def install_replay(routers: dict[int, nn.Module]) -> None:

@@ -24,7 +24,7 @@ from samepath.model.packed_attention import ATTENTION_NAME
 from samepath.model.packed_pass import PackedPass, checkpoint_contexts, in_pass
 from samepath.model.plan import Span, plan_spans
 from samepath.model.policy import Policy
-from samepath.model.replay import ROUTER_GATES, find_routers, has_experts, install_replay
+from samepath.model.replay import find_routers, install_replay
 from samepath.model.trace import ForwardTrace
 from samepath.model.transformers_support import check_config, check_head, check_loading, check_logits, model_class
 
@@ -70,7 +70,6 @@ class TransformersPolicy(Policy):
             window_heads=config.num_attention_heads,
         )
         self._routers = routers
-        self.unknown_experts = not routers and has_experts(model)
         self._probe()
 
     @property
@@ -108,13 +107,21 @@ class TransformersPolicy(Policy):
         """Stay in evaluation mode, so that no dropout or router noise parts the learner from the sampler."""
         return self
 
-    def checkpoint_activations(self) -> None:
-        """Keep only each layer's input and recompute the layer in the backward pass, on the same experts."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Keep only each layer's input and compute the layer again in the backward pass, on the same experts."""
+        return bool(self.model.is_gradient_checkpointing)
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, wanted: bool) -> None:
+        if wanted:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+        else:
+            self.model.gradient_checkpointing_disable()
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 # The layer alone looks at this flag; everything inside stays in evaluation mode.
-                module.training = True
+                module.training = wanted
 
     def selection_bias(self, layer: int) -> Tensor | None:
         """[E] bias of a sigmoid router, to be changed in place."""
@@ -207,12 +214,3 @@ def save_transformers(policy: TransformersPolicy, folder: Path) -> None:
         path = folder / "config.json"
         config: dict[str, Any] = json.loads(path.read_text())
         path.write_text(json.dumps({**config, **SIGMOID_ROUTING}, indent=2) + "\n")
-
-
-def require_known_routers(policy: TransformersPolicy) -> None:
-    """Raise ValueError if the model's experts cannot be replayed."""
-    if policy.unknown_experts:
-        raise ValueError(
-            f"rl.keep_routing can follow the routers {', '.join(sorted(ROUTER_GATES))}; {type(policy.model).__name__} has another. "
-            "Set rl.keep_routing=off to route live."
-        )

@@ -33,6 +33,17 @@ def model_class(folder: Path) -> type[PreTrainedModel]:
     return model
 
 
+def blank_model(folder: Path) -> PreTrainedModel:
+    """The model of a checkpoint folder without weights or memory, checked like a loaded one. Raises as `check_config` and `check_head`."""
+    kind = model_class(folder)
+    config = kind.config_class.from_pretrained(folder)
+    check_config(config.get_text_config())
+    with torch.device("meta"):
+        model = kind(config)
+    check_head(model.get_output_embeddings(), config)
+    return model
+
+
 def check_config(config: PreTrainedConfig) -> None:
     """Raise ValueError, with a reason, for a model that packed attention or the chunked head would compute wrongly."""
     problems = []

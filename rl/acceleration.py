@@ -3,7 +3,6 @@
 from accelerate import Accelerator
 
 from samepath.model.policy import Policy
-from samepath.model.transformers_policy import TransformersPolicy
 from samepath.rl.algorithm import LearnerSettings
 
 
@@ -12,9 +11,6 @@ def accelerated(policy: Policy, settings: LearnerSettings, *, trained: bool) -> 
 
     Weights, gradients, optimiser and the log-probability head stay in float32.
     """
-    if trained and settings.activation_checkpointing:
-        assert isinstance(policy, TransformersPolicy)
-        policy.checkpoint_activations()
     accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
     prepared: Policy = accelerator.prepare_model(policy, evaluation_mode=not trained)
     return prepared

@@ -49,7 +49,8 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
             "sampling truncates (top_k, top_p or min_p), and the learner must renormalise over the same candidates",
             Capability.CANDIDATES,
         )
-        if "support_cap" in sampling.model_fields_set:
+        # Not model_fields_set: a recipe that a run has written out holds every default.
+        if sampling.support_cap != SamplingSettings.model_fields["support_cap"].default:
             yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
     for name, drawn in (("sampling", sampling), ("evaluation", evaluation)):
         if drawn.temperature and not 0.01 <= drawn.temperature <= 2:

@@ -15,9 +15,9 @@ from samepath.model.policy import Policy
 from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
-from samepath.rl.model_source import build_model, save_model
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder, save_model
 from samepath.rl.pass_pool import PassPool
-from samepath.rl.policy_checks import check_engine, check_policy
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
@@ -37,7 +37,8 @@ class Learner:
         self.version = 0
         self._updates = 0
         if resume_from is None:
-            check_engine(recipe, recipe_dir)
+            if isinstance(recipe.model, CheckpointModel):
+                check_checkpoint(recipe, resolve_folder(recipe.model.path, recipe_dir))
             model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
             # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
@@ -122,10 +123,10 @@ class Learner:
 
     def _placed(self, model: Policy, *, trained: bool) -> Policy:
         """Foreign models go where accelerate puts them; the own network stays on the CPU."""
+        model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
         if self._recipe.model.implementation == "own":
-            model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
             return model
-        # Late: importing accelerate and transformers' models takes seconds that no run of the own network needs.
+        # Late: importing accelerate takes seconds that no run of the own network needs.
         from samepath.rl.acceleration import accelerated
 
         return accelerated(model, self._recipe.learner, trained=trained)

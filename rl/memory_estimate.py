@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from samepath.kernels.logprob import CHUNK_ELEMENTS
 from samepath.model.model_sizes import PublishedSizes
 
-USABLE_SHARE = 0.9
-"""Part of a device's memory that may be planned: the rest goes to the driver, communication buffers and fragmentation."""
+LEARNER_SHARE = 0.8
+"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (measured: up
+to 1.3 times the estimate, docs/memory.md), and driver, communication and fragmentation take their part."""
+ENGINE_SHARE = 0.9
+"""Part of a device that an engine may fill with weights and cache."""
 MAX_DEVICES = 1 << 14
 
 
@@ -56,7 +59,7 @@ class LearnerMemory:
 
     def least_devices(self, device_bytes: int) -> int | None:
         """The fewest devices of that size; None if what each needs for itself does not leave room on any number."""
-        usable = int(device_bytes * USABLE_SHARE)
+        usable = int(device_bytes * LEARNER_SHARE)
         if self.per_device(1) <= usable:
             return 1
         room = usable - sum(self.each.values())
@@ -158,7 +161,7 @@ class EngineMemory:
         """The fewest devices of that size, a power of two as tensor parallelism asks for; None if the cache alone is too large."""
         devices = 1
         while devices <= MAX_DEVICES:
-            if self.per_device(devices) <= int(device_bytes * USABLE_SHARE):
+            if self.per_device(devices) <= int(device_bytes * ENGINE_SHARE):
                 return devices
             devices *= 2
         return None

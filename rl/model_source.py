@@ -8,10 +8,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
+from samepath.model.config_file import write_config
 from samepath.model.network import CausalLM
 from samepath.model.policy import Policy
 from samepath.model.policy_files import Implementation, load_policy, save_policy
-from samepath.model.published_sizes import published_sizes
+from samepath.model.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rl.hub import CONFIG_FILES, hub_folder
 
@@ -76,7 +77,10 @@ class CheckpointModel(BaseModel):
     @field_validator("expected")
     @classmethod
     def _check_expected(cls, expected: dict[str, Any]) -> dict[str, Any]:
-        if expected:
+        if expected and "model_type" not in expected:
+            raise ValueError("model_type must be among the sizes, as it is in config.json")
+        # Sizes of other types are compared, only not counted.
+        if expected.get("model_type") in KNOWN_TYPES:
             published_sizes(expected)
         return expected
 
@@ -119,9 +123,17 @@ def resolve_folder(path: str, recipe_dir: Path, *, weights: bool = True) -> Path
             return candidate
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise FileNotFoundError(
-            f"model.path must be a folder or a hub name; no folder {path} here or beside the recipe in {recipe_dir}"
+            f"model.path must be a folder or a hub name (organisation/name); there is no folder {path} here or beside the recipe in "
+            f"{recipe_dir}"
         )
     return hub_folder(path, "model", [*CONFIG_FILES, *(["*.safetensors"] if weights else [])])
+
+
+def model_config(settings: NewModel | CheckpointModel, recipe_dir: Path) -> dict[str, Any]:
+    """The model's config.json, or what a new model's would say of its sizes. Fetches no weights."""
+    if isinstance(settings, NewModel):
+        return write_config(settings.shape)
+    return check_expected(settings.expected, resolve_folder(settings.path, recipe_dir, weights=False))
 
 
 def check_expected(expected: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         problems = list(self._impossible())
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def _impossible(self) -> list[str]:

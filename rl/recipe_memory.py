@@ -1,6 +1,6 @@
 """The memory that a recipe needs, as a table: of the learner in three ways, and of an engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from samepath.model.model_sizes import PublishedSizes
 from samepath.rl.memory_estimate import (
@@ -9,7 +9,6 @@ from samepath.rl.memory_estimate import (
     MIXED,
     EngineMemory,
     LearnerMemory,
-    Precision,
     engine_memory,
     learner_memory,
 )
@@ -19,7 +18,7 @@ from samepath.rollout.engine_settings import BuiltinSettings
 DEVICES = {"80 GB": 80 * 10**9, "141 GB": 141 * 10**9}
 """Memory of the accelerators that people plan with (H100, H200), bytes."""
 PROMPT_TOKENS = 512
-"""Length that a prompt is taken to have where the engine's settings do not bound the cache, tokens."""
+"""Length that a prompt is taken to have where task or tokenizer are not at hand, tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,38 +42,58 @@ class MemoryPlan:
     """Type of its weights."""
 
 
-def memory_plan(recipe: Recipe, sizes: PublishedSizes) -> MemoryPlan:
-    """Estimate a recipe's memory from the sizes of its model."""
-    learner, builtin = recipe.learner, isinstance(recipe.engine, BuiltinSettings)
-    pass_tokens = max(learner.max_tokens_per_pass, recipe.sampling.max_new_tokens) * learner.threads
-    frozen = sizes.parts["indexer"] if learner.indexer == "frozen" else 0
-
-    def learn(precision: Precision, checkpointing: bool, gather_experts: bool) -> LearnerMemory:
-        return learner_memory(
+def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
+    """Estimate a recipe's memory from the sizes of its model and the longest prompt."""
+    longest = recipe.sampling.max_new_tokens + prompt_tokens
+    groups = -(-recipe.rl.prompts_per_step // recipe.rl.updates_per_rollout)
+    # What the threads may hold together, but no more than an update has; the prompt of a group runs once.
+    update_tokens = groups * (prompt_tokens + recipe.rl.group_size * recipe.sampling.max_new_tokens)
+    pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest) * recipe.learner.threads, update_tokens)
+    learners = {f"one process, {recipe.learner.precision}": one_process(recipe, sizes, pass_tokens)}
+    for gather_experts in (True, False) if sizes.num_moe_layers else (True,):
+        learners["sharded" if gather_experts else "sharded, experts in place"] = learner_memory(
             sizes,
-            precision,
+            MIXED,
             pass_tokens=pass_tokens,
-            checkpointing=checkpointing,
+            checkpointing=True,
             reference=recipe.rl.objective.kl.needs_reference,
-            frozen=frozen,
+            frozen=sizes.parts["indexer"] if recipe.learner.indexer == "frozen" else 0,
             gather_experts=gather_experts,
         )
-
-    learners = {"float32": learn(FLOAT32, False, True), "mixed": learn(MIXED, True, True)}
-    if sizes.num_moe_layers:
-        learners["mixed, experts in place"] = learn(MIXED, True, False)
-    if isinstance(recipe.engine, BuiltinSettings):
-        cache_tokens = recipe.engine.cache_tokens
+    engine = recipe.engine
+    if isinstance(engine, BuiltinSettings):
+        cache_tokens, engine_type, weight_bytes = engine.cache_tokens, "float32", 4
     else:
-        cache_tokens = recipe.engine.max_sequences * (recipe.sampling.max_new_tokens + PROMPT_TOKENS)
+        held = engine.max_model_tokens or min(sizes.max_positions, longest)
+        cache_tokens, engine_type = engine.max_sequences * held, engine.dtype
+        weight_bytes = 4 if engine.dtype == "float32" else 2
     return MemoryPlan(
         sizes=sizes,
         pass_tokens=pass_tokens,
         cache_tokens=cache_tokens,
         learners=learners,
-        engine=engine_memory(sizes, 4 if builtin else 2, cache_tokens),
-        engine_type="float32" if builtin else "bfloat16",
+        engine=engine_memory(sizes, weight_bytes, cache_tokens),
+        engine_type=engine_type,
     )
+
+
+def one_process(recipe: Recipe, sizes: PublishedSizes, pass_tokens: int) -> LearnerMemory:
+    """The learner as this version runs it: float32 weights, whole on one device. Low-rank adapters themselves are not counted."""
+    learner, indexer = recipe.learner, sizes.parts["indexer"]
+    compute = 2 if learner.precision == "bf16" else 4
+    memory = learner_memory(
+        sizes,
+        replace(FLOAT32, compute=compute),
+        pass_tokens=pass_tokens,
+        checkpointing=learner.activation_checkpointing,
+        # With adapters policy and reference share the frozen weights.
+        reference=recipe.rl.objective.kl.needs_reference and not learner.lora.enabled,
+        frozen=sizes.parameters if learner.lora.enabled else indexer if learner.indexer == "frozen" else 0,
+    )
+    # Automatic casting keeps the weights' bfloat16 copies for the length of a pass.
+    copies = {"bfloat16 copies": sizes.parameters * 2 if learner.precision == "bf16" else 0}
+    each = {name: size for name, size in memory.each.items() if name != GATHERED}
+    return LearnerMemory(sharded=memory.sharded, each={**each, **copies, GATHERED: 0})
 
 
 def memory_lines(plan: MemoryPlan) -> list[str]:
@@ -82,23 +101,38 @@ def memory_lines(plan: MemoryPlan) -> list[str]:
     sizes, engine = plan.sizes, plan.engine
     parts = ", ".join(f"{name} {_count(count)}" for name, count in sizes.parts.items() if count)
     rows = [["", *(f"learner, {name}" for name in plan.learners), f"engine, {plan.engine_type}"]]
-    for part in next(iter(plan.learners.values())).sharded:
-        shown = [_size(memory.sharded[part]) for memory in plan.learners.values()]
-        rows.append([part, *shown, _size(engine.weights) if part == "weights" else ""])
-    for part in next(iter(plan.learners.values())).each:
-        label = f"{part}, each device" + (" if several" if part == GATHERED else "")
-        rows.append([label, *(_size(memory.each[part]) for memory in plan.learners.values()), ""])
-    rows.append([f"cache, {plan.cache_tokens:,} tokens", *("" for _ in plan.learners), _size(engine.cache)])
-    everything: list[LearnerMemory | EngineMemory] = [*plan.learners.values(), engine]
+    memories = list(plan.learners.values())
+    everything: list[LearnerMemory | EngineMemory] = [*memories, engine]
+    for part in memories[0].sharded:
+        rows.append(
+            [
+                part,
+                *(_size(memory.sharded[part]) for memory in memories),
+                _size(engine.weights) if part == "weights" else "",
+            ]
+        )
+    for part in memories[0].each:
+        rows.append([f"{part}, each device", *(_size(memory.each.get(part, 0)) for memory in memories), ""])
+    rows.append([f"cache, {plan.cache_tokens:,} tokens", *("" for _ in memories), _size(engine.cache)])
     rows.append(["on one device", *(_size(memory.per_device(1)) for memory in everything)])
     for name, size in DEVICES.items():
-        rows.append([f"least devices of {name}", *(_devices(memory, size) for memory in everything)])
+        rows.append(
+            [
+                f"least devices of {name}",
+                _alone(memories[0], size),
+                *(_devices(memory, size) for memory in everything[1:]),
+            ]
+        )
     return [
         f"parameters: {_count(sizes.parameters)}, {_count(sizes.active)} active for a token ({parts})",
-        f"a pass holds {plan.pass_tokens:,} tokens; mixed: float32 master weights, bfloat16 passes, activation checkpointing",
+        f"a learner's passes hold {plan.pass_tokens:,} tokens; sharded: float32 weights and optimiser, bfloat16 passes, activation checkpointing",
         "",
-        *_markdown(rows),
+        *_markdown([row for row in rows if any(cell not in ("", "0 B") for cell in row[1:])]),
     ]
+
+
+def _alone(memory: LearnerMemory, device_bytes: int) -> str:
+    return "1" if memory.least_devices(device_bytes) == 1 else "does not fit one"
 
 
 def _devices(memory: LearnerMemory | EngineMemory, device_bytes: int) -> str:

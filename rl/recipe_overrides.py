@@ -76,7 +76,9 @@ def _assigned(node: RecipeNode, path: Sequence[PathKey], depth: int, value: Reci
     if isinstance(key, int):
         raise RecipeError(f"{value.source}: {_found(node, path, depth)}, so it has no item {key}; give the whole list.")
     if node.value is not None and not isinstance(node.value, dict):
-        raise RecipeError(f"{value.source}: {_found(node, path, depth)}, so it has no key {key!r}.")
+        where = dotted(path[:depth])
+        hint = f" If that is its kind, write {where}.kind={node.value} instead." if isinstance(node.value, str) else ""
+        raise RecipeError(f"{value.source}: {_found(node, path, depth)}, so it has no key {key!r}.{hint}")
     children: dict[str, RecipeNode] = dict(node.value or {})
     if key == "kind" and depth == len(path) - 1 and isinstance(value.value, str) and changes_kind(node, value.value):
         children = dict(overridden_part(node))

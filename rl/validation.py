@@ -1,46 +1,34 @@
 """`samepath validate`: everything that can be checked before a run without starting it, each check with its outcome."""
 
-import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Any
 
 from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
 from samepath.model.published_sizes import SizesError, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.finding import Finding, Outcome
 from samepath.rl.hub import HubUnreachableError
-from samepath.rl.model_source import NewModel, check_expected, resolve_folder
+from samepath.rl.memory_findings import memory_findings
+from samepath.rl.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_memory import DEVICES, MemoryPlan, memory_lines, memory_plan
+from samepath.rl.recipe_memory import PROMPT_TOKENS, MemoryPlan, memory_lines, memory_plan
 from samepath.rl.task_row import Task
 from samepath.rl.tasks import build_task
 from samepath.rl.traces import resolve_traces
+from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.vllm_version import require_vllm
 
-Outcome = Literal["ok", "not checked", "obstacle", "wrong"]
+MAX_BUILT_PARAMETERS = 2 * 10**9
+"""A larger network is never built here; everything else is read from its configuration."""
 PROBED_ROWS = 64
 """Training prompts that are encoded, beside all held-out ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One check.
-
-    Example:
-        Finding(name="task", outcome="not checked", detail="dataset openai/gsm8k is not in the hub's cache, …")
-    """
-
-    name: str
-    """What was looked at."""
-    outcome: Outcome
-    """`wrong`: the recipe must change. `obstacle`: the recipe is right, but this version or this machine cannot run it."""
-    detail: str
-    """What was found, and what to do."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +75,7 @@ class _Checks:
         self.folder: Path | None = None
         self.sizes: PublishedSizes | None = None
         self.tokenizer: Tokenizer | None = None
+        self.prompt_tokens = PROMPT_TOKENS
 
     def run(self) -> Validation:
         """All checks, in the order of a run."""
@@ -95,6 +84,8 @@ class _Checks:
         self._check("model", self._model)
         self._check("sizes", self._sizes)
         self._check("tokenizer", self._tokenizer)
+        if self._can_build():
+            self._check("network", self._network)
         if self.recipe.task.chat.enabled:
             self._check("chat template", self._chat)
         self._check("prompts", self._prompts)
@@ -135,8 +126,7 @@ class _Checks:
         """Find the configuration; the weights are neither fetched nor built."""
         model = self.recipe.model
         if isinstance(model, NewModel):
-            ids = {"vocab_size": character_tokenizer(model.alphabet).vocab_size}
-            self.config = {"model_type": "deepseek_v32", **model.config, **ids}
+            self.config = model_config(model, self.recipe_dir)
             return "built new from model.config"
         try:
             self.folder = resolve_folder(model.path, self.recipe_dir, weights=False)
@@ -144,8 +134,16 @@ class _Checks:
             self.config = model.expected
             raise
         self.config = check_expected(model.expected, self.folder)
-        if model.implementation == "own":
-            read_config(self.folder / "config.json")
+        if quantised := self.config.get("quantization_config"):
+            method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+            detail = (
+                f"published as {method}, which this version does not train; give the path of a float32 or bfloat16 copy"
+            )
+            self._add("weights", "obstacle", detail)
+        else:
+            if model.implementation == "own":
+                read_config(self.folder / "config.json")
+            check_checkpoint(self.recipe, self.folder)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
         return f"{self.config.get('model_type')} in {self.folder}{compared}"
 
@@ -157,14 +155,11 @@ class _Checks:
         except SizesError as error:
             raise NotCheckedError(f"{error}; memory is not estimated") from error
         self.sizes = sizes
-        if self.recipe.sampling.max_new_tokens >= sizes.max_positions:
+        limit, what = self._longest()
+        if self.recipe.sampling.max_new_tokens >= limit:
             raise ValueError(
-                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in the model's "
-                f"{sizes.max_positions} positions (max_position_embeddings). Lower it."
+                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in {what}. Lower it."
             )
-        rl = self.recipe.rl
-        if not sizes.num_moe_layers and rl.keep_routing != "off" and "keep_routing" in rl.model_fields_set:
-            raise ValueError(f"rl.keep_routing needs a mixture of experts; {sizes.model_type} has none. Set it to off.")
         source = "" if self.folder is not None or isinstance(self.recipe.model, NewModel) else " (from model.expected)"
         moe = (
             f"{sizes.num_moe_layers} of them mixtures of {sizes.num_experts} experts"
@@ -175,6 +170,28 @@ class _Checks:
             f"{sizes.parameters:,} parameters, {sizes.active:,} active for a token, {sizes.num_layers} layers, {moe}, "
             f"{sizes.max_positions:,} positions{source}"
         )
+
+    def _longest(self) -> tuple[float, str]:
+        """Longest sequence in tokens, and what bounds it."""
+        limits = [(self.sizes.max_positions, "max_position_embeddings of the model")] if self.sizes is not None else []
+        engine = self.recipe.engine
+        if isinstance(engine, VllmSettings) and engine.max_model_tokens:
+            limits.append((engine.max_model_tokens, "engine.max_model_tokens"))
+        limit, name = min(limits, default=(math.inf, "any length"))
+        return limit, f"{name}={limit}"
+
+    def _network(self) -> str:
+        """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
+        policy, _ = build_model(self.recipe.model, self.recipe_dir, self.recipe.seed)
+        check_policy(self.recipe, policy)
+        shape = policy.shape
+        return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
+
+    def _can_build(self) -> bool:
+        """Whether the network is small and needs no download."""
+        small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
+        here = self.folder is not None and any(self.folder.glob("*.safetensors"))
+        return small and (here or isinstance(self.recipe.model, NewModel))
 
     def _tokenizer(self) -> str:
         model = self.recipe.model
@@ -205,11 +222,13 @@ class _Checks:
         worst = max(lengths, key=lambda name: lengths[name])
         if empty := [name for name, length in lengths.items() if not length]:
             raise ValueError(f"row {empty[0]} of the task has an empty prompt")
+        self.prompt_tokens = lengths[worst]
         longest = lengths[worst] + self.recipe.sampling.max_new_tokens
-        if self.sizes is not None and longest > self.sizes.max_positions:
+        limit, what = self._longest()
+        if longest > limit:
             raise ValueError(
-                f"prompt and sampling.max_new_tokens must fit the model's {self.sizes.max_positions} positions; row {worst} needs "
-                f"{lengths[worst]} + {self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
+                f"prompt and sampling.max_new_tokens must fit {what}; row {worst} needs {lengths[worst]} + "
+                f"{self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
             )
         return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
@@ -228,36 +247,20 @@ class _Checks:
 
     def _engine(self) -> None:
         engine = self.recipe.engine
-        if isinstance(engine, VllmSettings) and importlib.util.find_spec("vllm") is None:
-            self._add(
-                "engine",
-                "obstacle",
-                "engine.kind vllm needs vLLM, which is not installed here: pip install samepath[vllm]",
-            )
-        else:
-            self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
+        if isinstance(engine, VllmSettings):
+            try:
+                require_vllm(engine)
+            except EngineUnavailableError as error:
+                self._add("engine", "obstacle", f"this machine cannot run it: {error}")
+                return
+        self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
 
     def _memory(self) -> None:
         if self.sizes is None:
             self._add("memory", "not checked", "the model's sizes are not known")
             return
-        plan = self.result.memory = memory_plan(self.recipe, self.sizes)
-        name, now = next(iter(plan.learners.items()))
-        needed, here = now.per_device(1), psutil.virtual_memory().total
-        biggest = max(DEVICES, key=lambda size: DEVICES[size])
-        devices = now.least_devices(DEVICES[biggest])
-        said = f"the learner needs {needed / 1e9:,.1f} GB in {name}"
-        if devices != 1:
-            count = f"{devices} devices of {biggest}" if devices else f"more than sharding over devices of {biggest}"
-            self._add("memory", "obstacle", f"{said}, {count}; the learner runs on one process in this version")
-        elif needed > here:
-            self._add("memory", "obstacle", f"{said}; this machine has {here / 1e9:,.1f} GB")
-        else:
-            self._add(
-                "memory",
-                "ok",
-                f"{said} and an engine {plan.engine.per_device(1) / 1e9:,.2f} GB; this machine has {here / 1e9:,.1f} GB",
-            )
+        plan = self.result.memory = memory_plan(self.recipe, self.sizes, self.prompt_tokens)
+        self.result.findings += memory_findings(self.recipe, plan)
 
 
 def describe_step(recipe: Recipe) -> str:

@@ -13,8 +13,9 @@ from samepath.model.key_store import PackedKeys
 from samepath.model.model_input import ModelInput
 from samepath.model.packed_pass import PassError
 from samepath.model.plan import Span, plan_spans
+from samepath.model.replay import require_known_routers
 from samepath.model.trace import ForwardTrace
-from samepath.model.transformers_policy import TransformersPolicy, require_known_routers
+from samepath.model.transformers_policy import TransformersPolicy
 from samepath.model.transformers_support import check_config
 from tests.tiny_transformers import DENSE, FAMILIES, MIXTURES, VOCAB, tiny_transformers
 
@@ -201,8 +202,8 @@ def test_require_known_routers_names_what_is_supported() -> None:
     policy = TransformersPolicy(model)
     assert policy.shape.moe_layers == ()
     with pytest.raises(ValueError, match="Qwen3MoeTopKRouter.*keep_routing=off"):
-        require_known_routers(policy)
-    require_known_routers(TransformersPolicy(tiny_transformers("Llama")))
+        require_known_routers(policy.model)
+    require_known_routers(tiny_transformers("Llama"))
 
 
 @pytest.mark.parametrize("family", MIXTURES)

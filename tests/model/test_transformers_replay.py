@@ -130,8 +130,7 @@ def test_recomputed_layers_consume_each_route_once_more_and_give_the_same_gradie
     for checkpointed in (False, True):
         policy = TransformersPolicy(tiny_transformers(family))
         monkeypatch.setattr(PackedPass, "follow", counted)
-        if checkpointed:
-            policy.checkpoint_activations()
+        policy.activation_checkpointing = checkpointed
         counts.clear()
         rows_seen.clear()
         rows = sequences()
@@ -154,7 +153,7 @@ def test_recomputed_layers_consume_each_route_once_more_and_give_the_same_gradie
 def test_second_backward_over_one_pass_is_refused() -> None:
     """Its rows would be consumed a second time."""
     policy = TransformersPolicy(tiny_transformers("Olmoe"))
-    policy.checkpoint_activations()
+    policy.activation_checkpointing = True
     hidden_ND, _ = run(policy, packed(sequences()))
     loss, parameters = hidden_ND.sum(), list(policy.parameters())[:-1]
     torch.autograd.grad(loss, parameters, retain_graph=True)

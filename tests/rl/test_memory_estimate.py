@@ -124,16 +124,16 @@ def test_least_devices_is_enough_and_one_less_is_not() -> None:
         count = memory.least_devices(size)
         assert count is not None
         assert count > 1
-        assert memory.per_device(count) <= 0.9 * size < memory.per_device(count - 1)
+        assert memory.per_device(count) <= 0.8 * size < memory.per_device(count - 1)
 
 
 def test_least_devices_hand_worked() -> None:
-    """100 GB to divide and 10 GB on each: (72 − 10) GB of 80 GB hold half; alone it needs no gathered layer."""
+    """100 GB to divide and 10 GB on each: (64 − 10) GB of 80 GB hold half; alone it needs no gathered layer."""
     memory = LearnerMemory(sharded={"weights": 100 * GB}, each={"activations": 4 * GB, GATHERED: 6 * GB})
     assert memory.least_devices(80 * GB) == 2
     assert (memory.per_device(1), memory.per_device(2)) == (104 * GB, 60 * GB)
-    assert memory.least_devices(116 * GB) == 1
-    assert memory.least_devices(11 * GB) is None
+    assert memory.least_devices(130 * GB) == 1
+    assert memory.least_devices(12 * GB) is None
 
 
 def test_engine_memory_grouped_cache_divides_and_latent_does_not() -> None:

@@ -13,7 +13,7 @@ def chatty() -> Tokenizer:
     tokenizer = character_tokenizer(ALPHABET)
     source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}#{% endif %}{{ m.content }}{% endfor %}="
     return Tokenizer(
-        tokenizer.fast, "<eos>", "<bos>", ChatTemplate(source=source, special_tokens={"bos_token": "<bos>"})
+        tokenizer.fast, "<eos>", "<bos>", chat=ChatTemplate(source=source, special_tokens={"bos_token": "<bos>"})
     )
 
 

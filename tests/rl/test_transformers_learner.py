@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from accelerate.state import AcceleratorState
+import transformers
 from pydantic import ValidationError
 
 from samepath.model.policy_files import load_policy, policy_tensors
@@ -17,41 +16,18 @@ from samepath.model.transformers_policy import TransformersPolicy
 from samepath.rl.batch import TrainSequence, pack
 from samepath.rl.diagnostics_numerics import NumericsMismatchError
 from samepath.rl.learner import Learner
-from samepath.rl.policy_checks import check_engine, check_policy
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.policy_pass import run_policy
 from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import RecipeError, load_recipe
+from samepath.rl.recipe_file import RecipeError
 from samepath.rl.train_batch import TrainBatch, UpdateReport
 from samepath.rollout.types import Segment
 from tests.conftest import ALPHABET
-from tests.rl.conftest import TINY
-from tests.tiny_transformers import save_tiny, tiny_transformers
+from tests.rl.conftest import RESPONSE, SAMPLES
+from tests.tiny_transformers import tiny_transformers
 
-GROUPS, SAMPLES, PROMPT, LENGTH = 4, 2, 5, 21
-FOREIGN: dict[str, Any] = {
-    **TINY,
-    "engine": "vllm",
-    "cold_start": {"steps": 0},
-    "rl": {**TINY["rl"], "max_gap_at_lag_0": 0.01, "group_size": SAMPLES},
-    "sampling": {"max_new_tokens": LENGTH - PROMPT},
-}
-
-
-@pytest.fixture
-def foreign_recipe(tmp_path: Path):
-    """`foreign_recipe("Olmoe", "key=value", …)`: a recipe on a tiny checkpoint of that family."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-    def load(family: str, *overrides: str) -> Recipe:
-        folder = tmp_path / family
-        if not folder.exists():
-            save_tiny(folder, family)
-        path = tmp_path / "foreign.yaml"
-        model = {"kind": "checkpoint", "path": str(folder), "implementation": "transformers"}
-        path.write_text(yaml.safe_dump({**FOREIGN, "model": model}))
-        return load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", *overrides], Recipe)
-
-    return load
+GROUPS, PROMPT = 4, 5
+LENGTH = PROMPT + RESPONSE
 
 
 def sampled_batch(policy: TransformersPolicy, seed: int = 0, version: int = 0) -> TrainBatch:
@@ -256,9 +232,8 @@ def test_recipe_that_asks_for_what_the_implementation_lacks_is_refused(
 def test_lora_on_a_module_that_is_not_there_or_the_head_is_refused(foreign_recipe, tmp_path: Path) -> None:
     for target in ("q_b_proj", "lm_head"):
         recipe = foreign_recipe("Llama", "learner.lora.rank=4", f"learner.lora.target_modules=[q_proj, {target}]")
-        learner = learner_of(recipe, tmp_path)
         with pytest.raises(ValueError, match=rf"got \['{target}'\]"):
-            learner.start_rl()
+            learner_of(recipe, tmp_path)
 
 
 def test_resume_with_other_adapters_is_refused(foreign_recipe, tmp_path: Path) -> None:
@@ -268,22 +243,39 @@ def test_resume_with_other_adapters_is_refused(foreign_recipe, tmp_path: Path) -
         learner_of(foreign_recipe("Llama", "learner.lora.rank=8"), tmp_path, folder)
 
 
-def test_check_policy_refuses_an_unknown_router_under_keep_routing(foreign_recipe) -> None:
-    model = tiny_transformers("Olmoe")
-    for layer in model.model.layers:
-        layer.mlp.gate.__class__ = type("StrangeTopKRouter", (type(layer.mlp.gate),), {})
-    policy = TransformersPolicy(model)
-    with pytest.raises(ValueError, match="keep_routing=off"):
-        check_policy(foreign_recipe("Olmoe"), policy)
-    check_policy(foreign_recipe("Olmoe", "rl.keep_routing=off"), policy)
+def config_folder(folder: Path, architecture: str, **sizes: Any) -> Path:
+    """A checkpoint folder whose weights are not there: what `samepath validate` sees of a hub model."""
+    config = getattr(transformers, f"{architecture}Config")(**sizes, architectures=[f"{architecture}ForCausalLM"])
+    config.save_pretrained(folder)
+    return folder
 
 
-def test_check_engine_refuses_the_builtin_engine_for_what_the_own_network_cannot_load(
+def test_check_checkpoint_refuses_an_unknown_router_under_keep_routing_alone(foreign_recipe, tmp_path: Path) -> None:
+    folder = config_folder(tmp_path / "config", "MiniMaxM2", num_hidden_layers=1, hidden_size=64)
+    with pytest.raises(ValueError, match="Qwen3MoeTopKRouter.*MiniMaxM2ForCausalLM has another.*keep_routing=off"):
+        check_checkpoint(foreign_recipe("Olmoe"), folder)
+    check_checkpoint(foreign_recipe("Olmoe", "rl.keep_routing=off"), folder)
+
+
+def test_check_checkpoint_of_a_published_size_reads_no_weights(foreign_recipe, tmp_path: Path) -> None:
+    """DeepSeek-V3 as published, 671 billion parameters."""
+    check_checkpoint(foreign_recipe("Olmoe"), config_folder(tmp_path / "config", "DeepseekV3"))
+
+
+def test_check_checkpoint_refuses_the_builtin_engine_for_what_the_own_network_cannot_load(
     foreign_recipe, tmp_path: Path
 ) -> None:
-    check_engine(foreign_recipe("Glm4Moe"), tmp_path)
+    recipe = foreign_recipe("Glm4Moe")
+    check_checkpoint(recipe, tmp_path / "Glm4Moe")
     with pytest.raises(ValueError, match="Set engine=vllm"):
-        check_engine(foreign_recipe("Glm4Moe", "engine=builtin"), tmp_path)
+        check_checkpoint(foreign_recipe("Glm4Moe", "engine=builtin"), tmp_path / "Glm4Moe")
+
+
+def test_check_policy_refuses_to_train_an_indexer_that_is_not_there(foreign_recipe) -> None:
+    recipe = foreign_recipe("Llama")
+    trained = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"indexer": "trained"})})
+    with pytest.raises(ValueError, match="needs a model with an indexer"):
+        check_policy(trained, TransformersPolicy(tiny_transformers("Llama")))
 
 
 def test_tokenizer_of_the_tiny_models_fits() -> None:

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
+from samepath.rl import memory_findings
 from samepath.rl.cli import main
+from samepath.rl.finding import Finding
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-from samepath.rl.validation import Finding, Validation, validate_recipe
+from samepath.rl.recipe_node import RecipeError
+from samepath.rl.validation import Validation, validate_recipe
 from tests.conftest import ALPHABET, tiny_config
 from tests.rl.conftest import TINY
 
@@ -33,6 +37,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 24 * 10**9)
+    monkeypatch.setattr(memory_findings, "list_gpus", list)
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint folder without weights: configuration and tokenizer."""
     folder = tmp_path / "checkpoint"
     character_tokenizer(ALPHABET).save(folder)
-    (folder / "config.json").write_text(json.dumps(tiny_config().to_json()))
+    (folder / "config.json").write_text(json.dumps(write_config(tiny_config())))
     return folder
 
 
@@ -53,6 +59,15 @@ def write(folder: Path, **changes: Any) -> Path:
 def checked(folder: Path, **changes: Any) -> tuple[Validation, dict[str, Finding]]:
     result = validate_recipe(load_recipe(write(folder, **changes), [], Recipe), folder)
     return result, {finding.name: finding for finding in result.findings}
+
+
+def foreign(**engine: Any) -> dict[str, Any]:
+    """Changes that put a checkpoint behind a vLLM engine."""
+    return {
+        "model": {"kind": "checkpoint", "path": "someone/something", "expected": SIZES},
+        "engine": {"kind": "vllm", "return_sampling_mask": True, **engine},
+        "rl": {**TINY["rl"], "max_gap_at_lag_0": 0.5},
+    }
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -71,6 +86,7 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
         "model",
         "sizes",
         "tokenizer",
+        "network",
         "prompts",
         "cold start",
         "reward",
@@ -147,7 +163,7 @@ def test_validate_dataset_offline_is_not_checked(tmp_path: Path) -> None:
         ({"cold_start": {"steps": 1, "traces": "samepath.rl.traces:nothing"}}, "cold start", "nothing"),
         ({"task": {**TINY["task"], "rewrite": {}}}, "prompts", "every character must be in the tokenizer's alphabet"),
         ({"task": {**TINY["task"], "chat": {"enabled": True}}}, "chat template", "it has none"),
-        ({"sampling": {"max_new_tokens": 126}}, "prompts", "must fit the model's 128 positions"),
+        ({"sampling": {"max_new_tokens": 126}}, "prompts", "must fit max_position_embeddings of the model=128"),
     ],
 )
 def test_validate_what_is_wrong_is_found_and_the_rest_still_checked(
@@ -173,3 +189,79 @@ def test_validate_command_ends_with_status_0_1_and_strict(
     assert (output.out, "NOT VALID" in output.err) == ("", True)
     away = str(write(tmp_path, task={"kind": "hub", "path": "openai/gsm8k", "config": "main"}))
     assert (command(monkeypatch, away), command(monkeypatch, away, "--strict")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["sampling.temperature=0", "learner.precision=bf16"],
+            [
+                "sampling.temperature must be above 0 for training: all samples of a group would be equal "
+                "(in override 'sampling.temperature=0')",
+                "learner.precision needs model.implementation: transformers (in override 'learner.precision=bf16')",
+            ],
+        ),
+        (["rl.group_size=500"], ["engine.max_sequences=128 must hold a whole group: rl.group_size=500 (in override"]),
+        (["reward=samepath.rewards.exact"], ["(Import path of the reward function, `package.module:function`)"]),
+        (["engine=vllm", "engine.max_sequences=4"], ["write engine.kind=vllm instead"]),
+        (["model={kind: checkpoint, path: a/b, expected: {hidden_size: 2}}"], ["model_type must be among the sizes"]),
+        (
+            ["model={kind: checkpoint, path: a/b, expected: {model_type: qwen3_moe}}"],
+            ["hidden_size must be given for model_type qwen3_moe"],
+        ),
+        (["task.chat.enable=true"], ["task.chat.enable: unknown key; did you mean task.chat.enabled?"]),
+        (["task={kind: hub, path: a/b, heldout_split: x}"], ["did you mean task.held_out_split?"]),
+    ],
+)
+def test_load_recipe_problems_name_their_setting_and_where_it_stands(
+    tmp_path: Path, overrides: list[str], said: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path), overrides, Recipe)
+    for words in said:
+        assert words in str(caught.value)
+    assert '{"name"' not in str(caught.value)
+
+
+def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> None:
+    _, found = checked(tmp_path, **foreign(max_model_tokens=16), sampling={"max_new_tokens": 16})
+    assert found["sizes"].outcome == "wrong"
+    assert "leaves no room for a prompt in engine.max_model_tokens=16" in found["sizes"].detail
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "said"),
+    [
+        ({"max_model_tokens": 400}, "wrong", "hold 195 tokens; one sequence may have 400. Raise engine.cache_bytes"),
+        ({"max_model_tokens": 64}, "ok", "hold 195 tokens: 3 of 128 sequences at their longest"),
+        ({"cache_bytes": 130 * 10**9, "device": "cuda"}, "wrong", "a device of 141 GB is too small"),
+    ],
+)
+def test_validate_cache_of_a_vllm_engine(tmp_path: Path, changes: dict[str, Any], outcome: str, said: str) -> None:
+    """A token takes 3 layers · (32 + 8 + 16) numbers · 2 bytes = 336 bytes; 65,536 bytes hold 195 of them."""
+    _, found = checked(tmp_path, **foreign(**{"cache_bytes": 1 << 16, **changes}))
+    assert found["cache"].outcome == outcome
+    assert said in found["cache"].detail
+
+
+def test_validate_learner_that_this_machine_holds_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs a large memory is enough; on a GPU nothing beyond one device is."""
+    expected = {
+        **SIZES,
+        "num_hidden_layers": 200,
+        "hidden_size": 8192,
+        "n_routed_experts": 64,
+        "moe_intermediate_size": 2048,
+    }
+    model = {"kind": "checkpoint", "path": "someone/something", "expected": expected}
+    _, found = checked(tmp_path, model=model)
+    assert "this machine has 24.0 GB and no GPU" in found["memory"].detail
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 10**15)
+    _, found = checked(tmp_path, model=model)
+    assert found["memory"].outcome == "ok"
+    monkeypatch.setattr(memory_findings, "list_gpus", lambda: ["NVIDIA H200, 143771 MiB"])
+    _, found = checked(tmp_path, model=model)
+    assert found["memory"].outcome == "obstacle"

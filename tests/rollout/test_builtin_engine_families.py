@@ -33,7 +33,7 @@ def test_engine_any_batch_equals_the_learner_bit_for_bit(name: str) -> None:
 
 def test_engine_every_end_id_of_the_tokenizer_ends_a_response() -> None:
     """With all eighteen ids as ends, each response is one token long."""
-    tokenizer = Tokenizer(TOKENIZER.fast, "<eos>", "<bos>", range(18))
+    tokenizer = Tokenizer(TOKENIZER.fast, "<eos>", "<bos>", other_end_ids=range(18))
     engine = BuiltinEngine(family_model("llama"), tokenizer, BuiltinSettings())
     (group,) = engine.run([request("g", (2, 3, 4), SamplingSettings(max_new_tokens=9), (1, 2, 3))])
     for rollout in group.rollouts:
