@@ -93,7 +93,7 @@ def test_forward_of_sequences_that_share_prompt_rows_equals_each_alone() -> None
 
 @pytest.mark.parametrize("family", ["Mistral", "DeepseekV3"])
 def test_gradient_of_a_pack_is_the_sum_of_its_sequences_and_finite(family: str) -> None:
-    """Padding rows see no key of their own; their softmax must not send NaN into the weights."""
+    """Rows that pad a window or the batch have no keys of their own and must send nothing, NaN least of all, into the weights."""
     policy = TransformersPolicy(tiny_transformers(family))
     rows = sequences()
     weights_D = torch.randn(64, generator=torch.Generator().manual_seed(1))
