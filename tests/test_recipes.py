@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from samepath.model.published_sizes import published_sizes
+from samepath.rl import memory_findings
 from samepath.rl.model_source import CheckpointModel, NewModel
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import dump_recipe, load_recipe
@@ -26,6 +27,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 24 * 10**9)
+    monkeypatch.setattr(memory_findings, "list_gpus", list)
 
 
 def plan_of(path: Path) -> MemoryPlan:

@@ -10,6 +10,7 @@ import yaml
 
 from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
+from samepath.rl import memory_findings
 from samepath.rl.cli import main
 from samepath.rl.finding import Finding
 from samepath.rl.recipe import Recipe
@@ -36,6 +37,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 24 * 10**9)
+    monkeypatch.setattr(memory_findings, "list_gpus", list)
 
 
 @pytest.fixture
@@ -240,3 +243,25 @@ def test_validate_cache_of_a_vllm_engine(tmp_path: Path, changes: dict[str, Any]
     _, found = checked(tmp_path, **foreign(**{"cache_bytes": 1 << 16, **changes}))
     assert found["cache"].outcome == outcome
     assert said in found["cache"].detail
+
+
+def test_validate_learner_that_this_machine_holds_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs a large memory is enough; on a GPU nothing beyond one device is."""
+    expected = {
+        **SIZES,
+        "num_hidden_layers": 200,
+        "hidden_size": 8192,
+        "n_routed_experts": 64,
+        "moe_intermediate_size": 2048,
+    }
+    model = {"kind": "checkpoint", "path": "someone/something", "expected": expected}
+    _, found = checked(tmp_path, model=model)
+    assert "this machine has 24.0 GB and no GPU" in found["memory"].detail
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 10**15)
+    _, found = checked(tmp_path, model=model)
+    assert found["memory"].outcome == "ok"
+    monkeypatch.setattr(memory_findings, "list_gpus", lambda: ["NVIDIA H200, 143771 MiB"])
+    _, found = checked(tmp_path, model=model)
+    assert found["memory"].outcome == "obstacle"
