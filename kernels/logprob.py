@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import Backend, round_up, triton_kernels
+from samepath.kernels.linear import linear
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""
@@ -26,6 +27,15 @@ class SupportRows:
     ids: Tensor
     """[Σ counts] int64 token ids."""
 
+    def select(self, rows_U: Tensor) -> "SupportRows":
+        """The given rows, in their order."""
+        counts_U = self.counts_N[rows_U]
+        starts_U = (self.counts_N.cumsum(0) - self.counts_N)[rows_U]
+        # Consecutive numbers that begin anew at each row's start.
+        within = torch.arange(int(counts_U.sum()), device=counts_U.device)
+        shift_U = starts_U - (counts_U.cumsum(0) - counts_U)
+        return SupportRows(counts_N=counts_U, ids=self.ids[within + shift_U.repeat_interleave(counts_U)])
+
     def excluded(self, start: int, stop: int, vocab_size: int) -> Tensor:
         """[stop − start, V] bool, True where a token is outside the row's support."""
         counts = self.counts_N[start:stop]
@@ -38,7 +48,8 @@ class SupportRows:
 
 def sampling_logprobs(logits_NV: Tensor, temperature_N: Tensor, excluded_NV: Tensor | None) -> Tensor:
     """Log-probabilities of the sampling distribution, float32 or wider `[N, V]`; the one definition both sides use."""
-    scaled_NV = logits_NV / temperature_N[:, None]
+    # A division by 1 changes nothing and costs a pass over the vocabulary.
+    scaled_NV = logits_NV if bool((temperature_N == 1).all()) else logits_NV / temperature_N[:, None]
     if excluded_NV is not None:
         scaled_NV = scaled_NV.masked_fill(excluded_NV, -torch.inf)
     return scaled_NV.log_softmax(-1)
@@ -65,6 +76,11 @@ def head_logprobs(
         _refuse_outside_support(logprobs_N)
         mass_N = _kept_mass(full_NV, excluded_NV)
         return logprobs_N, -(full_NV.exp() * full_NV).sum(-1), mass_N
+    if backend == "triton":
+        kernels = triton_kernels("logprob", hidden_ND, weight_VD, targets_N, temperature_N)
+        logprobs_N, entropy_N, mass_N = kernels.head_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, support)
+        _refuse_outside_support(logprobs_N)
+        return logprobs_N, entropy_N, mass_N
     logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N, mass_N
 
@@ -140,6 +156,6 @@ class _HeadLogprobs(torch.autograd.Function):
                 .mul_(-grad_N[start:stop, None])
             )
             grad_logits_NV.scatter_add_(1, targets_N[start:stop, None], grad_N[start:stop, None])
-            torch.mm(grad_logits_NV, weight_VD, out=grad_hidden_ND[start:stop])
-            grad_weight_VD.addmm_(grad_logits_NV.T, hidden_ND[start:stop])
+            grad_hidden_ND[start:stop] = linear(grad_logits_NV, weight_VD.T)
+            grad_weight_VD += linear(grad_logits_NV.T, hidden_ND[start:stop].T)
         return grad_hidden_ND, grad_weight_VD, None, None, None

@@ -20,6 +20,20 @@ class Window:
     """int64, row of the key store of each position; padding is 0. S is a multiple of 16."""
     longest: int
     """Largest of `ends_BT`."""
+    in_order: bool = False
+    """One query a sequence, and `rows_BT` counts 0, 1, 2 …: a decoding batch."""
+    hidden_BS: Tensor | None = None
+    """bool, True where position s of sequence b is not seen (one query a sequence only): made once, used by every layer."""
+
+    def part(self, start: int, stop: int) -> "Window":
+        """The sequences from `start` to `stop` alone."""
+        return Window(
+            rows_BT=self.rows_BT[start:stop],
+            ends_BT=self.ends_BT[start:stop],
+            keys_BS=self.keys_BS[start:stop],
+            longest=int(self.ends_BT[start:stop].max()),
+            hidden_BS=None if self.hidden_BS is None else self.hidden_BS[start:stop],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,10 @@ Axes: N tokens, D width, E experts, X experts chosen, G expert groups, F expert 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.expert_product import expert_product, shared_expert, sigmoid
+from samepath.kernels.linear import linear
 from samepath.model.config import ModelConfig
 from samepath.model.trace import ForwardTrace
 

@@ -4,7 +4,7 @@ What sequences have in common at their beginning, such as the prompt of a group'
 attends to those rows.
 
 Axes: N rows run, R rows of all sequences (every token but each segment's last; a shared row once for each sequence),
-M sampled tokens that are trained, L layers, X experts chosen, B sequences.
+M sampled tokens that are trained, U different ones among them (equal row, token and distribution), L layers, X experts chosen, B sequences.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,10 @@ class PackedBatch:
     """int64 [M] row that predicts each trained token; the first tokens after a shared prompt have the same."""
     targets_M: Tensor
     """int64 [M] the trained tokens."""
+    first_U: Tensor
+    """int64 [U] index in M of one of each, ascending: only these go through the head."""
+    scored_M: Tensor
+    """int64 [M] index in U."""
     temperature_M: Tensor
     """[M] sampling temperature."""
     support: SupportRows | None
@@ -99,6 +103,10 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
         trained_rows.append(rows[segment.trained[1:]])
     counts = np.array([len(part) for part in trained_rows])
     segments = [entry.segment for entry in sequences]
+    rows_M, targets_M = torch.from_numpy(np.concatenate(trained_rows)), _trained(segments, "token_ids").long()
+    temperature_M = torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(torch.from_numpy(counts))
+    support = _pack_supports(segments, counts)
+    first_U, scored_M = _different(rows_M, targets_M, temperature_M, support)
     return PackedBatch(
         token_ids_N=torch.from_numpy(token_ids),
         positions_N=torch.from_numpy(positions),
@@ -109,12 +117,12 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
             torch.tensor([len(place.rows_T) for place in placed])
         ),
         prompts_apart=sum(place.apart for place in placed),
-        rows_M=torch.from_numpy(np.concatenate(trained_rows)),
-        targets_M=_trained(segments, "token_ids").long(),
-        temperature_M=torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(
-            torch.from_numpy(counts)
-        ),
-        support=_pack_supports(segments, counts),
+        rows_M=rows_M,
+        targets_M=targets_M,
+        first_U=first_U,
+        scored_M=scored_M,
+        temperature_M=temperature_M,
+        support=support,
         sequence_M=torch.arange(len(sequences)).repeat_interleave(torch.from_numpy(counts)),
         sampler_logprobs_M=_trained(segments, "sampler_logprobs"),
         version_M=_trained(segments, "weight_version").long(),
@@ -131,6 +139,25 @@ def _spans(placed: Sequence[Placed]) -> list[Span]:
         for place in placed
         if (count := len(place.rows_T) - place.num_shared)
     ]
+
+
+def _different(
+    rows_M: Tensor, targets_M: Tensor, temperature_M: Tensor, support: SupportRows | None
+) -> tuple[Tensor, Tensor]:
+    """(first_U, scored_M): tokens that share their row often are the same token, from the same distribution."""
+    if support is None:
+        supports: list[bytes] = [b""] * len(rows_M)
+    else:
+        ends = np.cumsum(support.counts_N.numpy())[:-1]
+        supports = [ids.tobytes() for ids in np.split(support.ids.numpy(), ends)]
+    places: dict[tuple[int, int, float, bytes], int] = {}
+    scored = [
+        places.setdefault(key, len(places))
+        for key in zip(rows_M.tolist(), targets_M.tolist(), temperature_M.tolist(), supports)
+    ]
+    scored_M = torch.tensor(scored, dtype=torch.int64)
+    first_U = torch.full((len(places),), len(scored), dtype=torch.int64)
+    return first_U.scatter_reduce_(0, scored_M, torch.arange(len(scored)), "amin"), scored_M
 
 
 def _trained(segments: Sequence[Segment], name: str) -> Tensor:

@@ -4,13 +4,15 @@ import importlib.util
 import platform
 import shutil
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch.nn.functional import linear
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import interpreting, triton_problem
 from samepath.rl.environment import package_versions, usable_cores
+from samepath.rollout.engine_errors import EngineUnavailableError
+from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.vllm_version import installed_vllm, require_vllm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +65,37 @@ def run_checks() -> list[Check]:
         checks.append(
             Check(name=name, ok=found, detail=version if found else f"not installed: pip install samepath[{extra}]")
         )
-    checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in get_args(Backend)]
+    checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in ("reference", "torch")]
     checks += [
-        Check(name="backend triton", ok=False, detail="not part of this version: the kernels run on CPU only"),
-        Check(name="engine vllm", ok=False, detail="not part of this version: use the built-in engine"),
+        triton_backend(),
+        vllm_check(),
     ]
     checks.append(row_exactness())
     return checks
+
+
+def vllm_check() -> Check:
+    """Whether the tested vLLM is installed."""
+    found = installed_vllm()
+    device = found[0] if found else "cpu"
+    try:
+        require_vllm(VllmSettings.model_validate({"kind": "vllm", "device": device}))
+    except EngineUnavailableError as error:
+        return Check(name="engine vllm", ok=False, detail=str(error))
+    assert found is not None
+    return Check(name="engine vllm", ok=True, detail=f"{found[1]}, {device} build")
+
+
+def triton_backend() -> Check:
+    """Whether the GPU kernels run here: on a GPU, or in Triton's interpreter."""
+    problem = triton_problem()
+    if problem is not None:
+        return Check(name="backend triton", ok=False, detail=problem)
+    version = package_versions(["triton"])["triton"]
+    if interpreting():
+        return Check(name="backend triton", ok=True, detail=f"{version}, interpreted on the CPU: for tests, very slow")
+    name = torch.cuda.get_device_name()
+    return Check(name="backend triton", ok=True, detail=f"{version} on {name}; learner and engine run on the CPU only")
 
 
 def row_exactness() -> Check:

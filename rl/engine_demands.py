@@ -36,14 +36,7 @@ def unmet_demands(use: EngineUse) -> list[str]:
     problems = [
         f"{demand}: {reason}" for demand, capability in demands(use) if (reason := refusal(capability, use.engine))
     ]
-    problems += _gap(use)
-    if isinstance(use.engine, VllmSettings) and isinstance(use.model, NewModel):
-        runs = use.engine.device == "cpu" and use.engine.dtype == "float32"
-        if not runs:
-            problems.append(
-                "a new model is the own network, which vLLM runs on CPU in float32: engine.device=cpu engine.dtype=float32"
-            )
-    return problems
+    return problems + _gap(use)
 
 
 def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
@@ -59,6 +52,9 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         # Not model_fields_set: a recipe that a run has written out holds every default.
         if sampling.support_cap != SamplingSettings.model_fields["support_cap"].default:
             yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
+    for name, drawn in (("sampling", sampling), ("evaluation", evaluation)):
+        if drawn.temperature and not 0.01 <= drawn.temperature <= 2:
+            yield f"{name}.temperature={drawn.temperature:g}", Capability.ANY_TEMPERATURE
     if evaluation.temperature > 0 and evaluation.top_p < 1:
         yield "evaluation.top_p truncates", Capability.CANDIDATES
     if sampling.stop_token_ids or sampling.stop_strings:
@@ -74,16 +70,16 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
 
 
 def _gap(use: EngineUse) -> list[str]:
-    if not use.rl.steps or use.rl.max_gap_at_lag_0 > 0:
+    """A bound of 0 needs one implementation, of one arithmetic, on both sides."""
+    compared = use.rl.keep_routing == "sampler" and use.rl.keep_sampling_mask == "on"
+    if not use.rl.steps or not compared or use.rl.max_gap_at_lag_0 > 0:
         return []
-    reason = refusal(Capability.ZERO_GAP, use.engine)
-    if use.model.implementation == "transformers":
-        reason = "a transformers model rounds otherwise than any engine, in float32 too"
-    elif not reason and isinstance(use.engine, VllmSettings) and not isinstance(use.model, NewModel):
-        reason = "engine.kind vllm offers it for the own network only"
+    reason = f"model.implementation={use.model.implementation} rounds differently"
+    if use.model.implementation == "own":
+        reason = refusal(Capability.ZERO_GAP, use.engine)
     if not reason:
         return []
-    hint = GAP_HINTS[use.engine.dtype] if isinstance(use.engine, VllmSettings) else 0.01
+    hint = GAP_HINTS[use.engine.dtype if isinstance(use.engine, VllmSettings) else "float32"]
     return [
         f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
         f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."

@@ -17,7 +17,7 @@ import typer
 from samepath.model.policy_files import load_policy
 from samepath.rl.batch import TrainSequence
 from samepath.rl.environment import child_environment, import_path
-from samepath.rl.mismatch_cases import ALPHABET, FAMILIES, write_case
+from samepath.rl.mismatch_cases import ALPHABET, FAMILIES, OWN, implementation_of, write_case
 from samepath.rl.mismatch_measure import Mismatch, measure
 from samepath.rl.mismatch_report import report
 from samepath.rollout.engine_settings import VllmSettings
@@ -29,6 +29,7 @@ from samepath.rollout.types import Prompt
 
 PROMPT_TOKENS = 24
 RESULT = Path("docs/results/mismatch.md")
+CASES = (*FAMILIES, OWN)
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -68,20 +69,20 @@ def compare(family: str, dtype: Dtype, prompts: int, tokens: int, seed: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         write_case(family, Path(folder), seed)
         sequences = sample(Path(folder), dtype, prompts, tokens)
-        return measure(load_policy(Path(folder), "transformers", "torch"), sequences)
+        return measure(load_policy(Path(folder), implementation_of(family), "torch"), sequences)
 
 
 def run(
     prompts: Annotated[int, typer.Option(min=1, help="random prompts, one response each")] = 32,
     tokens: Annotated[int, typer.Option(min=1, max=200, help="tokens of a response")] = 96,
     seed: Annotated[int, typer.Option(help="of the random weights")] = 0,
-    family: Annotated[str, typer.Option(help="families with commas")] = ",".join(FAMILIES),
+    family: Annotated[str, typer.Option(help="families with commas")] = ",".join(CASES),
     write: Annotated[bool, typer.Option(help=f"write {RESULT}")] = False,
 ) -> None:
     """Compare vLLM and the learner on tiny random checkpoints and print the tables."""
     names: Sequence[str] = family.split(",")
-    if unknown := set(names) - set(FAMILIES):
-        raise typer.BadParameter(f"families must be among {', '.join(FAMILIES)}; got {', '.join(sorted(unknown))}")
+    if unknown := set(names) - set(CASES):
+        raise typer.BadParameter(f"families must be among {', '.join(CASES)}; got {', '.join(sorted(unknown))}")
     results: dict[Dtype, dict[str, Mismatch]] = {"float32": {}, "bfloat16": {}}
     for name in names:
         for dtype, found in results.items():

@@ -1,6 +1,6 @@
 """One pass of a policy over a packed batch: log-probabilities of the sampled tokens on the sampler's path.
 
-Axes: N rows run, M trained tokens, L layers, X experts chosen.
+Axes: N rows run, M trained tokens, U different ones among them, L layers, X experts chosen.
 """
 
 from dataclasses import dataclass
@@ -46,21 +46,21 @@ def run_policy(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
-    device = hidden_ND.device
-    logprobs_M, entropy_M, kept_mass_M = head_logprobs(
-        hidden_ND[batch.rows_M.to(device)],
+    device, first_U = hidden_ND.device, batch.first_U
+    scores_U = head_logprobs(
+        hidden_ND[batch.rows_M[first_U].to(device)],
         model.head_weight,
-        batch.targets_M.to(device),
-        batch.temperature_M.to(device),
-        _support_on(batch.support, device) if use_support else None,
+        batch.targets_M[first_U].to(device),
+        batch.temperature_M[first_U].to(device),
+        _support_of(batch, device) if use_support else None,
         model.backend,
     )
-    return PolicyPass(
-        logprobs_M=logprobs_M.cpu(), entropy_M=entropy_M.cpu(), kept_mass_M=kept_mass_M.cpu(), trace=trace
-    )
+    logprobs_M, entropy_M, kept_mass_M = (score_U.cpu()[batch.scored_M] for score_U in scores_U)
+    return PolicyPass(logprobs_M=logprobs_M, entropy_M=entropy_M, kept_mass_M=kept_mass_M, trace=trace)
 
 
-def _support_on(support: SupportRows | None, device: torch.device) -> SupportRows | None:
-    if support is None:
+def _support_of(batch: PackedBatch, device: torch.device) -> SupportRows | None:
+    if batch.support is None:
         return None
-    return SupportRows(counts_N=support.counts_N.to(device), ids=support.ids.to(device))
+    rows = batch.support.select(batch.first_U)
+    return SupportRows(counts_N=rows.counts_N.to(device), ids=rows.ids.to(device))

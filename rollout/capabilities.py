@@ -26,14 +26,15 @@ class Capability(StrEnum):
     BATCH_INVARIANT = "equal seeds give equal samples in any batch"
     SEEDS = "a seed for each sample"
     GREEDY = "best-token evaluation (temperature 0)"
+    ANY_TEMPERATURE = "temperatures below 0.01 (but 0) and above 2"
     STOPS = "stop ids and stop strings"
     PREFIX_CACHE = "prefix cache, with the routes of cached tokens"
     CHUNKED_PREFILL = "long prompts in chunks beside decoding"
     UPDATE = "new weights without a restart, old prefixes dropped"
     VERSIONS = "weight version of every token, updates in mid-response included"
     ABORT = "abort gives back what was sampled"
-    OWN_NETWORK = "own network (multi-head latent attention, indexer, sigmoid experts)"
-    PUBLISHED_MODELS = "Hugging Face checkpoints of other families"
+    OWN_NETWORK = "this package's network: models with an indexer, and the families it knows"
+    PUBLISHED_MODELS = "Hugging Face checkpoints of any other family"
     LOW_PRECISION = "bfloat16"
     INLINE = "`runtime: inline`"
     GPU = "GPUs"
@@ -87,7 +88,7 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
     },
     Capability.ZERO_GAP: {
         "builtin": yes(),
-        "vllm": needs("dtype", "float32", "own network only; vLLM's own kernels differ by rounding"),
+        "vllm": needs("network", "own", "vLLM's own kernels differ by rounding"),
     },
     Capability.BATCH_INVARIANT: {
         "builtin": yes(),
@@ -100,6 +101,7 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
         "builtin": yes(),
         "vllm": yes("with `return_sampling_mask` as top-k 1, whose log-probabilities are 0"),
     },
+    Capability.ANY_TEMPERATURE: {"builtin": yes(), "vllm": no("vLLM raises the former to 0.01 and refuses the latter")},
     Capability.STOPS: {"builtin": yes(), "vllm": yes()},
     Capability.PREFIX_CACHE: {
         "builtin": needs("prefix_cache", True),
@@ -115,7 +117,7 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
         "vllm": yes("keys of samples in flight are computed anew with the new weights"),
     },
     Capability.ABORT: {"builtin": yes(), "vllm": yes()},
-    Capability.OWN_NETWORK: {"builtin": yes(), "vllm": yes("on CPU, with this package's kernels, in float32")},
+    Capability.OWN_NETWORK: {"builtin": yes(), "vllm": needs("network", "own", "on CPU in float32")},
     Capability.PUBLISHED_MODELS: {
         "builtin": no("it runs this package's network"),
         "vllm": yes("tested: Qwen3-MoE, OLMoE, Mixtral, DeepSeek-V3, Llama; on CPU head sizes are multiples of 32"),

@@ -24,12 +24,16 @@ class BuiltinSettings(BaseModel):
 
 
 class VllmSettings(BaseModel):
-    """vLLM, one engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm_version.py)."""
+    """A vLLM engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm_version.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["vllm"] = Field("vllm", description="vLLM: throughput on Hugging Face models")
+    kind: Literal["vllm"] = Field("vllm", description="the vLLM engine: throughput, and Hugging Face models")
     device: Literal["cpu", "cuda"] = Field("cpu", description="which build of vLLM the workers have; only cpu was run")
+    network: Literal["vllm", "own"] = Field(
+        "vllm",
+        description="`vllm`: its own model classes and kernels; `own`: this package's network under vLLM's scheduler, on CPU in float32, exact",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="weights and activations of the engine")
     max_sequences: int = Field(128, ge=1, le=4096, description="samples decoded together")
     max_batch_tokens: int = Field(
@@ -46,7 +50,7 @@ class VllmSettings(BaseModel):
     )
     latent_kernels: bool = Field(
         False,
-        description="vLLM's own kernels for latent attention, on a GPU only; otherwise it runs as ordinary attention",
+        description="kernels that vLLM has for latent attention on GPUs; otherwise it runs as ordinary attention",
     )
     eager: bool = Field(True, description="no graph capture; the CPU build always runs this way")
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine; above 1 was not run")
@@ -62,6 +66,8 @@ class VllmSettings(BaseModel):
             raise ValueError(
                 f"max_batch_tokens must hold a token of each of max_sequences={self.max_sequences}; got {self.max_batch_tokens}"
             )
+        if self.network == "own" and (self.device, self.dtype) != ("cpu", "float32"):
+            raise ValueError(f"network=own runs with device=cpu and dtype=float32; got {self.device} and {self.dtype}")
         if self.device == "cpu":
             for name, wanted in (("latent_kernels", False), ("eager", True), ("tensor_parallel", 1)):
                 if getattr(self, name) != wanted:

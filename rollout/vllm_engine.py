@@ -15,14 +15,18 @@ from vllm.v1.engine import FinishReason
 
 from samepath.model.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
+from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.recording import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling import SamplingSettings
-from samepath.rollout.types import Group
+from samepath.rollout.types import Group, Prompt
 from samepath.rollout.vllm_record import bind_routes, recorded_rollout
 from samepath.rollout.vllm_start import start_vllm
 from samepath.rollout.vllm_weights import PublishedWeights
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
+"""vLLM samples at the first where less is asked, and refuses more than the second."""
 
 
 class VllmEngine:
@@ -38,6 +42,7 @@ class VllmEngine:
         self.binding = bind_routes(self._llm.collective_rpc("samepath_moe_layers")[0], settings.return_routes)
         self._running: dict[str, tuple[GroupState, int, str]] = {}
         """Request id: (its group, its sample, vLLM's own id)."""
+        self._prove(folder)
 
     @property
     def busy(self) -> bool:
@@ -58,6 +63,8 @@ class VllmEngine:
             failure = "token_out_of_range"
         elif sampling.truncates and sampling.temperature > 0 and not self.settings.return_sampling_mask:
             failure = "candidates_not_recorded"
+        elif sampling.temperature > 0 and not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
+            failure = "temperature_out_of_range"
         if failure:
             return failed_rollouts(request, failure)
         state = GroupState(request=request, submitted_s=time.monotonic())
@@ -114,12 +121,22 @@ class VllmEngine:
         self._llm.set_weight_version(str(version))
         self.weight_version = version
 
+    def _prove(self, folder: Path) -> None:
+        """Answer one token, so that what vLLM finds out in its first step only is an error of the start."""
+        prompt = Prompt(prompt_id="proof", text="", token_ids=(self.tokenizer.end_id, self.tokenizer.end_id))
+        sampling = SamplingSettings(max_new_tokens=1)
+        try:
+            self.run([GroupRequest(group_id="proof", prompt=prompt, sampling=sampling, seeds=(0,))])
+        except RuntimeError as error:
+            raise EngineUnavailableError(f"vLLM loads {folder} but cannot run it: {error}") from error
+        self.counters = EngineCounters()
+
     def _params(self, sampling: SamplingSettings, seed: int, vocab_size: int) -> SamplingParams:
         temperature, top_k = sampling.temperature, sampling.top_k
         if self.settings.return_sampling_mask:
             # An engine that records candidates takes neither temperature 0 nor an unbounded top-k.
             temperature, top_k = (temperature, top_k or vocab_size) if temperature > 0 else (1.0, 1)
-        stop_ids = () if sampling.ignore_stop else (self.tokenizer.end_id, *sampling.stop_token_ids)
+        stop_ids = () if sampling.ignore_stop else (*self.tokenizer.end_ids, *sampling.stop_token_ids)
         stop_strings = () if sampling.ignore_stop else sampling.stop_strings
         greedy = sampling.temperature == 0
         return SamplingParams(
@@ -131,7 +148,7 @@ class VllmEngine:
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=list(stop_ids),
             stop=list(stop_strings),
-            # The tokenizer's end of sequence is among the stop ids; a checkpoint's own idea of it must not count.
+            # The tokenizer's end ids are among the stop ids; what else vLLM takes for one must not count.
             ignore_eos=True,
             logprobs=0,
             detokenize=bool(stop_strings),

@@ -1,9 +1,9 @@
 """This package's own network as a vLLM model: vLLM schedules, pages and samples; kernels, selection and experts are the learner's.
 
-vLLM's own classes for models with an indexer run on GPUs only and break ties as `torch.topk` happens to. Here both sides select by
-`kernels/selection.py`, so routes and log-probabilities are those of the built-in engine.
+Both sides select keys by `kernels/selection.py`, choose experts by one rule and add in one order, so routes and log-probabilities are those
+of the built-in engine. vLLM's own classes for models with an indexer run on GPUs only and break ties as `torch.topk` happens to.
 
-Axes: N rows of a step, G key heads, W width of a cached row of one head, J indexer key width, V vocabulary.
+Axes: N rows of a step, G key heads, W width of a key row, S cache slots, J indexer key width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable
@@ -70,7 +70,7 @@ class PageBackend(AttentionBackend):
 
     @staticmethod
     def get_impl_cls() -> Any:
-        """Never asked for: no attention layer of vLLM runs."""
+        """Never made: no attention layer of vLLM runs."""
         return AttentionImpl
 
     @staticmethod
@@ -90,7 +90,7 @@ class PageBackend(AttentionBackend):
 
 
 class LayerCache(nn.Module, AttentionLayerBase):
-    """Pages of one layer, a row a token: the rows of its key heads and its indexer key side by side."""
+    """Pages of one layer, a row a token: the keys and values of all heads (or the latent), then the indexer's key."""
 
     def __init__(self, width: int, prefix: str) -> None:
         super().__init__()
@@ -110,8 +110,7 @@ class LayerCache(nn.Module, AttentionLayerBase):
 
     def rows(self) -> Tensor:
         """All slots of the layer, `[slots, width]`, in page order."""
-        cached: Tensor = self.kv_cache
-        return cached.view(-1, self.width)
+        return self.kv_cache.view(-1, self.width)
 
 
 class RouteTap(nn.Module):
@@ -129,19 +128,19 @@ class PagedKeys:
 
     def __init__(self, caches: list[LayerCache], slots: Tensor, config: ModelConfig) -> None:
         self._caches, self._slots = caches, slots
-        self._heads, self._width = config.key_heads, config.key_row_width
+        self._heads, self._width = config.key_heads, config.key_heads * config.key_row_width
 
     def update(self, layer: int, rows_GNW: Tensor) -> Tensor:
-        """Write the step's rows, then return the layer's."""
-        keys = self._caches[layer].rows()[:, : self._heads * self._width]
-        keys[self._slots] = rows_GNW[:, : len(self._slots)].transpose(0, 1).flatten(1)
-        return keys.view(-1, self._heads, self._width).transpose(0, 1)
+        """Write the step's rows, then return the layer's, `[G, S, W]`."""
+        cache = self._caches[layer].rows()
+        cache[self._slots, : self._width] = rows_GNW[:, : len(self._slots)].transpose(0, 1).flatten(1)
+        return cache[:, : self._width].view(len(cache), self._heads, -1).transpose(0, 1)
 
     def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
-        """Write the step's indexer keys, then return the layer's."""
-        keys = self._caches[layer].rows()[:, self._heads * self._width :]
-        keys[self._slots] = index_keys_NJ[: len(self._slots)]
-        return keys
+        """Write the step's indexer keys, then return the layer's, `[S, J]`."""
+        cache = self._caches[layer].rows()
+        cache[self._slots, self._width :] = index_keys_NJ[: len(self._slots)]
+        return cache[:, self._width :]
 
 
 class SamepathForCausalLM(nn.Module):
@@ -149,13 +148,10 @@ class SamepathForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
-        if vllm_config.model_config.dtype != torch.float32:
-            raise ValueError(
-                f"the own network selects keys in float32: set engine.dtype=float32; got {vllm_config.model_config.dtype}"
-            )
         config = read_config(Path(vllm_config.model_config.model) / "config.json")
         self.config = config
         self.network = CausalLM(config)
+        self.page_size = int(vllm_config.cache_config.block_size)
         width = config.key_heads * config.key_row_width + (config.index_head_dim if config.sparse_layers else 0)
         self.caches = nn.ModuleList(
             LayerCache(width, f"layers.{layer}.keys") for layer in range(config.num_hidden_layers)
@@ -210,7 +206,7 @@ class SamepathForCausalLM(nn.Module):
 
     def _spans(self, step: StepPages, starts: list[int], lengths: list[int]) -> list[Span]:
         """The step's rows of each request, with the slot of every position it may look back to."""
-        size: int = self.caches[0].block_size  # type: ignore[assignment]
+        size = self.page_size
         spans = []
         for index, (first_row, end_row) in enumerate(pairwise(starts)):
             length, count = lengths[index], end_row - first_row

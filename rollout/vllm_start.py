@@ -14,8 +14,8 @@ from samepath.rollout.vllm_plugin import CPU_WORKER, OWN_MODEL, register
 WEIGHT_EXTENSION = "samepath.rollout.vllm_weights.WeightExtension"
 EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 """Names under which published configurations give the number of routed experts."""
-OWN_NETWORKS = ("deepseek_v32",)
-"""Model types that run as this package's own network on CPU, where vLLM's classes for models with an indexer do not run."""
+GPU_ONLY = ("deepseek_v32", "glm_moe_dsa")
+"""Model types with an indexer, whose classes in vLLM run on GPUs only."""
 
 
 def start_vllm(folder: Path, settings: VllmSettings) -> LLMEngine:
@@ -25,6 +25,10 @@ def start_vllm(folder: Path, settings: VllmSettings) -> LLMEngine:
             f"engine.device={settings.device}, but vLLM runs on {current_platform.device_name} here. Set engine.device to what the workers have."
         )
     config = json.loads((folder / "config.json").read_text())
+    if settings.device == "cpu" and settings.network == "vllm" and config.get("model_type") in GPU_ONLY:
+        raise EngineUnavailableError(
+            f"vLLM runs {config['model_type']} on GPUs only. Set engine.network=own engine.dtype=float32: this package's network in vLLM."
+        )
     register()
     try:
         return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(folder, settings, config)))
@@ -65,8 +69,8 @@ def engine_arguments(folder: Path, settings: VllmSettings, config: dict[str, Any
         arguments["worker_cls"] = CPU_WORKER
         # The CPU kernel of plain rotary embedding is wrong for queries of three axes, as latent attention has them.
         arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
-        if config.get("model_type") in OWN_NETWORKS:
-            arguments["hf_overrides"] = {"architectures": [OWN_MODEL]}
+    if settings.network == "own":
+        arguments["hf_overrides"] = {"architectures": [OWN_MODEL]}
     return arguments
 
 

@@ -32,8 +32,8 @@ class WeightExtension:
             model.load_weights(tensors.items())
             return
         for module in model.modules():
-            method = getattr(module, "quant_method", None)
-            if method is not None and getattr(method, "moe_kernel", None) is not None:
+            method: Any = getattr(module, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
         self.model_runner.reload_weights(weights_iterator=iter(tensors.items()))
 

@@ -60,10 +60,11 @@ class RecordingRunner(CPUModelRunner):
             sampled = np.array(counts)
             pending.enqueue_cpu_copy(sampled, np.zeros_like(sampled))
             output.aux_output_connector_output = pending.process_output()
-        processed_BV: Tensor | None = self._processed_BV
-        if processed_BV is not None:
-            output.sampling_masks = candidate_lists(processed_BV)
+        output.sampling_masks = self._candidates()
         return output
+
+    def _candidates(self) -> SamplingMaskLists | None:
+        return None if self._processed_BV is None else candidate_lists(self._processed_BV)
 
     @contextmanager
     def _seeds_of_unfinished_prompts_kept(self) -> Iterator[None]:

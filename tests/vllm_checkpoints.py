@@ -117,7 +117,8 @@ def write_checkpoint(family: Family, folder: Path, seed: int = 0) -> Path:
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(0.0, 0.05)
     model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
+    # Once vLLM is imported, it has changed the type under which transformers writes DeepSeek-V3.
+    config = {**json.loads((folder / "config.json").read_text()), "model_type": family.name}
     config |= {
         name: getattr(family.config(), name)
         for name in ("topk_method", "scoring_func")

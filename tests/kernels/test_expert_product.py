@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from samepath.kernels import expert_product as expert_product_module
 from samepath.kernels.backend import Backend
 from samepath.kernels.expert_product import dispatch, expert_product, shared_expert, sigmoid, swiglu
 from tests.poison import poison_fresh_memory
@@ -156,7 +157,32 @@ def test_dispatch_groups_by_expert_in_token_order() -> None:
     plan = dispatch(torch.tensor([[0, 2], [1, 2]]), 3)
     assert plan.segments == ((0, slice(0, 16)), (1, slice(16, 32)), (2, slice(32, 48)))
     assert plan.rows.tolist() == [0, 32, 16, 33]
-    assert plan.tokens.tolist() == [0, 0, 1, 1]
+    assert plan.even
+    assert plan.num_rows == 48
+
+
+def test_dispatch_uneven_load_gives_each_expert_its_own_rows() -> None:
+    """Expert 1 has 40 pairs, expert 3 one: 48 and 16 rows; four times 48 would be three times as many."""
+    plan = dispatch(torch.tensor([[1]] * 40 + [[3]]), 4)
+    assert plan.segments == ((1, slice(0, 48)), (3, slice(48, 64)))
+    assert plan.rows.tolist() == [*range(40), 48]
+    assert (plan.even, plan.num_rows) == (False, 64)
+
+
+@pytest.mark.parametrize("width", [16, 128, 576])
+def test_expert_product_row_has_the_same_bits_in_one_batched_product_and_in_separate_ones(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_ND, gates_NX = torch.randn(64, width, generator=generator), torch.rand(64, 2, generator=generator)
+    ids_NX = torch.stack([torch.arange(64) % 4, (torch.arange(64) + 1) % 4], 1)
+    weights = torch.randn(4, 64, width, generator=generator), torch.randn(4, width, 32, generator=generator)
+    outs = []
+    for factor in (0.0, 2.0):
+        monkeypatch.setattr(expert_product_module, "MAX_EVEN_PADDING", factor)
+        assert dispatch(ids_NX, 4).even == (factor > 1)
+        outs.append(expert_product(x_ND, gates_NX, ids_NX, *weights, "torch"))
+    assert torch.equal(*outs)
 
 
 def test_dispatch_seventeen_tokens_of_one_expert_need_two_row_blocks() -> None:

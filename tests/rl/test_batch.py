@@ -132,7 +132,25 @@ def test_pack_responses_share_what_they_have_in_common() -> None:
     assert batch.rows_R.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2, 3]
     assert batch.rows_M.tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 2, 3]
     assert batch.targets_M.tolist() == [8, 9, 1, 8, 9, 4, 1, 8, 9, 1]
+    assert batch.first_U.tolist() == [0, 1, 2, 5, 6]
+    assert batch.scored_M.tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 2]
     assert batch.prompts_apart == 0
+
+
+def test_pack_tokens_of_other_distributions_are_scored_apart() -> None:
+    """Four times token 8 after the same row: at another temperature, among other candidates, and twice the same."""
+    entries = [
+        sequence(make_segment([5, 6], [8], [[7, 8]])),
+        sequence(make_segment([5, 6], [8], [[7, 8]]), 0.5),
+        sequence(make_segment([5, 6], [8], [[8, 9]])),
+        sequence(make_segment([5, 6], [8], [[7, 8]])),
+    ]
+    batch = pack(entries, CONFIG)
+    assert batch.rows_M.tolist() == [1, 1, 1, 1]
+    assert batch.first_U.tolist() == [0, 1, 2]
+    assert batch.scored_M.tolist() == [0, 1, 2, 0]
+    assert batch.support is not None
+    assert batch.support.select(batch.first_U).ids.tolist() == [7, 8, 7, 8, 8, 9]
 
 
 def test_pack_other_prompts_share_a_long_beginning_but_not_a_short_one() -> None:

@@ -10,7 +10,7 @@ from samepath.rollout.capabilities import TABLE, Capability, capability_table, n
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-VLLM = ("engine={kind: vllm, dtype: float32, return_sampling_mask: true}",)
+VLLM = ("engine={kind: vllm, network: own, dtype: float32, return_sampling_mask: true}",)
 
 
 def test_docs_hold_the_table_that_the_code_reads() -> None:
@@ -29,7 +29,7 @@ def test_table_has_a_cell_for_every_engine_and_capability_and_settings_that_exis
                 assert cell.setting[0] in kinds[kind].model_fields
 
 
-def test_tiny_recipe_with_vllm_in_float32_is_accepted_with_a_gap_of_zero(tiny_recipe) -> None:
+def test_recipe_with_the_own_network_in_vllm_is_accepted_with_a_gap_of_zero(tiny_recipe) -> None:
     assert tiny_recipe(*VLLM).rl.max_gap_at_lag_0 == 0
 
 
@@ -56,13 +56,16 @@ def test_tiny_recipe_with_vllm_in_float32_is_accepted_with_a_gap_of_zero(tiny_re
             r"rl\.max_gap_at_lag_0=0 .*Set rl\.max_gap_at_lag_0=0\.5",
         ),
         (
-            ("engine={kind: vllm, return_sampling_mask: true}", "rl.max_gap_at_lag_0=1"),
-            r"own network.*engine\.dtype=float32",
+            ("engine={kind: vllm, dtype: float32, return_sampling_mask: true}",),
+            r"engine\.network=own .*Set rl\.max_gap_at_lag_0=0\.01",
         ),
         (
-            (*VLLM, "~model", "model={kind: checkpoint, path: somebody/something}"),
-            r"own network only.*Set rl\.max_gap_at_lag_0=0\.01",
+            (*VLLM, "~model", "model={kind: checkpoint, path: a/b, implementation: transformers}"),
+            r"implementation=transformers rounds differently\. Set rl\.max_gap_at_lag_0=0\.01",
         ),
+        (("engine={kind: vllm, network: own}",), r"network=own runs with device=cpu and dtype=float32"),
+        ((*VLLM, "sampling.temperature=2.5"), r"sampling\.temperature=2\.5: .*does not offer it"),
+        ((*VLLM, "evaluation.temperature=0.001"), r"evaluation\.temperature=0\.001: .*raises the former"),
         (("engine={kind: vllm, prefix_cache: false}",), r"return_routes needs prefix_cache"),
         (("engine={kind: vllm, tensor_parallel: 2}",), r"tensor_parallel=2 needs device=cuda"),
         (("engine={kind: vllm, max_batch_tokens: 64}",), r"max_batch_tokens must hold"),

@@ -215,7 +215,7 @@ def test_lora_reference_shares_the_frozen_weights_and_stays_the_start(foreign_re
     ("overrides", "reason"),
     [
         (["learner.lora.dropout=0.1"], "lora.dropout must be 0"),
-        (["rl.max_gap_at_lag_0=0"], "max_gap_at_lag_0=0 asks for log-probabilities equal"),
+        (["rl.max_gap_at_lag_0=0"], "implementation=transformers rounds differently"),
         (["learner.indexer=trained"], "implementation: own"),
         (["cold_start.dense_warmup_steps=1"], "implementation: own"),
         (["model.implementation=own", "learner.precision=bf16"], "learner.precision needs model.implementation"),

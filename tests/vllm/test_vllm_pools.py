@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from samepath.rl.environment import child_environment
@@ -92,18 +91,10 @@ def test_sample_with_a_killed_worker_goes_on_with_the_current_weights(
         pool.sample(asked(), lambda group: None)
 
 
-@pytest.mark.parametrize("kind", [ProcessPool])
-def test_pool_whose_engine_cannot_start_says_why(kind: type, checkpoint: Callable) -> None:
+def test_process_pool_whose_engine_cannot_start_says_why(checkpoint: Callable) -> None:
     """A cache too small for one sequence of the model's length."""
-    tiny = VllmSettings(dtype="float32", cache_bytes=1 << 20, max_model_tokens=256, max_sequences=8)
+    tiny = VllmSettings(dtype="float32", cache_bytes=1 << 16, max_sequences=8)
     folder = checkpoint("llama")
     variables = child_environment(worker_environment(tiny, SETTINGS, ENVIRONMENT))
     with pytest.raises(RolloutPoolError, match=r"EngineUnavailableError: vLLM cannot serve .*engine\.cache_bytes"):
-        kind(folder, tiny, SETTINGS, variables)
-
-
-def test_process_pool_leaves_torch_of_this_process_alone(checkpoint: Callable) -> None:
-    """vLLM makes torch.set_num_threads do nothing in its own process; a learner beside the pool must not notice."""
-    before = torch.set_num_threads
-    torch.set_num_threads(1)
-    assert torch.set_num_threads is before
+        ProcessPool(folder, tiny, SETTINGS, variables)

@@ -14,6 +14,7 @@ from tests.rl.test_run import comparable
 
 ENGINE = {
     "kind": "vllm",
+    "network": "own",
     "dtype": "float32",
     "return_sampling_mask": True,
     "cache_bytes": 4 << 20,
