@@ -262,13 +262,13 @@ def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "outcome", "said"),
     [
-        ({"max_model_tokens": 400}, "wrong", "hold 195 tokens; one sequence may have 400. Raise engine.cache_bytes"),
-        ({"max_model_tokens": 64}, "ok", "hold 195 tokens: 3 of 128 sequences at their longest"),
+        ({"max_model_tokens": 400}, "wrong", "hold 56 tokens; one sequence may have 400. Raise engine.cache_bytes"),
+        ({"max_model_tokens": 28}, "ok", "hold 56 tokens: 2 of 128 sequences at their longest"),
         ({"cache_bytes": 130 * 10**9, "device": "cuda"}, "wrong", "a device of 141 GB is too small"),
     ],
 )
 def test_validate_cache_of_a_vllm_engine(tmp_path: Path, changes: dict[str, Any], outcome: str, said: str) -> None:
-    """A token takes 3 layers · (32 + 8 + 16) numbers · 2 bytes = 336 bytes; 65,536 bytes hold 195 of them."""
+    """A token takes 3 layers · 2·4·(16 + 8) numbers · 2 bytes = 1152 bytes unfolded; 65,536 bytes hold 56 of them."""
     _, found = checked(tmp_path, **foreign(**{"cache_bytes": 1 << 16, **changes}))
     assert found["cache"].outcome == outcome
     assert said in found["cache"].detail
