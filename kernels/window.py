@@ -5,6 +5,7 @@ Axes: N rows of the batch, B sequences of a window, T query rows of a sequence, 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,16 @@ class AttentionPlan:
     windows: tuple[Window, ...]
     source_N: Tensor
     """int64 [N] index into the concatenated windows' queries; padding rows point at an entry that sees no key."""
+
+    def to(self, device: torch.device) -> "AttentionPlan":
+        """The same plan with its tensors on `device`; plans are made on the CPU."""
+        windows = tuple(
+            Window(
+                rows_BT=window.rows_BT.to(device),
+                ends_BT=window.ends_BT.to(device),
+                keys_BS=window.keys_BS.to(device),
+                longest=window.longest,
+            )
+            for window in self.windows
+        )
+        return AttentionPlan(windows=windows, source_N=self.source_N.to(device))

@@ -58,12 +58,12 @@ class Indexer(nn.Module):
             rows.append(chosen.to(torch.int32).masked_fill_(local < 0, -1))
             positions.append(local)
             counts.append(count)
-        nothing = torch.full((1, num_selected), -1, dtype=torch.int32)
+        nothing = torch.full((1, num_selected), -1, dtype=torch.int32, device=q_NIJ.device)
         source_N = plan.source_N
         return (
             torch.cat([*rows, nothing])[source_N],
             torch.cat([*positions, nothing])[source_N],
-            torch.cat([*counts, torch.zeros(1, dtype=torch.int32)])[source_N],
+            torch.cat([*counts, torch.zeros(1, dtype=torch.int32, device=q_NIJ.device)])[source_N],
         )
 
     def _select_window(

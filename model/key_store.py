@@ -33,12 +33,16 @@ class SlotCache:
     Slot 0 is scratch: padding rows write there and nobody reads it.
     """
 
-    def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         layers, moe_layers = config.num_hidden_layers, len(config.moe_layers)
-        self.latent = torch.zeros(layers, num_slots, config.key_width, dtype=dtype)
-        self.index = torch.zeros(layers, num_slots, config.index_head_dim, dtype=dtype)
-        self.routes = torch.full((num_slots, moe_layers, config.num_experts_per_tok), -1, dtype=torch.int16)
-        self.fingerprints = torch.zeros(num_slots, layers, dtype=torch.int64)
+        self.latent = torch.zeros(layers, num_slots, config.key_width, dtype=dtype, device=device)
+        self.index = torch.zeros(layers, num_slots, config.index_head_dim, dtype=dtype, device=device)
+        self.routes = torch.full(
+            (num_slots, moe_layers, config.num_experts_per_tok), -1, dtype=torch.int16, device=device
+        )
+        self.fingerprints = torch.zeros(num_slots, layers, dtype=torch.int64, device=device)
 
     @property
     def size_bytes(self) -> int:

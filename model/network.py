@@ -32,6 +32,15 @@ class ModelInput:
     replay_LNX: Tensor | None = None
     """int64 [L_moe, N, X] routes to follow, −1 rows are routed live; None: all live."""
 
+    def to(self, device: torch.device) -> "ModelInput":
+        """The same batch with its tensors on `device`."""
+        return ModelInput(
+            token_ids_N=self.token_ids_N.to(device),
+            positions_N=self.positions_N.to(device),
+            plan=self.plan.to(device),
+            replay_LNX=None if self.replay_LNX is None else self.replay_LNX.to(device),
+        )
+
 
 class DecoderLayer(nn.Module):
     """Attention and feed-forward with pre-norm residuals."""
