@@ -13,12 +13,11 @@ from samepath.rl.model_source import build_model
 from samepath.rl.prompts import seed_of
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-from samepath.rl.run import RECIPE_FILE
+from samepath.rl.run import RECIPE_FILE, inline_pool
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.tasks import build_task
 from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.pool import InlinePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
@@ -58,8 +57,11 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         folder = found[0]
     task = build_task(recipe.task, recipe_dir)
     with RewardRunner(recipe.reward) as runner:
-        pool = InlinePool(folder, recipe.engine, recipe.rollout)
-        result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+        pool = inline_pool(recipe, folder, recipe_dir)
+        try:
+            result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+        finally:
+            pool.close()
     return {
         "checkpoint": str(folder),
         "accuracy": result.accuracy,
