@@ -159,11 +159,11 @@ def _select_rows(
         end = gl.load(ends + row).to(gl.int32)
         wanted = gl.maximum(gl.minimum(end - start, num_selected), 0)
         gl.store(counts + row, wanted)
-        chosen = indices + row.to(gl.int64) * num_selected
+        chosen = indices + row.to(gl.int64) * num_selected  # type: ignore[attr-defined]
         if end - start <= num_selected:
             gl.store(chosen + places, gl.where(places < wanted, start + places, -1), mask=places < num_selected)
         else:
-            logits_row = logits + row.to(gl.int64) * num_keys
+            logits_row = logits + row.to(gl.int64) * num_keys  # type: ignore[attr-defined]
             bar = LOWEST + 1
             if end - start > CAPACITY:
                 bar = _sampled_bar(logits_row, start, end, num_selected, SAMPLE, RUN, SINGLE)
