@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import Backend, round_up, triton_kernels
 from samepath.kernels.linear import linear
 
 
@@ -48,6 +48,9 @@ def expert_product(
             hidden = torch.einsum("nf,ndf->nd", swiglu(gate_up_NG), down_EDF[ids_NX[:, slot]])
             slots.append(hidden * gates_NX[:, slot : slot + 1])
         return torch.stack(slots).sum(0)
+    if backend == "triton":
+        kernels = triton_kernels("expert_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
+        return kernels.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return]
     if torch.is_grad_enabled():
         return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
     plan = dispatch(ids_NX, gate_up_EGD.shape[0])

@@ -6,7 +6,7 @@ Axes: B sequences of a window, T query rows of each, S keys of each, I indexer h
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import Backend, round_up, triton_kernels
 
 
 def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Backend) -> Tensor:
@@ -21,6 +21,9 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     if backend == "reference":
         scores = torch.einsum("btik,bsk->btis", q_BTIK, k_BSK).relu()
         return torch.einsum("btis,bti->bts", scores, weights_BTI)
+    if backend == "triton":
+        kernels = triton_kernels("index_logits", q_BTIK, k_BSK, weights_BTI)
+        return kernels.index_logits(q_BTIK, k_BSK, weights_BTI)  # type: ignore[no-any-return]
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     rows = num_rows * num_heads
     q_BRK = q_BTIK.reshape(num_sequences, rows, width)
@@ -34,8 +37,13 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     return logits_BTS
 
 
-def selected_index_logits(q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor) -> Tensor:
+def selected_index_logits(
+    q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor, backend: Backend = "torch"
+) -> Tensor:
     """Differentiable index logits at the selected keys only, `[N, C]`; entries of the −1 tail are those of key 0."""
+    if backend == "triton":
+        kernels = triton_kernels("selected_logits", q_NIK, k_SK, weights_NI, indices_NC)
+        return kernels.selected_index_logits(q_NIK, k_SK, weights_NI, indices_NC)  # type: ignore[no-any-return]
     k_NCK = k_SK[indices_NC.clamp(min=0).long()]
     return torch.einsum("nic,ni->nc", torch.einsum("nik,nck->nic", q_NIK, k_NCK).relu(), weights_NI)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import Backend, round_up, triton_kernels
 from samepath.kernels.linear import linear
 
 CHUNK_ELEMENTS = 1 << 23
@@ -48,7 +48,8 @@ class SupportRows:
 
 def sampling_logprobs(logits_NV: Tensor, temperature_N: Tensor, excluded_NV: Tensor | None) -> Tensor:
     """Log-probabilities of the sampling distribution, float32 or wider `[N, V]`; the one definition both sides use."""
-    scaled_NV = logits_NV / temperature_N[:, None]
+    # A division by 1 changes nothing and costs a pass over the vocabulary.
+    scaled_NV = logits_NV if bool((temperature_N == 1).all()) else logits_NV / temperature_N[:, None]
     if excluded_NV is not None:
         scaled_NV = scaled_NV.masked_fill(excluded_NV, -torch.inf)
     return scaled_NV.log_softmax(-1)
@@ -75,6 +76,11 @@ def head_logprobs(
         _refuse_outside_support(logprobs_N)
         mass_N = _kept_mass(full_NV, excluded_NV)
         return logprobs_N, -(full_NV.exp() * full_NV).sum(-1), mass_N
+    if backend == "triton":
+        kernels = triton_kernels("logprob", hidden_ND, weight_VD, targets_N, temperature_N)
+        logprobs_N, entropy_N, mass_N = kernels.head_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, support)
+        _refuse_outside_support(logprobs_N)
+        return logprobs_N, entropy_N, mass_N
     logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N, mass_N
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import Backend, triton_kernels
 
 
 def select(
@@ -39,6 +39,9 @@ def select(
         raise ValueError(f"num_selected must be at least 1; got {num_selected}")
     if backend == "reference":
         return _select_by_lexsort(logits_NS, starts_N, ends_N, num_selected)
+    if backend == "triton":
+        kernels = triton_kernels("selection", logits_NS, starts_N, ends_N)
+        return kernels.select(logits_NS, starts_N, ends_N, num_selected)  # type: ignore[no-any-return]
     if logits_NS.dtype == torch.float32:
         return _select_by_keys(logits_NS, starts_N, ends_N, num_selected)
     return _select_by_threshold(logits_NS, starts_N, ends_N, num_selected)

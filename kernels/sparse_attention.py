@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import Backend, triton_kernels
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 19
@@ -46,13 +46,15 @@ def attend(
     value_width: int,
     backend: Backend,
     dense: DenseWindows | None = None,
+    with_mass: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sparse attention with gradients for `q` and `kv`.
 
     Args:
         q_NHK: absorbed queries. kv_SK: latent and RoPE key rows. indices_NC: int32 rows of `kv`, the valid ones first.
         count_N: number of valid indices of each row. scale: softmax scale. value_width: V ≤ K.
-        dense: where the rows' sequences stand, so that the backward may choose dense products; None always gathers.
+        dense: where the rows' sequences stand, so that the `torch` backward may choose dense products; None always gathers.
+        with_mass: False lets a backend that needs an extra product for the mass leave it out (then [N, 0]).
 
     Returns:
         (out_NHV, lse_NH natural logarithm float32 or wider, mass_NC head-summed attention probability, both without gradient).
@@ -67,6 +69,9 @@ def attend(
         raise ValueError(f"value_width must be in 1 … {kv_SK.shape[1]} (the key width); got {value_width}")
     if backend == "reference":
         return _attend_reference(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
+    if backend == "triton":
+        kernels = triton_kernels("sparse_attention", q_NHK, kv_SK, indices_NC, count_N)
+        return kernels.attend(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass)  # type: ignore[no-any-return]
     out, lse, mass = _SparseAttention.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, dense)  # type: ignore[no-untyped-call]
     return out, lse, mass
 

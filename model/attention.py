@@ -140,9 +140,10 @@ class LatentAttention(nn.Module):
                 value_width=self.config.kv_lora_rank,
                 backend=self.backend,
                 dense=DenseWindows(plan=plan, positions_NC=positions_NC),
+                with_mass=trace.train_indexer,
             )
             if trace.train_indexer:
-                selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC)
+                selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC, self.backend)
                 trace.record_indexer_loss(self.layer, indexer_loss(selected_NC, mass_NC, count_N))
         _, up_HRV = self._key_up()
         out_HNV = torch.bmm(out_NHR.transpose(0, 1), up_HRV)

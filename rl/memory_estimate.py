@@ -167,10 +167,16 @@ class EngineMemory:
         return None
 
 
-def engine_memory(sizes: PublishedSizes, weight_bytes: int, cache_tokens: int) -> EngineMemory:
-    """Memory of an engine; the cache keeps `cache_width` numbers of each token and layer, in the weights' type (2 bytes at least)."""
+def engine_memory(
+    sizes: PublishedSizes, weight_bytes: int, cache_tokens: int, *, unfolded: bool = False
+) -> EngineMemory:
+    """Memory of an engine, whose cache holds numbers of the weights' type, 2 bytes at least.
+
+    `unfolded` runs latent attention as ordinary attention, with keys and values of all heads in the cache.
+    """
+    width = sizes.unfolded_cache_width if unfolded else sizes.cache_width
     return EngineMemory(
         weights=sizes.parameters * weight_bytes,
-        cache=sizes.num_layers * sizes.cache_width * cache_tokens * max(weight_bytes, 2),
-        cache_divides=not sizes.latent,
+        cache=sizes.num_layers * width * cache_tokens * max(weight_bytes, 2),
+        cache_divides=unfolded or not sizes.latent,
     )

@@ -20,23 +20,29 @@ def memory_findings(recipe: Recipe, plan: MemoryPlan) -> list[Finding]:
 
 def _learner(plan: MemoryPlan) -> Finding:
     alone, *sharded = plan.learners.values()
-    needed, here = alone.per_device(1), psutil.virtual_memory().total
+    needed, memory, has_gpu = alone.per_device(1), memory_bytes(), bool(list_gpus())
     name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
     said = f"the learner needs {needed / 1e9:,.1f} GB"
-    if needed > largest * LEARNER_SHARE:
-        counts = [memory.least_devices(largest) for memory in sharded]
-        devices = min((count for count in counts if count is not None), default=None)
-        apart = (
-            f"sharded at least {devices} devices of {name}" if devices else "no number of devices is enough, sharded"
-        )
-        detail = f"{said}, {apart}; the learner runs on one process in this version"
-        return Finding(name="memory", outcome="obstacle", detail=detail)
-    if needed > here and not list_gpus():
-        detail = f"{said}; this machine has {here / 1e9:,.1f} GB and no GPU"
-        return Finding(name="memory", outcome="obstacle", detail=detail)
+    if needed > (largest * LEARNER_SHARE if has_gpu else memory):
+        here = "" if has_gpu else f"; this machine has {memory / 1e9:,.1f} GB and no GPU"
+        if needed > largest * LEARNER_SHARE:
+            counts = [entry.least_devices(largest) for entry in sharded]
+            devices = min((count for count in counts if count is not None), default=None)
+            apart = (
+                f"sharded at least {devices} devices of {name}"
+                if devices
+                else "no number of devices is enough, sharded"
+            )
+            here = f", {apart}; the learner runs on one process in this version{here}"
+        return Finding(name="memory", outcome="obstacle", detail=said + here)
     engine = plan.engine.per_device(1) / 1e9
-    detail = f"{said} and an engine {engine:,.2f} GB; this machine has {here / 1e9:,.1f} GB"
+    detail = f"{said} and an engine {engine:,.2f} GB; this machine has {memory / 1e9:,.1f} GB"
     return Finding(name="memory", outcome="ok", detail=detail)
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return int(psutil.virtual_memory().total)
 
 
 def _cache(engine: VllmSettings, plan: MemoryPlan) -> Finding:

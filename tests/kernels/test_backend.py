@@ -5,14 +5,14 @@ import pytest
 from samepath.kernels.backend import require_backend, round_up
 
 
-@pytest.mark.parametrize("name", ["reference", "torch"])
+@pytest.mark.parametrize("name", ["reference", "torch", "triton"])
 def test_require_backend_known_name_returns_it(name: str) -> None:
     assert require_backend(name) == name
 
 
-@pytest.mark.parametrize("name", ["triton", "Torch", ""])
+@pytest.mark.parametrize("name", ["cuda", "Torch", ""])
 def test_require_backend_unknown_name_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match="reference, torch"):
+    with pytest.raises(ValueError, match="reference, torch, triton"):
         require_backend(name)
 
 

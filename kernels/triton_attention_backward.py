@@ -1,0 +1,415 @@
+"""Sparse attention backward (Triton): key gradients and attention mass from one pass over each row's tiles, then query gradients.
+
+The first kernel recomputes the probabilities with keys as rows (Pᵀ, dSᵀ), so that both are ready as left operands of dKV = dSᵀ·Q + Pᵀ·dO, and
+leaves dSᵀ in memory; the second multiplies it with the gathered keys. Every product of the backward is thus done once.
+
+Key gradients of one key come from many rows. `deterministic=False` adds them with float32 atomics, whose order changes from run to run;
+`deterministic=True` writes each (row, key) pair's gradient, in the keys' own type, and adds those of a key in row order.
+
+Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys, P pairs of a row chunk.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samepath.kernels.backend import interpreting
+from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
+from samepath.kernels.triton_product import operand_type
+
+PAIR_BYTES = 1 << 32
+"""Memory for the pair gradients of one chunk of rows in the deterministic mode."""
+
+SUM_ROWS = 4
+"""Pairs of one key that are read at once."""
+
+SUM_WARPS = 2
+"""Warps that add one key's pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Shape of the products; changes the speed and, through the grouping of sums, rounding."""
+
+    heads: int = 64
+    """Heads a program at most."""
+    keys: int = 64
+    """Keys a tile."""
+    num_warps: int = 8
+    """Warps a program."""
+    num_stages: int = 1
+    """Key tiles in flight."""
+    hopper: bool = False
+    """Run the kernel written for Hopper at the published widths; it has its own tiles of 64 heads and 64 keys."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionGradients:
+    """What the backward of one attention call gives."""
+
+    q_NHK: Tensor
+    """Gradient of the queries, in their type."""
+    kv_SK: Tensor
+    """Gradient of the key rows, in their type."""
+    mass_NC: Tensor
+    """float32 head-summed attention probability of each selected key, 0 in the tail."""
+
+
+@triton.jit
+def _emit_pairs(
+    target, rows, slots, live, values, first, WIDTH: tl.constexpr, STOP: tl.constexpr, ATOMIC: tl.constexpr
+):
+    """Add to the keys' rows, or store as the pairs' rows, channels first … of a tile's key gradients."""
+    channel = first + tl.arange(0, WIDTH)
+    keep = live[:, None] & (channel < STOP)[None, :]
+    if ATOMIC:
+        tl.atomic_add(target + rows[:, None] * STOP + channel[None, :], values, mask=keep, sem="relaxed")
+    else:
+        tl.store(target + slots[:, None] * STOP + channel[None, :], values.to(target.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _backward_keys(
+    q,
+    kv,
+    grad_out,
+    indices,
+    counts,
+    lse,
+    delta,
+    grad_scores,
+    mass,
+    target,
+    scale,
+    first_row,
+    num_rows,
+    num_heads,
+    num_selected,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    zero = tl.full((), 0, tl.int64)
+    row = zero + first_row + tl.program_id(1)
+    head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
+    live_head = head < num_heads
+    q_rows = row * num_heads + head
+    q_main = load_rows(q, q_rows, 0, KEY_WIDTH, KEY_WIDTH, live_head, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
+    o_main = load_rows(grad_out, q_rows, 0, VALUE_WIDTH, VALUE_WIDTH, live_head, MAIN, MAIN <= VALUE_WIDTH).to(OPERAND)
+    if REST:
+        q_rest = load_rows(q, q_rows, MAIN, KEY_WIDTH, KEY_WIDTH, live_head, REST, MAIN + REST == KEY_WIDTH).to(OPERAND)
+    if VALUE_WIDTH > MAIN:
+        o_rest = load_rows(grad_out, q_rows, MAIN, VALUE_WIDTH, VALUE_WIDTH, live_head, REST, False).to(OPERAND)
+    # A row without keys has LSE −inf and runs no tile; a padded head must give P = 0 without NaN.
+    lse_H = tl.load(lse + q_rows, mask=live_head, other=float("inf")) * LOG2_E
+    delta_H = tl.load(delta + q_rows, mask=live_head, other=0.0)
+    count = tl.load(counts + row)
+    rows_of = indices + row * num_selected
+    # Where this (head block, row) writes its mass and, in deterministic mode, its pairs.
+    block = (zero + tl.program_id(0)) * num_rows + tl.program_id(1)
+    for first in range(0, count, KEYS):
+        slots = first + tl.arange(0, KEYS)
+        live = slots < count
+        key_rows = tl.load(rows_of + slots, mask=live, other=0).to(tl.int64)
+        k_main = load_rows(kv, key_rows, 0, KEY_WIDTH, KEY_WIDTH, live, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
+        scores = tl.dot(k_main, tl.trans(q_main), input_precision="ieee")
+        grad_probs = tl.dot(k_main, tl.trans(o_main), input_precision="ieee")
+        if REST:
+            k_rest = load_rows(kv, key_rows, MAIN, KEY_WIDTH, KEY_WIDTH, live, REST, MAIN + REST == KEY_WIDTH).to(
+                OPERAND
+            )
+            scores = tl.dot(k_rest, tl.trans(q_rest), scores, input_precision="ieee")
+            if VALUE_WIDTH > MAIN:
+                grad_probs = tl.dot(k_rest, tl.trans(o_rest), grad_probs, input_precision="ieee")
+        probs = tl.where(live[:, None], tl.exp2(scores * (scale * LOG2_E) - lse_H[None, :]), 0.0)
+        grads = probs * (grad_probs - delta_H[None, :]) * scale
+        tl.store(mass + block * num_selected + slots, tl.sum(probs, 1), mask=live)
+        place = (row * num_selected + slots)[:, None] * num_heads + head[None, :]
+        keep = live[:, None] & live_head[None, :]
+        tl.store(grad_scores + place, grads.to(grad_scores.dtype.element_ty), mask=keep)
+        pairs = block * num_selected + slots
+        p, ds = probs.to(OPERAND), grads.to(OPERAND)
+        grad_main = tl.dot(p, o_main, tl.dot(ds, q_main, input_precision="ieee"), input_precision="ieee")
+        _emit_pairs(target, key_rows, pairs, live, grad_main, 0, MAIN, KEY_WIDTH, ATOMIC)
+        if REST:
+            grad_rest = tl.dot(ds, q_rest, input_precision="ieee")
+            if VALUE_WIDTH > MAIN:
+                grad_rest = tl.dot(p, o_rest, grad_rest, input_precision="ieee")
+            _emit_pairs(target, key_rows, pairs, live, grad_rest, MAIN, REST, KEY_WIDTH, ATOMIC)
+
+
+@triton.jit
+def _backward_queries(
+    grad_scores,
+    kv,
+    indices,
+    counts,
+    grad_q,
+    first_column,
+    num_heads,
+    num_selected,
+    KEY_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    FULL: tl.constexpr,
+    HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """dQ = dS · K for a block of heads and of channels."""
+    zero = tl.full((), 0, tl.int64)
+    row = zero + tl.program_id(1)
+    first_channel = first_column + tl.program_id(0) * COLUMNS
+    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
+    live_head = head < num_heads
+    count = tl.load(counts + row)
+    rows_of = indices + row * num_selected
+    key_rows = tl.load(rows_of + tl.arange(0, KEYS), mask=tl.arange(0, KEYS) < count, other=0)
+    accumulator = tl.zeros((HEADS, COLUMNS), tl.float32)
+    for first in range(0, count, KEYS):
+        slots = first + tl.arange(0, KEYS)
+        live = slots < count
+        k = load_rows(
+            kv, key_rows.to(tl.int64), first_channel, KEY_WIDTH, KEY_WIDTH, live, COLUMNS, KEY_WIDTH % COLUMNS == 0
+        )
+        place = (row * num_selected + slots)[:, None] * num_heads + head[None, :]
+        ds = tl.load(grad_scores + place, mask=live[:, None] & live_head[None, :], other=0.0)
+        key_rows = tl.load(rows_of + slots + KEYS, mask=slots + KEYS < count, other=0)
+        accumulator = tl.dot(tl.trans(ds.to(OPERAND)), k.to(OPERAND), accumulator, input_precision="ieee")
+    channel = first_channel + tl.arange(0, COLUMNS)
+    place = (row * num_heads + head)[:, None] * KEY_WIDTH + channel[None, :]
+    keep = live_head[:, None] & (channel < KEY_WIDTH)[None, :]
+    tl.store(grad_q + place, accumulator.to(grad_q.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _ordered_sums(pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr, RENAMED: tl.constexpr):
+    """Add, for one key, the pair gradients in the given order to its sum; RENAMED as the Hopper kernel writes them."""
+    zero = tl.full((), 0, tl.int64)
+    key = zero + tl.program_id(0)
+    channel = tl.arange(0, WIDTH)
+    start = tl.load(bounds + key)
+    stop = tl.load(bounds + key + 1)
+    # Where the channel that stands at each place belongs.
+    home = channel
+    if RENAMED:
+        home = channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
+    if start < stop:
+        total = tl.load(sums + key * width + home, mask=channel < width, other=0.0)
+        for first in range(start, stop, ROWS):
+            place = first + tl.arange(0, ROWS)
+            pair = tl.load(order + place, mask=place < stop, other=0)
+            values = tl.load(
+                pairs + pair[:, None] * width + channel[None, :],
+                mask=(place < stop)[:, None] & (channel < width)[None, :],
+                other=0.0,
+            )
+            total += tl.sum(values.to(tl.float32), 0)
+        tl.store(sums + key * width + home, total, mask=channel < width)
+
+
+@triton.jit
+def _row_deltas(out, grad_out, delta, num_rows, width, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Σ dO·O of each row and head."""
+    row = (tl.full((), 0, tl.int64) + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, WIDTH)
+    place = row[:, None] * width + channel[None, :]
+    keep = (row < num_rows)[:, None] & (channel < width)[None, :]
+    product = tl.load(out + place, mask=keep, other=0.0).to(tl.float32)
+    product *= tl.load(grad_out + place, mask=keep, other=0.0).to(tl.float32)
+    tl.store(delta + row, tl.sum(product, 1), mask=row < num_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRows:
+    """What the forward leaves for the backward, all contiguous."""
+
+    q_NHK: Tensor
+    kv_SK: Tensor
+    indices_NC: Tensor
+    count_N: Tensor
+    out_NHV: Tensor
+    lse_NH: Tensor
+    scale: float
+
+
+def attend_backward(
+    saved: SavedRows, grad_out_NHV: Tensor, *, deterministic: bool = True, tiles: Tiles | None = None
+) -> AttentionGradients:
+    """Gradients of `attend` for the upstream gradient `grad_out_NHV`; equal calls give equal bits if `deterministic`."""
+    q_NHK, kv_SK = saved.q_NHK, saved.kv_SK
+    num_rows, num_heads, _ = q_NHK.shape
+    tiles = tiles or default_tiles(q_NHK, grad_out_NHV.shape[2])
+    num_selected = saved.indices_NC.shape[1]
+    sums_SK = torch.zeros(kv_SK.shape, dtype=torch.float32, device=kv_SK.device)
+    grad_q_NHK = torch.empty_like(q_NHK)
+    if not num_rows or not num_selected:
+        return AttentionGradients(
+            q_NHK=grad_q_NHK.zero_(), kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=sums_SK.new_zeros(num_rows, num_selected)
+        )
+    grad_scores = torch.empty(num_rows, num_selected, num_heads, dtype=q_NHK.dtype, device=q_NHK.device)
+    masses = []
+    step = num_rows
+    if deterministic:
+        row_bytes = num_blocks(num_heads, tiles) * num_selected * kv_SK.shape[1] * kv_SK.element_size()
+        step = max(1, PAIR_BYTES // row_bytes)
+    delta_NH = row_deltas(saved.out_NHV, grad_out_NHV)
+    for start in range(0, num_rows, step):
+        stop = min(start + step, num_rows)
+        masses.append(
+            _backward_chunk(saved, grad_out_NHV, delta_NH, (start, stop), sums_SK, grad_scores, deterministic, tiles)
+        )
+    _query_gradients(saved, grad_scores, grad_q_NHK)
+    return AttentionGradients(q_NHK=grad_q_NHK, kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=torch.cat(masses))
+
+
+def num_blocks(num_heads: int, tiles: Tiles) -> int:
+    """Blocks of heads, each a program of its own."""
+    return triton.cdiv(num_heads, _block_heads(num_heads, tiles))
+
+
+def _block_heads(num_heads: int, tiles: Tiles) -> int:
+    return max(16, min(tiles.heads, triton.next_power_of_2(num_heads)))
+
+
+def row_deltas(out_NHV: Tensor, grad_out_NHV: Tensor) -> Tensor:
+    """float32 Σ dO·O [N, H]."""
+    width = out_NHV.shape[2]
+    delta_NH = torch.empty(out_NHV.shape[:2], dtype=torch.float32, device=out_NHV.device)
+    rows = 4
+    _row_deltas[(triton.cdiv(delta_NH.numel(), rows),)](
+        out_NHV, grad_out_NHV, delta_NH, delta_NH.numel(), width, WIDTH=triton.next_power_of_2(width), ROWS=rows
+    )
+    return delta_NH
+
+
+def _backward_chunk(
+    saved: SavedRows,
+    grad_out_NHV: Tensor,
+    delta_NH: Tensor,
+    rows: tuple[int, int],
+    sums_SK: Tensor,
+    grad_scores: Tensor,
+    deterministic: bool,
+    tiles: Tiles,
+) -> Tensor:
+    """Run the first kernel over rows start … stop − 1, add their key gradients to `sums_SK`, return their mass."""
+    start, stop = rows
+    num_heads, key_width = saved.q_NHK.shape[1:]
+    num_selected = saved.indices_NC.shape[1]
+    blocks = num_blocks(num_heads, tiles)
+    mass = torch.zeros(blocks, stop - start, num_selected, dtype=torch.float32, device=sums_SK.device)
+    target = sums_SK
+    if deterministic:
+        target = torch.empty(mass.numel(), key_width, dtype=saved.kv_SK.dtype, device=sums_SK.device)
+    main, rest = split_width(key_width)
+    arguments = (
+        saved.q_NHK,
+        saved.kv_SK,
+        grad_out_NHV,
+        saved.indices_NC,
+        saved.count_N,
+        saved.lse_NH,
+        delta_NH,
+        grad_scores,
+        mass,
+        target,
+        saved.scale,
+        start,
+        stop - start,
+        num_heads,
+        num_selected,
+    )
+    if tiles.hopper:
+        hopper_kernels("attention_hopper_backward").backward_keys(arguments, (blocks, stop - start), not deterministic)
+    else:
+        _backward_keys[(blocks, stop - start)](
+            *arguments,
+            KEY_WIDTH=key_width,
+            VALUE_WIDTH=grad_out_NHV.shape[2],
+            MAIN=main,
+            REST=rest,
+            HEADS=_block_heads(num_heads, tiles),
+            KEYS=tiles.keys,
+            ATOMIC=not deterministic,
+            OPERAND=operand_type(saved.q_NHK.dtype),
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+    if deterministic:
+        add_pairs_in_order(
+            target, saved.indices_NC[start:stop], saved.count_N[start:stop], blocks, sums_SK, tiles.hopper
+        )
+    return mass.sum(0)
+
+
+def add_pairs_in_order(
+    pairs_PK: Tensor, indices_NC: Tensor, count_N: Tensor, blocks: int, sums_SK: Tensor, renamed: bool = False
+) -> None:
+    """Add the pair gradients [blocks · N · C, K] of each key to its row of `sums_SK`, by block and then by row."""
+    num_keys, width = sums_SK.shape
+    valid_NC = torch.arange(indices_NC.shape[1], device=count_N.device) < count_N[:, None]
+    keys_NC = indices_NC.masked_fill(~valid_NC, num_keys)
+    keys_P = keys_NC.flatten().repeat(blocks)
+    sorted_P = keys_P.sort(stable=True)
+    every = torch.arange(num_keys + 1, dtype=keys_P.dtype, device=keys_P.device)
+    bounds = torch.searchsorted(sorted_P.values, every)
+    _ordered_sums[(num_keys,)](
+        pairs_PK,
+        sorted_P.indices,
+        bounds,
+        sums_SK,
+        width,
+        WIDTH=triton.next_power_of_2(width),
+        ROWS=SUM_ROWS,
+        RENAMED=renamed,
+        num_warps=SUM_WARPS,
+    )
+
+
+def _query_gradients(saved: SavedRows, grad_scores: Tensor, grad_q_NHK: Tensor) -> None:
+    """Blocks of 256 channels and one narrower block for the rest, so that 576 channels cost no padding."""
+    num_rows, num_heads, key_width = grad_q_NHK.shape
+    wide = not interpreting() and grad_q_NHK.dtype == torch.bfloat16
+    heads = max(16, min(triton.next_power_of_2(num_heads), 128 if wide else 16))
+    first = 0
+    while first < key_width:
+        columns = min(256 if wide else 64, max(16, 1 << ((key_width - first).bit_length() - 1)))
+        blocks = max(1, (key_width - first) // columns)
+        _backward_queries[(blocks, num_rows, triton.cdiv(num_heads, heads))](
+            grad_scores,
+            saved.kv_SK,
+            saved.indices_NC,
+            saved.count_N,
+            grad_q_NHK,
+            first,
+            num_heads,
+            saved.indices_NC.shape[1],
+            KEY_WIDTH=key_width,
+            COLUMNS=columns,
+            FULL=first + blocks * columns <= key_width,
+            HEADS=heads,
+            KEYS=64 if wide else 16,
+            OPERAND=operand_type(grad_q_NHK.dtype),
+            num_warps=8 if wide else 4,
+            num_stages=3 if wide else 1,
+        )
+        first += blocks * columns
+
+
+def default_tiles(q_NHK: Tensor, value_width: int) -> Tiles:
+    """Tiles that fit the multiprocessor for this type and width."""
+    if interpreting() or q_NHK.dtype == torch.float32:
+        return Tiles(heads=16, keys=16)
+    if fits_hopper(q_NHK, value_width):
+        return Tiles(hopper=True)
+    if q_NHK.shape[2] <= 256:
+        return Tiles(num_warps=4)
+    return Tiles(heads=32, keys=32, num_stages=2)

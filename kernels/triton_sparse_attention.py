@@ -1,0 +1,69 @@
+"""Sparse attention with gradients on the Triton backend: joins forward, mass and backward into one differentiable call.
+
+Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
+from samepath.kernels.triton_attention_forward import attend_forward
+from samepath.kernels.triton_attention_mass import attention_mass
+
+
+def attend(
+    q_NHK: Tensor,
+    kv_SK: Tensor,
+    indices_NC: Tensor,
+    count_N: Tensor,
+    scale: float,
+    value_width: int,
+    with_mass: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, lse, mass) as `sparse_attention.attend` describes; mass is [N, 0] unless asked for."""
+    out, lse, mass = _Attend.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass)
+    return out, lse, mass
+
+
+class _Attend(torch.autograd.Function):
+    """Keeps inputs, output and LSE; the backward recomputes the probabilities."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_NHK: Tensor,
+        kv_SK: Tensor,
+        indices_NC: Tensor,
+        count_N: Tensor,
+        scale: float,
+        value_width: int,
+        with_mass: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q_NHK, kv_SK = q_NHK.contiguous(), kv_SK.contiguous()
+        indices_NC, count_N = indices_NC.to(torch.int32).contiguous(), count_N.to(torch.int32).contiguous()
+        out_NHV, lse_NH = attend_forward(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
+        if with_mass:
+            mass_NC = attention_mass(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale)
+        else:
+            mass_NC = lse_NH.new_empty(q_NHK.shape[0], 0)
+        ctx.save_for_backward(q_NHK, kv_SK, indices_NC, count_N, out_NHV, lse_NH)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(lse_NH, mass_NC)
+        return out_NHV, lse_NH, mass_NC
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_NHK, kv_SK, indices_NC, count_N, out_NHV, lse_NH = ctx.saved_tensors
+        saved = SavedRows(
+            q_NHK=q_NHK,
+            kv_SK=kv_SK,
+            indices_NC=indices_NC,
+            count_N=count_N,
+            out_NHV=out_NHV,
+            lse_NH=lse_NH,
+            scale=ctx.scale,
+        )
+        gradients = attend_backward(saved, grads[0].contiguous())
+        return gradients.q_NHK, gradients.kv_SK, None, None, None, None, None

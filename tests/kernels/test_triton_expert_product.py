@@ -1,0 +1,114 @@
+"""Triton's expert product against the loop over slots in float64. Tolerances: float32 1e-5 of the largest value, bfloat16 2 %."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.test_expert_product import Problem, make_problem
+from tests.kernels.triton_here import require_triton
+from tests.poison import poison_fresh_memory
+
+DEVICE = require_triton()
+
+from samepath.kernels.expert_product import expert_product
+from samepath.kernels.triton_grouped_product import group_rows
+
+SHAPES = [(1, 2, 1, 3, 1), (16, 8, 4, 6, 2), (37, 16, 8, 5, 3), (40, 40, 5, 33, 2)]
+"""(N tokens, D width, E experts, F expert width, X chosen)."""
+
+
+def on_device(problem: Problem) -> Problem:
+    tensors = (problem.x_ND, problem.gates_NX, problem.ids_NX, problem.gate_up_EGD, problem.down_EDF)
+    return Problem(*(tensor.to(DEVICE) for tensor in tensors))
+
+
+def run(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(result, gradients of tokens, gates, gate-up and down weights), on the CPU."""
+    inputs = [
+        tensor.to(dtype).detach().requires_grad_()
+        for tensor in (problem.x_ND, problem.gates_NX, problem.gate_up_EGD, problem.down_EDF)
+    ]
+    x_ND, gates_NX, gate_up_EGD, down_EDF = inputs
+    out_ND = expert_product(x_ND, gates_NX, problem.ids_NX, gate_up_EGD, down_EDF, "triton")
+    upstream = torch.randn(out_ND.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    grads = torch.autograd.grad(out_ND, inputs, upstream.to(DEVICE, dtype))
+    return tuple(tensor.detach().cpu() for tensor in (out_ND, *grads))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_expert_product_equals_reference_forward_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    problem = make_problem(shape)
+    wanted = problem.run("reference", torch.float64)
+    problem = on_device(problem)
+    poison_fresh_memory(monkeypatch)
+    for got, truth in zip(run(problem, torch.float32), wanted, strict=True):
+        size = max(1.0, float(truth.abs().max()))
+        torch.testing.assert_close(got.double(), truth, rtol=0, atol=1e-5 * size)
+
+
+def test_expert_product_unused_expert_gets_zero_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem((20, 4, 5, 3, 2))
+    problem.ids_NX = torch.tensor([[0, 3]] * 20)
+    problem = on_device(problem)
+    poison_fresh_memory(monkeypatch)
+    *_, grad_gate_up, grad_down = run(problem, torch.float32)
+    assert (grad_gate_up.abs().sum((1, 2)) > 0).tolist() == [True, False, False, True, False]
+    assert (grad_down.abs().sum((1, 2)) > 0).tolist() == [True, False, False, True, False]
+
+
+def test_expert_product_rows_do_not_depend_on_their_neighbours() -> None:
+    problem = on_device(make_problem((50, 32, 4, 16, 2)))
+    arguments = (problem.gate_up_EGD.float(), problem.down_EDF.float())
+    x_ND, gates_NX = problem.x_ND.float(), problem.gates_NX.float()
+    whole_ND = expert_product(x_ND, gates_NX, problem.ids_NX, *arguments, "triton")
+    for rows in (torch.tensor([3]), torch.arange(20, 37), torch.randperm(50)):
+        part_ND = expert_product(
+            x_ND[rows.to(DEVICE)],
+            gates_NX[rows.to(DEVICE)],
+            problem.ids_NX[rows.to(DEVICE)],
+            *arguments,
+            "triton",
+        )
+        # The interpreter multiplies with NumPy, whose last bit depends on a row's place in its tile; a GPU's does not.
+        bits = 0.0 if DEVICE.type == "cuda" else 1e-6
+        torch.testing.assert_close(part_ND, whole_ND[rows.to(DEVICE)], rtol=bits, atol=bits * 40)
+
+
+def test_expert_product_slots_are_summed_in_slot_order() -> None:
+    problem = on_device(make_problem((33, 16, 8, 8, 3)))
+    x_ND, gates_NX = problem.x_ND.float(), problem.gates_NX.float()
+    weights = (problem.gate_up_EGD.float(), problem.down_EDF.float())
+
+    def product(order: list[int]) -> Tensor:
+        return expert_product(x_ND, gates_NX[:, order], problem.ids_NX[:, order], *weights, "triton")
+
+    slots = [product([slot]) for slot in range(3)]
+    torch.testing.assert_close(product([0, 1, 2]), (slots[0] + slots[1]) + slots[2], rtol=0, atol=1e-5)
+    assert not torch.equal(product([0, 1, 2]), product([2, 1, 0]))
+
+
+def test_group_rows_places_pairs_by_expert_in_token_order() -> None:
+    """Expert 2 has tokens 0 and 1 (pairs 1 and 3), expert 0 pair 0, expert 1 pair 2; each has 16 rows."""
+    layout = group_rows(torch.tensor([[0, 2], [1, 2]], device=DEVICE), 3, 16)
+    assert layout.row_of_pair.tolist() == [0, 32, 16, 33]
+    assert layout.expert_of_tile[:3].tolist() == [0, 1, 2]
+    assert (layout.expert_of_tile[3:] == -1).all()
+    assert layout.first_row_E.tolist() == [0, 16, 32, 48]
+    assert layout.pair_of_row[[0, 16, 32, 33]].tolist() == [0, 2, 1, 3]
+    assert int((layout.pair_of_row >= 0).sum()) == 4
+
+
+@pytest.mark.gpu
+def test_expert_product_bfloat16_real_size_repeats_and_is_near() -> None:
+    problem = make_problem((300, 512, 16, 384, 4))
+    problem.gate_up_EGD *= 0.1
+    problem.down_EDF *= 0.1
+    wanted = problem.run("reference", torch.float64)
+    problem = on_device(problem)
+    first = run(problem, torch.bfloat16)
+    for got, truth in zip(first, wanted, strict=True):
+        assert float((got.double() - truth).norm() / truth.norm()) < 0.02
+    for _ in range(100):
+        assert all(torch.equal(one, other) for one, other in zip(run(problem, torch.bfloat16), first, strict=True))
