@@ -216,13 +216,15 @@ def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutP
     """The rollout pool that the recipe's runtime asks for."""
     if recipe.runtime == "inline":
         if isinstance(recipe.engine, BuiltinSettings):
-            return InlinePool(model_folder, recipe.engine, recipe.rollout)
+            return InlinePool(model_folder, recipe.engine, recipe.rollout, recipe.model.placement)
         variables = worker_environment(recipe.engine, recipe.rollout, import_path(recipe_dir))
         return ProcessPool(model_folder, recipe.engine, recipe.rollout, child_environment(variables))
     # Late: `runtime: inline` must work without Ray.
     from samepath.rollout.ray_pool import RayPool
 
-    return RayPool(model_folder.resolve(), recipe.engine, recipe.rollout, import_path(recipe_dir))
+    return RayPool(
+        model_folder.resolve(), recipe.engine, recipe.rollout, import_path(recipe_dir), recipe.model.placement
+    )
 
 
 @contextmanager
