@@ -10,8 +10,8 @@ from samepath.kernels.logprob import CHUNK_ELEMENTS
 from samepath.model.model_sizes import PublishedSizes
 
 LEARNER_SHARE = 0.8
-"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (measured: up
-to 1.3 times the estimate, docs/memory.md), and driver, communication and fragmentation take their part."""
+"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (activations:
+up to 1.5 times, docs/memory.md), and driver, communication and fragmentation take their part."""
 ENGINE_SHARE = 0.9
 """Part of a device that an engine may fill with weights and cache."""
 MAX_DEVICES = 1 << 14

@@ -10,9 +10,10 @@ import yaml
 
 from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
-from samepath.rl import memory_findings
+from samepath.rl import memory_findings, model_source, validation
 from samepath.rl.cli import main
 from samepath.rl.finding import Finding
+from samepath.rl.hub import HubUnreachableError
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
 from samepath.rl.recipe_node import RecipeError
@@ -294,3 +295,40 @@ def test_validate_learner_that_this_machine_holds_is_no_obstacle(
     monkeypatch.setattr(memory_findings, "list_gpus", lambda: ["NVIDIA H200, 143771 MiB"])
     _, found = checked(tmp_path, model=model)
     assert found["memory"].outcome == "obstacle"
+
+
+def test_validate_large_network_is_never_built(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "build_model", lambda *_: pytest.fail("built"))
+    config = {
+        **write_config(tiny_config()),
+        "hidden_size": 8192,
+        "moe_intermediate_size": 65536,
+        "n_routed_experts": 256,
+    }
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "model.safetensors").touch()
+    result, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint"})
+    assert (found["model"].outcome, found["sizes"].outcome) == ("ok", "ok")
+    assert result.memory is not None
+    assert result.memory.sizes.parameters > 2 * 10**9
+    assert "network" not in found
+
+
+def test_validate_small_network_with_weights_is_built_and_its_refusal_shown(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").touch()
+    _, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint"})
+    assert found["network"].outcome == "wrong"
+    assert "model.safetensors is no whole safetensors file" in found["network"].detail
+
+
+def test_validate_hub_name_fetches_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(name: str, kind: str, patterns: list[str]) -> Path:
+        asked.append(list(patterns))
+        raise HubUnreachableError("away")
+
+    monkeypatch.setattr(model_source, "hub_folder", fetch)
+    checked(tmp_path, model={"kind": "checkpoint", "path": "someone/something"})
+    assert asked
+    assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
