@@ -54,14 +54,15 @@ def dense_attend(
     value = slice(value_start, value_start + value_width)
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
-    if torch.is_grad_enabled() and (q_NHK.requires_grad or rows_GSW.requires_grad):
-        return _DenseAttention.apply(q_NHK, rows_GSW, plan, scale, value)  # type: ignore[no-any-return,no-untyped-call]
-    return _attend_windows(q_NHK, rows_GSW, plan, scale, value)
+    if backend == "triton":
+        # No fused kernel yet: the products of `torch`, in float32 whatever the inputs' type.
+        return _attend(q_NHK.float(), rows_GSW.float(), plan, scale, value).to(q_NHK.dtype)
+    return _attend(q_NHK, rows_GSW, plan, scale, value)
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
     """The definition: one masked softmax over the whole store, query head by query head."""
-    seen_NS = torch.zeros(q_NHK.shape[0], rows_GSW.shape[1], dtype=torch.bool)
+    seen_NS = torch.zeros(q_NHK.shape[0], rows_GSW.shape[1], dtype=torch.bool, device=q_NHK.device)
     for window in plan.windows:
         for rows_T, ends_T, keys_S in zip(window.rows_BT, window.ends_BT, window.keys_BS):
             for row, end in zip(rows_T.tolist(), ends_T.tolist()):
@@ -86,6 +87,12 @@ def _parts(plan: AttentionPlan, heads: int) -> Iterator[Window]:
             continue
         for start in range(0, num_sequences, step):
             yield window.part(start, start + step)
+
+
+def _attend(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
+    if torch.is_grad_enabled() and (q_NHK.requires_grad or rows_GSW.requires_grad):
+        return _DenseAttention.apply(q_NHK, rows_GSW, plan, scale, value)  # type: ignore[no-any-return,no-untyped-call]
+    return _attend_windows(q_NHK, rows_GSW, plan, scale, value)
 
 
 def _attend_windows(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up, triton_kernels
-from samepath.kernels.linear import linear
+from samepath.kernels.row_product import row_product
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def expert_product(
         return kernels.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return]
     if torch.is_grad_enabled():
         return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
-    plan = dispatch(ids_NX, gate_up_EGD.shape[0])
+    plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])
     gate_up_RG = _by_expert(plan, _spread(plan, x_ND, ids_NX.shape[1]), gate_up_EGD)
     return _combine(plan, _by_expert(plan, swiglu(gate_up_RG), down_EDF), gates_NX)[0]
 
@@ -72,17 +72,21 @@ class Dispatch:
     """Every expert has the same number of padded rows, so one batched product runs them all."""
 
 
+WIDE = 256
+"""Inner widths from here on take oneDNN's product (`row_product`), expert by expert; below, its overhead outweighs its speed. By the width
+alone, so that a row's bits do not depend on the load."""
+
 MAX_EVEN_PADDING = 1.5
 """Experts get as many rows as the busiest one where that costs at most this factor: one product for all, instead of one for each."""
 
 
-def dispatch(ids_NX: Tensor, num_experts: int) -> Dispatch:
+def dispatch(ids_NX: Tensor, num_experts: int, inner_width: int) -> Dispatch:
     """Group (token, slot) pairs by expert, in token order within an expert (stable)."""
     flat = ids_NX.flatten()
     order = flat.sort(stable=True)
     counts = torch.bincount(flat, minlength=num_experts).tolist()
     padded = [round_up(count) for count in counts]
-    even = num_experts * max(padded) <= MAX_EVEN_PADDING * sum(padded)
+    even = inner_width < WIDE and num_experts * max(padded) <= MAX_EVEN_PADDING * sum(padded)
     if even:
         padded = [max(padded)] * num_experts
     segments, shifts, start, place = [], [], 0, 0
@@ -99,12 +103,20 @@ def dispatch(ids_NX: Tensor, num_experts: int) -> Dispatch:
 
 def _by_expert(plan: Dispatch, x_RD: Tensor, weight_EFD: Tensor) -> Tensor:
     """Each expert's rows times its transposed weight, `[R, F]`. A row has the same bits in one product or in its expert's own."""
-    if plan.even:
+    if plan.even and x_RD.shape[1] < WIDE:
         return torch.bmm(x_RD.view(weight_EFD.shape[0], -1, x_RD.shape[1]), weight_EFD.transpose(1, 2)).flatten(0, 1)
     out_RF = x_RD.new_empty(plan.num_rows, weight_EFD.shape[1])
     for expert, part in plan.segments:
-        torch.mm(x_RD[part], weight_EFD[expert].T, out=out_RF[part])
+        _product(x_RD[part], weight_EFD[expert].T, out_RF[part])
     return out_RF
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """left · right into `out`."""
+    if left.shape[1] < WIDE:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(row_product(left, right.T))
 
 
 def _spread(plan: Dispatch, x_ND: Tensor, num_slots: int) -> Tensor:
@@ -129,7 +141,7 @@ class _ExpertProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
     ) -> Tensor:
-        plan = dispatch(ids_NX, gate_up_EGD.shape[0])
+        plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])
         x_RD = _spread(plan, x_ND, ids_NX.shape[1])
         gate_up_RG = _by_expert(plan, x_RD, gate_up_EGD)
         hidden_RF = swiglu(gate_up_RG)
@@ -148,8 +160,8 @@ class _ExpertProduct(torch.autograd.Function):
         grad_y_RD.index_copy_(0, plan.rows, (grad_out_ND[:, None] * gates_NX[..., None]).flatten(0, 1))
         grad_down_EDF, grad_hidden_RF = torch.zeros_like(down_EDF), torch.empty_like(hidden_RF)
         for expert, part in plan.segments:
-            torch.mm(grad_y_RD[part].T, hidden_RF[part], out=grad_down_EDF[expert])
-            torch.mm(grad_y_RD[part], down_EDF[expert], out=grad_hidden_RF[part])
+            _product(grad_y_RD[part].T, hidden_RF[part], grad_down_EDF[expert])
+            _product(grad_y_RD[part], down_EDF[expert], grad_hidden_RF[part])
         gate, up = gate_up_RG.chunk(2, dim=-1)
         share = sigmoid(gate)
         silu = gate * share
@@ -160,12 +172,7 @@ class _ExpertProduct(torch.autograd.Function):
         torch.mul(grad_hidden_RF.mul_(up), (share + silu).sub_(silu.mul_(share)), out=grad_gate)
         grad_weights_EGD, grad_x_RD = torch.zeros_like(gate_up_EGD), torch.empty_like(x_RD)
         for expert, part in plan.segments:
-            torch.mm(grad_gate_up_RG[part].T, x_RD[part], out=grad_weights_EGD[expert])
-            torch.mm(grad_gate_up_RG[part], gate_up_EGD[expert], out=grad_x_RD[part])
+            _product(grad_gate_up_RG[part].T, x_RD[part], grad_weights_EGD[expert])
+            _product(grad_gate_up_RG[part], gate_up_EGD[expert], grad_x_RD[part])
         grad_x_ND = grad_x_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1).sum(1)
         return grad_x_ND, grad_gates_NX, None, grad_weights_EGD, grad_down_EDF
-
-
-def shared_expert(x_ND: Tensor, gate_up_GD: Tensor, down_DF: Tensor) -> Tensor:
-    """Dense SwiGLU feed-forward, `[N, D]`; N must be a multiple of 16 for row-exact results."""
-    return linear(swiglu(linear(x_ND, gate_up_GD)), down_DF)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from samepath.kernels.backend import Backend, round_up, triton_kernels
-from samepath.kernels.linear import linear
+from samepath.kernels.row_product import row_product
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""
@@ -68,7 +68,7 @@ def head_logprobs(
     `kept_mass_N` is the full-vocabulary probability of the row's support (1 without one). Raises ValueError if a target is outside its support.
     """
     if backend == "reference":
-        logits_NV = linear(hidden_ND, weight_VD)
+        logits_NV = row_product(hidden_ND, weight_VD)
         excluded_NV = None if support is None else support.excluded(0, len(targets_N), weight_VD.shape[0])
         logprobs_NV = sampling_logprobs(logits_NV, temperature_N, excluded_NV)
         full_NV = sampling_logprobs(logits_NV.detach(), temperature_N, None)
@@ -85,12 +85,14 @@ def head_logprobs(
     return logprobs_N, entropy_N, mass_N
 
 
-def padded_logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone."""
+def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torch") -> Tensor:
+    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone; `triton` gives float32."""
+    if backend == "triton":
+        return triton_kernels("dense_rows", hidden_ND, weight_VD).linear(hidden_ND, weight_VD, torch.float32)  # type: ignore[no-any-return]
     num_rows = hidden_ND.shape[0]
     if num_rows % 16:
         hidden_ND = pad(hidden_ND, (0, 0, 0, round_up(num_rows) - num_rows))
-    return linear(hidden_ND, weight_VD)[:num_rows]
+    return row_product(hidden_ND, weight_VD)[:num_rows]
 
 
 def _kept_mass(full_NV: Tensor, excluded_NV: Tensor | None) -> Tensor:
@@ -156,6 +158,6 @@ class _HeadLogprobs(torch.autograd.Function):
                 .mul_(-grad_N[start:stop, None])
             )
             grad_logits_NV.scatter_add_(1, targets_N[start:stop, None], grad_N[start:stop, None])
-            grad_hidden_ND[start:stop] = linear(grad_logits_NV, weight_VD.T)
-            grad_weight_VD += linear(grad_logits_NV.T, hidden_ND[start:stop].T)
+            grad_hidden_ND[start:stop] = row_product(grad_logits_NV, weight_VD.T)
+            grad_weight_VD += row_product(grad_logits_NV.T, hidden_ND[start:stop].T)
         return grad_hidden_ND, grad_weight_VD, None, None, None

@@ -5,6 +5,7 @@ Axes: N rows of the batch, B sequences of a window, T query rows of a sequence, 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,17 @@ class Window:
             hidden_BS=None if self.hidden_BS is None else self.hidden_BS[start:stop],
         )
 
+    def to(self, device: torch.device) -> "Window":
+        """The same on a device."""
+        return Window(
+            rows_BT=self.rows_BT.to(device),
+            ends_BT=self.ends_BT.to(device),
+            keys_BS=self.keys_BS.to(device),
+            longest=self.longest,
+            in_order=self.in_order,
+            hidden_BS=None if self.hidden_BS is None else self.hidden_BS.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPlan:
@@ -43,3 +55,11 @@ class AttentionPlan:
     windows: tuple[Window, ...]
     source_N: Tensor
     """int64 [N] index into the concatenated windows' queries; padding rows point at an entry that sees no key."""
+
+    def to(self, device: torch.device) -> "AttentionPlan":
+        """The same on a device."""
+        if self.source_N.device == device:
+            return self
+        return AttentionPlan(
+            windows=tuple(window.to(device) for window in self.windows), source_N=self.source_N.to(device)
+        )

@@ -6,12 +6,13 @@ C selected keys, Q half the rotary width.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, rms_norm
+from torch.nn.functional import layer_norm
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_attention import dense_attend
+from samepath.kernels.dense_rows import linear, rms_norm
+from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
-from samepath.kernels.linear import linear
 from samepath.kernels.selection import select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention import DenseWindows, attend
 from samepath.kernels.window import AttentionPlan, Window
@@ -42,11 +43,13 @@ class Indexer(nn.Module):
         x_ND, q_latent = x_ND.detach(), q_latent.detach()
         heads, width, rope = self.config.index_n_heads, self.config.index_head_dim, self.config.qk_rope_head_dim
         cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
-        q_NIJ = linear(q_latent, self.query).view(-1, heads, width)
-        k_NJ = layer_norm(linear(x_ND, self.key), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6)
+        q_NIJ = linear(q_latent, self.query, self.backend).view(-1, heads, width)
+        k_NJ = layer_norm(
+            linear(x_ND, self.key, self.backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
+        )
         q_NIJ = torch.cat([rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None]), q_NIJ[..., rope:]], -1)
         k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ), k_NJ[:, rope:]], -1)
-        return q_NIJ, k_NJ, linear(x_ND, self.head_weights) * (heads**-0.5 * width**-0.5)
+        return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.backend) * (heads**-0.5 * width**-0.5)
 
     @torch.no_grad()
     def select(
@@ -63,12 +66,12 @@ class Indexer(nn.Module):
             rows.append(chosen.to(torch.int32).masked_fill_(local < 0, -1))
             positions.append(local)
             counts.append(count)
-        nothing = torch.full((1, num_selected), -1, dtype=torch.int32)
+        nothing = torch.full((1, num_selected), -1, dtype=torch.int32, device=q_NIJ.device)
         source_N = plan.source_N
         return (
             torch.cat([*rows, nothing])[source_N],
             torch.cat([*positions, nothing])[source_N],
-            torch.cat([*counts, torch.zeros(1, dtype=torch.int32)])[source_N],
+            torch.cat([*counts, torch.zeros(1, dtype=torch.int32, device=q_NIJ.device)])[source_N],
         )
 
     def _select_window(
@@ -146,8 +149,8 @@ class LatentAttention(nn.Module):
                 selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC, self.backend)
                 trace.record_indexer_loss(self.layer, indexer_loss(selected_NC, mass_NC, count_N))
         _, up_HRV = self._key_up()
-        out_HNV = torch.bmm(out_NHR.transpose(0, 1), up_HRV)
-        return linear(out_HNV.transpose(0, 1).flatten(1), self.output)
+        out_NHV = head_product(out_NHR, up_HRV, self.backend)
+        return linear(out_NHV.flatten(1), self.output, self.backend)
 
     def _project(self, x_ND: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(query latent, absorbed queries [N, H, K], key rows [N, K])."""
@@ -155,16 +158,17 @@ class LatentAttention(nn.Module):
         cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
         q_latent = x_ND
         if config.q_lora_rank:
-            q_latent = rms_norm(linear(x_ND, self.query_down), (config.q_lora_rank,), self.query_norm, LATENT_NORM_EPS)
-        q_N_H_ = linear(q_latent, self.query_up).view(x_ND.shape[0], config.num_attention_heads, -1)
+            q_latent = linear(x_ND, self.query_down, self.backend)
+            q_latent = rms_norm(q_latent, self.query_norm, LATENT_NORM_EPS, self.backend)
+        q_N_H_ = linear(q_latent, self.query_up, self.backend).view(x_ND.shape[0], config.num_attention_heads, -1)
         q_nope, q_rope = torch.split(q_N_H_, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         absorb_HKR, _ = self._key_up()
-        q_NHR = torch.bmm(q_nope.transpose(0, 1), absorb_HKR).transpose(0, 1)
+        q_NHR = head_product(q_nope, absorb_HKR, self.backend)
         q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None])], -1)
         latent, k_rope = torch.split(
-            linear(x_ND, self.key_down), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
+            linear(x_ND, self.key_down, self.backend), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
-        latent = rms_norm(latent, (config.kv_lora_rank,), self.key_norm, LATENT_NORM_EPS)
+        latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.backend)
         return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ)], -1)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:

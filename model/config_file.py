@@ -1,10 +1,10 @@
 """The published `config.json` of each family: what is read from it, what is refused, and what is written."""
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 from samepath.model.config import ModelConfig, ModelType, RopeParameters, family_fields
+from samepath.model.json_file import read_json
 
 CONFIG_FILE = "config.json"
 
@@ -60,7 +60,7 @@ def read_config(path: Path) -> ModelConfig:
     """
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
-    data = json.loads(path.read_text())
+    data: Any = read_json(path)
     family = data.get("model_type")
     if family not in get_args(ModelType):
         raise ValueError(f"{path}: model_type must be one of {', '.join(get_args(ModelType))}; got {family!r}")

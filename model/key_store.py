@@ -10,6 +10,8 @@ from torch import Tensor
 
 from samepath.model.config import ModelConfig
 
+CPU = torch.device("cpu")
+
 
 class KeyStore(Protocol):
     """Takes a layer's new key rows and returns all rows that the plan's `keys_BS` point into."""
@@ -41,12 +43,14 @@ class SlotCache:
     Slot 0 is scratch: padding rows write there and nobody reads it.
     """
 
-    def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
         layers, moe_layers, sparse_layers = config.num_hidden_layers, len(config.moe_layers), len(config.sparse_layers)
-        self.rows = torch.zeros(layers, config.key_heads, num_slots, config.key_row_width, dtype=dtype)
-        self.index = torch.zeros(sparse_layers, num_slots, config.index_head_dim, dtype=dtype)
-        self.routes = torch.full((num_slots, moe_layers, config.num_experts_per_tok), -1, dtype=torch.int16)
-        self.fingerprints = torch.zeros(num_slots, sparse_layers, dtype=torch.int64)
+        self.rows = torch.zeros(layers, config.key_heads, num_slots, config.key_row_width, dtype=dtype, device=device)
+        self.index = torch.zeros(sparse_layers, num_slots, config.index_head_dim, dtype=dtype, device=device)
+        self.routes = torch.full(
+            (num_slots, moe_layers, config.num_experts_per_tok), -1, dtype=torch.int16, device=device
+        )
+        self.fingerprints = torch.zeros(num_slots, sparse_layers, dtype=torch.int64, device=device)
 
     @property
     def size_bytes(self) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.expert_product import expert_product, shared_expert, sigmoid
-from samepath.kernels.linear import linear
+from samepath.kernels.dense_rows import feed_forward, float32_linear
+from samepath.kernels.expert_product import expert_product, sigmoid
 from samepath.model.config import ModelConfig
 from samepath.model.trace import ForwardTrace
 
@@ -17,14 +17,15 @@ from samepath.model.trace import ForwardTrace
 class FeedForward(nn.Module):
     """Dense SwiGLU; gate and up weights stacked in one matrix."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, backend: Backend) -> None:
         super().__init__()
+        self.backend = backend
         self.gate_up = nn.Parameter(torch.empty(2 * hidden, width))
         self.down = nn.Parameter(torch.empty(width, hidden))
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """`[N, D]` to `[N, D]`."""
-        return shared_expert(x_ND, self.gate_up, self.down)
+        return feed_forward(x_ND, self.gate_up, self.down, self.backend)
 
 
 def router_scores(logits_NE: Tensor, config: ModelConfig) -> Tensor:
@@ -73,11 +74,11 @@ class MixtureOfExperts(nn.Module):
         self.selection_bias: Tensor | None
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
         self.down = nn.Parameter(torch.empty(experts, width, hidden))
-        self.shared = FeedForward(width, hidden * config.n_shared_experts) if config.n_shared_experts else None
+        self.shared = FeedForward(width, hidden * config.n_shared_experts, backend) if config.n_shared_experts else None
 
     def forward(self, x_ND: Tensor, trace: ForwardTrace, replayed_NX: Tensor | None) -> Tensor:
         """Run the replayed experts where recorded (id ≥ 0) and the live router's elsewhere; report both in `trace`."""
-        scores_NE = router_scores(linear(x_ND, self.router), self.config)
+        scores_NE = router_scores(float32_linear(x_ND, self.router, self.backend), self.config)
         live_NX = choose_experts(scores_NE, self.selection_bias, self.config)
         ids_NX = live_NX
         if replayed_NX is not None:

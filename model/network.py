@@ -5,10 +5,11 @@ Axes: N rows (a multiple of 16), D width, V vocabulary, X experts chosen, Q half
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, rms_norm
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
+from samepath.kernels.dense_rows import rms_norm
 from samepath.model.attention import LatentAttention
 from samepath.model.config import ModelConfig
 from samepath.model.grouped_attention import GroupedAttention
@@ -25,7 +26,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: Backend, layer: int) -> None:
         super().__init__()
-        self.width, self.eps = config.hidden_size, config.rms_norm_eps
+        self.backend, self.eps = backend, config.rms_norm_eps
         self.attention_norm = nn.Parameter(torch.ones(config.hidden_size))
         self.attention: LatentAttention | GroupedAttention = (
             LatentAttention(config, backend, layer)
@@ -36,16 +37,16 @@ class DecoderLayer(nn.Module):
         self.feed_forward: MixtureOfExperts | FeedForward = (
             MixtureOfExperts(config, backend, config.moe_layers.index(layer))
             if layer in config.moe_layers
-            else FeedForward(config.hidden_size, config.intermediate_size)
+            else FeedForward(config.hidden_size, config.intermediate_size, backend)
         )
 
     def forward(
         self, x_ND: Tensor, rope_N2Q: Tensor, batch: ModelInput, store: KeyStore, trace: ForwardTrace, num_selected: int
     ) -> Tensor:
         """`[N, D]` to `[N, D]`."""
-        normed_ND = rms_norm(x_ND, (self.width,), self.attention_norm, self.eps)
+        normed_ND = rms_norm(x_ND, self.attention_norm, self.eps, self.backend)
         x_ND = x_ND + self.attention(normed_ND, rope_N2Q, batch.plan, store, trace, num_selected)
-        normed_ND = rms_norm(x_ND, (self.width,), self.feed_forward_norm, self.eps)
+        normed_ND = rms_norm(x_ND, self.feed_forward_norm, self.eps, self.backend)
         if isinstance(self.feed_forward, FeedForward):
             dense_ND: Tensor = self.feed_forward(normed_ND)
             return x_ND + dense_ND
@@ -98,6 +99,7 @@ class CausalLM(Policy):
             raise ValueError(
                 f"replayed routes must have shape [L_moe, N, X] = {expected}; got {tuple(batch.replay_LNX.shape)}"
             )
+        batch = batch.to(self.embedding.device)
         x_ND = embedding(batch.token_ids_N, self.embedding)
         rope_N2Q = self.rope[batch.positions_N].to(x_ND.dtype)
         for layer in self.layers:
@@ -106,7 +108,7 @@ class CausalLM(Policy):
                 x_ND = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_ND = layer(*arguments)
-        return rms_norm(x_ND, (self.config.hidden_size,), self.norm, self.config.rms_norm_eps)
+        return rms_norm(x_ND, self.norm, self.config.rms_norm_eps, self.backend)
 
     def initialise(self, seed: int) -> None:
         """Fill all matrices from N(0, initializer_range²) with an own generator; norms are one, biases zero."""

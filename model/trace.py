@@ -44,11 +44,20 @@ class ForwardTrace:
         if place == len(self.indexer_losses):
             self.indexer_losses.append(loss_N)
 
+    def indexer_losses_at(self, rows_R: Tensor) -> Tensor:
+        """[L_sparse, R] losses of the given rows, on the CPU, with gradient. Raises RuntimeError without any."""
+        losses_LN = torch.stack(self.indexer_losses)
+        return losses_LN[:, rows_R.to(losses_LN.device)].cpu()
+
     def mean_indexer_loss(self, rows_R: Tensor) -> Tensor:
         """Mean over layers and the given rows, nats; 0 for a model without an indexer."""
-        if not self.indexer_losses:
-            return torch.zeros(())
-        return torch.stack(self.indexer_losses)[:, rows_R].mean()
+        return self.indexer_losses_at(rows_R).mean() if self.indexer_losses else torch.zeros(())
+
+    def to_cpu(self) -> None:
+        """Bring routes and fingerprints to the CPU in one go; losses stay where their gradient flows."""
+        for records in (self.routes, self.live_routes, self.fingerprints):
+            if records and records[0].device.type != "cpu":
+                records[:] = torch.stack(records).cpu().unbind()
 
     def stacked_routes(self) -> Tensor:
         """[N, L_moe, X] int16; empty middle axis for a dense model."""

@@ -16,7 +16,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
-from samepath.kernels.window import AttentionPlan, Window
 from samepath.model.key_store import KeyStore
 from samepath.model.lora import merged_state
 from samepath.model.model_input import ModelInput
@@ -141,7 +140,7 @@ class TransformersPolicy(Policy):
                 )
             replay = dict(zip(self._shape.moe_layers, batch.replay_LNX.to(self.model.device)))
         return PackedPass(
-            plan=_on_device(batch.plan, self.model.device),
+            plan=batch.plan.to(self.model.device),
             replay=replay,
         )
 
@@ -177,24 +176,11 @@ class TransformersPolicy(Policy):
         check_logits(output.logits[0], hidden_ND, self.head_weight, self.model.config.get_text_config())
 
 
-def _on_device(plan: AttentionPlan, device: torch.device) -> AttentionPlan:
-    windows = tuple(
-        Window(
-            rows_BT=window.rows_BT.to(device),
-            ends_BT=window.ends_BT.to(device),
-            keys_BS=window.keys_BS.to(device),
-            longest=window.longest,
-        )
-        for window in plan.windows
-    )
-    return AttentionPlan(windows=windows, source_N=plan.source_N.to(device))
-
-
 def load_transformers(folder: Path, backend: Backend) -> TransformersPolicy:
     """Load a checkpoint folder in float32. Raises ValueError or FileNotFoundError that name what does not fit."""
     logging.disable_progress_bar()
     model, info = model_class(folder).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    check_loading(info, folder)
+    check_loading(info, folder, model.config.get_text_config().num_hidden_layers)
     return TransformersPolicy(model, backend)
 
 

@@ -157,7 +157,7 @@ def run_case(case: Case, folder: Path, idle_bytes: int) -> PeerResult:
     recipe = bench_recipe(case, folder)
     learner = InlineLearner(recipe, folder, recipe.run_dir, None)
     learner.start_rl()
-    pool = InlinePool(learner.reference_dir, recipe.engine, recipe.rollout)
+    pool = InlinePool(learner.reference_dir, recipe.engine, recipe.rollout, recipe.model.placement)
     pool.load_weights(learner.weights(), 0)
     config = read_config(learner.reference_dir / CONFIG_FILE)
     with RewardRunner(recipe.reward) as runner:

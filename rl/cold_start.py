@@ -17,6 +17,7 @@ from samepath.model.policy import Policy
 from samepath.model.tokenizer import Tokenizer
 from samepath.rl.algorithm import OptimizerSettings
 from samepath.rl.batch import TrainSequence, pack, split_by_tokens
+from samepath.rl.master_weights import MasterWeights
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.policy_pass import run_policy
 from samepath.rl.task_row import Task
@@ -73,8 +74,9 @@ class ColdStart:
         self.model, self.tokenizer, self.task, self.settings, self.seed = model, tokenizer, task, settings, seed
         self._pool = pool
         self._traces: TraceFunction = resolve_traces(settings.traces, {**settings.options, **settings.late_options})
+        self._weights = MasterWeights(list(model.parameters()))
         self._optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self._weights.masters,
             lr=settings.optimizer.lr,
             betas=(settings.optimizer.beta1, settings.optimizer.beta2),
             eps=settings.optimizer.epsilon,
@@ -104,16 +106,17 @@ class ColdStart:
         total = sum(entry.segment.num_trained for entry in sequences)
         parts = split_by_tokens(sequences, max_tokens=1 << 30, at_least=self._pool.threads)
         dense = step < settings.dense_warmup_steps
-        parameters = list(self.model.parameters())
+        parameters, masters = self._weights.parameters, self._weights.masters
         passes = self._pool.map(
             lambda part: self._pass([sequences[index] for index in part], total, dense, parameters), parts
         )
         for done in passes:
-            add_gradients(parameters, done.gradients)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.max_grad_norm, error_if_nonfinite=True)
+            add_gradients(masters, done.gradients)
+        norm = torch.nn.utils.clip_grad_norm_(masters, settings.optimizer.max_grad_norm, error_if_nonfinite=True)
         self._set_rate(step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._weights.publish()
         return {
             "cold_start/loss": sum(done.loss for done in passes),
             "cold_start/indexer_kl": sum(done.indexer_kl for done in passes) / len(passes),
@@ -170,7 +173,7 @@ class ColdStart:
             worst = max(worst, float(counts_E.max() / counts_E.mean()))
             bias_E = self.model.selection_bias(layer)
             if bias_E is not None:
-                bias_E += self.settings.bias_update_rate * torch.sign(counts_E.mean() - counts_E)
+                bias_E += self.settings.bias_update_rate * torch.sign(counts_E.mean() - counts_E).to(bias_E.device)
         return worst
 
 

@@ -10,8 +10,8 @@ from samepath.kernels.logprob import CHUNK_ELEMENTS
 from samepath.model.model_sizes import PublishedSizes
 
 LEARNER_SHARE = 0.8
-"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (measured: up
-to 1.3 times the estimate, docs/memory.md), and driver, communication and fragmentation take their part."""
+"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (activations:
+up to 1.5 times, docs/memory.md), and driver, communication and fragmentation take their part."""
 ENGINE_SHARE = 0.9
 """Part of a device that an engine may fill with weights and cache."""
 MAX_DEVICES = 1 << 14
@@ -167,10 +167,16 @@ class EngineMemory:
         return None
 
 
-def engine_memory(sizes: PublishedSizes, weight_bytes: int, cache_tokens: int) -> EngineMemory:
-    """Memory of an engine; the cache keeps `cache_width` numbers of each token and layer, in the weights' type (2 bytes at least)."""
+def engine_memory(
+    sizes: PublishedSizes, weight_bytes: int, cache_tokens: int, *, unfolded: bool = False
+) -> EngineMemory:
+    """Memory of an engine, whose cache holds numbers of the weights' type, 2 bytes at least.
+
+    `unfolded` runs latent attention as ordinary attention, with keys and values of all heads in the cache.
+    """
+    width = sizes.unfolded_cache_width if unfolded else sizes.cache_width
     return EngineMemory(
         weights=sizes.parameters * weight_bytes,
-        cache=sizes.num_layers * sizes.cache_width * cache_tokens * max(weight_bytes, 2),
-        cache_divides=not sizes.latent,
+        cache=sizes.num_layers * width * cache_tokens * max(weight_bytes, 2),
+        cache_divides=unfolded or not sizes.latent,
     )

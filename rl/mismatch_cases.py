@@ -13,7 +13,6 @@ import transformers
 from samepath.model.checkpoint import save_checkpoint
 from samepath.model.config import ModelConfig
 from samepath.model.network import CausalLM
-from samepath.model.policy_files import Implementation
 from samepath.model.tokenizer import character_tokenizer
 from samepath.model.transformers_policy import TransformersPolicy, save_transformers
 
@@ -68,11 +67,6 @@ _OWN_SIZES = {
     "index_head_dim": 32,
     "index_topk": 32,
 }
-
-
-def implementation_of(family: str) -> Implementation:
-    """Which learner a family's checkpoint gets."""
-    return "own" if family == OWN else "transformers"
 
 
 def write_case(family: str, folder: Path, seed: int) -> None:

@@ -1,6 +1,5 @@
 """Where a run's model comes from: built new from sizes in the recipe, or a checkpoint folder or hub name."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
 from samepath.model.config_file import write_config
+from samepath.model.json_file import read_json
 from samepath.model.network import CausalLM
+from samepath.model.placement import DeviceName, Placement, TypeName
 from samepath.model.policy import Policy
 from samepath.model.policy_files import Implementation, load_policy, save_policy
 from samepath.model.published_sizes import KNOWN_TYPES, published_sizes
@@ -17,17 +18,38 @@ from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokeni
 from samepath.rl.hub import CONFIG_FILES, hub_folder
 
 
-class NewModel(BaseModel):
-    """A network of any family (`config.model_type`) with fresh weights and a character-level tokenizer."""
+class PlacedModel(BaseModel):
+    """Where a model computes; learner and built-in engine alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: Backend = Field(
+        "torch",
+        description="kernels; `triton`: fused ones for `device: cuda`, with a gap of 0 between sampler and learner",
+    )
+    device: DeviceName = Field(
+        "cpu",
+        description="own network: the CPU, or one GPU a process, which CUDA_VISIBLE_DEVICES or Ray chooses; transformers models go where accelerate puts them",
+    )
+    dtype: TypeName = Field(
+        "float32",
+        description="own network: weights and activations in the passes; with `bfloat16` (backend triton) the optimiser keeps float32 masters",
+    )
+
+    @property
+    def placement(self) -> Placement:
+        """The three as one."""
+        return Placement(device=self.device, dtype=self.dtype, backend=self.backend)
+
+
+class NewModel(PlacedModel):
+    """A network of any family (`config.model_type`) with fresh weights and a character-level tokenizer."""
 
     kind: Literal["new"] = Field("new", description="build from sizes")
     alphabet: str = Field(min_length=1, description="the characters of prompts and responses, each once")
     config: dict[str, Any] = Field(
         description="sizes under their published names (see model/config.py); vocab_size follows from the alphabet"
     )
-    backend: Backend = Field("torch", description="kernels")
 
     @property
     def implementation(self) -> Implementation:
@@ -55,17 +77,14 @@ class NewModel(BaseModel):
         return config
 
 
-class CheckpointModel(BaseModel):
+class CheckpointModel(PlacedModel):
     """A checkpoint folder in the published layout, or a hub name that transformers' hub client resolves."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["checkpoint"] = Field("checkpoint", description="load weights")
     path: str = Field(min_length=1, description="folder (relative to the recipe) or hub name such as organisation/name")
     implementation: Implementation = Field(
         "own", description="`own`: this package's network; `transformers`: any of its causal language models"
     )
-    backend: Backend = Field("torch", description="kernels")
     expected: dict[str, Any] = Field(
         default_factory=dict,
         description=(
@@ -141,7 +160,7 @@ def check_expected(expected: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
-    config: dict[str, Any] = json.loads(path.read_text())
+    config = read_json(path)
     wrong = [
         f"{key} is {config.get(key)!r}, expected {value!r}"
         for key, value in expected.items()

@@ -60,7 +60,8 @@ def gradients_of(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> list
 
 
 def add_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add one pass's gradients to `.grad`; the first pass's become it, without a copy."""
+    """Add one pass's gradients to `.grad` in the parameter's type; the first pass's become it, without a copy if it has that type."""
     for parameter, gradient in zip(parameters, gradients):
         if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            grad = parameter.grad
+            parameter.grad = gradient.to(parameter.dtype) if grad is None else grad.add_(gradient)

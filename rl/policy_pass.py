@@ -1,5 +1,8 @@
 """One pass of a policy over a packed batch: log-probabilities of the sampled tokens on the sampler's path.
 
+The batch stays on the CPU, and so does everything that is computed from the result: the network takes its inputs to its own device, and
+what it reports comes back once a pass.
+
 Axes: N rows run, M trained tokens, U different ones among them, L layers, X experts chosen.
 """
 
@@ -46,6 +49,7 @@ def run_policy(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
+    trace.to_cpu()
     device, first_U = hidden_ND.device, batch.first_U
     scores_U = head_logprobs(
         hidden_ND[batch.rows_M[first_U].to(device)],

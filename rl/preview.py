@@ -9,7 +9,7 @@ from samepath.model.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.evaluation import evaluate
 from samepath.rl.learner import latest_checkpoint
-from samepath.rl.model_source import build_model
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder
 from samepath.rl.prompts import seed_of
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
@@ -83,4 +83,8 @@ def _model_of(source: Path) -> Any:
     found = latest_checkpoint(recipe.run_dir)
     if found:
         return load_checkpoint(found[0]), load_tokenizer(found[0])
+    if isinstance(recipe.model, CheckpointModel):
+        # Whatever trains it: the built-in engine answers here.
+        folder = resolve_folder(recipe.model.path, source.parent)
+        return load_checkpoint(folder), load_tokenizer(folder)
     return build_model(recipe.model, source.parent, recipe.seed)

@@ -51,7 +51,9 @@ class RayLearner:
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
         environment = {**import_path(recipe_dir), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        remote = ray.remote(num_cpus=0, max_restarts=0, runtime_env={"env_vars": environment})(Learner)
+        gpus = recipe.ray.learner_gpus if recipe.model.device == "cuda" else 0
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
+        remote = ray.remote(**options, runtime_env={"env_vars": environment})(Learner)
         self._timeout_s = recipe.learner.update_timeout_s
         self._actor = remote.remote(
             recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from.resolve() if resume_from else None

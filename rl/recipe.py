@@ -47,6 +47,12 @@ class RaySettings(BaseModel):
         "local", description="`local` starts a cluster on this machine, `auto` joins a running one, or host:port"
     )
     object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="shared memory of a local cluster, bytes")
+    learner_gpus: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="with `model.device: cuda`: GPUs of the learner; a fraction shares one with workers",
+    )
 
 
 class Recipe(BaseModel):
@@ -131,8 +137,15 @@ class Recipe(BaseModel):
 
     def _impossible_for_the_implementation(self) -> list[str]:
         """Options that the model's implementation does not have."""
-        learner, problems = self.learner, []
-        if self.model.implementation == "own":
+        learner, model, problems = self.learner, self.model, []
+        if model.placement.problem is not None:
+            problems.append(model.placement.problem)
+        if model.device == "cuda" and learner.threads > 1:
+            problems.append(
+                f"learner.threads={learner.threads} runs passes side by side on CPU cores; one GPU runs them one after the other. "
+                "Set learner.threads=1 with model.device=cuda."
+            )
+        if model.implementation == "own":
             for name, used in (
                 ("precision", learner.precision != "fp32"),
                 ("lora", learner.lora.enabled),
@@ -140,6 +153,11 @@ class Recipe(BaseModel):
                 if used:
                     problems.append(f"learner.{name} needs model.implementation: transformers")
             return problems
+        if (model.device, model.dtype) != ("cpu", "float32"):
+            problems.append(
+                "model.device and model.dtype place the own network; a transformers model goes where accelerate puts it, in "
+                "learner.precision. Leave them out, or set model.implementation=own."
+            )
         if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
             problems.append(
                 "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"

@@ -62,17 +62,18 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
         )
     engine = recipe.engine
     if isinstance(engine, BuiltinSettings):
-        cache_tokens, engine_type, weight_bytes = engine.cache_tokens, "float32", 4
+        cache_tokens, engine_type, weight_bytes, unfolded = engine.cache_tokens, "float32", 4, False
     else:
         held = engine.max_model_tokens or min(sizes.max_positions, longest)
         cache_tokens, engine_type = engine.max_sequences * held, engine.dtype
         weight_bytes = 4 if engine.dtype == "float32" else 2
+        unfolded = sizes.latent and engine.network == "vllm" and not engine.latent_kernels
     return MemoryPlan(
         sizes=sizes,
         pass_tokens=pass_tokens,
         cache_tokens=cache_tokens,
         learners=learners,
-        engine=engine_memory(sizes, weight_bytes, cache_tokens),
+        engine=engine_memory(sizes, weight_bytes, cache_tokens, unfolded=unfolded),
         engine_type=engine_type,
     )
 

@@ -11,6 +11,9 @@ from samepath.rl.recipe_suggest import did_you_mean
 from samepath.rl.task_row import Task, TaskError, TaskRow
 from samepath.rl.task_table import TableSettings, check_columns, split_task, table_rows
 
+REASON_CHARS = 300
+"""Longest reason of the datasets library that is shown; it may hold whole schemas."""
+
 
 class HubTask(TableSettings):
     """Problems of a dataset on the hub; another split, or part of the same one, is held out."""
@@ -78,8 +81,10 @@ def _rows(folder: Path, split: str, settings: HubTask, name: str) -> list[TaskRo
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, TaskError):
             raise
+        # The library's own message often says only that something failed; the reason is the error below it.
+        reason = " ".join((f"{error}: {error.__cause__}" if error.__cause__ else str(error)).split())
         raise TaskError(
-            f"the dataset {settings.path} (config {settings.config!r}, split {split!r}) cannot be read: {error}"
+            f"the dataset {settings.path} (config {settings.config!r}, split {split!r}) cannot be read: {reason[:REASON_CHARS]}"
         ) from error
     check_columns(table.column_names, settings.columns, f"{settings.path} {split}")
     return table_rows(

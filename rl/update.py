@@ -18,6 +18,7 @@ from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
 from samepath.rl.diagnostics import HeadStatistics, gather_step, step_metrics
 from samepath.rl.diagnostics_numerics import NumericsGap, check_numerics_gap, numerics_gap
 from samepath.rl.kl import beta_per_sequence
+from samepath.rl.master_weights import MasterWeights
 from samepath.rl.objective import LossInputs, LossTerms, policy_loss
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.path_record import PathRecord
@@ -52,9 +53,15 @@ class PolicyUpdater:
     """Runs the updates of one step. Holds no weights of its own."""
 
     def __init__(
-        self, model: Policy, reference: Policy | None, rl: AlgorithmSettings, learner: LearnerSettings
+        self,
+        model: Policy,
+        reference: Policy | None,
+        rl: AlgorithmSettings,
+        learner: LearnerSettings,
+        weights: MasterWeights | None = None,
     ) -> None:
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
+        self._weights = weights or MasterWeights(list(model.parameters()))
         self._pool = PassPool(learner.threads)
         self._gap: NumericsGap | None = None
 
@@ -124,7 +131,7 @@ class PolicyUpdater:
         equal: list[tuple[Tensor, Tensor]] = []
         passes: list[_Pass] = []
         for part, done in zip(parts, running):
-            add_gradients(parameters, done.gradients)
+            add_gradients(self._weights.of(parameters), done.gradients)
             # As large as the model: they go as soon as they are added.
             done.gradients.clear()
             passes.append(done)
@@ -158,7 +165,7 @@ class PolicyUpdater:
         inputs = self._loss_inputs(batch, part, weights_M)
         loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
         if train_indexer:
-            loss = loss + torch.stack(result.trace.indexer_losses)[:, part.batch.rows_R].mean(1).sum() / num_parts
+            loss = loss + result.trace.indexer_losses_at(part.batch.rows_R).mean(1).sum() / num_parts
         return _Pass(
             result=result, inputs=inputs, terms=terms, loss=loss.detach(), gradients=gradients_of(loss, parameters)
         )
@@ -197,23 +204,24 @@ class PolicyUpdater:
 
 
 class ApplyGradients:
-    """Clips the gradients, takes one optimiser step and returns the norm before clipping."""
+    """Clips the gradients, takes one optimiser step, rounds it into the weights and returns the norm before clipping."""
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        parameters: Sequence[torch.nn.Parameter],
+        weights: MasterWeights,
         max_norm: float,
         set_rate: Callable[[], None],
     ) -> None:
-        self.optimizer, self.parameters, self.max_norm, self.set_rate = optimizer, parameters, max_norm, set_rate
+        self.optimizer, self.weights, self.max_norm, self.set_rate = optimizer, weights, max_norm, set_rate
 
     def __call__(self) -> float:
         """Step and clear the gradients."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm, error_if_nonfinite=True))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.max_norm, error_if_nonfinite=True))
         self.set_rate()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.weights.publish()
         return norm
 
 

@@ -2,7 +2,8 @@
 
 One `step` runs one forward pass over all decoding samples and as many prompt tokens as fit, then draws one token for each sample
 whose logits are ready. Rows are padded to a multiple of 16 and every operation keeps a row's bits independent of its
-neighbours, so log-probabilities equal the learner's bit for bit, whatever the batch, the arrival order or the chunking.
+neighbours, so log-probabilities equal the learner's bit for bit, whatever the batch, the arrival order or the chunking. Planning and
+bookkeeping are done on the CPU; network, cache and drawing live on the model's device.
 
 Axes: N rows of a pass, B decoding samples, S key positions, V vocabulary.
 """
@@ -30,7 +31,7 @@ from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.pages import PagePool
 from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
-from samepath.rollout.sampling import draw, uniforms
+from samepath.rollout.sampling import draw, learner_logprobs, uniforms
 from samepath.rollout.types import Group
 
 
@@ -43,7 +44,8 @@ class BuiltinEngine:
         self.counters = EngineCounters()
         self._pages = PagePool(settings.cache_tokens // settings.page_size, settings.page_size)
         num_slots = (self._pages.num_pages + 1) * settings.page_size
-        self._cache = SlotCache(model.config, num_slots, model.norm.dtype)
+        self._device = model.norm.device
+        self._cache = SlotCache(model.config, num_slots, model.norm.dtype, self._device)
         self._table = np.zeros((settings.max_sequences, model.config.max_position_embeddings + 16), np.int64)
         self._lengths = np.zeros(settings.max_sequences, np.int64)
         self._free_rows = list(range(settings.max_sequences))[::-1]
@@ -196,7 +198,7 @@ class BuiltinEngine:
             prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.config.window_heads)
             plan = prefill_plan if plan is None else merge_plans(plan, prefill_plan, num_decoding, num_rows)
         assert plan is not None
-        slots_N = torch.from_numpy(slots)
+        slots_N = torch.from_numpy(slots).to(self._device)
         trace = ForwardTrace(record_fingerprints=True)
         batch = ModelInput(token_ids_N=torch.from_numpy(token_ids), positions_N=torch.from_numpy(positions), plan=plan)
         hidden_ND = self.model(batch, CachedKeys(self._cache, slots_N), trace)
@@ -223,8 +225,7 @@ class BuiltinEngine:
                 source_rows += [row - 1] * len(forked)
         if not ready:
             return []
-        logits_BV = padded_logits(hidden_ND[torch.tensor(source_rows)], self.model.head_weight)
-        return self._draw(ready, logits_BV)
+        return self._draw(ready, hidden_ND[torch.tensor(source_rows, device=self._device)])
 
     def _fork(self, state: GroupState) -> list[SampleState]:
         """Give each sample its own row: full prompt pages shared, the tail page copied, pages for the response taken."""
@@ -249,22 +250,22 @@ class BuiltinEngine:
             targets = torch.from_numpy(
                 np.concatenate([self._table[sample.row, len(shared) * size : length] for sample in samples])
             )
-            self._cache.copy_slots(tail.repeat(len(samples)), targets)
+            self._cache.copy_slots(tail.repeat(len(samples)).to(self._device), targets.to(self._device))
         self._pages.release(state.prompt_pages)
         self._samples += samples
         return samples
 
-    def _draw(self, ready: list[SampleState], logits_BV: Tensor) -> list[Group]:
+    def _draw(self, ready: list[SampleState], hidden_BD: Tensor) -> list[Group]:
         seeds = np.array([sample.group.request.seeds[sample.index] for sample in ready], np.uint64)
         counters = np.array([len(sample.tokens) for sample in ready], np.int64)
+        logits_BV = padded_logits(hidden_BD, self.model.head_weight, self.model.backend)
         drawn = draw(logits_BV, [sample.group.request.sampling for sample in ready], uniforms(seeds, counters))
         self.counters.sampled_tokens += len(ready)
         self.counters.over_cap += drawn.over_cap
-        kept = None if drawn.kept_BV is None else drawn.kept_BV.numpy()
+        kept = None if drawn.kept_BV is None else drawn.kept_BV.cpu().numpy()
+        logprobs_B = learner_logprobs(drawn, hidden_BD, self.model.head_weight, self.model.backend)
         finished = []
-        for place, (sample, token, logprob) in enumerate(
-            zip(ready, drawn.tokens_B.tolist(), drawn.logprobs_B.tolist())
-        ):
+        for place, (sample, token, logprob) in enumerate(zip(ready, drawn.tokens_B.tolist(), logprobs_B.tolist())):
             sample.tokens.append(token)
             sample.logprobs.append(logprob)
             sample.versions.append(self.weight_version)

@@ -122,9 +122,15 @@ TABLE: Mapping[Capability, Mapping[EngineKind, Cell]] = {
         "builtin": no("it runs this package's network"),
         "vllm": yes("tested: Qwen3-MoE, OLMoE, Mixtral, DeepSeek-V3, Llama; on CPU head sizes are multiples of 32"),
     },
-    Capability.LOW_PRECISION: {"builtin": no("float32"), "vllm": needs("dtype", "bfloat16")},
+    Capability.LOW_PRECISION: {
+        "builtin": yes("with `model.dtype: bfloat16`, float32 masters in the optimiser"),
+        "vllm": needs("dtype", "bfloat16"),
+    },
     Capability.INLINE: {"builtin": yes("in the driver's process"), "vllm": yes("in a child process")},
-    Capability.GPU: {"builtin": no("CPU kernels"), "vllm": needs("device", "cuda", "written, not run")},
+    Capability.GPU: {
+        "builtin": yes("with `model.device: cuda`, one a process"),
+        "vllm": needs("device", "cuda", "written, not run"),
+    },
 }
 
 

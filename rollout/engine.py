@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from samepath.model.checkpoint import load_checkpoint
+from samepath.model.placement import ON_CPU, Placement
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.counters import EngineCounters
@@ -48,11 +49,15 @@ class Engine(Protocol):
         ...
 
 
-def build_engine(folder: Path, settings: BuiltinSettings | VllmSettings) -> Engine:
-    """Start the engine on a checkpoint folder. Raises EngineUnavailableError, ValueError or FileNotFoundError."""
+def build_engine(folder: Path, settings: BuiltinSettings | VllmSettings, placement: Placement = ON_CPU) -> Engine:
+    """Start the engine on a checkpoint folder; `placement` is the built-in one's, vLLM has settings of its own.
+
+    Raises EngineUnavailableError, PlacementError, ValueError or FileNotFoundError.
+    """
     match settings:
         case BuiltinSettings():
-            return BuiltinEngine(load_checkpoint(folder), load_tokenizer(folder), settings)
+            model = placement.place(load_checkpoint(folder, placement.backend))
+            return BuiltinEngine(model, load_tokenizer(folder), settings)
         case VllmSettings():
             require_vllm(settings)
             # Late: an optional dependency, slow to import, that patches the process it is imported into.

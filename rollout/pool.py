@@ -7,14 +7,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
+from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_settings import EngineSettings, engine_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
 
-Weights = Mapping[str, NDArray[np.float32]] | Any
-"""Weights under their published names, or a Ray reference to them, which `RayPool` passes on as it is."""
+Weights = Mapping[str, NDArray[np.float32] | Tensor] | Any
+"""Weights under their published names (tensors for a pool in the same process, which copies them on the device), or a Ray reference to them,
+which `RayPool` passes on as it is."""
 
 
 class RolloutSettings(BaseModel):
@@ -29,6 +32,9 @@ class RolloutSettings(BaseModel):
         120.0, gt=0, description="longest time without any answer from a worker before it is replaced, seconds"
     )
     max_replacements: int = Field(8, ge=0, description="workers replaced in one run before it is stopped")
+    gpus: float = Field(
+        1.0, gt=0, le=1, description="under Ray with `model.device: cuda`: GPUs of a worker; a fraction shares one"
+    )
 
 
 def worker_environment(
@@ -62,8 +68,10 @@ class RolloutPool(Protocol):
 class InlinePool:
     """One worker in this process: for debugging, notebooks and machines without Ray."""
 
-    def __init__(self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings) -> None:
-        self._worker = RolloutWorker(model_folder, engine, settings.threads)
+    def __init__(
+        self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, placement: Placement = ON_CPU
+    ) -> None:
+        self._worker = RolloutWorker(model_folder, engine, settings.threads, placement)
 
     def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order."""

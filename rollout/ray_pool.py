@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.pool import RolloutSettings, Weights, worker_environment
@@ -38,9 +39,14 @@ class RayPool:
     """Rollout actors with an engine each. Equal seeds give equal samples on any actor, so a group may be run again anywhere."""
 
     def __init__(
-        self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+        self,
+        model_folder: Path,
+        engine: EngineSettings,
+        settings: RolloutSettings,
+        environment: Mapping[str, str],
+        placement: Placement = ON_CPU,
     ) -> None:
-        self._folder, self._engine, self._settings = model_folder, engine, settings
+        self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
         self._environment = worker_environment(engine, settings, environment)
         self._weights: tuple[Any, int] | None = None
         self._replaced = 0
@@ -107,10 +113,11 @@ class RayPool:
             ray.kill(actor.handle, no_restart=True)
 
     def _start(self) -> _Actor:
-        remote = ray.remote(num_cpus=0, max_restarts=0, runtime_env={"env_vars": self._environment})(RolloutWorker)
-        return _Actor(
-            handle=remote.remote(self._folder, self._engine, self._settings.threads), last_answer_s=time.monotonic()
-        )
+        gpus = self._settings.gpus if self._placement.device == "cuda" else 0
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
+        remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(RolloutWorker)
+        handle = remote.remote(self._folder, self._engine, self._settings.threads, self._placement)
+        return _Actor(handle=handle, last_answer_s=time.monotonic())
 
     def _await_start(self, actor: _Actor) -> None:
         """Wait until the actor has its model, and the current weights if there are any."""

@@ -144,6 +144,13 @@ def test_engine_memory_grouped_cache_divides_and_latent_does_not() -> None:
     assert deepseek.per_device(4) == -(-deepseek.weights // 4) + 85_888_000
 
 
+def test_engine_memory_latent_attention_unfolded_holds_all_heads_and_divides() -> None:
+    """61 layers · 2·128·(128 + 64) numbers · 2 bytes: 70 times the latent cache."""
+    memory = engine_memory(published_sizes(DEEPSEEK_V32), 2, 1000, unfolded=True)
+    assert memory.cache == 61 * 2 * 128 * 192 * 2 * 1000
+    assert memory.per_device(8) == -(-memory.weights // 8) + memory.cache // 8
+
+
 def test_engine_least_devices_is_a_power_of_two() -> None:
     memory = EngineMemory(weights=300 * GB, cache=10 * GB, cache_divides=False)
     # 300/4 + 10 = 85 GB are too much for 72; 300/8 + 10 = 47.5 GB fit.

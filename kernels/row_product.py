@@ -14,12 +14,12 @@ ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 """True in every build of torch for x86; without it products go the ordinary way, on both sides alike."""
 
 
-def linear(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
+def row_product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """`[N, F]`; N must be a multiple of 16 for row-exact results. Other types than float32, and other devices, take torch's own product."""
     if not ONEDNN or x_ND.dtype != torch.float32 or x_ND.device.type != "cpu":
         return torch.nn.functional.linear(x_ND, weight_FD, bias_F)
     if torch.is_grad_enabled() and (x_ND.requires_grad or weight_FD.requires_grad):
-        return _Linear.apply(x_ND, weight_FD, bias_F)  # type: ignore[no-any-return,no-untyped-call]
+        return _RowProduct.apply(x_ND, weight_FD, bias_F)  # type: ignore[no-any-return,no-untyped-call]
     return _product(x_ND, weight_FD, bias_F)
 
 
@@ -29,7 +29,7 @@ def _product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> T
     return out
 
 
-class _Linear(torch.autograd.Function):
+class _RowProduct(torch.autograd.Function):
     """The operator has no gradient of its own; both gradients are products of the same kind."""
 
     @staticmethod
