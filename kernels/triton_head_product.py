@@ -59,7 +59,7 @@ def _head_product(
 
 def head_product(x_NHK: Tensor, weight_HKM: Tensor) -> Tensor:
     """x[:, h] · weight[h] in x's type, with gradients."""
-    out_NHM: Tensor = _HeadProduct.apply(x_NHK, weight_HKM)  # type: ignore[no-untyped-call]
+    out_NHM: Tensor = _HeadProduct.apply(x_NHK, weight_HKM)
     return out_NHM
 
 

@@ -13,7 +13,7 @@ from samepath.rl.model_source import CheckpointModel, build_model, resolve_folde
 from samepath.rl.prompts import seed_of
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-from samepath.rl.run import RECIPE_FILE, build_pool
+from samepath.rl.run import RECIPE_FILE, inline_pool
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.tasks import build_task
 from samepath.rollout.builtin_engine import BuiltinEngine
@@ -57,7 +57,7 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         folder = found[0]
     task = build_task(recipe.task, recipe_dir)
     with RewardRunner(recipe.reward) as runner:
-        pool = build_pool(recipe.model_copy(update={"runtime": "inline"}), folder, recipe_dir)
+        pool = inline_pool(recipe, folder, recipe_dir)
         try:
             result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
         finally:
