@@ -16,14 +16,14 @@ from samepath.model.policy import Policy
 from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
-from samepath.rl.master_weights import MasterWeights
+from samepath.rl.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder, save_model
 from samepath.rl.pass_pool import PassPool
 from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
-from samepath.rl.update import ApplyGradients, PolicyUpdater
+from samepath.rl.update import PolicyUpdater
 from samepath.rollout.worker import gpu_statistics, peak_memory_bytes
 
 STATE_FILE = "learner.pt"
