@@ -70,13 +70,13 @@ def _rms_norm(x, weight, out, roots, width, eps, WIDTH: tl.constexpr):
 
 def linear(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype | None = None) -> Tensor:
     """x · weightᵀ in `out_type` (x's own if not given), with gradients."""
-    out_NO: Tensor = _Linear.apply(x_ND, weight_OD, out_type or x_ND.dtype)  # type: ignore[no-untyped-call]
+    out_NO: Tensor = _Linear.apply(x_ND, weight_OD, out_type or x_ND.dtype)
     return out_NO
 
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / √(mean x² + eps) · weight, with gradients."""
-    out_ND: Tensor = _RmsNorm.apply(x_ND, weight_D, eps)  # type: ignore[no-untyped-call]
+    out_ND: Tensor = _RmsNorm.apply(x_ND, weight_D, eps)
     return out_ND
 
 

@@ -27,7 +27,7 @@ from samepath.kernels.triton_product import operand_type
 
 def expert_product(x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
     """Σ_x gate_x · Expert_{id_x}(token) as `expert_product.expert_product` describes."""
-    out_ND: Tensor = _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-untyped-call]
+    out_ND: Tensor = _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
     return out_ND
 
 

@@ -371,7 +371,7 @@ def head_logprobs(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor, support: SupportRows | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logprobs_N, entropy_N, kept_mass_N), float32, as `logprob.head_logprobs` describes, without the check of the targets."""
-    logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
+    logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)
     return logprobs_N, entropy_N, mass_N
 
 

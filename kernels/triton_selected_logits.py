@@ -18,7 +18,7 @@ from samepath.kernels.triton_product import operand_type
 
 def selected_index_logits(q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor) -> Tensor:
     """float32 [N, C] logits at the given keys; an index of −1 counts as key 0."""
-    logits_NC: Tensor = _SelectedLogits.apply(q_NIK, k_SK, weights_NI, indices_NC)  # type: ignore[no-untyped-call]
+    logits_NC: Tensor = _SelectedLogits.apply(q_NIK, k_SK, weights_NI, indices_NC)
     return logits_NC
 
 

@@ -1,12 +1,13 @@
-"""The selection of `triton_selection` with layouts written out (Gluon), for NVIDIA GPUs: the same way, the same result.
+"""Exact top-C selection on NVIDIA GPUs (Gluon); same contract and result as `triton_selection`, with layouts written out.
 
-A thread holds neighbouring keys, so the running number of keys that enter the buffer is one scan over threads a tile, and the next tile is on
-its way meanwhile.
+Fast way, three kernels: a sample of each row gives a bar that a few more than C keys should reach; single warps stream segments of the rows and
+collect, in order, the keys that do; a program a row finds the exact threshold among them and emits the C best.
+
+Sure way, for rows where too few or too many keys reach the bar (clustered values): one program streams the row; a full buffer is cut down to its
+exact best C, after which a key enters only if it beats the C-th best. The buffer holds C and one tile, so nothing is ever lost.
 
 Axes: N query rows, S key positions, C selected keys.
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -22,20 +23,17 @@ MOST_KEYS = 32768
 """Largest buffer: two counts share one 32-bit sum."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Shape of the programs; changes the speed, never the result."""
+SEGMENTS = 8
+"""Parts of a row that are streamed by different warps."""
 
-    keys: int = 1024
-    """Keys read at once, a power of two."""
-    num_warps: int = 4
-    """Warps a program."""
-    max_registers: int = 128
-    """Registers a thread at most."""
-    sample: int = 4096
-    """Keys of a row that give its bar."""
-    capacity: int = 4096
-    """Keys the buffer holds at least, a power of two up to 32768; more are taken if C and a tile need them."""
+STREAM_KEYS = 512
+"""Keys a warp reads at once."""
+
+ROWS_AT_ONCE = 2048
+"""Rows whose collected keys are held at once."""
+
+SURE_KEYS = 1024
+"""Keys read at once in the sure way."""
 
 
 @gluon.jit
@@ -74,17 +72,121 @@ def _add(one, other):
 
 
 @gluon.jit
-def _sampled_bar(row, start, end, num_selected, SAMPLE: gl.constexpr, RUN: gl.constexpr, LAYOUT: gl.constexpr):
+def _row_bars(
+    logits, starts, ends, bars, num_keys, num_selected, SAMPLE: gl.constexpr, RUN: gl.constexpr, CAPACITY: gl.constexpr
+):
     """A key that a few more than C keys of the row are expected to reach, from runs spread evenly over it."""
-    offsets = gl.arange(0, SAMPLE, LAYOUT)
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    row = gl.program_id(0)
+    start = gl.load(starts + row).to(gl.int32)
+    end = gl.load(ends + row).to(gl.int32)
     length = end - start
-    position = start + (offsets // RUN) * (length // (SAMPLE // RUN)) + offsets % RUN
-    keys = _ordered_keys(gl.load(row + position, mask=position < end, other=0.0), position, start, end)
-    share = num_selected * (SAMPLE * 1.0 / length)
-    # Three standard deviations above the expected number of winners in the sample.
-    rank = (share + 3.0 * gl.sqrt(share) + 2.0).to(gl.int32)
-    # The upper half of the key is a bfloat16: fine enough for a guess, and half the rounds.
-    return gl.maximum(_ranked_key(keys >> 16, rank) << 16, LOWEST + 1)
+    if length <= CAPACITY:
+        gl.store(bars + row, LOWEST + 1)
+    else:
+        offsets = gl.arange(0, SAMPLE, LAYOUT)
+        position = start + (offsets // RUN) * (length // (SAMPLE // RUN)) + offsets % RUN
+        values = gl.load(logits + row.to(gl.int64) * num_keys + position, mask=position < end, other=0.0)
+        keys = _ordered_keys(values, position, start, end)
+        share = num_selected * (SAMPLE * 1.0 / length)
+        # Three standard deviations above the expected number of winners in the sample.
+        rank = (share + 3.0 * gl.sqrt(share) + 2.0).to(gl.int32)
+        # The upper half of the key is a bfloat16: fine enough for a guess, and half the rounds.
+        gl.store(bars + row, gl.maximum(_ranked_key(keys >> 16, rank) << 16, LOWEST + 1))
+
+
+@gluon.jit
+def _collect(
+    logits,
+    starts,
+    ends,
+    bars,
+    tallies,
+    buffer_keys,
+    buffer_positions,
+    num_keys,
+    segment_keys,
+    TILE: gl.constexpr,
+    ROOM: gl.constexpr,
+):
+    """One warp streams one segment of a row and keeps, in order, what reaches the row's bar, and counts also what does not fit."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
+    segment = gl.program_id(0)
+    row = gl.program_id(1)
+    start = gl.load(starts + row).to(gl.int32)
+    end = gl.load(ends + row).to(gl.int32)
+    bar = gl.load(bars + row)
+    logits_row = logits + row.to(gl.int64) * num_keys
+    place_of = (row.to(gl.int64) * gl.num_programs(0) + segment) * ROOM
+    offsets = gl.arange(0, TILE, LAYOUT)
+    low = gl.maximum(segment * segment_keys, start // TILE * TILE)
+    high = gl.minimum((segment + 1) * segment_keys, end)
+    held = 0
+    values = gl.load(logits_row + low + offsets, mask=low + offsets < num_keys, other=0.0)
+    for first in range(low, high, TILE):
+        position = first + offsets
+        keys = _ordered_keys(values, position, start, end)
+        values = gl.load(logits_row + position + TILE, mask=position + TILE < num_keys, other=0.0)
+        entering = (keys >= bar).to(gl.int32)
+        place = held + gl.associative_scan(entering, 0, _add) - 1
+        fits = (entering > 0) & (place < ROOM)
+        gl.store(buffer_keys + place_of + place, keys, mask=fits)
+        gl.store(buffer_positions + place_of + place, position, mask=fits)
+        held += gl.sum(entering, 0)
+    gl.store(tallies + row * gl.num_programs(0) + segment, held)
+
+
+@gluon.jit
+def _finish(
+    starts,
+    ends,
+    indices,
+    counts,
+    unsure,
+    tallies,
+    buffer_keys,
+    buffer_positions,
+    num_selected,
+    SEGMENTS: gl.constexpr,
+    ROOM: gl.constexpr,
+    CAPACITY: gl.constexpr,
+    WIDTH: gl.constexpr,
+):
+    """Emit the C best of a row's collected keys, or mark the row as unsure."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([CAPACITY // (32 * gl.num_warps())], [32], [gl.num_warps()], [0])
+    row = gl.program_id(0)
+    start = gl.load(starts + row).to(gl.int32)
+    end = gl.load(ends + row).to(gl.int32)
+    wanted = gl.maximum(gl.minimum(end - start, num_selected), 0)
+    gl.store(counts + row, wanted)
+    chosen = indices + row.to(gl.int64) * num_selected
+    if end - start <= num_selected:
+        places = gl.arange(0, WIDTH, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+        gl.store(chosen + places, gl.where(places < wanted, start + places, -1), mask=places < num_selected)
+        gl.store(unsure + row, 0)
+    else:
+        slots = gl.arange(0, CAPACITY, LAYOUT)
+        # Where in the buffers each slot of the joined segments stands.
+        place = slots
+        total = 0
+        fits = True
+        for segment in gl.static_range(SEGMENTS):
+            tally = gl.load(tallies + row * SEGMENTS + segment)
+            inside = (slots >= total) & (slots < total + tally)
+            place = gl.where(inside, segment * ROOM + slots - total, place)
+            total += tally
+            fits = fits & (tally <= ROOM)
+        sure = fits & (total >= wanted) & (total <= CAPACITY)
+        gl.store(unsure + row, gl.where(sure, 0, 1))
+        if sure:
+            base = row.to(gl.int64) * SEGMENTS * ROOM
+            keys = gl.load(buffer_keys + base + place, mask=slots < total, other=LOWEST)
+            positions = gl.load(buffer_positions + base + place, mask=slots < total, other=0)
+            threshold = _ranked_key(keys, wanted)
+            equal = (keys == threshold).to(gl.int32)
+            room = wanted - gl.sum((keys > threshold).to(gl.int32), 0)
+            kept = (keys > threshold) | ((equal > 0) & (gl.associative_scan(equal, 0, _add) <= room))
+            gl.store(chosen + gl.associative_scan(kept.to(gl.int32), 0, _add) - 1, positions, mask=kept)
 
 
 @gluon.jit
@@ -129,112 +231,132 @@ def _keep(
 
 
 @gluon.jit
-def _select_rows(
+def _select_sure(
     logits,
     starts,
     ends,
     indices,
-    counts,
+    unsure,
     buffer_keys,
     buffer_positions,
     num_rows,
     num_keys,
     num_selected,
-    WIDTH: gl.constexpr,
     TILE: gl.constexpr,
     CAPACITY: gl.constexpr,
-    SAMPLE: gl.constexpr,
-    RUN: gl.constexpr,
 ):
     WARPS: gl.constexpr = gl.num_warps()
-    RUNS: gl.constexpr = gl.BlockedLayout([TILE // (32 * WARPS)], [32], [WARPS], [0])
-    SINGLE: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    FOURS: gl.constexpr = gl.BlockedLayout([4], [32], [WARPS], [0])
-    places = gl.arange(0, WIDTH, SINGLE)
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [WARPS], [0])
     keys_of = buffer_keys + gl.program_id(0).to(gl.int64) * CAPACITY
     positions_of = buffer_positions + gl.program_id(0).to(gl.int64) * CAPACITY
-    offsets = gl.arange(0, TILE, RUNS)
+    offsets = gl.arange(0, TILE, LAYOUT)
     for row in range(gl.program_id(0), num_rows, gl.num_programs(0)):
-        start = gl.load(starts + row).to(gl.int32)
-        end = gl.load(ends + row).to(gl.int32)
-        wanted = gl.maximum(gl.minimum(end - start, num_selected), 0)
-        gl.store(counts + row, wanted)
-        chosen = indices + row.to(gl.int64) * num_selected
-        if end - start <= num_selected:
-            gl.store(chosen + places, gl.where(places < wanted, start + places, -1), mask=places < num_selected)
-        else:
-            logits_row = logits + row.to(gl.int64) * num_keys
+        if gl.load(unsure + row) > 0:
+            start = gl.load(starts + row).to(gl.int32)
+            end = gl.load(ends + row).to(gl.int32)
+            logits_row = logits + gl.cast(row, gl.int64) * num_keys
             bar = LOWEST + 1
-            if end - start > CAPACITY:
-                bar = _sampled_bar(logits_row, start, end, num_selected, SAMPLE, RUN, SINGLE)
             held = 0
-            while held < wanted:
-                held = 0
-                position = start // TILE * TILE + offsets
+            for first in range(start // TILE * TILE, end, TILE):
+                position = first + offsets
                 values = gl.load(logits_row + position, mask=position < num_keys, other=0.0)
-                for first in range(start // TILE * TILE, end, TILE):
-                    position = first + offsets
-                    keys = _ordered_keys(values, position, start, end)
-                    following = position + TILE
-                    values = gl.load(logits_row + following, mask=following < num_keys, other=0.0)
-                    if held > CAPACITY - TILE:
-                        gl.thread_barrier()
-                        threshold, room = _threshold(keys_of, held, wanted, CAPACITY, FOURS)
-                        _keep(keys_of, positions_of, held, threshold, room, positions_of, True, TILE, RUNS)
-                        gl.thread_barrier()
-                        # Whoever comes later must beat the last one kept, for ties go to the earlier position.
-                        bar = threshold + 1
-                        held = wanted
-                    entering = (keys >= bar).to(gl.int32)
-                    place = held + gl.associative_scan(entering, 0, _add) - 1
-                    gl.store(keys_of + place, keys, mask=entering > 0)
-                    gl.store(positions_of + place, position, mask=entering > 0)
-                    held += gl.sum(entering, 0)
-                if held < wanted:
-                    bar = gl.to_tensor(LOWEST + 1)
+                keys = _ordered_keys(values, position, start, end)
+                if held > CAPACITY - TILE:
+                    gl.thread_barrier()
+                    threshold, room = _threshold(keys_of, held, num_selected, CAPACITY, LAYOUT)
+                    _keep(keys_of, positions_of, held, threshold, room, positions_of, True, TILE, LAYOUT)
+                    gl.thread_barrier()
+                    # Whoever comes later must beat the last one kept, for ties go to the earlier position.
+                    bar = threshold + 1
+                    held = num_selected
+                entering = (keys >= bar).to(gl.int32)
+                place = held + gl.associative_scan(entering, 0, _add) - 1
+                gl.store(keys_of + place, keys, mask=entering > 0)
+                gl.store(positions_of + place, position, mask=entering > 0)
+                held += gl.sum(entering, 0)
             gl.thread_barrier()
-            threshold, room = _threshold(keys_of, held, wanted, CAPACITY, FOURS)
-            _keep(keys_of, positions_of, held, threshold, room, chosen, False, TILE, RUNS)
+            threshold, room = _threshold(keys_of, held, num_selected, CAPACITY, LAYOUT)
+            chosen = indices + gl.cast(row, gl.int64) * num_selected
+            _keep(keys_of, positions_of, held, threshold, room, chosen, False, TILE, LAYOUT)
             # The next row writes into the same buffer.
             gl.thread_barrier()
 
 
-def select(
-    logits_NS: Tensor, starts_N: Tensor, ends_N: Tensor, num_selected: int, tiles: Tiles | None = None
-) -> tuple[Tensor, Tensor]:
+def select(logits_NS: Tensor, starts_N: Tensor, ends_N: Tensor, num_selected: int) -> tuple[Tensor, Tensor]:
     """(indices_NC, count_N) of the `num_selected` best valid keys of each row of float32 logits on a GPU."""
-    num_rows, num_keys = logits_NS.shape
-    device = logits_NS.device
-    tiles = tiles or Tiles()
-    indices_NC = torch.empty(num_rows, num_selected, dtype=torch.int32, device=device)
-    count_N = torch.empty(num_rows, dtype=torch.int32, device=device)
-    capacity = max(tiles.capacity, triton.next_power_of_2(num_selected + tiles.keys))
+    capacity = max(1024, triton.next_power_of_2(num_selected + SURE_KEYS))
     if capacity > MOST_KEYS:
         raise ValueError(
-            f"backend triton selects at most {MOST_KEYS - tiles.keys} keys; got {num_selected}. Use backend torch for more."
+            f"backend triton selects at most {MOST_KEYS - SURE_KEYS} keys; got {num_selected}. Use backend torch for more."
         )
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    programs = min(num_rows, 8 * processors)
-    if not num_rows:
-        return indices_NC, count_N
-    buffers = torch.empty(2, programs, capacity, dtype=torch.int32, device=device)
-    _select_rows[(programs,)](
+    num_rows = logits_NS.shape[0]
+    indices_NC = torch.empty(num_rows, num_selected, dtype=torch.int32, device=logits_NS.device)
+    count_N = torch.empty(num_rows, dtype=torch.int32, device=logits_NS.device)
+    for start in range(0, num_rows, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, num_rows))
+        _select_chunk(logits_NS[rows], starts_N[rows], ends_N[rows], indices_NC[rows], count_N[rows], capacity)
+    return indices_NC, count_N
+
+
+def _select_chunk(
+    logits_NS: Tensor, starts_N: Tensor, ends_N: Tensor, indices_NC: Tensor, count_N: Tensor, capacity: int
+) -> None:
+    """Write the selection of some rows."""
+    num_rows, num_keys = logits_NS.shape
+    num_selected, device = indices_NC.shape[1], logits_NS.device
+    bars, unsure = torch.empty(2, num_rows, dtype=torch.int32, device=device)
+    tallies = torch.empty(num_rows, SEGMENTS, dtype=torch.int32, device=device)
+    segment_keys = triton.cdiv(triton.cdiv(num_keys, SEGMENTS), STREAM_KEYS) * STREAM_KEYS
+    room = capacity // 2
+    buffers = torch.empty(2, num_rows, SEGMENTS * room, dtype=torch.int32, device=device)
+    sample = min(4096, capacity)
+    _row_bars[(num_rows,)](
+        logits_NS, starts_N, ends_N, bars, num_keys, num_selected, SAMPLE=sample, RUN=8, CAPACITY=capacity, num_warps=4
+    )
+    _collect[(SEGMENTS, num_rows)](
         logits_NS,
+        starts_N,
+        ends_N,
+        bars,
+        tallies,
+        buffers[0],
+        buffers[1],
+        num_keys,
+        segment_keys,
+        TILE=STREAM_KEYS,
+        ROOM=room,
+        num_warps=1,
+    )
+    _finish[(num_rows,)](
         starts_N,
         ends_N,
         indices_NC,
         count_N,
+        unsure,
+        tallies,
+        buffers[0],
+        buffers[1],
+        num_selected,
+        SEGMENTS=SEGMENTS,
+        ROOM=room,
+        CAPACITY=capacity,
+        WIDTH=triton.next_power_of_2(num_selected),
+        num_warps=8,
+    )
+    programs = min(num_rows, 4 * torch.cuda.get_device_properties(device).multi_processor_count)
+    # The collected keys are used up, so the sure way takes their memory: a program needs `capacity` slots, a row has more.
+    _select_sure[(programs,)](
+        logits_NS,
+        starts_N,
+        ends_N,
+        indices_NC,
+        unsure,
         buffers[0],
         buffers[1],
         num_rows,
         num_keys,
         num_selected,
-        WIDTH=triton.next_power_of_2(num_selected),
-        TILE=tiles.keys,
+        TILE=SURE_KEYS,
         CAPACITY=capacity,
-        SAMPLE=min(tiles.sample, capacity),
-        RUN=8,
-        num_warps=tiles.num_warps,
-        maxnreg=tiles.max_registers,
+        num_warps=4,
     )
-    return indices_NC, count_N

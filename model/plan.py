@@ -93,11 +93,11 @@ def _window(bucket: list[Span]) -> Window:
 def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int) -> AttentionPlan:
     """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding."""
     num_sequences = ends_B.shape[0]
-    source_N = torch.arange(num_rows).clamp_(max=num_sequences)
+    source_N = torch.arange(num_rows, device=ends_B.device).clamp_(max=num_sequences)
     step = max(1, MAX_WINDOW_ELEMENTS // (keys_BS.shape[1] * num_index_heads))
     windows = tuple(
         Window(
-            rows_BT=torch.arange(start, min(start + step, num_sequences))[:, None],
+            rows_BT=torch.arange(start, min(start + step, num_sequences), device=ends_B.device)[:, None],
             ends_BT=ends_B[start : start + step, None],
             keys_BS=keys_BS[start : start + step],
             longest=int(ends_B[start : start + step].max()),
@@ -120,7 +120,7 @@ def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int,
         )
         for window in second.windows
     )
-    source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64)
+    source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64, device=first.source_N.device)
     source_N[:rows_of_first] = first.source_N[:rows_of_first]
     rest = num_rows - rows_of_first
     source_N[rows_of_first:] = second.source_N[:rest] + size_first

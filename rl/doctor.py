@@ -4,12 +4,11 @@ import importlib.util
 import platform
 import shutil
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch.nn.functional import linear
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import interpreting, triton_problem
 from samepath.rl.environment import package_versions, usable_cores
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
@@ -66,9 +65,9 @@ def run_checks() -> list[Check]:
         checks.append(
             Check(name=name, ok=found, detail=version if found else f"not installed: pip install samepath[{extra}]")
         )
-    checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in get_args(Backend)]
+    checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in ("reference", "torch")]
     checks += [
-        Check(name="backend triton", ok=False, detail="not part of this version: the kernels run on CPU only"),
+        triton_backend(),
         vllm_check(),
     ]
     checks.append(row_exactness())
@@ -85,6 +84,18 @@ def vllm_check() -> Check:
         return Check(name="engine vllm", ok=False, detail=str(error))
     assert found is not None
     return Check(name="engine vllm", ok=True, detail=f"{found[1]}, {device} build")
+
+
+def triton_backend() -> Check:
+    """Whether the GPU kernels run here: on a GPU, or in Triton's interpreter."""
+    problem = triton_problem()
+    if problem is not None:
+        return Check(name="backend triton", ok=False, detail=problem)
+    version = package_versions(["triton"])["triton"]
+    if interpreting():
+        return Check(name="backend triton", ok=True, detail=f"{version}, interpreted on the CPU: for tests, very slow")
+    name = torch.cuda.get_device_name()
+    return Check(name="backend triton", ok=True, detail=f"{version} on {name}")
 
 
 def row_exactness() -> Check:

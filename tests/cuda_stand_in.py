@@ -111,7 +111,8 @@ def run(operation: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
 def gpu_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every `cuda` device is the stand-in inside."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 1 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
     # Subclasses of tensors and inference mode do not go together.
     monkeypatch.setattr(BuiltinEngine, "step", torch.no_grad()(BuiltinEngine.step.__wrapped__))
     # Parameters are replaced: a CPU one cannot take a stand-in as its data.

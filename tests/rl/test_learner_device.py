@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from samepath.rl.run import resume_run, start_run
+from samepath.rl.tracking_jsonl import read_metrics
 from tests.cuda_stand_in import gpu_stand_in
 
 ON_GPU = ("model.device=cuda", "rl.max_gap_at_lag_0=1e-3")
@@ -21,6 +22,10 @@ def test_start_run_with_the_network_on_a_gpu_equals_the_run_on_the_cpu(
     for name in ("accuracy_before", "accuracy_after", "gap_at_lag_0", "held_out_responses"):
         assert got[name] == wanted[name]
     assert again["steps"] == 3
+    assert again["peak_gpu_memory_gib"] == 1
+    assert "peak_gpu_memory_gib" not in wanted
+    metrics = read_metrics(tmp_path / "runs" / "gpu" / "metrics.jsonl")[2]
+    assert metrics["learner/mfu"] == pytest.approx(metrics["learner/tflops"] * 1e12 / 989e12)
 
 
 def test_threads_beside_a_gpu_are_refused(tiny_recipe) -> None:

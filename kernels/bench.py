@@ -1,0 +1,359 @@
+"""Times the GPU kernels at the published model's shapes beside what PyTorch offers: `python -m samepath.kernels.bench --out FILE.json`.
+
+Median of CUDA-event times after warm-up; inputs are random; comparators run in the same process. FLOP counts: sparse forward
+2·H·(576 + 512)·pairs, backward 2·H·(3·576 + 2·512)·pairs, index logits 2·I·K·pairs, expert product 6·rows·D·F (three times that with its
+backward), head 2·N·V·D. Axes: N query rows, S keys, H heads, C selected keys, I indexer heads, D width, E experts, F expert width, V vocabulary.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from samepath.kernels.backend import triton_kernels, triton_problem
+from samepath.kernels.sparse_attention import attend
+
+HEADS, KEY_WIDTH, VALUE_WIDTH, SELECTED, SCALE = 128, 576, 512, 2048, 192**-0.5
+INDEX_HEADS, INDEX_WIDTH = 64, 128
+QUERIES = 4096
+DENSE_HEADS, DENSE_KEY, DENSE_VALUE = 16, 192, 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One timed operation.
+
+    Example:
+        Measurement(operation="selection", shape="2048 × 131072, C 2048", ms=0.5, rate=2.1, unit="TB/s")
+    """
+
+    operation: str
+    """What ran."""
+    shape: str
+    """Its sizes and type."""
+    ms: float
+    """Median milliseconds."""
+    rate: float
+    """FLOP or bytes a second, in `unit`."""
+    unit: str
+    """TFLOPS, TB/s, GB (memory, then in `rate`), or × (ratio, then in `rate`)."""
+
+
+def milliseconds(run: Callable[[], object], repeats: int = 7) -> float:
+    """Median time of `run` between two CUDA events, after two warm-up calls."""
+    for _ in range(2):
+        run()
+    times = []
+    for _ in range(repeats):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return float(statistics.median(times))
+
+
+def flops(operation: str, shape: str, count: float, run: Callable[[], object], repeats: int = 7) -> Measurement:
+    """A measurement in TFLOPS."""
+    ms = milliseconds(run, repeats)
+    return Measurement(operation=operation, shape=shape, ms=ms, rate=count / ms / 1e9, unit="TFLOPS")
+
+
+class Bench:
+    """Runs the groups of measurements; all random numbers come from one seeded generator."""
+
+    def __init__(self) -> None:
+        self.random = torch.Generator(device="cuda").manual_seed(0)
+
+    def normal(self, *sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(*sizes, generator=self.random, device="cuda").to(dtype)
+
+    def ceilings(self) -> list[Measurement]:
+        """What the card does at best: a large copy and a large product."""
+        left, right = self.normal(8192, 8192), self.normal(8192, 8192)
+        source = torch.empty(1 << 30, dtype=torch.float32, device="cuda")
+        target = torch.empty_like(source)
+        ms = milliseconds(lambda: target.copy_(source))
+        copy = Measurement(operation="copy", shape="4 GiB", ms=ms, rate=2 * source.nbytes / ms / 1e9, unit="TB/s")
+        return [flops("torch.mm", "8192³ bf16", 2 * 8192**3, lambda: left @ right), copy]
+
+    def selected(self, num_rows: int, num_keys: int) -> tuple[Tensor, Tensor]:
+        """(ascending distinct random indices [N, C], counts)."""
+        indices_NC = torch.empty(num_rows, SELECTED, dtype=torch.int32, device="cuda")
+        for start in range(0, num_rows, 256):
+            noise = torch.rand(min(256, num_rows - start), num_keys, generator=self.random, device="cuda")
+            indices_NC[start : start + 256] = noise.topk(SELECTED, dim=1).indices.sort(1).values
+        return indices_NC, torch.full((num_rows,), SELECTED, dtype=torch.int32, device="cuda")
+
+    def attention(self) -> list[Measurement]:
+        """Sparse forward and backward."""
+        results = []
+        forward = triton_kernels("attention_forward")
+        backward = triton_kernels("attention_backward")
+        mass = triton_kernels("attention_mass")
+        q_NHK = self.normal(QUERIES, HEADS, KEY_WIDTH)
+        for num_keys in (8192, 32768, 131072):
+            kv_SK = self.normal(num_keys, KEY_WIDTH)
+            indices_NC, count_N = self.selected(QUERIES, num_keys)
+            pairs = QUERIES * SELECTED
+            shape = f"{QUERIES} queries, {HEADS} heads, {SELECTED} of {num_keys} keys, bf16"
+            arguments = (q_NHK, kv_SK, indices_NC, count_N, SCALE, VALUE_WIDTH)
+            ahead = 2 * HEADS * (KEY_WIDTH + VALUE_WIDTH) * pairs
+            run = partial(forward.attend_forward, *arguments)
+            results.append(flops("sparse forward", shape, ahead, run))
+            out_NHV, lse_NH = forward.attend_forward(*arguments)
+            saved = backward.SavedRows(
+                q_NHK=q_NHK,
+                kv_SK=kv_SK,
+                indices_NC=indices_NC,
+                count_N=count_N,
+                out_NHV=out_NHV,
+                lse_NH=lse_NH,
+                scale=SCALE,
+            )
+            upstream = self.normal(*out_NHV.shape)
+            back = 2 * HEADS * (3 * KEY_WIDTH + 2 * VALUE_WIDTH) * pairs
+            for name, fixed in (("deterministic", True), ("atomic", False)):
+                run = partial(backward.attend_backward, saved, upstream, deterministic=fixed)
+                results.append(flops(f"sparse backward, {name}", shape, back, run, 3))
+            run = partial(mass.attention_mass, *arguments[:4], lse_NH, SCALE)
+            results.append(flops("attention mass", shape, 2 * HEADS * KEY_WIDTH * pairs, run, 3))
+        rows = 64
+        few = (q_NHK[:rows], kv_SK, indices_NC[:rows], count_N[:rows])
+        plain = partial(gathered_attention, *few)
+        results.append(
+            flops("gather + bmm (torch) forward", f"{rows} queries of the same", ahead * rows / QUERIES, plain, 3)
+        )
+        return results
+
+    def dense(self) -> list[Measurement]:
+        """Causal multi-head attention 192/128 through PyTorch's own choice of kernel (cuDNN or flash)."""
+        results = []
+        for length in (8192, 32768):
+            q, k = (self.normal(1, DENSE_HEADS, length, DENSE_KEY).requires_grad_() for _ in range(2))
+            v = self.normal(1, DENSE_HEADS, length, DENSE_VALUE).requires_grad_()
+            shape = f"{DENSE_HEADS} heads, {length} causal, {DENSE_KEY}/{DENSE_VALUE} bf16"
+            count = DENSE_HEADS * length * length * (DENSE_KEY + DENSE_VALUE)
+            ahead = partial(scaled_dot_product_attention, q, k, v, is_causal=True)
+            results.append(flops("dense MHA forward (SDPA)", shape, count, ahead, 5))
+            out = ahead()
+            back = partial(torch.autograd.grad, out, (q, k, v), self.normal(*out.shape), retain_graph=True)
+            wide = DENSE_HEADS * length * length * (3 * DENSE_KEY + 2 * DENSE_VALUE)
+            results.append(flops("dense MHA backward (SDPA)", shape, wide, back, 3))
+        return results
+
+    def indexer(self) -> list[Measurement]:
+        """Index logits in bf16 and FP8, quantisation, and selection beside torch.topk."""
+        index = triton_kernels("index_logits")
+        results = []
+        q_BTIK = self.normal(1, QUERIES, INDEX_HEADS, INDEX_WIDTH)
+        weights_BTI = self.normal(1, QUERIES, INDEX_HEADS, dtype=torch.float32)
+        codes, q_scales = index.quantise(q_BTIK.flatten(0, 2))
+        codes_q, scaled = codes.view(q_BTIK.shape), weights_BTI * q_scales.view(weights_BTI.shape)
+        ms = milliseconds(lambda: index.quantise(q_BTIK.flatten(0, 2)))
+        results.append(
+            Measurement(
+                operation="Hadamard + FP8 quantise",
+                shape=f"{QUERIES * INDEX_HEADS} × {INDEX_WIDTH} bf16",
+                ms=ms,
+                rate=q_BTIK.numel() * 3 / ms / 1e9,
+                unit="TB/s",
+            )
+        )
+        for num_keys in (32768, 131072):
+            k_BSK = self.normal(1, num_keys, INDEX_WIDTH)
+            codes, scales = index.quantise(k_BSK[0])
+            count = 2 * INDEX_HEADS * INDEX_WIDTH * QUERIES * num_keys
+            shape = f"{QUERIES} queries, {INDEX_HEADS} heads × {INDEX_WIDTH}, {num_keys} keys"
+            bf16 = partial(index.index_logits, q_BTIK, k_BSK, weights_BTI)
+            fp8 = partial(index.index_logits, codes_q, codes[None], scaled, None, scales[None])
+            results.append(flops("index logits bf16", shape, count, bf16, 5))
+            results.append(flops("index logits FP8", shape, count, fp8, 5))
+        selection = triton_kernels("selection")
+        for num_keys in (32768, 131072):
+            logits_NS = self.normal(2048, num_keys, dtype=torch.float32)
+            starts_N = torch.zeros(2048, dtype=torch.int32, device="cuda")
+            ends_N = torch.full_like(starts_N, num_keys)
+            for name, run in (
+                ("selection", partial(selection.select, logits_NS, starts_N, ends_N, SELECTED)),
+                ("torch.topk", partial(torch.topk, logits_NS, SELECTED, dim=1)),
+            ):
+                ms = milliseconds(run)
+                shape = f"2048 × {num_keys}, C {SELECTED}, float32"
+                results.append(
+                    Measurement(operation=name, shape=shape, ms=ms, rate=logits_NS.nbytes / ms / 1e9, unit="TB/s")
+                )
+        return results
+
+    def experts(self) -> list[Measurement]:
+        """Expert product beside torch's grouped product of its first matrix alone."""
+        kernels = triton_kernels("expert_product")
+        results = []
+        for tokens, experts, width, units in ((2048, 64, 2048, 1408), (8192, 64, 2048, 1408), (8192, 256, 7168, 2048)):
+            slots = 8
+            shape = f"{tokens * slots} rows, {experts} experts, {width} × {units}, bf16"
+            x_ND = self.normal(tokens, width).requires_grad_()
+            gate_up = (self.normal(experts, 2 * units, width) / width**0.5).requires_grad_()
+            down = (self.normal(experts, width, units) / units**0.5).requires_grad_()
+            ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
+            gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda").requires_grad_()
+            count = 6 * tokens * slots * width * units
+            ahead = partial(kernels.expert_product, x_ND, gates_NX, ids_NX, gate_up, down)
+            both = partial(_forward_and_backward, ahead, (x_ND, gates_NX, gate_up, down), self.normal(tokens, width))
+            with torch.no_grad():
+                results.append(flops("expert product forward", shape, count, ahead))
+            results.append(flops("expert product forward + backward", shape, 3 * count, both, 3))
+            offsets = torch.bincount(ids_NX.flatten(), minlength=experts).cumsum(0).to(torch.int32)
+            rows = self.normal(tokens * slots, width)
+            weight = gate_up.detach().transpose(1, 2)
+            grouped = partial(torch._grouped_mm, rows, weight, offs=offsets)
+            results.append(flops("torch._grouped_mm, gate and up alone", shape, count * 2 / 3, grouped))
+        return results
+
+    def head(self) -> list[Measurement]:
+        """Log-probability head beside the product alone."""
+        kernels = triton_kernels("logprob")
+        num_rows, vocab, width = 32768, 129280, 7168
+        shape = f"N {num_rows}, V {vocab}, D {width}, bf16"
+        hidden = self.normal(num_rows, width).requires_grad_()
+        weight = (self.normal(vocab, width) / width**0.5).requires_grad_()
+        targets = torch.randint(0, vocab, (num_rows,), generator=self.random, device="cuda")
+        temperature = torch.ones(num_rows, device="cuda")
+        count = 2 * num_rows * vocab * width
+        with torch.no_grad():
+            product = partial(torch.mm, hidden[:4096], weight.T)
+            alone = 8 * milliseconds(product, 5)
+        ahead = partial(_first, kernels.head_logprobs, hidden, weight, targets, temperature, None)
+        both = partial(_forward_and_backward, ahead, (hidden, weight), torch.ones(num_rows, device="cuda"))
+        with torch.no_grad():
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            forward = flops("head forward", shape, count, ahead, 3)
+            extra = (torch.cuda.max_memory_allocated() - held) / 1e9
+        torch.cuda.reset_peak_memory_stats()
+        whole = flops("head forward + backward", shape, 3 * count, both, 3)
+        gradients = hidden.nbytes + weight.nbytes
+        more = (torch.cuda.max_memory_allocated() - held - gradients) / 1e9
+
+        def memory(name: str, gigabytes: float) -> Measurement:
+            return Measurement(operation=name, shape=shape, ms=0.0, rate=gigabytes, unit="GB")
+
+        return [
+            Measurement(
+                operation="head: torch.mm alone", shape=shape, ms=alone, rate=count / alone / 1e9, unit="TFLOPS"
+            ),
+            forward,
+            whole,
+            memory("head forward, extra memory", extra),
+            memory("head forward + backward, memory beside the gradients", more),
+        ]
+
+    def layer(self) -> list[Measurement]:
+        """The last 4096 queries of a context: FP8 indexer, selection and sparse attention against dense MHA of all 128 heads."""
+        results = []
+        queries = (
+            self.normal(QUERIES, HEADS, KEY_WIDTH),
+            self.normal(1, QUERIES, INDEX_HEADS, INDEX_WIDTH),
+            self.normal(1, QUERIES, INDEX_HEADS, dtype=torch.float32),
+        )
+        quantise = triton_kernels("index_logits").quantise
+        for length in (8192, 16384, 32768, 65536, 131072):
+            kv_SK, index_keys = self.normal(length, KEY_WIDTH), quantise(self.normal(length, INDEX_WIDTH))
+            q, k = (self.normal(1, DENSE_HEADS, rows, DENSE_KEY) for rows in (QUERIES, length))
+            v = self.normal(1, DENSE_HEADS, length, DENSE_VALUE)
+            dense_ms = HEADS // DENSE_HEADS * milliseconds(partial(scaled_dot_product_attention, q, k, v), 5)
+            sparse_ms = milliseconds(partial(sparse_layer, queries, kv_SK, index_keys), 5)
+            shape = f"last {QUERIES} queries of {length} keys, forward"
+            results += [
+                Measurement(operation="layer: sparse", shape=shape, ms=sparse_ms, rate=dense_ms / sparse_ms, unit="×"),
+                Measurement(operation="layer: dense MHA (SDPA)", shape=shape, ms=dense_ms, rate=1.0, unit="×"),
+            ]
+        return results
+
+
+def sparse_layer(
+    queries: tuple[Tensor, Tensor, Tensor], kv_SK: Tensor, index_keys: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Quantise, score, select and attend for the last rows of a context; queries are (absorbed, indexer's, its head weights)."""
+    q_NHK, q_BTIK, weights_BTI = queries
+    codes_k, k_scales = index_keys
+    index, selection = triton_kernels("index_logits"), triton_kernels("selection")
+    num_rows, num_keys = q_NHK.shape[0], kv_SK.shape[0]
+    ends_N = torch.arange(num_keys - num_rows + 1, num_keys + 1, dtype=torch.int32, device="cuda")
+    starts_N = torch.zeros_like(ends_N)
+    codes, scales = index.quantise(q_BTIK.flatten(0, 2))
+    logits_BTS = index.index_logits(
+        codes.view(q_BTIK.shape),
+        codes_k[None],
+        weights_BTI * scales.view(weights_BTI.shape),
+        (starts_N[None], ends_N[None]),
+        k_scales[None],
+    )
+    indices_NC, count_N = selection.select(logits_BTS[0], starts_N, ends_N, SELECTED)
+    forward = triton_kernels("attention_forward").attend_forward
+    return forward(q_NHK, kv_SK, indices_NC, count_N, SCALE, VALUE_WIDTH)  # type: ignore[no-any-return]
+
+
+def _first(run: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> Tensor:
+    return run(*arguments)[0]
+
+
+def _forward_and_backward(ahead: Callable[[], Tensor], inputs: tuple[Tensor, ...], upstream: Tensor) -> object:
+    return torch.autograd.grad(ahead(), inputs, upstream)
+
+
+def gathered_attention(*rows: Tensor) -> object:
+    """The `torch` backend's forward: gather and batched products."""
+    with torch.no_grad():
+        return attend(*rows, scale=SCALE, value_width=VALUE_WIDTH, backend="torch")
+
+
+def table(results: list[Measurement]) -> str:
+    """Markdown table of the measurements."""
+    lines = ["| operation | shape | ms | rate |", "|---|---|---:|---:|"]
+    for one in results:
+        ms = f"{one.ms:.3f}" if one.ms else ""
+        lines.append(f"| {one.operation} | {one.shape} | {ms} | {one.rate:.4g} {one.unit} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the chosen groups, print the table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    groups = ("ceilings", "attention", "dense", "indexer", "experts", "head", "layer")
+    parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")
+    parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="JSON file to write")
+    options = parser.parse_args()
+    problem = triton_problem()
+    if problem is not None or not torch.cuda.is_available():
+        raise SystemExit(f"the benchmark needs Triton on an NVIDIA GPU: {problem or 'no CUDA device is visible'}.")
+    bench = Bench()
+    results: list[Measurement] = []
+    for name in options.only:
+        results += getattr(bench, name)()
+        torch.cuda.empty_cache()
+        print(f"{name} done", flush=True)
+    record = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": metadata.version("triton"),
+        "cuda": torch.version.cuda,
+        "results": [asdict(one) for one in results],
+    }
+    options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

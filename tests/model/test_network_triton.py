@@ -1,0 +1,99 @@
+"""The tiny network on the Triton backend, on a GPU or in the interpreter, gives the CPU backend's outputs and gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.triton_here import require_triton
+
+DEVICE = require_triton()
+
+from samepath.model.key_store import CachedKeys, PackedKeys, SlotCache
+from samepath.model.network import CausalLM, ModelInput
+from samepath.model.plan import plan_decode
+from samepath.model.trace import ForwardTrace
+from tests.conftest import tiny_config, tiny_model
+from tests.tiny_runs import packed_input, random_sequences
+
+LENGTHS = (19, 5, 8)
+
+
+def outputs_and_gradients(model: CausalLM, batch: ModelInput) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    """(logits, gradients, routes), on the CPU."""
+    trace = ForwardTrace(train_indexer=True)
+    hidden_ND = model(batch, PackedKeys(), trace)
+    logits_NV = hidden_ND[: sum(LENGTHS)] @ model.head.T
+    loss = logits_NV.log_softmax(-1)[:, 4].sum() + torch.stack(trace.indexer_losses).sum()
+    loss.backward()
+    gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    return logits_NV.detach().cpu(), gradients, [route.cpu() for route in trace.routes]
+
+
+def test_model_triton_backend_equals_the_torch_backend() -> None:
+    """Three layers of float32 sums in another order: 5e-5 of the largest value."""
+    model = tiny_model()
+    batch = packed_input(model.config, random_sequences(model.config, LENGTHS))
+    other = CausalLM(model.config, "triton")
+    other.load_state_dict(model.state_dict())
+    wanted_NV, wanted, wanted_routes = outputs_and_gradients(model, batch)
+    logits_NV, gradients, routes = outputs_and_gradients(other.to(DEVICE), batch.to(DEVICE))
+    assert all(torch.equal(one, two) for one, two in zip(routes, wanted_routes, strict=True))
+    torch.testing.assert_close(logits_NV, wanted_NV, rtol=0, atol=5e-5 * float(wanted_NV.abs().max()))
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        size = max(1.0, float(wanted[name].abs().max()))
+        torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=5e-5 * size, msg=name)
+
+
+@torch.no_grad()
+def test_model_triton_backend_decodes_from_a_cache_what_it_computes_in_one_pass() -> None:
+    """Prefill of 20 tokens, then one token a step from a cache on the device."""
+    config = tiny_config()
+    model = CausalLM(config, "triton")
+    model.initialise(0)
+    model.to(DEVICE)
+    (sequence,) = random_sequences(config, [23])
+    whole = model(packed_input(config, [sequence]).to(DEVICE), PackedKeys(), ForwardTrace())
+    cache = SlotCache(config, 64, torch.float32, DEVICE)
+    slots = torch.arange(1, 33, device=DEVICE)
+    prefill = packed_input(config, [sequence[:20]]).to(DEVICE)
+    shifted = tuple(
+        type(window)(rows_BT=window.rows_BT, ends_BT=window.ends_BT, keys_BS=window.keys_BS + 1, longest=window.longest)
+        for window in prefill.plan.windows
+    )
+    plan = type(prefill.plan)(windows=shifted, source_N=prefill.plan.source_N)
+    batch = ModelInput(token_ids_N=prefill.token_ids_N, positions_N=prefill.positions_N, plan=plan)
+    first = model(batch, CachedKeys(cache, slots), ForwardTrace())
+    torch.testing.assert_close(first[:20], whole[:20], rtol=0, atol=2e-5)
+    for position in range(20, 23):
+        ids_N = torch.zeros(16, dtype=torch.int64, device=DEVICE)
+        ids_N[0] = sequence[position]
+        places_N = torch.zeros_like(ids_N)
+        places_N[0] = position
+        slots_N = torch.zeros_like(ids_N)
+        slots_N[0] = slots[position]
+        plan = plan_decode(torch.tensor([position + 1], device=DEVICE), slots[None], 16, config.index_n_heads)
+        batch = ModelInput(token_ids_N=ids_N, positions_N=places_N, plan=plan)
+        step = model(batch, CachedKeys(cache, slots_N), ForwardTrace())
+        torch.testing.assert_close(step[0], whole[position], rtol=0, atol=2e-5)
+
+
+@pytest.mark.gpu
+def test_model_bfloat16_on_the_gpu_is_near_the_float32_cpu_model() -> None:
+    model = tiny_model()
+    batch = packed_input(model.config, random_sequences(model.config, LENGTHS))
+    other = CausalLM(model.config, "triton")
+    other.load_state_dict(model.state_dict())
+    # The same routes and selections, so that only rounding differs.
+    with torch.no_grad():
+        trace = ForwardTrace()
+        wanted = model(batch, PackedKeys(), trace, num_selected=64)
+        replay = ModelInput(
+            token_ids_N=batch.token_ids_N,
+            positions_N=batch.positions_N,
+            plan=batch.plan,
+            replay_LNX=torch.stack(trace.routes),
+        )
+        got = other.to(DEVICE, torch.bfloat16)(replay.to(DEVICE), PackedKeys(), ForwardTrace(), num_selected=64)
+    rows = slice(0, sum(LENGTHS))
+    assert float((got[rows].float().cpu() - wanted[rows]).norm() / wanted[rows].norm()) < 0.03
