@@ -39,6 +39,9 @@ class OnGpu(Tensor):
     def device(self) -> torch.device:
         return GPU
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.inner.__reduce_ex__(protocol)
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -113,6 +116,13 @@ def gpu_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 1 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    made = torch.tensor
+
+    def tensor(data: Any, *, device: torch.device | None = None, **named: Any) -> Tensor:
+        """It fills a tensor from Python numbers without asking any mode."""
+        return made(data, **named) if device is None else made(data, **named).to(device)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
     # Subclasses of tensors and inference mode do not go together.
     monkeypatch.setattr(BuiltinEngine, "step", torch.no_grad()(BuiltinEngine.step.__wrapped__))
     # Parameters are replaced: a CPU one cannot take a stand-in as its data.
