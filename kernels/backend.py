@@ -17,6 +17,10 @@ ROW_MULTIPLE = 16
 row count, any offset and any thread count (measured: torch 2.13, AVX-512, widths 16 to 2048)."""
 
 
+_LOADED: dict[str, ModuleType] = {}
+"""Modules of Triton kernels by operation, filled by `triton_kernels`."""
+
+
 def require_backend(name: str) -> Backend:
     """Return `name` if it is a backend of this build; raise ValueError that lists the ones that are."""
     for known in get_args(Backend):
@@ -44,16 +48,19 @@ def triton_kernels(operation: str, *tensors: Tensor) -> ModuleType:
 
     Raises RuntimeError where Triton or a GPU is missing, ValueError if a tensor is on the wrong device.
     """
-    problem = triton_problem()
-    if problem is not None:
-        raise RuntimeError(f"backend triton cannot run {operation}: {problem}.")
+    # Asked once an operation: the questions cost more time than most kernels.
+    if operation not in _LOADED:
+        problem = triton_problem()
+        if problem is not None:
+            raise RuntimeError(f"backend triton cannot run {operation}: {problem}.")
+        _LOADED[operation] = importlib.import_module(f"samepath.kernels.triton_{operation}")
     wanted = "cpu" if interpreting() else "cuda"
     wrong = [str(tensor.device) for tensor in tensors if tensor.device.type != wanted]
     if wrong:
         raise ValueError(
             f"backend triton needs all tensors of {operation} on {wanted}; got one on {wrong[0]}. Move them there."
         )
-    return importlib.import_module(f"samepath.kernels.triton_{operation}")
+    return _LOADED[operation]
 
 
 def round_up(count: int, multiple: int = ROW_MULTIPLE) -> int:

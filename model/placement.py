@@ -76,8 +76,9 @@ class Placement:
         if (self.device, self.dtype) == ("cpu", "float32"):
             return model
         model.to(self.torch_device)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(TYPES[self.dtype])
+        if self.dtype != "float32":
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(TYPES[self.dtype])
         return model
 
 

@@ -97,7 +97,7 @@ def triton_backend() -> Check:
     if interpreting():
         return Check(name="backend triton", ok=True, detail=f"{version}, interpreted on the CPU: for tests, very slow")
     name = torch.cuda.get_device_name()
-    return Check(name="backend triton", ok=True, detail=f"{version} on {name}; learner and engine run on the CPU only")
+    return Check(name="backend triton", ok=True, detail=f"{version} on {name}")
 
 
 def row_exactness() -> Check:
