@@ -26,7 +26,7 @@ PAIR_BYTES = 1 << 32
 SUM_ROWS = 4
 """Pairs of one key that are read at once."""
 
-SUM_WARPS = 2
+SUM_WARPS = 4
 """Warps that add one key's pairs."""
 
 
