@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from samepath.kernels.backend import ROW_MULTIPLE, Backend, triton_kernels
+from samepath.kernels.backend import ROW_MULTIPLE, Backend
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def sigmoid(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from samepath.kernels.backend import interpreting, triton_problem
+from samepath.kernels.triton_loading import interpreting, triton_problem
 from samepath.rl.environment import package_versions, usable_cores
 
 
