@@ -294,8 +294,6 @@ class _Checks:
 
 def describe_step(recipe: Recipe) -> str:
     """What one step does, in a line."""
-    rl = recipe.rl
-    return (
-        f"a step: {rl.prompts_per_step * rl.group_size} responses of at most {recipe.sampling.max_new_tokens} tokens, "
-        f"{rl.updates_per_rollout} updates"
-    )
+    rl, longest = recipe.rl, recipe.sampling.max_new_tokens
+    responses = rl.prompts_per_step * rl.group_size
+    return f"a step: {responses} responses of at most {longest} tokens, {rl.updates_per_rollout} updates"
