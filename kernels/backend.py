@@ -7,8 +7,8 @@ Backend = Literal["reference", "torch", "triton"]
 `triton`: fused GPU kernels in float32 and bfloat16; on CPU through Triton's interpreter, for tests."""
 
 ROW_MULTIPLE = 16
-"""Row counts of every matrix product are padded to this multiple. On CPU a row of a stock float32 product then has the same
-bits for any row count, any offset and any thread count (measured: torch 2.13, AVX-512, widths 16 to 1024)."""
+"""Row counts of every matrix product are padded to this multiple. On CPU a row of a float32 product then has the same bits for any
+row count, any offset and any thread count (measured: torch 2.13, AVX-512, widths 16 to 2048)."""
 
 
 def require_backend(name: str) -> Backend:

@@ -7,6 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+_LOADED: dict[str, ModuleType] = {}
+"""Modules of Triton kernels by operation, filled by `triton_kernels`."""
+
 
 def triton_problem() -> str | None:
     """Why the `triton` backend cannot run here and what to do about it; None where it can."""
@@ -27,13 +30,16 @@ def triton_kernels(operation: str, *tensors: Tensor) -> ModuleType:
 
     Raises RuntimeError where Triton or a GPU is missing, ValueError if a tensor is on the wrong device.
     """
-    problem = triton_problem()
-    if problem is not None:
-        raise RuntimeError(f"backend triton cannot run {operation}: {problem}.")
+    # Asked once an operation: the questions cost more time than most kernels.
+    if operation not in _LOADED:
+        problem = triton_problem()
+        if problem is not None:
+            raise RuntimeError(f"backend triton cannot run {operation}: {problem}.")
+        _LOADED[operation] = importlib.import_module(f"samepath.kernels.triton_{operation}")
     wanted = "cpu" if interpreting() else "cuda"
     wrong = [str(tensor.device) for tensor in tensors if tensor.device.type != wanted]
     if wrong:
         raise ValueError(
             f"backend triton needs all tensors of {operation} on {wanted}; got one on {wrong[0]}. Move them there."
         )
-    return importlib.import_module(f"samepath.kernels.triton_{operation}")
+    return _LOADED[operation]

@@ -21,6 +21,31 @@ class Window:
     """int64, row of the key store of each position; padding is 0. S is a multiple of 16."""
     longest: int
     """Largest of `ends_BT`."""
+    in_order: bool = False
+    """One query a sequence, and `rows_BT` counts 0, 1, 2 …: a decoding batch."""
+    hidden_BS: Tensor | None = None
+    """bool, True where position s of sequence b is not seen (one query a sequence only): made once, used by every layer."""
+
+    def part(self, start: int, stop: int) -> "Window":
+        """The sequences from `start` to `stop` alone."""
+        return Window(
+            rows_BT=self.rows_BT[start:stop],
+            ends_BT=self.ends_BT[start:stop],
+            keys_BS=self.keys_BS[start:stop],
+            longest=int(self.ends_BT[start:stop].max()),
+            hidden_BS=None if self.hidden_BS is None else self.hidden_BS[start:stop],
+        )
+
+    def to(self, device: torch.device) -> "Window":
+        """The same on a device."""
+        return Window(
+            rows_BT=self.rows_BT.to(device),
+            ends_BT=self.ends_BT.to(device),
+            keys_BS=self.keys_BS.to(device),
+            longest=self.longest,
+            in_order=self.in_order,
+            hidden_BS=None if self.hidden_BS is None else self.hidden_BS.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +57,9 @@ class AttentionPlan:
     """int64 [N] index into the concatenated windows' queries; padding rows point at an entry that sees no key."""
 
     def to(self, device: torch.device) -> "AttentionPlan":
-        """The same plan with its tensors on `device`; plans are made on the CPU."""
-        windows = tuple(
-            Window(
-                rows_BT=window.rows_BT.to(device),
-                ends_BT=window.ends_BT.to(device),
-                keys_BS=window.keys_BS.to(device),
-                longest=window.longest,
-            )
-            for window in self.windows
+        """The same on a device."""
+        if self.source_N.device == device:
+            return self
+        return AttentionPlan(
+            windows=tuple(window.to(device) for window in self.windows), source_N=self.source_N.to(device)
         )
-        return AttentionPlan(windows=windows, source_N=self.source_N.to(device))

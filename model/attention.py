@@ -1,4 +1,4 @@
-"""Multi-head latent attention in absorbed form, over the keys that the lightning indexer selects (arXiv:2512.02556 §2).
+"""Multi-head latent attention in absorbed form, over the keys that the lightning indexer selects (arXiv:2512.02556 §2), or over all.
 
 Axes: N rows, D width, H heads, K absorbed key width, R latent width, V value head width, I indexer heads, J indexer width,
 C selected keys, Q half the rotary width.
@@ -6,9 +6,12 @@ C selected keys, Q half the rotary width.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, rms_norm
+from torch.nn.functional import layer_norm
 
 from samepath.kernels.backend import Backend
+from samepath.kernels.dense_attention import dense_attend
+from samepath.kernels.dense_rows import linear, rms_norm
+from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
 from samepath.kernels.selection import select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention import DenseWindows, attend
@@ -17,6 +20,9 @@ from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
 from samepath.model.rope import rotate_halves, rotate_interleaved
 from samepath.model.trace import ForwardTrace
+
+LATENT_NORM_EPS = 1e-6
+"""The published code gives the norms of both latents this epsilon, whatever the config's."""
 
 
 class Indexer(nn.Module):
@@ -37,11 +43,13 @@ class Indexer(nn.Module):
         x_ND, q_latent = x_ND.detach(), q_latent.detach()
         heads, width, rope = self.config.index_n_heads, self.config.index_head_dim, self.config.qk_rope_head_dim
         cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
-        q_NIJ = linear(q_latent, self.query).view(-1, heads, width)
-        k_NJ = layer_norm(linear(x_ND, self.key), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6)
+        q_NIJ = linear(q_latent, self.query, self.backend).view(-1, heads, width)
+        k_NJ = layer_norm(
+            linear(x_ND, self.key, self.backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
+        )
         q_NIJ = torch.cat([rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None]), q_NIJ[..., rope:]], -1)
         k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ), k_NJ[:, rope:]], -1)
-        return q_NIJ, k_NJ, linear(x_ND, self.head_weights) * (heads**-0.5 * width**-0.5)
+        return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.backend) * (heads**-0.5 * width**-0.5)
 
     @torch.no_grad()
     def select(
@@ -77,7 +85,7 @@ class Indexer(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """MLA of one layer with its indexer."""
+    """MLA of one layer, with its indexer where the family has one."""
 
     def __init__(self, config: ModelConfig, backend: Backend, layer: int) -> None:
         super().__init__()
@@ -88,14 +96,15 @@ class LatentAttention(nn.Module):
             config.qk_rope_head_dim,
             config.v_head_dim,
         )
-        self.query_down = nn.Parameter(torch.empty(config.q_lora_rank, config.hidden_size))
-        self.query_norm = nn.Parameter(torch.ones(config.q_lora_rank))
-        self.query_up = nn.Parameter(torch.empty(heads * (nope + rope), config.q_lora_rank))
+        if config.q_lora_rank:
+            self.query_down = nn.Parameter(torch.empty(config.q_lora_rank, config.hidden_size))
+            self.query_norm = nn.Parameter(torch.ones(config.q_lora_rank))
+        self.query_up = nn.Parameter(torch.empty(heads * (nope + rope), config.q_lora_rank or config.hidden_size))
         self.key_down = nn.Parameter(torch.empty(config.key_width, config.hidden_size))
         self.key_norm = nn.Parameter(torch.ones(config.kv_lora_rank))
         self.key_up = nn.Parameter(torch.empty(heads * (nope + value), config.kv_lora_rank))
         self.output = nn.Parameter(torch.empty(config.hidden_size, heads * value))
-        self.indexer = Indexer(config, backend)
+        self.indexer = Indexer(config, backend) if config.index_topk else None
 
     def forward(
         self,
@@ -107,45 +116,59 @@ class LatentAttention(nn.Module):
         num_selected: int,
     ) -> Tensor:
         """Attention output `[N, D]`; new keys go to `store`, selections and the indexer's loss to `trace`."""
-        config = self.config
         q_latent, q_NHK, key_NK = self._project(x_ND, rope_N2Q)
-        q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, rope_N2Q)
-        keys_SK, index_keys_SJ = store.update(self.layer, key_NK, index_key_NJ)
-        rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
-        if trace.record_fingerprints:
-            trace.fingerprints.append(selection_fingerprint(positions_NC, count_N))
-        out_NHR, _, mass_NC = attend(
-            q_NHK,
-            keys_SK,
-            rows_NC,
-            count_N,
-            scale=config.softmax_scale,
-            value_width=config.kv_lora_rank,
-            backend=self.backend,
-            dense=DenseWindows(plan=plan, positions_NC=positions_NC),
-            with_mass=trace.train_indexer,
-        )
-        if trace.train_indexer:
-            selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC, self.backend)
-            trace.indexer_losses.append(indexer_loss(selected_NC, mass_NC, count_N))
+        rows_GSK = store.update(self.layer, key_NK[None])
+        if self.indexer is None:
+            out_NHR = dense_attend(
+                q_NHK,
+                rows_GSK,
+                plan,
+                scale=self.config.softmax_scale,
+                value_start=0,
+                value_width=self.config.kv_lora_rank,
+                backend=self.backend,
+            )
+        else:
+            q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, rope_N2Q)
+            index_keys_SJ = store.update_index(self.layer, index_key_NJ)
+            rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
+            if trace.record_fingerprints:
+                trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N))
+            out_NHR, _, mass_NC = attend(
+                q_NHK,
+                rows_GSK[0],
+                rows_NC,
+                count_N,
+                scale=self.config.softmax_scale,
+                value_width=self.config.kv_lora_rank,
+                backend=self.backend,
+                dense=DenseWindows(plan=plan, positions_NC=positions_NC),
+                with_mass=trace.train_indexer,
+            )
+            if trace.train_indexer:
+                selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC, self.backend)
+                trace.record_indexer_loss(self.layer, indexer_loss(selected_NC, mass_NC, count_N))
         _, up_HRV = self._key_up()
-        out_HNV = torch.bmm(out_NHR.transpose(0, 1), up_HRV)
-        return linear(out_HNV.transpose(0, 1).flatten(1), self.output)
+        out_NHV = head_product(out_NHR, up_HRV, self.backend)
+        return linear(out_NHV.flatten(1), self.output, self.backend)
 
     def _project(self, x_ND: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(query latent, absorbed queries [N, H, K], key rows [N, K])."""
         config = self.config
         cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
-        q_latent = rms_norm(linear(x_ND, self.query_down), (config.q_lora_rank,), self.query_norm, config.rms_norm_eps)
-        q_N_H_ = linear(q_latent, self.query_up).view(x_ND.shape[0], config.num_attention_heads, -1)
+        q_latent = x_ND
+        if config.q_lora_rank:
+            q_latent = linear(x_ND, self.query_down, self.backend)
+            q_latent = rms_norm(q_latent, self.query_norm, LATENT_NORM_EPS, self.backend)
+        q_N_H_ = linear(q_latent, self.query_up, self.backend).view(x_ND.shape[0], config.num_attention_heads, -1)
         q_nope, q_rope = torch.split(q_N_H_, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         absorb_HKR, _ = self._key_up()
-        q_NHR = torch.bmm(q_nope.transpose(0, 1), absorb_HKR).transpose(0, 1)
+        q_NHR = head_product(q_nope, absorb_HKR, self.backend)
         q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None])], -1)
         latent, k_rope = torch.split(
-            linear(x_ND, self.key_down), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
+            linear(x_ND, self.key_down, self.backend), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
-        latent = rms_norm(latent, (config.kv_lora_rank,), self.key_norm, config.rms_norm_eps)
+        latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.backend)
         return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ)], -1)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:

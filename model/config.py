@@ -1,61 +1,131 @@
-"""Sizes and switches of the network, under the names of the published `config.json` (`DeepseekV32ForCausalLM`)."""
+"""Sizes and switches of the network, under the names of the published `config.json`; `model_type` names the family."""
 
-import json
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+ModelType = Literal["deepseek_v32", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe"]
+
+_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_GROUPED = ("num_key_value_heads",)
+_EXPERTS = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+_INDEXER = ("index_n_heads", "index_head_dim", "index_topk")
+_DEEPSEEK = (*_LATENT, *_EXPERTS, "n_shared_experts", "first_k_dense_replace")
+_REQUIRED: dict[ModelType, tuple[str, ...]] = {
+    "deepseek_v32": (*_DEEPSEEK, *_INDEXER),
+    "deepseek_v3": _DEEPSEEK,
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "qwen3_moe": (*_GROUPED, *_EXPERTS),
+}
+_DEEPSEEK_OPTIONAL = ("n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob")
+_OPTIONAL: dict[ModelType, tuple[str, ...]] = {
+    "deepseek_v32": _DEEPSEEK_OPTIONAL,
+    "deepseek_v3": _DEEPSEEK_OPTIONAL,
+    "llama": ("head_dim", "attention_bias"),
+    "qwen2": ("head_dim",),
+    "qwen3": ("head_dim", "attention_bias"),
+    "qwen3_moe": ("head_dim", "attention_bias", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
+}
+"""Sizes that only some families have; what stands in neither table belongs to all."""
 
 
 class RopeParameters(BaseModel):
-    """Rotary position embedding; YaRN as in arXiv:2309.00071."""
+    """Rotary position embedding; YaRN as in arXiv:2309.00071, `llama3` as published with Llama 3.1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rope_type: Literal["default", "yarn"] = Field("default", description="plain frequencies or YaRN")
+    rope_type: Literal["default", "linear", "llama3", "yarn"] = Field(
+        "default", description="plain frequencies, all divided by the factor, or only the slow ones (llama3, YaRN)"
+    )
     rope_theta: float = Field(10000.0, gt=0, description="base of the frequencies")
-    factor: float = Field(1.0, ge=1, description="YaRN: context extension factor")
+    factor: float = Field(1.0, ge=1, description="context extension factor (all but default)")
     original_max_position_embeddings: int = Field(
-        4096, ge=1, description="YaRN: context length before extension, tokens"
+        4096, ge=1, description="YaRN and llama3: context length before extension, tokens"
     )
     beta_fast: float = Field(32.0, gt=0, description="YaRN: rotations above which a frequency is kept")
     beta_slow: float = Field(1.0, gt=0, description="YaRN: rotations below which a frequency is interpolated")
     mscale: float = Field(1.0, ge=0, description="YaRN: attention temperature coefficient of the cosines")
-    mscale_all_dim: float = Field(1.0, ge=0, description="YaRN: attention temperature coefficient of the softmax scale")
+    mscale_all_dim: float = Field(
+        1.0, ge=0, description="YaRN: temperature coefficient taken from the cosines, and given to MLA's softmax scale"
+    )
+    low_freq_factor: float = Field(1.0, gt=0, description="llama3: rotations below which a frequency is interpolated")
+    high_freq_factor: float = Field(4.0, gt=0, description="llama3: rotations above which a frequency is kept")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rope_type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor must be above low_freq_factor={self.low_freq_factor:g}; got {self.high_freq_factor:g}"
+            )
+        return self
 
 
 class ModelConfig(BaseModel):
-    """The network's shape. Every number is free; the published 671B model is one setting of them."""
+    """The network's shape. Every number is free; each published model of the six families is one setting of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model_type: ModelType = Field(
+        "deepseek_v32",
+        description="family: latent attention with an indexer (deepseek_v32) or over all keys (deepseek_v3), or grouped-query attention",
+    )
     vocab_size: int = Field(ge=2, description="V, tokens")
     hidden_size: int = Field(ge=16, multiple_of=16, description="D, width of the residual stream")
     intermediate_size: int = Field(ge=16, multiple_of=16, description="width of the dense layers' feed-forward")
-    moe_intermediate_size: int = Field(ge=16, multiple_of=16, description="F, width of one expert")
     num_hidden_layers: int = Field(ge=1, description="L")
-    first_k_dense_replace: int = Field(ge=0, description="leading layers with a dense feed-forward")
     num_attention_heads: int = Field(ge=1, description="H")
-    q_lora_rank: int = Field(ge=16, multiple_of=16, description="width of the query latent")
+    num_key_value_heads: int = Field(0, ge=1, description="key heads (llama, qwen); divides H")
+    head_dim: int = Field(
+        0, ge=0, multiple_of=2, description="head width (llama, qwen); 0 is hidden_size / num_attention_heads"
+    )
+    attention_bias: bool = Field(False, description="biases of all four attention matrices (llama, qwen3, qwen3_moe)")
+    q_lora_rank: int = Field(
+        0, ge=0, multiple_of=16, description="width of the query latent (deepseek); 0, deepseek_v3 only, is none"
+    )
     kv_lora_rank: int = Field(
-        ge=16, multiple_of=16, description="width of the key/value latent (the value of absorbed attention)"
+        0,
+        ge=16,
+        multiple_of=16,
+        description="width of the key/value latent, the value of absorbed attention (deepseek)",
     )
-    qk_nope_head_dim: int = Field(ge=1, description="head width without position")
+    qk_nope_head_dim: int = Field(0, ge=1, description="head width without position (deepseek)")
     qk_rope_head_dim: int = Field(
-        ge=2, multiple_of=2, description="head width with rotary position; also the indexer's"
+        0, ge=2, multiple_of=2, description="head width with rotary position, also the indexer's (deepseek)"
     )
-    v_head_dim: int = Field(ge=1, description="value head width")
-    n_routed_experts: int = Field(ge=1, description="E")
-    num_experts_per_tok: int = Field(ge=1, description="X, experts chosen a token")
-    n_shared_experts: int = Field(ge=0, description="shared experts, run for every token")
-    n_group: int = Field(1, ge=1, description="expert groups")
-    topk_group: int = Field(1, ge=1, description="groups a token may choose from")
-    routed_scaling_factor: float = Field(2.5, gt=0, description="factor of the renormalised gates")
-    norm_topk_prob: bool = Field(True, description="renormalise the gates over the chosen experts")
-    index_n_heads: int = Field(ge=1, description="I, indexer heads")
-    index_head_dim: int = Field(ge=2, description="indexer head width")
-    index_topk: int = Field(ge=1, description="C, keys each query attends to")
+    v_head_dim: int = Field(0, ge=1, description="value head width (deepseek)")
+    n_routed_experts: int = Field(
+        0, ge=1, description="E (deepseek, and qwen3_moe, where files write num_experts or num_local_experts)"
+    )
+    num_experts_per_tok: int = Field(0, ge=1, description="X, experts chosen a token (deepseek, qwen3_moe)")
+    moe_intermediate_size: int = Field(
+        0, ge=16, multiple_of=16, description="F, width of one expert (deepseek, qwen3_moe)"
+    )
+    first_k_dense_replace: int = Field(0, ge=0, description="leading layers with a dense feed-forward (deepseek)")
+    decoder_sparse_step: int = Field(1, ge=1, description="every how manieth layer has experts (qwen3_moe)")
+    mlp_only_layers: tuple[int, ...] = Field(
+        (), description="layers with a dense feed-forward all the same (qwen3_moe)"
+    )
+    n_shared_experts: int = Field(0, ge=0, description="shared experts, run for every token (deepseek)")
+    n_group: int = Field(1, ge=1, description="expert groups (deepseek)")
+    topk_group: int = Field(1, ge=1, description="groups a token may choose from (deepseek)")
+    routed_scaling_factor: float = Field(2.5, gt=0, description="factor of the gates (deepseek)")
+    norm_topk_prob: bool = Field(
+        True, description="renormalise the gates over the chosen experts (deepseek, qwen3_moe)"
+    )
+    index_n_heads: int = Field(0, ge=1, description="I, indexer heads (deepseek_v32)")
+    index_head_dim: int = Field(0, ge=2, description="indexer head width (deepseek_v32)")
+    index_topk: int = Field(0, ge=1, description="C, keys each query attends to (deepseek_v32)")
     max_position_embeddings: int = Field(ge=2, description="longest sequence, tokens")
     rope_parameters: RopeParameters = Field(default_factory=lambda: RopeParameters(), description="rotary embedding")
     rms_norm_eps: float = Field(1e-6, gt=0, description="RMSNorm epsilon")
@@ -67,10 +137,47 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.first_k_dense_replace > self.num_hidden_layers:
+        foreign = sorted(self.model_fields_set - set(family_fields(self.model_type)))
+        missing = [name for name in _REQUIRED[self.model_type] if name not in self.model_fields_set]
+        if foreign or missing:
             raise ValueError(
-                f"first_k_dense_replace must be at most num_hidden_layers={self.num_hidden_layers}; got {self.first_k_dense_replace}"
+                f"the sizes must be those of model_type={self.model_type}; missing: {', '.join(missing) or 'none'}, "
+                f"of other families: {', '.join(foreign) or 'none'}"
             )
+        self._check_attention()
+        if self.n_routed_experts:
+            self._check_experts()
+        return self
+
+    def _check_attention(self) -> None:
+        if not self.latent_attention:
+            if self.num_attention_heads % self.num_key_value_heads:
+                raise ValueError(
+                    f"num_key_value_heads must divide num_attention_heads={self.num_attention_heads}; got {self.num_key_value_heads}"
+                )
+            if not self.head_dim and self.hidden_size % (2 * self.num_attention_heads):
+                raise ValueError(
+                    f"without head_dim, hidden_size={self.hidden_size} must be an even multiple of "
+                    f"num_attention_heads={self.num_attention_heads}"
+                )
+            return
+        if self.index_topk and not self.q_lora_rank:
+            raise ValueError(
+                "q_lora_rank must be at least 16: the indexer takes its queries from the query latent; got 0"
+            )
+        if self.index_topk and self.index_head_dim < self.qk_rope_head_dim:
+            raise ValueError(
+                f"index_head_dim must be at least qk_rope_head_dim={self.qk_rope_head_dim}; got {self.index_head_dim}"
+            )
+
+    def _check_experts(self) -> None:
+        layers = self.num_hidden_layers
+        if self.first_k_dense_replace > layers:
+            raise ValueError(
+                f"first_k_dense_replace must be at most num_hidden_layers={layers}; got {self.first_k_dense_replace}"
+            )
+        if not all(0 <= layer < layers for layer in self.mlp_only_layers):
+            raise ValueError(f"mlp_only_layers must lie in 0 … {layers - 1}; got {list(self.mlp_only_layers)}")
         if self.n_routed_experts % self.n_group:
             raise ValueError(f"n_group must divide n_routed_experts={self.n_routed_experts}; got {self.n_group}")
         if self.topk_group > self.n_group:
@@ -83,83 +190,92 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds the experts in {self.topk_group} groups"
             )
-        if self.index_head_dim < self.qk_rope_head_dim:
-            raise ValueError(
-                f"index_head_dim must be at least qk_rope_head_dim={self.qk_rope_head_dim}; got {self.index_head_dim}"
-            )
-        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_other_families(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written can be read again, and that has the family's own sizes only."""
+        own = family_fields(self.model_type)
+        return {name: value for name, value in dump(self).items() if name in own}
+
+    @property
+    def latent_attention(self) -> bool:
+        """True for MLA, False for grouped-query attention."""
+        return self.kv_lora_rank > 0
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Global numbers of the mixture-of-experts layers, in order."""
-        return tuple(range(self.first_k_dense_replace, self.num_hidden_layers))
+        if not self.n_routed_experts:
+            return ()
+        return tuple(
+            layer
+            for layer in range(self.first_k_dense_replace, self.num_hidden_layers)
+            if (layer + 1) % self.decoder_sparse_step == 0 and layer not in self.mlp_only_layers
+        )
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Global numbers of the layers whose attention selects its keys: all of them with an indexer, else none."""
+        return tuple(range(self.num_hidden_layers)) if self.index_topk else ()
+
+    @property
+    def window_heads(self) -> int:
+        """Heads whose scores of one window are held at once: the indexer's, or those of attention itself."""
+        return self.index_n_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a query head of grouped-query attention."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope_width(self) -> int:
+        """Channels of a head that are rotated."""
+        return self.qk_rope_head_dim if self.latent_attention else self.head_width
+
+    @property
+    def key_heads(self) -> int:
+        """G, cached rows of a token and layer: one latent, or one a key head."""
+        return 1 if self.latent_attention else self.num_key_value_heads
 
     @property
     def key_width(self) -> int:
-        """K, width of a cached key row: latent and rotary key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+        """K, width of a key: latent and rotary key, or a head."""
+        return self.kv_lora_rank + self.qk_rope_head_dim if self.latent_attention else self.head_width
+
+    @property
+    def key_row_width(self) -> int:
+        """W, width of a cached row: the latent holds its value, a key head has the value beside its key."""
+        return self.key_width if self.latent_attention else 2 * self.head_width
 
     @property
     def softmax_scale(self) -> float:
-        """(nope + rope)^-½, times the YaRN temperature squared where YaRN is active (never from the absorbed width)."""
+        """(query head width)^-½; with MLA times the YaRN temperature squared where YaRN is active (never from the absorbed width)."""
+        if not self.latent_attention:
+            return float(self.head_width**-0.5)
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
         rope = self.rope_parameters
         if rope.rope_type == "yarn" and rope.mscale_all_dim:
             scale *= yarn_mscale(rope.factor, rope.mscale_all_dim) ** 2
         return float(scale)
 
-    def to_json(self) -> dict[str, Any]:
-        """The published `config.json` of this model."""
-        data = self.model_dump(mode="json")
-        rope = data["rope_parameters"]
-        if rope["rope_type"] == "default":
-            data["rope_parameters"] = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
-        return {
-            "architectures": ["DeepseekV32ForCausalLM"],
-            "model_type": "deepseek_v32",
-            "hidden_act": "silu",
-            "scoring_func": "sigmoid",
-            "topk_method": "noaux_tc",
-            "attention_bias": False,
-            "torch_dtype": "float32",
-            "num_key_value_heads": self.num_attention_heads,
-            **data,
-        }
-
+    @model_validator(mode="before")
     @classmethod
-    def from_json(cls, path: Path) -> Self:
-        """Read a published `config.json`; keys that do not shape the network are ignored, unsupported ones refused."""
-        if not path.is_file():
-            raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
-        data = json.loads(path.read_text())
-        if data.get("model_type") != "deepseek_v32":
-            raise ValueError(f"{path}: model_type must be deepseek_v32; got {data.get('model_type')!r}")
-        for key, wanted in (
-            ("hidden_act", "silu"),
-            ("scoring_func", "sigmoid"),
-            ("topk_method", "noaux_tc"),
-            ("attention_bias", False),
-        ):
-            if data.get(key, wanted) != wanted:
-                raise ValueError(f"{path}: {key} must be {wanted!r}; got {data[key]!r}")
-        known = {name: data[name] for name in cls.model_fields if name in data and name != "rope_parameters"}
-        return cls(rope_parameters=_read_rope(data), **known)
+    def _read_names(cls, data: Any) -> Any:
+        """Qwen's files say `num_experts`, and newer ones `num_local_experts`."""
+        if not isinstance(data, Mapping) or data.get("model_type") != "qwen3_moe":
+            return data
+        renamed = {"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"}
+        return {renamed.get(name, name): value for name, value in data.items()}
+
+
+def family_fields(model_type: ModelType) -> tuple[str, ...]:
+    """Names of the `ModelConfig` fields that a family's model has, in order."""
+    special = {name for table in (_REQUIRED, _OPTIONAL) for names in table.values() for name in names}
+    own = {*_REQUIRED[model_type], *_OPTIONAL[model_type]}
+    return tuple(name for name in ModelConfig.model_fields if name not in special or name in own)
 
 
 def yarn_mscale(factor: float, coefficient: float) -> float:
     """0.1 · coefficient · ln(factor) + 1 (arXiv:2309.00071 eq. 22)."""
     return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _read_rope(data: dict[str, Any]) -> RopeParameters:
-    """Both spellings: `rope_parameters`, and the older `rope_theta` beside `rope_scaling`."""
-    merged = {
-        "rope_theta": data.get("rope_theta", 10000.0),
-        **(data.get("rope_scaling") or {}),
-        **(data.get("rope_parameters") or {}),
-    }
-    merged.setdefault("rope_type", merged.pop("type", "default"))
-    if merged["rope_type"] == "yarn":
-        # A published file that leaves it out means "no softmax temperature", as in DeepSeek's own code and transformers.
-        merged.setdefault("mscale_all_dim", 0.0)
-    return RopeParameters(**{key: value for key, value in merged.items() if key in RopeParameters.model_fields})

@@ -1,6 +1,6 @@
 """Where attention finds its keys: the rows of the packed batch itself (learner) or a paged cache (engine).
 
-Axes: N rows, K key width, J indexer key width, L layers, X experts chosen.
+Axes: N rows, G key heads, W width of a key row (key and value), J indexer key width, L layers, X experts chosen.
 """
 
 from typing import Protocol
@@ -10,21 +10,31 @@ from torch import Tensor
 
 from samepath.model.config import ModelConfig
 
+CPU = torch.device("cpu")
+
 
 class KeyStore(Protocol):
     """Takes a layer's new key rows and returns all rows that the plan's `keys_BS` point into."""
 
-    def update(self, layer: int, keys_NK: Tensor, index_keys_NJ: Tensor) -> tuple[Tensor, Tensor]:
-        """(latent keys [rows, K], indexer keys [rows, J]) of this layer, new rows included."""
+    def update(self, layer: int, rows_GNW: Tensor) -> Tensor:
+        """Key rows [G, rows, W] of this layer, new rows included."""
+        ...
+
+    def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
+        """Indexer keys [rows, J] of this layer, new rows included."""
         ...
 
 
 class PackedKeys:
     """The batch's own rows are the store; gradients flow through."""
 
-    def update(self, layer: int, keys_NK: Tensor, index_keys_NJ: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, rows_GNW: Tensor) -> Tensor:
         """Return the rows as they are."""
-        return keys_NK, index_keys_NJ
+        return rows_GNW
+
+    def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
+        """Return the rows as they are."""
+        return index_keys_NJ
 
 
 class SlotCache:
@@ -33,25 +43,23 @@ class SlotCache:
     Slot 0 is scratch: padding rows write there and nobody reads it.
     """
 
-    def __init__(
-        self, config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device | None = None
-    ) -> None:
-        layers, moe_layers = config.num_hidden_layers, len(config.moe_layers)
-        self.latent = torch.zeros(layers, num_slots, config.key_width, dtype=dtype, device=device)
-        self.index = torch.zeros(layers, num_slots, config.index_head_dim, dtype=dtype, device=device)
+    def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        layers, moe_layers, sparse_layers = config.num_hidden_layers, len(config.moe_layers), len(config.sparse_layers)
+        self.rows = torch.zeros(layers, config.key_heads, num_slots, config.key_row_width, dtype=dtype, device=device)
+        self.index = torch.zeros(sparse_layers, num_slots, config.index_head_dim, dtype=dtype, device=device)
         self.routes = torch.full(
             (num_slots, moe_layers, config.num_experts_per_tok), -1, dtype=torch.int16, device=device
         )
-        self.fingerprints = torch.zeros(num_slots, layers, dtype=torch.int64, device=device)
+        self.fingerprints = torch.zeros(num_slots, sparse_layers, dtype=torch.int64, device=device)
 
     @property
     def size_bytes(self) -> int:
         """Memory held."""
-        return sum(tensor.nbytes for tensor in (self.latent, self.index, self.routes, self.fingerprints))
+        return sum(tensor.nbytes for tensor in (self.rows, self.index, self.routes, self.fingerprints))
 
     def copy_slots(self, sources: Tensor, targets: Tensor) -> None:
         """Copy whole tokens (all layers) from slot to slot: the tail page of a shared prompt."""
-        self.latent[:, targets] = self.latent[:, sources]
+        self.rows[:, :, targets] = self.rows[:, :, sources]
         self.index[:, targets] = self.index[:, sources]
         self.routes[targets] = self.routes[sources]
         self.fingerprints[targets] = self.fingerprints[sources]
@@ -64,8 +72,10 @@ class CachedKeys:
         self.cache = cache
         self.slots_N = slots_N
 
-    def update(self, layer: int, keys_NK: Tensor, index_keys_NJ: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, rows_GNW: Tensor) -> Tensor:
         """Write, then return the layer's cache rows."""
-        self.cache.latent[layer].index_copy_(0, self.slots_N, keys_NK)
-        self.cache.index[layer].index_copy_(0, self.slots_N, index_keys_NJ)
-        return self.cache.latent[layer], self.cache.index[layer]
+        return self.cache.rows[layer].index_copy_(1, self.slots_N, rows_GNW)
+
+    def update_index(self, layer: int, index_keys_NJ: Tensor) -> Tensor:
+        """Write, then return the layer's indexer keys."""
+        return self.cache.index[layer].index_copy_(0, self.slots_N, index_keys_NJ)

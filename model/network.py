@@ -3,43 +3,22 @@
 Axes: N rows (a multiple of 16), D width, V vocabulary, X experts chosen, Q half the rotary width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, rms_norm
+from torch.nn.functional import embedding
+from torch.utils.checkpoint import checkpoint
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
-from samepath.kernels.window import AttentionPlan
+from samepath.kernels.dense_rows import rms_norm
 from samepath.model.attention import LatentAttention
 from samepath.model.config import ModelConfig
+from samepath.model.grouped_attention import GroupedAttention
 from samepath.model.key_store import KeyStore
+from samepath.model.model_input import ModelInput
 from samepath.model.moe import FeedForward, MixtureOfExperts
+from samepath.model.policy import Policy
 from samepath.model.rope import rope_table
 from samepath.model.trace import ForwardTrace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInput:
-    """One batch of token rows, from any number of sequences."""
-
-    token_ids_N: Tensor
-    """int64 [N], padding rows hold any id. N is a multiple of 16 so that every row's bits stand alone."""
-    positions_N: Tensor
-    """int64 [N], position in its own sequence."""
-    plan: AttentionPlan
-    """Which keys each row may see."""
-    replay_LNX: Tensor | None = None
-    """int64 [L_moe, N, X] routes to follow, −1 rows are routed live; None: all live."""
-
-    def to(self, device: torch.device) -> "ModelInput":
-        """The same batch with its tensors on `device`."""
-        return ModelInput(
-            token_ids_N=self.token_ids_N.to(device),
-            positions_N=self.positions_N.to(device),
-            plan=self.plan.to(device),
-            replay_LNX=None if self.replay_LNX is None else self.replay_LNX.to(device),
-        )
 
 
 class DecoderLayer(nn.Module):
@@ -47,32 +26,38 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: Backend, layer: int) -> None:
         super().__init__()
-        self.width, self.eps = config.hidden_size, config.rms_norm_eps
+        self.backend, self.eps = backend, config.rms_norm_eps
         self.attention_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.attention = LatentAttention(config, backend, layer)
+        self.attention: LatentAttention | GroupedAttention = (
+            LatentAttention(config, backend, layer)
+            if config.latent_attention
+            else GroupedAttention(config, backend, layer)
+        )
         self.feed_forward_norm = nn.Parameter(torch.ones(config.hidden_size))
-        sparse = layer in config.moe_layers
         self.feed_forward: MixtureOfExperts | FeedForward = (
-            MixtureOfExperts(config, backend) if sparse else FeedForward(config.hidden_size, config.intermediate_size)
+            MixtureOfExperts(config, backend, config.moe_layers.index(layer))
+            if layer in config.moe_layers
+            else FeedForward(config.hidden_size, config.intermediate_size, backend)
         )
 
     def forward(
         self, x_ND: Tensor, rope_N2Q: Tensor, batch: ModelInput, store: KeyStore, trace: ForwardTrace, num_selected: int
     ) -> Tensor:
         """`[N, D]` to `[N, D]`."""
-        normed_ND = rms_norm(x_ND, (self.width,), self.attention_norm, self.eps)
+        normed_ND = rms_norm(x_ND, self.attention_norm, self.eps, self.backend)
         x_ND = x_ND + self.attention(normed_ND, rope_N2Q, batch.plan, store, trace, num_selected)
-        normed_ND = rms_norm(x_ND, (self.width,), self.feed_forward_norm, self.eps)
+        normed_ND = rms_norm(x_ND, self.feed_forward_norm, self.eps, self.backend)
         if isinstance(self.feed_forward, FeedForward):
             dense_ND: Tensor = self.feed_forward(normed_ND)
             return x_ND + dense_ND
-        replayed_NX = None if batch.replay_LNX is None else batch.replay_LNX[len(trace.routes)]
+        # By the layer's own place, so a layer that is recomputed finds its own routes again.
+        replayed_NX = None if batch.replay_LNX is None else batch.replay_LNX[self.feed_forward.place]
         routed_ND: Tensor = self.feed_forward(normed_ND, trace, replayed_NX)
         return x_ND + routed_ND
 
 
-class CausalLM(nn.Module):
-    """DeepSeek-V3.2 network of any size; the head is applied by the caller to the rows it needs."""
+class CausalLM(Policy):
+    """A network of any family and size; the head is applied by the caller to the rows it needs."""
 
     def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
         super().__init__()
@@ -87,6 +72,16 @@ class CausalLM(nn.Module):
         )
         self.register_buffer("rope", rope_table(config), persistent=False)
         self.rope: Tensor
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The configuration itself."""
+        return self.config
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D] output matrix."""
+        return self.head
 
     def forward(
         self, batch: ModelInput, store: KeyStore, trace: ForwardTrace, *, num_selected: int | None = None
@@ -104,11 +99,16 @@ class CausalLM(nn.Module):
             raise ValueError(
                 f"replayed routes must have shape [L_moe, N, X] = {expected}; got {tuple(batch.replay_LNX.shape)}"
             )
+        batch = batch.to(self.embedding.device)
         x_ND = embedding(batch.token_ids_N, self.embedding)
         rope_N2Q = self.rope[batch.positions_N].to(x_ND.dtype)
         for layer in self.layers:
-            x_ND = layer(x_ND, rope_N2Q, batch, store, trace, num_selected or self.config.index_topk)
-        return rms_norm(x_ND, (self.config.hidden_size,), self.norm, self.config.rms_norm_eps)
+            arguments = (x_ND, rope_N2Q, batch, store, trace, num_selected or self.config.index_topk)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_ND = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_ND = layer(*arguments)
+        return rms_norm(x_ND, self.norm, self.config.rms_norm_eps, self.backend)
 
     def initialise(self, seed: int) -> None:
         """Fill all matrices from N(0, initializer_range²) with an own generator; norms are one, biases zero."""
@@ -118,9 +118,11 @@ class CausalLM(nn.Module):
                 if parameter.ndim > 1:
                     parameter.normal_(0.0, self.config.initializer_range, generator=generator)
 
-    def selection_bias(self, layer: int) -> Tensor:
-        """[E] bias of a mixture-of-experts layer (global number), to be changed in place."""
-        return self.get_buffer(f"layers.{layer}.feed_forward.selection_bias")
+    def selection_bias(self, layer: int) -> Tensor | None:
+        """[E] bias of a mixture-of-experts layer (global number), to be changed in place; None with a softmax router."""
+        experts = self.get_submodule(f"layers.{layer}.feed_forward")
+        assert isinstance(experts, MixtureOfExperts)
+        return experts.selection_bias
 
     def indexer_parameters(self) -> list[nn.Parameter]:
         """Parameters that learn from the indexer's loss alone."""

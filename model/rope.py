@@ -12,11 +12,31 @@ from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
 
 
 def inverse_frequencies(width: int, rope: RopeParameters) -> Tensor:
-    """θ^(−2i/width), float64 [width/2]; with YaRN, slow rotations are interpolated by the factor (arXiv:2309.00071 §3.2)."""
+    """θ^(−2i/width), float64 [width/2], interpolated by the factor where `rope_type` says so."""
     exponents_Q = torch.arange(0, width, 2, dtype=torch.float64) / width
     kept_Q = rope.rope_theta**-exponents_Q
-    if rope.rope_type == "default":
-        return kept_Q
+    match rope.rope_type:
+        case "default":
+            return kept_Q
+        case "linear":
+            return kept_Q / rope.factor
+        case "llama3":
+            return _llama3_frequencies(kept_Q, rope)
+        case "yarn":
+            return _yarn_frequencies(kept_Q, rope)
+
+
+def _llama3_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
+    """Slow rotations are divided by the factor, fast ones kept, with a linear change between the two bounds (Llama 3.1)."""
+    rotations_Q = rope.original_max_position_embeddings * kept_Q / (2 * math.pi)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    kept_share_Q = ((rotations_Q - low) / (high - low)).clamp(0, 1)
+    return kept_Q / rope.factor * (1 - kept_share_Q) + kept_Q * kept_share_Q
+
+
+def _yarn_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
+    """Slow rotations are divided by the factor, with a ramp over the channels between the two bounds (arXiv:2309.00071 §3.2)."""
+    width = 2 * kept_Q.shape[0]
 
     def dimension_of(rotations: float) -> float:
         return (
@@ -32,14 +52,20 @@ def inverse_frequencies(width: int, rope: RopeParameters) -> Tensor:
 
 
 def rope_table(config: ModelConfig) -> Tensor:
-    """cos and sin of every position, float32 `[max_position, 2, rope/2]`, with the YaRN temperature in them."""
-    frequencies_Q = inverse_frequencies(config.qk_rope_head_dim, config.rope_parameters)
+    """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them.
+
+    For grouped-query attention both are as wide as the head, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
+    """
+    frequencies_Q = inverse_frequencies(config.rope_width, config.rope_parameters)
     angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
     rope = config.rope_parameters
     amplitude = 1.0
     if rope.rope_type == "yarn":
         amplitude = yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
-    return torch.stack([angles.cos(), angles.sin()], 1).mul(amplitude).float()
+    cos, sin = angles.cos(), angles.sin()
+    if not config.latent_attention:
+        cos, sin = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
+    return torch.stack([cos, sin], 1).mul(amplitude).float()
 
 
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor) -> Tensor:
@@ -52,3 +78,8 @@ def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor) -> Tensor:
     """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's."""
     first, second = x_NK.chunk(2, dim=-1)
     return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)
+
+
+def rotate_whole(x_NK: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
+    """`rotate_halves` with cosines repeated and sines (−sin, sin) over the whole width: the same bits in fewer operations."""
+    return x_NK * cos_NK + x_NK.roll(x_NK.shape[-1] // 2, -1) * sin_NK

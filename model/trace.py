@@ -1,6 +1,8 @@
 """What a forward pass reports besides its result: routes, selections, expert load, the indexer's loss.
 
-Axes: N rows, L layers, X experts chosen, E experts.
+A layer that is run again (activation checkpointing recomputes it in the backward) reports nothing new: the first report stands.
+
+Axes: N rows, R rows counted (some perhaps several times), L layers, X experts chosen, E experts.
 """
 
 from dataclasses import dataclass, field
@@ -22,14 +24,45 @@ class ForwardTrace:
     live_routes: list[Tensor] = field(default_factory=list)
     """The same from the live router; equal to `routes` without replay."""
     fingerprints: list[Tensor] = field(default_factory=list)
-    """One [N] int64 per layer."""
+    """One [N] int64 per sparse layer."""
     indexer_losses: list[Tensor] = field(default_factory=list)
     """One [N] per layer, nats, with gradient to the indexer only."""
+
+    def record_routes(self, place: int, used_NX: Tensor, live_NX: Tensor) -> None:
+        """Report the `place`-th mixture-of-experts layer."""
+        if place == len(self.routes):
+            self.routes.append(used_NX)
+            self.live_routes.append(live_NX)
+
+    def record_fingerprint(self, place: int, fingerprint_N: Tensor) -> None:
+        """Report the selection of the `place`-th sparse layer."""
+        if place == len(self.fingerprints):
+            self.fingerprints.append(fingerprint_N)
+
+    def record_indexer_loss(self, place: int, loss_N: Tensor) -> None:
+        """Report the loss of the `place`-th sparse layer's indexer."""
+        if place == len(self.indexer_losses):
+            self.indexer_losses.append(loss_N)
+
+    def indexer_losses_at(self, rows_R: Tensor) -> Tensor:
+        """[L_sparse, R] losses of the given rows, on the CPU, with gradient. Raises RuntimeError without any."""
+        losses_LN = torch.stack(self.indexer_losses)
+        return losses_LN[:, rows_R.to(losses_LN.device)].cpu()
+
+    def mean_indexer_loss(self, rows_R: Tensor) -> Tensor:
+        """Mean over layers and the given rows, nats; 0 for a model without an indexer."""
+        return self.indexer_losses_at(rows_R).mean() if self.indexer_losses else torch.zeros(())
+
+    def to_cpu(self) -> None:
+        """Bring routes and fingerprints to the CPU in one go; losses stay where their gradient flows."""
+        for records in (self.routes, self.live_routes, self.fingerprints):
+            if records and records[0].device.type != "cpu":
+                records[:] = torch.stack(records).cpu().unbind()
 
     def stacked_routes(self) -> Tensor:
         """[N, L_moe, X] int16; empty middle axis for a dense model."""
         return torch.stack(self.routes, 1).to(torch.int16)
 
     def stacked_fingerprints(self) -> Tensor:
-        """[N, L] int64."""
+        """[N, L_sparse] int64."""
         return torch.stack(self.fingerprints, 1)

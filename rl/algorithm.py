@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from samepath.model.lora import LoraSettings
 from samepath.rl.advantage import AdvantageSettings, TruncationSettings
 from samepath.rl.objective import ObjectiveSettings
 
@@ -86,6 +87,17 @@ class LearnerSettings(BaseModel):
     )
     max_tokens_per_pass: int = Field(
         4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="transformers models: arithmetic of the layers; weights, optimiser and log-probabilities stay in float32",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only the layers' inputs for the backward and run each layer twice: less memory, same gradients",
+    )
+    lora: LoraSettings = Field(
+        default_factory=lambda: LoraSettings(), description="transformers models: low-rank adapters"
     )
     indexer: Literal["frozen", "trained"] = Field(
         "frozen", description="train the indexer with its own loss during RL, or not"

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from samepath.model.config import ModelConfig
+from samepath.model.config_file import CONFIG_FILE, read_config
 from samepath.model.network import CausalLM
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
@@ -156,9 +157,9 @@ def run_case(case: Case, folder: Path, idle_bytes: int) -> PeerResult:
     recipe = bench_recipe(case, folder)
     learner = InlineLearner(recipe, folder, recipe.run_dir, None)
     learner.start_rl()
-    pool = InlinePool(learner.reference_dir, recipe.engine, recipe.rollout)
+    pool = InlinePool(learner.reference_dir, recipe.engine, recipe.rollout, recipe.model.placement)
     pool.load_weights(learner.weights(), 0)
-    config = ModelConfig.from_json(learner.reference_dir / "config.json")
+    config = read_config(learner.reference_dir / CONFIG_FILE)
     with RewardRunner(recipe.reward) as runner:
         loop = BenchLoop(
             case=case,

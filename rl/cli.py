@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -16,12 +16,13 @@ from samepath.rl.environment import set_missing_variables
 set_missing_variables({"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
 
 from samepath.rewards.plugin import PluginError  # noqa: E402
-from samepath.rl.preview import evaluate_source, sample_source, validated  # noqa: E402
+from samepath.rl.preview import evaluate_source, sample_source  # noqa: E402
 from samepath.rl.recipe import Recipe  # noqa: E402
 from samepath.rl.recipe_file import dump_recipe, load_recipe, recipe_schema  # noqa: E402
 from samepath.rl.recipe_node import RecipeError  # noqa: E402
 from samepath.rl.run import RECIPE_FILE, RunError, resume_run, start_run  # noqa: E402
 from samepath.rl.task_row import TaskError  # noqa: E402
+from samepath.rl.validation import describe_step, validate_recipe  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,13 +58,25 @@ def resume(run_dir: Annotated[Path, typer.Argument(help="folder of the run, such
 
 
 @app.command()
-def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Resolve and cross-check a recipe and print all of it; starts nothing."""
+def validate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="fail too on what could not be checked or cannot run here")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="leave the resolved recipe out")] = False,
+) -> int:
+    """Check a recipe, its task, model, prompts, rewards and memory, and print all of it; starts nothing. Status 1 if anything is wrong."""
     resolved = load_recipe(recipe, overrides or [], Recipe)
-    report = validated(resolved, recipe.parent)
-    sys.stdout.write(dump_recipe(resolved))
-    for line in report:
+    result = validate_recipe(resolved, recipe.parent)
+    if not quiet:
+        sys.stdout.write(dump_recipe(resolved))
+        sys.stdout.flush()
+    passed = result.passed(strict=strict)
+    verdict = "valid: nothing was started" if passed else "NOT VALID"
+    for line in [*result.lines(), "", describe_step(resolved), verdict]:
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if passed else 1
 
 
 @app.command()
@@ -102,6 +115,31 @@ def evaluate(
     """Held-out accuracy of a checkpoint on a recipe's task."""
     result = evaluate_source(load_recipe(recipe, overrides or [], Recipe), recipe.parent, checkpoint)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="GGUF file, folder, installed package that carries a GGUF file, or hub name")
+    ],
+    target: Annotated[Path, typer.Argument(help="checkpoint folder to write")],
+    file: Annotated[str, typer.Option(help="which GGUF file, if the source has several")] = "",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights")
+    ] = "float32",
+) -> None:
+    """Turn a model into a checkpoint folder with plain, trainable weights, once."""
+    # Late: no other command needs it.
+    from samepath.rl.convert import convert as write_checkpoint
+    from samepath.rl.convert import find_source
+
+    done = write_checkpoint(find_source(source, file), target, dtype, Console(stderr=True).print)
+    Console().print(
+        f"{done.folder}: {done.architecture}, {done.parameters:,} parameters, {dtype}, {done.size_bytes / 2**20:.0f} MiB",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

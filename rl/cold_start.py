@@ -13,10 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from samepath.model.network import CausalLM
+from samepath.model.policy import Policy
 from samepath.model.tokenizer import Tokenizer
 from samepath.rl.algorithm import OptimizerSettings
 from samepath.rl.batch import TrainSequence, pack, split_by_tokens
+from samepath.rl.master_weights import MasterWeights
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.policy_pass import run_policy
 from samepath.rl.task_row import Task
@@ -68,17 +69,19 @@ class ColdStart:
     """Draws traces deterministically by step and trains on them."""
 
     def __init__(
-        self, model: CausalLM, tokenizer: Tokenizer, task: Task, settings: ColdStartSettings, seed: int, pool: PassPool
+        self, model: Policy, tokenizer: Tokenizer, task: Task, settings: ColdStartSettings, seed: int, pool: PassPool
     ) -> None:
         self.model, self.tokenizer, self.task, self.settings, self.seed = model, tokenizer, task, settings, seed
         self._pool = pool
         self._traces: TraceFunction = resolve_traces(settings.traces, {**settings.options, **settings.late_options})
+        self._weights = MasterWeights(list(model.parameters()))
         self._optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self._weights.masters,
             lr=settings.optimizer.lr,
             betas=(settings.optimizer.beta1, settings.optimizer.beta2),
             eps=settings.optimizer.epsilon,
             weight_decay=settings.optimizer.weight_decay,
+            fused=True,
         )
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
@@ -91,7 +94,7 @@ class ColdStart:
         for _ in range(self.settings.batch_size):
             row = self.task.train[rng.randrange(len(self.task.train))]
             response = self._traces(row, rng, **options)
-            prompt_ids = self.tokenizer.encode(row.text)
+            prompt_ids = row.encode(self.tokenizer)
             response_ids = self.tokenizer.encode_continuation(response)
             sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
         return tuple(sequences)
@@ -103,16 +106,17 @@ class ColdStart:
         total = sum(entry.segment.num_trained for entry in sequences)
         parts = split_by_tokens(sequences, max_tokens=1 << 30, at_least=self._pool.threads)
         dense = step < settings.dense_warmup_steps
-        parameters = list(self.model.parameters())
+        parameters, masters = self._weights.parameters, self._weights.masters
         passes = self._pool.map(
             lambda part: self._pass([sequences[index] for index in part], total, dense, parameters), parts
         )
         for done in passes:
-            add_gradients(parameters, done.gradients)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.max_grad_norm, error_if_nonfinite=True)
+            add_gradients(masters, done.gradients)
+        norm = torch.nn.utils.clip_grad_norm_(masters, settings.optimizer.max_grad_norm, error_if_nonfinite=True)
         self._set_rate(step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._weights.publish()
         return {
             "cold_start/loss": sum(done.loss for done in passes),
             "cold_start/indexer_kl": sum(done.indexer_kl for done in passes) / len(passes),
@@ -125,7 +129,7 @@ class ColdStart:
         self, sequences: list[TrainSequence], total: int, dense: bool, parameters: list[torch.nn.Parameter]
     ) -> _Pass:
         """Losses and gradients of some of the step's sequences; `total` is the whole step's number of response tokens."""
-        packed = pack(sequences, self.model.config)
+        packed = pack(sequences, self.model.shape)
         longest = int(packed.positions_N.max()) + 1
         # Selecting as many keys as the longest sequence has is dense attention; the indexer is taught over all of them.
         result = run_policy(
@@ -137,13 +141,12 @@ class ColdStart:
             num_selected=longest if dense else None,
         )
         loss = -result.logprobs_M.sum() / total
-        indexer_kl = torch.stack(result.trace.indexer_losses)[:, : packed.num_rows].mean()
+        indexer_kl = result.trace.mean_indexer_loss(packed.rows_R)
         share = len(result.logprobs_M) / total
         gradients = gradients_of(loss + share * indexer_kl, parameters)
-        experts = self.model.config.n_routed_experts
+        experts = self.model.shape.n_routed_experts
         counts = [
-            torch.bincount(routes_NX[: packed.num_rows].flatten(), minlength=experts)
-            for routes_NX in result.trace.routes
+            torch.bincount(routes_NX[packed.rows_R].flatten(), minlength=experts) for routes_NX in result.trace.routes
         ]
         return _Pass(
             gradients=gradients,
@@ -165,31 +168,30 @@ class ColdStart:
     def _balance(self, passes: list[_Pass]) -> float:
         """Move each layer's selection bias by a fixed step towards an even load; returns the largest load over the mean."""
         worst = 0.0
-        for place, layer in enumerate(self.model.config.moe_layers):
+        for place, layer in enumerate(self.model.shape.moe_layers):
             counts_E = torch.stack([done.counts[place] for done in passes]).sum(0).float()
             worst = max(worst, float(counts_E.max() / counts_E.mean()))
             bias_E = self.model.selection_bias(layer)
-            bias_E += self.settings.bias_update_rate * torch.sign(counts_E.mean() - counts_E)
+            if bias_E is not None:
+                bias_E += self.settings.bias_update_rate * torch.sign(counts_E.mean() - counts_E).to(bias_E.device)
         return worst
 
 
-def supervised_sequence(prompt_ids: tuple[int, ...], response_ids: tuple[int, ...], model: CausalLM) -> TrainSequence:
+def supervised_sequence(prompt_ids: tuple[int, ...], response_ids: tuple[int, ...], model: Policy) -> TrainSequence:
     """A sequence nobody sampled: no routes, no supports, every response token a target."""
     total = len(prompt_ids) + len(response_ids)
-    if total > model.config.max_position_embeddings:
+    if total > model.shape.max_position_embeddings:
         raise ValueError(
-            f"prompt and trace must fit max_position_embeddings={model.config.max_position_embeddings}; got {total} tokens"
+            f"prompt and trace must fit max_position_embeddings={model.shape.max_position_embeddings}; got {total} tokens"
         )
     trained = np.arange(total) >= len(prompt_ids)
     segment = Segment(
         token_ids=np.array([*prompt_ids, *response_ids], np.int32),
         trained=trained,
         sampler_logprobs=np.zeros(total, np.float32),
-        routes=np.full(
-            (total, len(model.config.moe_layers), model.config.num_experts_per_tok), MISSING_ROUTE, np.int16
-        ),
+        routes=np.full((total, len(model.shape.moe_layers), model.shape.num_experts_per_tok), MISSING_ROUTE, np.int16),
         support=None,
-        selection_fingerprint=np.zeros((total, model.config.num_hidden_layers), np.uint64),
+        selection_fingerprint=np.zeros((total, len(model.shape.sparse_layers)), np.uint64),
         weight_version=np.where(trained, 0, -1).astype(np.int32),
         finish_reason="stop",
     )

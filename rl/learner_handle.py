@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from samepath.model.policy_files import policy_tensors
 from samepath.rl.learner import Learner
 from samepath.rl.recipe import Recipe
 from samepath.rl.train_batch import TrainBatch, UpdateReport
+from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.pool import Weights
 
 
 class LearnerHandle(Protocol):
@@ -23,7 +23,7 @@ class LearnerHandle(Protocol):
 
     def advance(self) -> None: ...
 
-    def weights(self) -> dict[str, NDArray[np.float32]]: ...
+    def weights(self) -> Weights: ...
 
     def save(self, step: int) -> Path: ...
 
@@ -34,6 +34,12 @@ class LearnerHandle(Protocol):
 
 class InlineLearner(Learner):
     """The learner in the driver's process."""
+
+    def weights(self) -> Weights:
+        """See `Learner.weights`; beside a built-in engine in this process, the tensors where they stand."""
+        if self._recipe.model.device == "cpu" or not isinstance(self._recipe.engine, BuiltinSettings):
+            return super().weights()
+        return {name: tensor.detach() for name, tensor in policy_tensors(self._model).items()}
 
     def close(self) -> None:
         """Nothing to give back."""

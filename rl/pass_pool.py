@@ -4,8 +4,9 @@ On CPU two passes side by side use two cores better than two threads inside ever
 order and gradients are added in that order, so the sum does not depend on which pass ended first.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -29,10 +30,28 @@ class PassPool:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """`function` of every item, in order; the first exception is raised. Gradient mode must be set inside the function."""
+        return list(self.stream(function, items))
+
+    def stream(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """As `map`, one result after the other. No more than `threads` are computed ahead of the one taken last.
+
+        So the gradients of many passes never stand in memory together.
+        """
         torch.set_num_threads(1)
         if self._executor is None:
-            return [function(item) for item in items]
-        return list(self._executor.map(function, items))
+            yield from map(function, items)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._executor.submit(function, item))
+                if len(waiting) > self.threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[Tensor | None]:
@@ -41,7 +60,8 @@ def gradients_of(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> list
 
 
 def add_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add one pass's gradients to `.grad`."""
+    """Add one pass's gradients to `.grad` in the parameter's type; the first pass's become it, without a copy if it has that type."""
     for parameter, gradient in zip(parameters, gradients):
         if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            grad = parameter.grad
+            parameter.grad = gradient.to(parameter.dtype) if grad is None else grad.add_(gradient)

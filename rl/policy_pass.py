@@ -1,15 +1,20 @@
 """One pass of a policy over a packed batch: log-probabilities of the sampled tokens on the sampler's path.
 
-Axes: N rows run, M trained tokens, L layers, X experts chosen.
+The batch stays on the CPU, and so does everything that is computed from the result: the network takes its inputs to its own device, and
+what it reports comes back once a pass.
+
+Axes: N rows run, M trained tokens, U different ones among them, L layers, X experts chosen.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from samepath.kernels.logprob import head_logprobs
+from samepath.kernels.logprob import SupportRows, head_logprobs
 from samepath.model.key_store import PackedKeys
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.policy import Policy
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch import PackedBatch
 
@@ -29,7 +34,7 @@ class PolicyPass:
 
 
 def run_policy(
-    model: CausalLM,
+    model: Policy,
     batch: PackedBatch,
     *,
     routes_LNX: Tensor | None,
@@ -44,12 +49,22 @@ def run_policy(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
-    logprobs_M, entropy_M, kept_mass_M = head_logprobs(
-        hidden_ND[batch.rows_M],
-        model.head,
-        batch.targets_M,
-        batch.temperature_M,
-        batch.support if use_support else None,
+    trace.to_cpu()
+    device, first_U = hidden_ND.device, batch.first_U
+    scores_U = head_logprobs(
+        hidden_ND[batch.rows_M[first_U].to(device)],
+        model.head_weight,
+        batch.targets_M[first_U].to(device),
+        batch.temperature_M[first_U].to(device),
+        _support_of(batch, device) if use_support else None,
         model.backend,
     )
+    logprobs_M, entropy_M, kept_mass_M = (score_U.cpu()[batch.scored_M] for score_U in scores_U)
     return PolicyPass(logprobs_M=logprobs_M, entropy_M=entropy_M, kept_mass_M=kept_mass_M, trace=trace)
+
+
+def _support_of(batch: PackedBatch, device: torch.device) -> SupportRows | None:
+    if batch.support is None:
+        return None
+    rows = batch.support.select(batch.first_U)
+    return SupportRows(counts_N=rows.counts_N.to(device), ids=rows.ids.to(device))

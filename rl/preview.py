@@ -1,4 +1,4 @@
-"""The commands that look without training: validate, sample, evaluate."""
+"""The commands that look without training: sample, evaluate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,51 +9,18 @@ from samepath.model.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.evaluation import evaluate
 from samepath.rl.learner import latest_checkpoint
-from samepath.rl.model_source import build_model
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder
 from samepath.rl.prompts import seed_of
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-from samepath.rl.run import RECIPE_FILE
+from samepath.rl.run import RECIPE_FILE, inline_pool
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.tasks import build_task
-from samepath.rl.traces import resolve_traces
-from samepath.rollout.engine import Engine, EngineSettings
-from samepath.rollout.pool import InlinePool
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
-
-
-def validated(recipe: Recipe, recipe_dir: Path) -> Sequence[str]:
-    """Check what the settings alone cannot: task, prompts, model, rewards, traces. Returns what was found, for people.
-
-    Raises the first error of each step, as a run would before any work.
-    """
-    task = build_task(recipe.task, recipe_dir)
-    model, tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
-    prompts = [tokenizer.encode(row.text) for row in task.held_out]
-    longest = max(map(len, prompts)) + recipe.sampling.max_new_tokens
-    if longest > model.config.max_position_embeddings:
-        raise ValueError(
-            f"the longest held-out prompt and sampling.max_new_tokens={recipe.sampling.max_new_tokens} must fit "
-            f"max_position_embeddings={model.config.max_position_embeddings}; got {longest} tokens"
-        )
-    if recipe.cold_start.steps:
-        resolve_traces(recipe.cold_start.traces, {**recipe.cold_start.options, **recipe.cold_start.late_options})
-    runner = RewardRunner(recipe.reward)
-    try:
-        runner.check()
-    finally:
-        runner.close()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    rl = recipe.rl
-    mode = "sparse" if longest > model.config.index_topk else "dense: no sequence is longer than index_topk"
-    return (
-        f"model: {total:,} parameters, {len(model.config.moe_layers)} mixture-of-experts layers, attention {mode}",
-        f"task: {task.name}, {len(task.train)} training and {len(task.held_out)} held-out rows, first prompt {task.held_out[0].text!r}",
-        f"a step: {rl.prompts_per_step * rl.group_size} responses of at most {recipe.sampling.max_new_tokens} tokens, {rl.updates_per_rollout} updates",
-        "valid: nothing was started",
-    )
 
 
 def sample_source(source: Path, prompt: str, count: int, changes: Mapping[str, Any], seed: int) -> Sequence[Rollout]:
@@ -68,9 +35,9 @@ def sample_source(source: Path, prompt: str, count: int, changes: Mapping[str, A
     )
     longest = len(request.prompt.token_ids) + sampling.max_new_tokens
     cache_tokens = max(1024, 2 * (count + 1) * (longest + 32))
-    group = Engine(model, tokenizer, EngineSettings(max_sequences=max(count, 1), cache_tokens=cache_tokens)).run(
-        [request]
-    )[0]
+    group = BuiltinEngine(
+        model, tokenizer, BuiltinSettings(max_sequences=max(count, 1), cache_tokens=cache_tokens)
+    ).run([request])[0]
     if group.rollouts[0].failure:
         raise ValueError(
             f"the prompt cannot be answered: {group.rollouts[0].failure} ({longest} tokens with max_new_tokens)"
@@ -90,8 +57,11 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         folder = found[0]
     task = build_task(recipe.task, recipe_dir)
     with RewardRunner(recipe.reward) as runner:
-        pool = InlinePool(folder, recipe.engine, recipe.rollout)
-        result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+        pool = inline_pool(recipe, folder, recipe_dir)
+        try:
+            result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+        finally:
+            pool.close()
     return {
         "checkpoint": str(folder),
         "accuracy": result.accuracy,
@@ -113,4 +83,8 @@ def _model_of(source: Path) -> Any:
     found = latest_checkpoint(recipe.run_dir)
     if found:
         return load_checkpoint(found[0]), load_tokenizer(found[0])
+    if isinstance(recipe.model, CheckpointModel):
+        # Whatever trains it: the built-in engine answers here.
+        folder = resolve_folder(recipe.model.path, source.parent)
+        return load_checkpoint(folder), load_tokenizer(folder)
     return build_model(recipe.model, source.parent, recipe.seed)

@@ -22,7 +22,7 @@ def group_request(
     prompt = Prompt(
         prompt_id=row.row_id,
         text=row.text,
-        token_ids=tokenizer.encode(row.text),
+        token_ids=row.encode(tokenizer),
         answer=row.answer,
         dataset=row.dataset,
         row=row.row,

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from samepath.rl.environment import read_variable, set_missing_variables
+from samepath.rl.environment import import_path, set_missing_variables
 from samepath.rl.learner import Learner
 from samepath.rl.recipe import RaySettings, Recipe
 from samepath.rl.train_batch import TrainBatch, UpdateReport
+from samepath.rollout.pool import Weights
 
 
 class LearnerLostError(RuntimeError):
@@ -47,18 +46,14 @@ def stop_cluster() -> None:
     ray.shutdown()
 
 
-def actor_environment(recipe_dir: Path) -> dict[str, str]:
-    """Variables every actor needs: modules beside the recipe and in the working directory must be importable there."""
-    path = [str(Path.cwd()), str(recipe_dir.resolve()), read_variable("PYTHONPATH")]
-    return {"PYTHONPATH": ":".join(entry for entry in path if entry), "MLFLOW_DISABLE_TELEMETRY": "true"}
-
-
 class RayLearner:
     """Calls the learner actor; every wait is bounded and says what it waits for."""
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
-        environment = {**actor_environment(recipe_dir), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        remote = ray.remote(num_cpus=0, max_restarts=0, runtime_env={"env_vars": environment})(Learner)
+        environment = {**import_path(recipe_dir), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        gpus = recipe.ray.learner_gpus if recipe.model.device == "cuda" else 0
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
+        remote = ray.remote(**options, runtime_env={"env_vars": environment})(Learner)
         self._timeout_s = recipe.learner.update_timeout_s
         self._actor = remote.remote(
             recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from.resolve() if resume_from else None
@@ -87,10 +82,11 @@ class RayLearner:
         """See `Learner.advance`."""
         self._wait("counting an empty batch", self._actor.advance.remote())
 
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        """See `Learner.weights`."""
-        weights: dict[str, NDArray[np.float32]] = self._wait("its weights", self._actor.weights.remote())
-        return weights
+    def weights(self) -> Weights:
+        """A reference to the weights in the object store, where the learner's process has copied them once for all workers."""
+        reference = self._actor.weights.remote()
+        self._wait("its weights", reference)
+        return reference
 
     def save(self, step: int) -> Path:
         """See `Learner.save`."""

@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings, OptimizerSettings
 from samepath.rl.cold_start import ColdStartSettings
+from samepath.rl.engine_demands import EngineUse, unmet_demands
 from samepath.rl.model_source import ModelSettings, NewModel
 from samepath.rl.tasks import TaskSettings
 from samepath.rl.tracking import TrackingSettings
-from samepath.rollout.engine import EngineSettings
+from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings
 from samepath.rollout.pool import RolloutSettings
 from samepath.rollout.sampling import SamplingSettings
 
@@ -46,6 +47,12 @@ class RaySettings(BaseModel):
         "local", description="`local` starts a cluster on this machine, `auto` joins a running one, or host:port"
     )
     object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="shared memory of a local cluster, bytes")
+    learner_gpus: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="with `model.device: cuda`: GPUs of the learner; a fraction shares one with workers",
+    )
 
 
 class Recipe(BaseModel):
@@ -67,7 +74,9 @@ class Recipe(BaseModel):
     sampling: SamplingSettings = Field(
         default_factory=lambda: SamplingSettings(), description="how responses are drawn"
     )
-    engine: EngineSettings = Field(default_factory=lambda: EngineSettings(), description="built-in engine")
+    engine: EngineSettings = Field(
+        default_factory=BuiltinSettings, description="what samples; `engine: vllm` for short"
+    )
     rollout: RolloutSettings = Field(default_factory=lambda: RolloutSettings(), description="rollout workers")
     cold_start: ColdStartSettings = Field(default_factory=lambda: ColdStartSettings(), description="supervised start")
     rl: AlgorithmSettings = Field(default_factory=lambda: AlgorithmSettings(), description="algorithm")
@@ -84,7 +93,7 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         problems = list(self._impossible())
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def _impossible(self) -> list[str]:
@@ -98,22 +107,61 @@ class Recipe(BaseModel):
             and "keep_sampling_mask" not in self.rl.model_fields_set
         ):
             problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
-        if self.rl.group_size > self.engine.max_sequences:
+        evaluation = SamplingSettings(temperature=self.evaluation.temperature, top_p=self.evaluation.top_p)
+        problems += unmet_demands(
+            EngineUse(
+                engine=self.engine,
+                runtime=self.runtime,
+                model=self.model,
+                rl=self.rl,
+                sampling=self.sampling,
+                evaluation=evaluation,
+            )
+        )
+        if isinstance(self.engine, BuiltinSettings) and self.rl.group_size > self.engine.max_sequences:
             problems.append(
                 f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
             )
         if isinstance(self.model, NewModel):
-            sizes = self.model.config
-            layers, dense = int(sizes["num_hidden_layers"]), int(sizes["first_k_dense_replace"])
-            if self.rl.keep_routing != "off" and layers == dense:
+            shape = self.model.shape
+            if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:
                 problems.append(
                     "rl.keep_routing needs a mixture-of-experts layer: every layer is dense (model.config.first_k_dense_replace)"
                 )
-            if self.sampling.max_new_tokens >= int(sizes["max_position_embeddings"]):
+            if self.sampling.max_new_tokens >= shape.max_position_embeddings:
                 problems.append(
                     f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
-                    f"model.config.max_position_embeddings={sizes['max_position_embeddings']}"
+                    f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                 )
+        return problems + self._impossible_for_the_implementation()
+
+    def _impossible_for_the_implementation(self) -> list[str]:
+        """Options that the model's implementation does not have."""
+        learner, model, problems = self.learner, self.model, []
+        if model.placement.problem is not None:
+            problems.append(model.placement.problem)
+        if model.device == "cuda" and learner.threads > 1:
+            problems.append(
+                f"learner.threads={learner.threads} runs passes side by side on CPU cores; one GPU runs them one after the other. "
+                "Set learner.threads=1 with model.device=cuda."
+            )
+        if model.implementation == "own":
+            for name, used in (
+                ("precision", learner.precision != "fp32"),
+                ("lora", learner.lora.enabled),
+            ):
+                if used:
+                    problems.append(f"learner.{name} needs model.implementation: transformers")
+            return problems
+        if (model.device, model.dtype) != ("cpu", "float32"):
+            problems.append(
+                "model.device and model.dtype place the own network; a transformers model goes where accelerate puts it, in "
+                "learner.precision. Leave them out, or set model.implementation=own."
+            )
+        if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
+            problems.append(
+                "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
+            )
         return problems
 
     @property

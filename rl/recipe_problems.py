@@ -8,9 +8,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from samepath.rl.recipe_node import PathKey, RecipeNode, child_at, deepest_at, dotted, kind_of, plain
-from samepath.rl.recipe_suggest import did_you_mean, kinds_of, models_at, suggest_key
+from samepath.rl.recipe_suggest import did_you_mean, kinds_of, models_at, models_in, suggest_key
 
 _QUOTED = re.compile(r"'([^']*)'")
+_KEY = re.compile(r"[a-z][a-z_]*(?:\.[a-z_0-9]+)+")
+"""A dotted setting inside a message."""
 _SHOWN_CHARS = 80
 _MAPPING = "must be a mapping (key: value)"
 _REASONS = {
@@ -30,12 +32,23 @@ def problems_of(error: ValidationError, root: RecipeNode, model: type[BaseModel]
     Example: `rl.group_size: must be greater than or equal to 2; got 1 (recipes/quickstart.yaml:4)`.
     """
     reasons: dict[tuple[PathKey, ...], list[str]] = {}
+    across: list[str] = []
     for detail in error.errors(include_url=False):
         path = _path(detail, root)
         reason = _reason(detail, path, root, model)
+        if not path and detail["type"] == "value_error":
+            across += [_across_line(part, root) for part in reason.split("\n")]
+            continue
         if reason not in reasons.setdefault(path, []):
             reasons[path].append(reason)
-    return [_line(path, found, root) for path, found in reasons.items()]
+    return [*(_line(path, found, root) for path, found in reasons.items()), *across]
+
+
+def _across_line(reason: str, root: RecipeNode) -> str:
+    """A problem between settings, with the place of the first one named in it that the recipe gives."""
+    named = [tuple(text.split(".")) for text in _KEY.findall(reason)]
+    nodes = [found for path in named if (found := deepest_at(root, path)) is not root]
+    return f"{reason} ({(nodes or [root])[0].source})"
 
 
 def _path(detail: ErrorDetails, root: RecipeNode) -> tuple[PathKey, ...]:
@@ -76,9 +89,22 @@ def _reason(detail: ErrorDetails, path: tuple[PathKey, ...], root: RecipeNode, m
         return _REASONS[kind]
     message = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"])
     message = re.sub(r", unable to (parse|interpret) .*", "", re.sub(r"^\w+ should ", "must ", message))
+    if kind == "string_pattern_mismatch" and (meaning := _meaning_of(model, str(context.get("pattern")))):
+        message += f" ({meaning.rstrip('.')})"
     if kind == "literal_error":
         message += did_you_mean(str(detail["input"]), _QUOTED.findall(str(context.get("expected", ""))))
     return message
+
+
+def _meaning_of(model: type[BaseModel], pattern: str) -> str:
+    """Description of the setting that has this pattern; an expression alone tells few people what to write."""
+    for field in model.model_fields.values():
+        if any(getattr(entry, "pattern", None) == pattern for entry in field.metadata):
+            return field.description or ""
+        for nested in models_in(field.annotation):
+            if found := _meaning_of(nested, pattern):
+                return found
+    return ""
 
 
 def _near_kind(word: str, kinds: list[str]) -> str:
@@ -105,7 +131,7 @@ def _worth_showing(node: RecipeNode, reasons: list[str]) -> bool:
     """Tell whether the value helps: not for an unknown key, nor where the message already says what was got."""
     if any(reason.startswith("unknown key") or "got " in reason for reason in reasons):
         return False
-    return not isinstance(node.value, dict) or any("must be a" in reason for reason in reasons)
+    return not isinstance(node.value, dict) or any(reason in _REASONS.values() for reason in reasons)
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from samepath.model.tokenizer import Tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
-from samepath.rl.environment import collect_environment
+from samepath.rl.environment import child_environment, collect_environment, import_path
 from samepath.rl.evaluation import Evaluation
 from samepath.rl.learner import latest_checkpoint
 from samepath.rl.learner_handle import LearnerHandle, build_learner
@@ -27,7 +27,9 @@ from samepath.rl.summary import write_summary
 from samepath.rl.task_row import Task
 from samepath.rl.tasks import build_task
 from samepath.rl.tracking import RunStatus, Tracker, build_tracker
-from samepath.rollout.pool import InlinePool, RolloutPool
+from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.pool import InlinePool, RolloutPool, worker_environment
+from samepath.rollout.process_pool import ProcessPool
 from samepath.rollout.worker import peak_memory_bytes
 
 RECIPE_FILE = "recipe.yaml"
@@ -176,13 +178,13 @@ class _Setup:
         self.tracker.log_checkpoint(self.recipe.rl.steps, self.learner.save(self.recipe.rl.steps))
         statistics = pool.statistics()
         own = peak_memory_bytes()
-        # Inline, learner and engine live in this process and report its peak.
-        others = (
-            0.0
-            if self.recipe.runtime == "inline"
-            else statistics["peak_bytes"] + self.learner.statistics()["peak_bytes"]
-        )
+        # What lives in this process reports this process's peak: inline the learner, and the built-in engine.
+        others = 0.0 if isinstance(pool, InlinePool) else statistics["peak_bytes"]
+        if self.recipe.runtime == "ray":
+            others += self.learner.statistics()["peak_bytes"]
         state.peak_bytes = max(state.peak_bytes, own + others)
+        on_gpu = [statistics, self.learner.statistics()] if self.recipe.model.device == "cuda" else []
+        state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry["gpu_peak_bytes"] for entry in on_gpu)])
         state.counters |= {
             f"rollout/{name}": statistics[name]
             for name in ("replaced_workers", "over_cap", "reused_tokens")
@@ -208,19 +210,28 @@ class _Setup:
         """Every held-out prompt and the first training prompts must be encodable before sampling starts."""
         rows = [*self.task.held_out, *(self.task.train_row(index) for index in range(min(64, len(self.task.train))))]
         for row in rows:
-            if not tokenizer.encode(row.text):
+            if not row.encode(tokenizer):
                 raise RunError(f"row {row.row_id} of the task has an empty prompt")
 
 
 def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
     """The rollout pool that the recipe's runtime asks for."""
     if recipe.runtime == "inline":
-        return InlinePool(model_folder, recipe.engine, recipe.rollout)
+        return inline_pool(recipe, model_folder, recipe_dir)
     # Late: `runtime: inline` must work without Ray.
-    from samepath.rl.ray_learner import actor_environment
     from samepath.rollout.ray_pool import RayPool
 
-    return RayPool(model_folder.resolve(), recipe.engine, recipe.rollout, actor_environment(recipe_dir))
+    return RayPool(
+        model_folder.resolve(), recipe.engine, recipe.rollout, import_path(recipe_dir), recipe.model.placement
+    )
+
+
+def inline_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
+    """One worker without Ray: in this process, or beside it for an engine that changes the process it lives in."""
+    if isinstance(recipe.engine, BuiltinSettings):
+        return InlinePool(model_folder, recipe.engine, recipe.rollout, recipe.model.placement)
+    variables = worker_environment(recipe.engine, recipe.rollout, import_path(recipe_dir))
+    return ProcessPool(model_folder, recipe.engine, recipe.rollout, child_environment(variables))
 
 
 @contextmanager

@@ -4,8 +4,9 @@ import re
 from collections.abc import Collection
 from string import Formatter
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from samepath.model.chat import ChatForm
 from samepath.rl.task_row import TaskError
 
 
@@ -25,7 +26,7 @@ def _names_in(template: str, known: Collection[str]) -> set[str]:
 
 
 class PromptRewrite(BaseModel):
-    """Cuts parts out of a question and puts them together anew; by default leaves the question as it is.
+    """Cuts parts out of a question or answer and puts them together anew; by default leaves it as it is.
 
     Example: `{match: "problem: (.+) =", template: "{1}=", remove: [" "]}` makes `42-25-73=` of
     `State the final answer to the following arithmetic problem: 42 - 25 - 73 =`.
@@ -34,11 +35,11 @@ class PromptRewrite(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     match: str = Field(
-        default=r"(?s).*", description="Python regular expression, searched in the question; every row must match it."
+        default=r"(?s).*", description="Python regular expression, searched in the text; every row must match it."
     )
     template: str = Field(
         default="{0}",
-        description="New question; {0} is the whole match, {1} or {name} a group; write {{ and }} for literal braces.",
+        description="New text; {0} is the whole match, {1} or {name} a group; write {{ and }} for literal braces.",
     )
     remove: tuple[str, ...] = Field(
         default=(), description="Strings deleted, in this order, from each group before it enters the template."
@@ -56,12 +57,12 @@ class PromptRewrite(BaseModel):
             raise ValueError('remove must hold no empty string; got "". Take it out.')
         return self
 
-    def apply(self, question: str, where: str) -> str:
-        """Return the rewritten question; raises TaskError naming `where` if `match` finds nothing."""
-        found = re.search(self.match, question)
+    def apply(self, text: str, where: str, setting: str = "rewrite") -> str:
+        """Return the rewritten text; raises TaskError naming `where` and `setting` if `match` finds nothing."""
+        found = re.search(self.match, text)
         if found is None:
             raise TaskError(
-                f"{where}: rewrite.match {self.match!r} must match every question; it does not match {question!r:.300}. "
+                f"{where}: {setting}.match {self.match!r} must match every row; it does not match {text!r:.300}. "
                 "Change the expression."
             )
         numbered = [self._cleaned(part) for part in (found.group(), *found.groups(default=""))]
@@ -72,6 +73,35 @@ class PromptRewrite(BaseModel):
         for unwanted in self.remove:
             part = part.replace(unwanted, "")
         return part
+
+
+class ChatSettings(BaseModel):
+    """Prompts in the chat form of the checkpoint, by its own template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(
+        default=False,
+        description="True gives the prompt as a user's message; a checkpoint without a chat template is refused.",
+    )
+    system: str = Field(
+        default="", description="System message before it; empty gives none, and a template may then put in its own."
+    )
+    options: dict[str, JsonValue] = Field(
+        default={},
+        description="Variables of the template, such as {enable_thinking: false} of Qwen3; one that it does not know is refused.",
+    )
+
+    @model_validator(mode="after")
+    def _check_enabled(self) -> "ChatSettings":
+        if (self.system or self.options) and not self.enabled and "enabled" not in self.model_fields_set:
+            raise ValueError("chat.enabled must be given when chat has a system message or options; set it to true")
+        return self
+
+    @property
+    def form(self) -> ChatForm | None:
+        """What a row carries: None when switched off."""
+        return ChatForm(system=self.system, options=self.options) if self.enabled else None
 
 
 class PromptSettings(BaseModel):
@@ -87,6 +117,8 @@ class PromptSettings(BaseModel):
         description="The prompt; {question} is the rewritten question; write {{ and }} for literal braces.",
     )
 
+    chat: ChatSettings = Field(default=ChatSettings(), description="Chat form; by default the prompt stands as it is.")
+
     @model_validator(mode="after")
     def _check_prompt(self) -> "PromptSettings":
         if not _names_in(self.template, ["question"]):
@@ -94,7 +126,7 @@ class PromptSettings(BaseModel):
         return self
 
     def text_of(self, question: str, where: str) -> str:
-        """Return what the model reads; raises TaskError naming `where` if nothing is left or it is no Unicode text."""
+        """Return the prompt without its chat form; raises TaskError naming `where` if nothing is left or it is no Unicode text."""
         text = self.template.format(question=self.rewrite.apply(question, where))
         if not text.strip():
             raise TaskError(f"{where}: the prompt must not be empty; got {question!r:.300} as the question.")

@@ -140,6 +140,7 @@ def _row(settings: ReasoningGymTask, entry: Mapping[str, Any], split: str, index
         row_id=f"{split}-{index}",
         question=entry["question"],
         text=settings.text_of(entry["question"], where),
+        chat=settings.chat.form,
         answer={
             "answer": "" if gold is None else str(gold),
             "entry": entry,

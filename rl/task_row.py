@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from samepath.model.chat import ChatForm
+from samepath.model.tokenizer import Tokenizer
+
 
 class TaskError(ValueError):
     """A task that cannot be built or read; the message names file and line, or dataset and row."""
@@ -27,7 +30,9 @@ class TaskRow:
     question: str
     """The question as the source words it."""
     text: str
-    """The question after rewrite and template: what the model reads."""
+    """The question after rewrite and template: what the model reads, or what the user says where `chat` is given."""
+    chat: ChatForm | None = None
+    """How `text` is put into the checkpoint's chat form; None: it is the prompt as it stands."""
     answer: Mapping[str, Any] = field(default_factory=dict)
     """For the reward function: `answer` (gold answer, text), `entry` (source row, plain data), `dataset` (name); of
     reasoning_gym also `config` (the dataset's params, which some scorers read)."""
@@ -35,6 +40,10 @@ class TaskRow:
     """Name of the task."""
     row: int
     """Index in the task's split, from 0."""
+
+    def encode(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Token ids of the prompt: of its text, or of the conversation around it."""
+        return tokenizer.encode(self.text) if self.chat is None else tokenizer.encode_chat(self.text, self.chat)
 
 
 class TaskRows(Protocol):

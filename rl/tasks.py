@@ -6,19 +6,23 @@ from typing import Annotated
 from pydantic import Field
 
 from samepath.rl.task_file import FileTask, build_file
+from samepath.rl.task_hub import HubTask, build_hub
 from samepath.rl.task_reasoning_gym import ReasoningGymTask, build_reasoning_gym
 from samepath.rl.task_row import Task
 
-TaskSettings = Annotated[ReasoningGymTask | FileTask, Field(discriminator="kind")]
+TaskSettings = Annotated[ReasoningGymTask | FileTask | HubTask, Field(discriminator="kind")]
 """Settings of a task; `kind` chooses."""
 
 
-def build_task(settings: ReasoningGymTask | FileTask, recipe_dir: Path) -> Task:
+def build_task(settings: ReasoningGymTask | FileTask | HubTask, recipe_dir: Path) -> Task:
     """Build the task; paths in the settings are relative to `recipe_dir`.
 
     Training and held-out rows never share a canonical text (see `canonical_text`: `a+b` and `b+a` are different texts), and
-    the same settings give the same rows in the same order each time. Needs no network. Raises TaskError.
+    the same settings give the same rows in the same order each time. Only `kind: hub` may need a network, once. Raises
+    TaskError, and HubUnreachableError where that network is missing.
     """
     if isinstance(settings, ReasoningGymTask):
         return build_reasoning_gym(settings)
+    if isinstance(settings, HubTask):
+        return build_hub(settings, recipe_dir)
     return build_file(settings, recipe_dir)

@@ -3,7 +3,7 @@
 Axes: B sequences, M trained tokens, N rows run, L mixture-of-experts layers, X experts chosen, E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.logprob import SupportRows
-from samepath.model.network import CausalLM
+from samepath.model.policy import Policy
 from samepath.rl.aggregation import sequence_mean, token_weights
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings
 from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
 from samepath.rl.diagnostics import HeadStatistics, gather_step, step_metrics
 from samepath.rl.diagnostics_numerics import NumericsGap, check_numerics_gap, numerics_gap
 from samepath.rl.kl import beta_per_sequence
+from samepath.rl.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.objective import LossInputs, LossTerms, policy_loss
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.path_record import PathRecord
@@ -52,13 +53,19 @@ class PolicyUpdater:
     """Runs the updates of one step. Holds no weights of its own."""
 
     def __init__(
-        self, model: CausalLM, reference: CausalLM | None, rl: AlgorithmSettings, learner: LearnerSettings
+        self,
+        model: Policy,
+        reference: Policy | None,
+        rl: AlgorithmSettings,
+        learner: LearnerSettings,
+        weights: MasterWeights | None = None,
     ) -> None:
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
+        self._weights = weights or MasterWeights(list(model.parameters()))
         self._pool = PassPool(learner.threads)
         self._gap: NumericsGap | None = None
 
-    def run(self, batch: TrainBatch, version: int, apply_gradients: "ApplyGradients") -> UpdateReport:
+    def run(self, batch: TrainBatch, version: int, apply_gradients: ApplyGradients) -> UpdateReport:
         """Split by groups into mini-batches and take one optimiser step on each.
 
         `version` is the learner's weight version before the first; `apply_gradients` clips, steps and returns the gradient norm.
@@ -80,7 +87,7 @@ class PolicyUpdater:
 
     @torch.no_grad()
     def _prepare_part(self, indices: Sequence[int], batch: TrainBatch) -> _Part:
-        packed = pack([batch.sequences[index] for index in indices], self.model.config)
+        packed = pack([batch.sequences[index] for index in indices], self.model.shape)
         self._check_missing(packed)
         routes_LNX = packed.routes_LNX if self.rl.keep_routing == "sampler" else None
         reference_M, old_M = None, None
@@ -100,7 +107,7 @@ class PolicyUpdater:
         return self.rl.keep_sampling_mask == "on"
 
     def _check_missing(self, packed: PackedBatch) -> None:
-        entries = packed.num_rows * len(self.model.config.moe_layers)
+        entries = len(packed.rows_R) * len(self.model.shape.moe_layers)
         if self.rl.keep_routing == "sampler" and packed.missing_routes > self.rl.max_missing_routes * entries:
             raise RouteError(
                 f"at most rl.max_missing_routes={self.rl.max_missing_routes:g} of all routes may be missing; got {packed.missing_routes} of "
@@ -117,13 +124,17 @@ class PolicyUpdater:
     ) -> None:
         weights = self._token_weights(batch, indices, parts)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        passes = self._pool.map(
+        running = self._pool.stream(
             lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
         )
-        record = PathRecord(self.model.config)
+        record = PathRecord(self.model.shape)
         equal: list[tuple[Tensor, Tensor]] = []
-        for part, done in zip(parts, passes):
-            add_gradients(parameters, done.gradients)
+        passes: list[_Pass] = []
+        for part, done in zip(parts, running):
+            add_gradients(self._weights.of(parameters), done.gradients)
+            # As large as the model: they go as soon as they are added.
+            done.gradients.clear()
+            passes.append(done)
             if lag_0_version is not None:
                 same_M = part.batch.version_M == lag_0_version
                 equal.append((done.result.logprobs_M.detach()[same_M], part.batch.sampler_logprobs_M[same_M]))
@@ -133,6 +144,7 @@ class PolicyUpdater:
         inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
         heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
         self._measure_gap(equal)
+        report.add_metrics(_sharing_metrics([part.batch for part in parts]))
         report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
         if lag_0_version is not None and self._gap is not None:
             report.first = {"policy/gap_at_lag_0": self._gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
@@ -153,7 +165,7 @@ class PolicyUpdater:
         inputs = self._loss_inputs(batch, part, weights_M)
         loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
         if train_indexer:
-            loss = loss + torch.stack(result.trace.indexer_losses)[:, : part.batch.num_rows].mean(1).sum() / num_parts
+            loss = loss + result.trace.indexer_losses_at(part.batch.rows_R).mean(1).sum() / num_parts
         return _Pass(
             result=result, inputs=inputs, terms=terms, loss=loss.detach(), gradients=gradients_of(loss, parameters)
         )
@@ -191,32 +203,20 @@ class PolicyUpdater:
         )
 
 
-class ApplyGradients:
-    """Clips the gradients, takes one optimiser step and returns the norm before clipping."""
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[torch.nn.Parameter],
-        max_norm: float,
-        set_rate: Callable[[], None],
-    ) -> None:
-        self.optimizer, self.parameters, self.max_norm, self.set_rate = optimizer, parameters, max_norm, set_rate
-
-    def __call__(self) -> float:
-        """Step and clear the gradients."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm, error_if_nonfinite=True))
-        self.set_rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-
 def split_groups(group_B: np.ndarray, count: int) -> list[list[int]]:
     """Indices of `count` mini-batches of whole groups, as even as possible; fewer if there are fewer groups."""
     labels = list(dict.fromkeys(group_B.tolist()))
     parts = [part.tolist() for part in np.array_split(np.array(labels), min(count, len(labels)))]
     return [[index for index, label in enumerate(group_B.tolist()) if label in set(part)] for part in parts]
+
+
+def _sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
+    """How much running each prompt once saved."""
+    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
+    return {
+        "learner/rows_shared": 1 - run / total,
+        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
+    }
 
 
 def _head_statistics(result: PolicyPass, batch: PackedBatch) -> HeadStatistics:

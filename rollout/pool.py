@@ -2,16 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from samepath.rollout.engine import EngineSettings
+from samepath.model.placement import ON_CPU, Placement
+from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings, engine_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
+
+Weights = Mapping[str, NDArray[np.float32] | Tensor] | Any
+"""Weights under their published names (tensors for a pool in the same process, which copies them on the device), or a Ray reference to them,
+which `RayPool` passes on as it is."""
 
 
 class RolloutSettings(BaseModel):
@@ -26,6 +32,17 @@ class RolloutSettings(BaseModel):
         120.0, gt=0, description="longest time without any answer from a worker before it is replaced, seconds"
     )
     max_replacements: int = Field(8, ge=0, description="workers replaced in one run before it is stopped")
+    gpus: float = Field(
+        1.0, gt=0, le=1, description="under Ray with `model.device: cuda`: GPUs of a worker; a fraction shares one"
+    )
+
+
+def worker_environment(
+    engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables of a worker's process: its threads, what its engine needs, and the caller's own on top."""
+    threads = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**threads, **engine_environment(engine), **environment}
 
 
 class RolloutPool(Protocol):
@@ -35,7 +52,7 @@ class RolloutPool(Protocol):
         """Answer all requests, in request order; `on_group` is called as each is finished."""
         ...
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
+    def load_weights(self, tensors: Weights, version: int) -> None:
         """Hand new weights to every worker before any further sampling."""
         ...
 
@@ -51,8 +68,14 @@ class RolloutPool(Protocol):
 class InlinePool:
     """One worker in this process: for debugging, notebooks and machines without Ray."""
 
-    def __init__(self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings) -> None:
-        self._worker = RolloutWorker(model_folder, engine, settings.threads)
+    def __init__(
+        self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, placement: Placement = ON_CPU
+    ) -> None:
+        if not isinstance(engine, BuiltinSettings):
+            raise ValueError(
+                f"engine.kind {engine.kind} changes the process it lives in, so not this one: use ProcessPool"
+            )
+        self._worker = RolloutWorker(model_folder, engine, settings.threads, placement)
 
     def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order."""
@@ -65,7 +88,7 @@ class InlinePool:
             pending = ()
         return [done[request.group_id] for request in requests]
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
+    def load_weights(self, tensors: Weights, version: int) -> None:
         """Copy the weights into the worker's model."""
         self._worker.load_weights(tensors, version)
 

@@ -10,23 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from samepath.rollout.engine import EngineSettings
-from samepath.rollout.pool import RolloutSettings
+from samepath.model.placement import ON_CPU, Placement
+from samepath.rollout.engine_errors import RolloutPoolError
+from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.pool import RolloutSettings, Weights, worker_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
 
 SLICE_S = 2.0
 """Longest time that one call on an actor works before it reports."""
-
-
-class RolloutPoolError(RuntimeError):
-    """Workers failed more often than the recipe allows, or did not start."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,10 +39,15 @@ class RayPool:
     """Rollout actors with an engine each. Equal seeds give equal samples on any actor, so a group may be run again anywhere."""
 
     def __init__(
-        self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+        self,
+        model_folder: Path,
+        engine: EngineSettings,
+        settings: RolloutSettings,
+        environment: Mapping[str, str],
+        placement: Placement = ON_CPU,
     ) -> None:
-        self._folder, self._engine, self._settings = model_folder, engine, settings
-        self._environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE", **environment}
+        self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
+        self._environment = worker_environment(engine, settings, environment)
         self._weights: tuple[Any, int] | None = None
         self._replaced = 0
         self._retired: dict[str, float] = {}
@@ -83,9 +84,10 @@ class RayPool:
                     )
         return [done[request.group_id] for request in requests]
 
-    def load_weights(self, tensors: Mapping[str, NDArray[np.float32]], version: int) -> None:
-        """Put the weights into the object store once and wait until every actor serves them."""
-        self._weights = (ray.put(dict(tensors)), version)
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """Wait until every actor serves the weights, which stand in the object store once for all of them."""
+        reference = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(dict(tensors))
+        self._weights = (reference, version)
         calls = [(actor, actor.handle.load_weights.remote(*self._weights)) for actor in self._actors]
         for actor, call in calls:
             try:
@@ -111,10 +113,11 @@ class RayPool:
             ray.kill(actor.handle, no_restart=True)
 
     def _start(self) -> _Actor:
-        remote = ray.remote(num_cpus=0, max_restarts=0, runtime_env={"env_vars": self._environment})(RolloutWorker)
-        return _Actor(
-            handle=remote.remote(self._folder, self._engine, self._settings.threads), last_answer_s=time.monotonic()
-        )
+        gpus = self._settings.gpus if self._placement.device == "cuda" else 0
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
+        remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(RolloutWorker)
+        handle = remote.remote(self._folder, self._engine, self._settings.threads, self._placement)
+        return _Actor(handle=handle, last_answer_s=time.monotonic())
 
     def _await_start(self, actor: _Actor) -> None:
         """Wait until the actor has its model, and the current weights if there are any."""

@@ -15,7 +15,7 @@ def finish_reason(sample: SampleState, token: int, tokenizer: Tokenizer) -> str:
     """Why the sample ends with `token`, its last one: `stop`, `length`, or empty if it goes on."""
     sampling = sample.group.request.sampling
     if not sampling.ignore_stop:
-        if token == tokenizer.end_id or token in sampling.stop_token_ids:
+        if token in tokenizer.end_ids or token in sampling.stop_token_ids:
             return "stop"
         if sampling.stop_strings:
             text = tokenizer.decode(sample.tokens)
@@ -32,9 +32,10 @@ def finished_rollout(
     prompt_ids = request.prompt.token_ids
     total = len(prompt_ids) + len(sample.tokens)
     routes = np.full((total, *cache.routes.shape[1:]), MISSING_ROUTE, np.int16)
-    routes[: len(slots)] = cache.routes[slots].numpy()
+    slots = slots.to(cache.routes.device)
+    routes[: len(slots)] = cache.routes[slots].cpu().numpy()
     fingerprints = np.zeros((total, cache.fingerprints.shape[1]), np.uint64)
-    fingerprints[: len(slots)] = cache.fingerprints[slots].numpy().view(np.uint64)
+    fingerprints[: len(slots)] = cache.fingerprints[slots].cpu().numpy().view(np.uint64)
     # The last sampled token is never run, whatever stood in the cache.
     routes[-1], fingerprints[-1] = MISSING_ROUTE, 0
     trained = np.arange(total) >= len(prompt_ids)

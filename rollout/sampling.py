@@ -11,8 +11,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn.functional import pad
 
-from samepath.kernels.logprob import sampling_logprobs
+from samepath.kernels.backend import Backend
+from samepath.kernels.logprob import SupportRows, head_logprobs, sampling_logprobs
+
+DRAW_BLOCK = 512
+"""Tokens of one block of the search for a draw."""
 
 
 class SamplingSettings(BaseModel):
@@ -55,6 +60,8 @@ def resolve_sampling(settings: SamplingSettings, overrides: Mapping[str, object]
 class Draw:
     """One sampled token a row."""
 
+    temperature_B: Tensor
+    """[B] that divided the logits; 1 where the best token was taken."""
     tokens_B: Tensor
     """int64 [B]."""
     logprobs_B: Tensor
@@ -79,10 +86,13 @@ def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDAr
 def candidates(logits_BV: Tensor, temperature_B: Tensor, settings: Sequence[SamplingSettings]) -> tuple[Tensor, int]:
     """(kept_BV, rows over their cap). A row that keeps everything, or more than its cap, is all False."""
     order = sampling_logprobs(logits_BV, temperature_B, None).exp().sort(dim=-1, descending=True, stable=True)
-    ranks_V = torch.arange(logits_BV.shape[1])
-    top_k_B1 = torch.tensor([entry.top_k or logits_BV.shape[1] for entry in settings])[:, None]
-    top_p_B1 = torch.tensor([entry.top_p for entry in settings], dtype=order.values.dtype)[:, None]
-    min_p_B1 = torch.tensor([entry.min_p for entry in settings], dtype=order.values.dtype)[:, None]
+    device = logits_BV.device
+    ranks_V = torch.arange(logits_BV.shape[1], device=device)
+    top_k_B1 = torch.tensor([entry.top_k or logits_BV.shape[1] for entry in settings], device=device)[:, None]
+    top_p_B1, min_p_B1 = (
+        torch.tensor(values, dtype=order.values.dtype, device=device)[:, None]
+        for values in ([entry.top_p for entry in settings], [entry.min_p for entry in settings])
+    )
     before_BV = order.values.cumsum(-1) - order.values
     kept_sorted_BV = (
         (ranks_V < top_k_B1)
@@ -92,31 +102,72 @@ def candidates(logits_BV: Tensor, temperature_B: Tensor, settings: Sequence[Samp
     kept_sorted_BV[:, 0] = True
     kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, order.indices, kept_sorted_BV)
     counts_B = kept_BV.sum(1)
-    cap_B = torch.tensor([entry.support_cap for entry in settings])
-    truncates_B = torch.tensor([entry.truncates for entry in settings])
+    cap_B = torch.tensor([entry.support_cap for entry in settings], device=device)
+    truncates_B = torch.tensor([entry.truncates for entry in settings], device=device)
     over_B = (counts_B > cap_B) & truncates_B
     # A token of probability 0 in float32 is never a candidate of an untruncated row either, so "keeps all" is by settings.
     kept_BV[over_B | ~truncates_B] = False
     return kept_BV, int(over_B.sum())
 
 
+def invert_cumulative(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """The token of each row at which the cumulative probability passes its uniform number; never one of probability 0.
+
+    A large vocabulary is searched in two stages, blocks and then tokens of one block, because a running sum is slow.
+    """
+    if logprobs_BV.shape[1] <= 2 * DRAW_BLOCK:
+        return _first_beyond(logprobs_BV.double().exp().cumsum(-1), uniforms_B[:, None])
+    missing = -logprobs_BV.shape[1] % DRAW_BLOCK
+    probs_BKW = pad(logprobs_BV.exp(), (0, missing)).view(len(uniforms_B), -1, DRAW_BLOCK)
+    sums_BK = probs_BKW.sum(-1).double()
+    cumulative_BK = sums_BK.cumsum(-1)
+    block_B1 = _first_beyond(cumulative_BK, uniforms_B[:, None])[:, None]
+    own_B1 = sums_BK.gather(1, block_B1)
+    target_B1 = uniforms_B[:, None] * cumulative_BK[:, -1:] - (cumulative_BK.gather(1, block_B1) - own_B1)
+    # Two ways of adding a block differ by rounding: a share below 1 of the second way's total stays inside the block.
+    left_B1 = (target_B1 / own_B1).clamp(0, 1 - 2.0**-53)
+    block_B = block_B1[:, 0]
+    inside_BW = probs_BKW[torch.arange(len(block_B), device=block_B.device), block_B].double().cumsum(-1)
+    return block_B * DRAW_BLOCK + _first_beyond(inside_BW, left_B1)
+
+
+def _first_beyond(cumulative_BV: Tensor, shares_B1: Tensor) -> Tensor:
+    """First index whose cumulative value is above the share of the row's total; shares are below 1."""
+    last = cumulative_BV.shape[1] - 1
+    return (cumulative_BV <= shares_B1 * cumulative_BV[:, -1:]).sum(-1).clamp_(max=last)
+
+
 def draw(logits_BV: Tensor, settings: Sequence[SamplingSettings], uniforms_B: NDArray[np.float64]) -> Draw:
     """Sample one token a row by inverting the cumulative distribution at `uniforms_B`."""
-    temperature_B = torch.tensor([entry.temperature or 1.0 for entry in settings], dtype=logits_BV.dtype)
+    device = logits_BV.device
+    temperature_B = torch.tensor([entry.temperature or 1.0 for entry in settings], dtype=logits_BV.dtype, device=device)
     kept_BV, over_cap = None, 0
     if any(entry.truncates for entry in settings):
         kept_BV, over_cap = candidates(logits_BV, temperature_B, settings)
     excluded_BV = None if kept_BV is None else ~kept_BV & kept_BV.any(1, keepdim=True)
     logprobs_BV = sampling_logprobs(logits_BV, temperature_B, excluded_BV)
-    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    targets_B1 = torch.from_numpy(uniforms_B)[:, None] * cumulative_BV[:, -1:]
-    tokens_B = (cumulative_BV <= targets_B1).sum(-1).clamp_(max=logits_BV.shape[1] - 1)
+    tokens_B = invert_cumulative(logprobs_BV, torch.from_numpy(uniforms_B).to(device))
     if any(entry.temperature == 0 for entry in settings):
-        greedy_B = torch.tensor([entry.temperature == 0 for entry in settings])
+        greedy_B = torch.tensor([entry.temperature == 0 for entry in settings], device=device)
         tokens_B = torch.where(greedy_B, logprobs_BV.argmax(-1), tokens_B)
     return Draw(
+        temperature_B=temperature_B,
         tokens_B=tokens_B,
         logprobs_B=logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1),
         kept_BV=kept_BV,
         over_cap=over_cap,
     )
+
+
+def learner_logprobs(drawn: Draw, hidden_BD: Tensor, weight_VD: Tensor, backend: Backend) -> Tensor:
+    """[B] log-probabilities of the drawn tokens as the learner computes them, nats.
+
+    A fused head adds a row's exponentials in another order than the softmax that the token was drawn from, so where the learner uses one
+    its number is recorded; for the other backends both are the same.
+    """
+    if backend != "triton":
+        return drawn.logprobs_B
+    support = None
+    if drawn.kept_BV is not None:
+        support = SupportRows(counts_N=drawn.kept_BV.sum(1), ids=drawn.kept_BV.nonzero()[:, 1])
+    return head_logprobs(hidden_BD, weight_VD, drawn.tokens_B, drawn.temperature_B, support, backend)[0]

@@ -1,6 +1,6 @@
 """What crosses the boundary between sampler, reward and learner: prompts in, rollouts out.
 
-Axes: T positions of one segment, L layers (L_moe: mixture-of-experts layers), X experts chosen a token.
+Axes: T positions of one segment, L layers (L_moe: mixture-of-experts layers, L_sparse: layers that select their keys), X experts chosen a token.
 """
 
 from collections.abc import Mapping
@@ -72,8 +72,8 @@ class Segment:
     """[T, L_moe, X] chosen expert ids; −1 = missing. The last row is never run and is −1."""
     support: Support | None
     """Kept candidates of each trained position, or None when nothing was truncated."""
-    selection_fingerprint: NDArray[np.uint64]
-    """[T, L] order-free hash of the attended key set; the last row is never run and is 0."""
+    selection_fingerprint: NDArray[np.uint64] | None
+    """[T, L_sparse] order-free hash of the attended key set; the last row is never run and is 0. None: the engine does not record it."""
     weight_version: NDArray[np.int32]
     """[T] version of the weights that sampled the token; −1 where not trained."""
     finish_reason: str

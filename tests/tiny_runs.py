@@ -9,7 +9,8 @@ from torch import Tensor
 from samepath.kernels.backend import round_up
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import PackedKeys
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.network import CausalLM
 from samepath.model.plan import Span, plan_spans
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch import PackedBatch, TrainSequence, pack
@@ -29,7 +30,7 @@ def packed_input(config: ModelConfig, sequences: Sequence[Tensor], replay_LNX: T
         token_ids[row:stop], positions[row:stop] = ids, torch.arange(len(ids))
         spans.append(Span(row=row, first=0, count=len(ids), keys=torch.arange(row, stop)))
         row = stop
-    plan = plan_spans(spans, padded, config.index_n_heads)
+    plan = plan_spans(spans, padded, config.window_heads)
     return ModelInput(token_ids_N=token_ids, positions_N=positions, plan=plan, replay_LNX=replay_LNX)
 
 

@@ -218,3 +218,11 @@ def test_padded_logits_equal_the_plain_product_without_the_padding(num_rows: int
     got = padded_logits(hidden_ND, weight_VD)
     assert got.shape == (num_rows, 19)
     torch.testing.assert_close(got, linear(hidden_ND, weight_VD), rtol=0, atol=1e-5)
+
+
+def test_support_rows_select_keeps_each_rows_candidates() -> None:
+    rows = SupportRows(counts_N=torch.tensor([2, 0, 3, 1]), ids=torch.tensor([5, 6, 1, 2, 3, 9]))
+    chosen = rows.select(torch.tensor([2, 0, 1, 2]))
+    assert chosen.counts_N.tolist() == [3, 2, 0, 3]
+    assert chosen.ids.tolist() == [1, 2, 3, 5, 6, 1, 2, 3]
+    assert rows.select(torch.tensor([], dtype=torch.int64)).ids.tolist() == []

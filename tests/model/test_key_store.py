@@ -7,35 +7,35 @@ from tests.conftest import tiny_config
 
 
 def test_packed_keys_are_the_rows_themselves() -> None:
-    keys, index_keys = torch.zeros(3, 4, requires_grad=True), torch.zeros(3, 2)
-    stored = PackedKeys().update(1, keys, index_keys)
-    assert stored[0] is keys
-    assert stored[1] is index_keys
+    rows, index_keys = torch.zeros(1, 3, 4, requires_grad=True), torch.zeros(3, 2)
+    store = PackedKeys()
+    assert store.update(1, rows) is rows
+    assert store.update_index(1, index_keys) is index_keys
 
 
 def test_cached_keys_write_only_their_layer_and_slots() -> None:
     config = tiny_config()
     cache = SlotCache(config, 10, torch.float32)
     store = CachedKeys(cache, torch.tensor([7, 2]))
-    keys, index_keys = torch.randn(2, config.key_width), torch.randn(2, config.index_head_dim)
-    rows, index_rows = store.update(1, keys, index_keys)
-    assert torch.equal(rows[[7, 2]], keys)
+    keys, index_keys = torch.randn(1, 2, config.key_width), torch.randn(2, config.index_head_dim)
+    rows, index_rows = store.update(1, keys), store.update_index(1, index_keys)
+    assert torch.equal(rows[:, [7, 2]], keys)
     assert torch.equal(index_rows[[7, 2]], index_keys)
-    assert not cache.latent[[0, 2]].any()
-    assert int((rows.abs().sum(1) > 0).sum()) == 2
+    assert not cache.rows[[0, 2]].any()
+    assert int((rows[0].abs().sum(1) > 0).sum()) == 2
 
 
 def test_copy_slots_takes_keys_routes_and_fingerprints_of_every_layer() -> None:
     config = tiny_config()
     cache = SlotCache(config, 10, torch.float32)
-    cache.latent[:, 3], cache.index[:, 3], cache.routes[3], cache.fingerprints[3] = 1.5, 2.5, 4, 9
+    cache.rows[:, :, 3], cache.index[:, 3], cache.routes[3], cache.fingerprints[3] = 1.5, 2.5, 4, 9
     cache.copy_slots(torch.tensor([3, 3]), torch.tensor([5, 8]))
     for slot in (5, 8):
-        assert bool((cache.latent[:, slot] == 1.5).all())
+        assert bool((cache.rows[:, :, slot] == 1.5).all())
         assert bool((cache.index[:, slot] == 2.5).all())
         assert bool((cache.routes[slot] == 4).all())
         assert bool((cache.fingerprints[slot] == 9).all())
-    assert not cache.latent[:, 4].any()
+    assert not cache.rows[:, :, 4].any()
 
 
 def test_slot_cache_size_counts_every_tensor() -> None:

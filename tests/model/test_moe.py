@@ -60,7 +60,7 @@ def test_gate_weights_are_renormalised_only_if_asked() -> None:
 
 
 def make_layer(**changes: object) -> MixtureOfExperts:
-    layer = MixtureOfExperts(tiny_config(**changes), "torch")
+    layer = MixtureOfExperts(tiny_config(**changes), "torch", 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from samepath.kernels.backend import round_up
 from samepath.model.key_store import CachedKeys, PackedKeys, SlotCache
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.network import CausalLM
 from samepath.model.plan import plan_decode
 from samepath.model.trace import ForwardTrace
 from tests.conftest import tiny_config, tiny_model
@@ -102,7 +103,7 @@ def test_model_decoding_from_a_scattered_cache_equals_the_packed_pass_bit_for_bi
             keys_BS[0, : position + 1] = slots[: position + 1]
             token_ids, positions, own = (torch.zeros(16, dtype=torch.int64) for _ in range(3))
             token_ids[0], positions[0], own[0] = sequence[position], position, slots[position]
-            plan = plan_decode(torch.tensor([position + 1]), keys_BS, 16, config.index_n_heads)
+            plan = plan_decode(torch.tensor([position + 1]), keys_BS, 16, config.window_heads)
             trace = ForwardTrace(record_fingerprints=True)
             batch = ModelInput(token_ids_N=token_ids, positions_N=positions, plan=plan)
             hidden_ND = model(batch, CachedKeys(cache, own), trace)

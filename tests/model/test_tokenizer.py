@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
@@ -69,6 +71,80 @@ def test_load_tokenizer_missing_file_is_named(tokenizer: Tokenizer, tmp_path: Pa
     (tmp_path / missing).unlink()
     with pytest.raises(FileNotFoundError, match=missing):
         load_tokenizer(tmp_path)
+
+
+def byte_level_folder(folder: Path, template: bool = False) -> FastTokenizer:
+    """A byte-level BPE tokenizer like those of Llama 3, Qwen and SmolLM, with chat tokens."""
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|begin|>", "<|end|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(["What is 12 + 34? 46.", "the quick brown fox"] * 3, trainer)
+    if template:
+        fast.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    fast.save(str(folder / "tokenizer.json"))
+    return fast
+
+
+TEXT = "What is 98 + 7?\n  Ünïcode\t<|im_end|> fox"
+
+
+@pytest.mark.parametrize(
+    ("config", "template", "starts"),
+    [
+        ({"eos_token": "<|end|>"}, False, False),
+        ({"eos_token": "<|im_end|>", "bos_token": "<|begin|>"}, False, False),
+        ({"eos_token": "<|end|>", "bos_token": "<|begin|>"}, True, True),
+        ({"eos_token": "<|end|>", "bos_token": "<|begin|>", "add_bos_token": True}, False, True),
+    ],
+)
+def test_load_tokenizer_published_byte_level_folder_gives_the_ids_of_transformers(
+    tmp_path: Path, config: dict[str, object], template: bool, starts: bool
+) -> None:
+    byte_level_folder(tmp_path, template)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **config})
+    )
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = tuple(theirs(TEXT, add_special_tokens=False).input_ids)
+    assert ours.encode_continuation(TEXT) == ids
+    assert ours.encode(TEXT) == ((0, *ids) if starts else ids)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert ours.end_id == theirs.eos_token_id
+    ours.save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").encode(TEXT) == ours.encode(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_config", "generation", "model", "end_id", "end_ids"),
+    [
+        ({"eos_token": "<|end|>"}, {"eos_token_id": [2, 1]}, {}, 1, {1, 2}),
+        ({"eos_token": "<|im_end|>"}, {"eos_token_id": 1}, {"eos_token_id": 1}, 2, {1, 2}),
+        ({}, {}, {"eos_token_id": 2}, 2, {2}),
+        ({}, {"eos_token_id": [1, 2]}, {"eos_token_id": 2}, 1, {1, 2}),
+    ],
+)
+def test_load_tokenizer_takes_every_end_id_of_the_model(
+    tmp_path: Path,
+    tokenizer_config: dict[str, object],
+    generation: dict[str, object],
+    model: dict[str, object],
+    end_id: int,
+    end_ids: set[int],
+) -> None:
+    byte_level_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.end_id, tokenizer.end_ids) == (end_id, end_ids)
+    tokenizer.save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").end_ids == end_ids
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,35 @@ def tiny_recipe(tmp_path: Path):
         return load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", *overrides], Recipe)
 
     return load
+
+
+SAMPLES, RESPONSE = 2, 16
+FOREIGN: dict[str, Any] = {
+    **TINY,
+    "engine": "vllm",
+    "cold_start": {"steps": 0},
+    "rl": {**TINY["rl"], "max_gap_at_lag_0": 0.01, "group_size": SAMPLES},
+    "sampling": {"max_new_tokens": RESPONSE},
+}
+
+
+@pytest.fixture
+def foreign_recipe(tmp_path: Path):
+    """`foreign_recipe("Olmoe", "key=value", …)`: a recipe on a tiny checkpoint of that family."""
+    # Late: importing these takes seconds that tests of the own network need not wait for.
+    from accelerate.state import AcceleratorState
+
+    from tests.tiny_transformers import save_tiny
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    def load(family: str, *overrides: str) -> Recipe:
+        folder = tmp_path / family
+        if not folder.exists():
+            save_tiny(folder, family)
+        path = tmp_path / "foreign.yaml"
+        model = {"kind": "checkpoint", "path": str(folder), "implementation": "transformers"}
+        path.write_text(yaml.safe_dump({**FOREIGN, "model": model}))
+        return load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", *overrides], Recipe)
+
+    return load

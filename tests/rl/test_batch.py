@@ -1,5 +1,6 @@
 """Packing: each row predicts the next token of its own segment, with the sampler's records beside it."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samepath.rl.batch import TrainSequence, pack, split_by_tokens
+from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
 from samepath.rl.replay import RouteError
 from samepath.rollout.types import Segment, Support
 from tests.conftest import tiny_config
@@ -69,13 +70,123 @@ def test_pack_two_segments_worked_by_hand() -> None:
 
 def test_pack_windows_keep_segments_apart() -> None:
     batch = pack([sequence(make_segment([5, 6, 7], [8, 1])), sequence(make_segment([9], [3, 4, 1]))], CONFIG)
+    assert seen_rows(batch) == {0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [4], 5: [4, 5], 6: [4, 5, 6]}
+
+
+def seen_rows(batch: PackedBatch) -> dict[int, list[int]]:
+    """Batch rows that each row attends to, in order of position."""
     past = {}
     for window in batch.plan.windows:
         for rows_T, ends_T, keys_S in zip(window.rows_BT, window.ends_BT, window.keys_BS):
             for row, end in zip(rows_T.tolist(), ends_T.tolist()):
                 if end:
                     past[row] = keys_S[:end].tolist()
-    assert past == {0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [4], 5: [4, 5], 6: [4, 5, 6]}
+    return past
+
+
+def test_pack_samples_of_one_prompt_worked_by_hand() -> None:
+    """Prompt [5, 6, 7] three times, responses [8, 1], [1] and [9, 4, 1]: 3 + 1 + 0 + 2 rows run instead of 4 + 3 + 5."""
+    responses = [[8, 1], [1], [9, 4, 1]]
+    batch = pack([sequence(make_segment([5, 6, 7], response)) for response in responses], CONFIG)
+    assert batch.num_rows == 6
+    assert batch.token_ids_N[:6].tolist() == [5, 6, 7, 8, 9, 4]
+    assert batch.positions_N[:6].tolist() == [0, 1, 2, 3, 3, 4]
+    assert batch.rows_R.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 4, 5]
+    assert batch.sequence_R.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert batch.rows_M.tolist() == [2, 3, 2, 2, 4, 5], "the prompt's last row predicts every first token"
+    assert batch.targets_M.tolist() == [8, 1, 1, 9, 4, 1]
+    assert batch.sequence_M.tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.routes_LNX[0, :6, 0].tolist() == [0, 1, 2, 3, 3, 4]
+    assert batch.prompts_apart == 0
+    assert seen_rows(batch) == {
+        0: [0],
+        1: [0, 1],
+        2: [0, 1, 2],
+        3: [0, 1, 2, 3],
+        4: [0, 1, 2, 4],
+        5: [0, 1, 2, 4, 5],
+    }
+
+
+@pytest.mark.parametrize("record", ["routes", "selection_fingerprint"])
+def test_pack_samples_whose_prompts_took_other_paths_stay_apart(record: str) -> None:
+    """The second sample's prompt went another way; the third's went the first's."""
+    segments = [make_segment([5, 6, 7], response) for response in ([8, 1], [9, 1], [4, 1])]
+    values = getattr(segments[1], record)
+    values[1] = values[1][..., ::-1].copy() + (1 if record == "selection_fingerprint" else 0)
+    batch = pack([sequence(segment) for segment in segments], CONFIG)
+    assert batch.prompts_apart == 1
+    assert batch.num_rows == 4 + 3 + 1, "all but its first row, which took the same path"
+    assert batch.rows_R.tolist() == [0, 1, 2, 3, 0, 4, 5, 6, 0, 1, 2, 7]
+    assert batch.fingerprints_NL is not None
+    for index, segment in enumerate(segments):
+        rows = batch.rows_R[batch.sequence_R == index]
+        assert np.array_equal(batch.routes_LNX[:, rows].transpose(0, 1).numpy(), segment.routes[:4])
+        assert np.array_equal(batch.fingerprints_NL[rows].numpy().view(np.uint64), segment.selection_fingerprint[:4])
+
+
+def test_pack_responses_share_what_they_have_in_common() -> None:
+    """[8, 9, 1], [8, 9, 4, 1] and [8, 9, 1] again: two rows of each response stand once, the third sequence adds none."""
+    responses = [[8, 9, 1], [8, 9, 4, 1], [8, 9, 1]]
+    batch = pack([sequence(make_segment([5, 6], response)) for response in responses], CONFIG)
+    assert batch.rows_R.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert batch.rows_M.tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 2, 3]
+    assert batch.targets_M.tolist() == [8, 9, 1, 8, 9, 4, 1, 8, 9, 1]
+    assert batch.first_U.tolist() == [0, 1, 2, 5, 6]
+    assert batch.scored_M.tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 2]
+    assert batch.prompts_apart == 0
+
+
+def test_pack_tokens_of_other_distributions_are_scored_apart() -> None:
+    """Four times token 8 after the same row: at another temperature, among other candidates, and twice the same."""
+    entries = [
+        sequence(make_segment([5, 6], [8], [[7, 8]])),
+        sequence(make_segment([5, 6], [8], [[7, 8]]), 0.5),
+        sequence(make_segment([5, 6], [8], [[8, 9]])),
+        sequence(make_segment([5, 6], [8], [[7, 8]])),
+    ]
+    batch = pack(entries, CONFIG)
+    assert batch.rows_M.tolist() == [1, 1, 1, 1]
+    assert batch.first_U.tolist() == [0, 1, 2]
+    assert batch.scored_M.tolist() == [0, 1, 2, 0]
+    assert batch.support is not None
+    assert batch.support.select(batch.first_U).ids.tolist() == [7, 8, 7, 8, 8, 9]
+
+
+def test_pack_other_prompts_share_a_long_beginning_but_not_a_short_one() -> None:
+    texts = [[7] * shared + [last, 3] for shared, last in ((16, 5), (16, 6), (15, 5), (15, 6))]
+    long = pack([sequence(make_segment(prompt, [8, 1])) for prompt in texts[:2]], CONFIG)
+    assert long.num_rows == 19 + 3
+    assert long.rows_R[19:].tolist() == [*range(16), 19, 20, 21]
+    assert seen_rows(long)[21] == long.rows_R[19:].tolist()
+    short = pack([sequence(make_segment(prompt, [8, 1])) for prompt in texts[2:]], CONFIG)
+    assert short.num_rows == 18 + 18
+    assert short.prompts_apart == 0
+
+
+def test_pack_without_fingerprints_shares_only_among_its_kind() -> None:
+    first, second = make_segment([5, 6], [8, 1]), make_segment([5, 6], [9, 1])
+    bare = replace(second, selection_fingerprint=None)
+    assert pack([sequence(first), sequence(bare)], CONFIG).num_rows == 6
+    assert pack([sequence(bare), sequence(replace(first, selection_fingerprint=None))], CONFIG).num_rows == 4
+
+
+def test_pack_other_records_of_the_response_do_not_part_the_prompt() -> None:
+    segments = [make_segment([5, 6], [8, 1]), make_segment([5, 6], [8, 1])]
+    segments[1].routes[2, 0] = [6, 7]
+    batch = pack([sequence(segment) for segment in segments], CONFIG)
+    assert batch.num_rows == 4, "the prompt and a row of each response"
+    assert batch.routes_LNX[0, 2:4].tolist() == [[2, 3], [6, 7]]
+    assert batch.prompts_apart == 0
+
+
+def test_pack_missing_routes_of_a_shared_prompt_count_for_each_sequence() -> None:
+    segments = [make_segment([5, 6], [8, 1]), make_segment([5, 6], [9, 1])]
+    for segment in segments:
+        segment.routes[0] = -1
+    batch = pack([sequence(segment) for segment in segments], CONFIG)
+    assert batch.num_rows == 4
+    assert batch.missing_routes == 4
 
 
 def test_pack_trained_tokens_need_not_be_contiguous() -> None:
@@ -125,20 +236,41 @@ def test_pack_nothing_is_refused() -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=12), max_tokens=st.integers(1, 60))
-def test_split_by_tokens_keeps_order_and_fits_whenever_it_can(lengths: list[int], max_tokens: int) -> None:
-    entries = [sequence(make_segment([5], [3] * (length - 1))) for length in lengths]
+@given(
+    lengths=st.lists(st.integers(2, 30), min_size=1, max_size=12),
+    max_tokens=st.integers(1, 60),
+    prompts=st.integers(1, 12),
+)
+def test_split_by_tokens_keeps_order_and_fits_whenever_it_can(
+    lengths: list[int], max_tokens: int, prompts: int
+) -> None:
+    """With one prompt for all up to a prompt for each: the rows that `pack` runs are the rows that are bounded."""
+    entries = [
+        sequence(make_segment([50 + place % prompts] * 9, [100 + place // 2] * (length - 1)))
+        for place, length in enumerate(lengths)
+    ]
     parts = split_by_tokens(entries, max_tokens)
     assert [index for part in parts for index in part] == list(range(len(lengths)))
-    rows = [sum(lengths[index] - 1 for index in part) for part in parts]
-    for part, total in zip(parts, rows, strict=True):
-        assert total <= max_tokens or len(part) == 1
-    for (_, total), follower in zip(zip(parts, rows), parts[1:]):
-        assert total + lengths[follower[0]] - 1 > max_tokens
+
+    def rows(part: list[int]) -> int:
+        return pack([entries[index] for index in part], CONFIG).num_rows
+
+    for part in parts:
+        assert rows(part) <= max_tokens or len(part) == 1
+    for part, follower in itertools.pairwise(parts):
+        assert rows([*part, follower[0]]) > max_tokens
+
+
+def test_split_by_tokens_cuts_between_groups_rather_than_inside_one() -> None:
+    """Four groups of three that share their prompts alone; half of the rows end inside the second."""
+    sizes = [2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2]
+    entries = [sequence(make_segment([50 + place // 3] * 6, [100 + place] * size)) for place, size in enumerate(sizes)]
+    assert split_by_tokens(entries, 1000, 2) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
 def test_split_by_tokens_worked_by_hand() -> None:
-    entries = [sequence(make_segment([5], [3] * count)) for count in (4, 4, 9, 2, 3)]
+    entries = [sequence(make_segment([5 + count], [3] * count)) for count in (4, 4, 9, 2, 3)]
+    entries[1] = sequence(make_segment([20], [3] * 4))
     assert split_by_tokens(entries, 8) == [[0, 1], [2], [3, 4]]
     assert split_by_tokens([], 8) == []
 

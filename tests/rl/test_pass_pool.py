@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samepath.model.tokenizer import character_tokenizer
 from samepath.rl.batch import TrainSequence, split_by_tokens
 from samepath.rl.cold_start import supervised_sequence
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
-from tests.conftest import ALPHABET, tiny_model
+from tests.conftest import tiny_model
 
 
 def test_map_with_two_threads_keeps_order_and_runs_side_by_side() -> None:
@@ -22,6 +21,35 @@ def test_map_with_two_threads_keeps_order_and_runs_side_by_side() -> None:
         return item * item
 
     assert PassPool(2).map(work, [3, 4]) == [9, 16]
+
+
+def test_stream_computes_no_more_than_its_threads_ahead() -> None:
+    """Each result that is taken lets one more begin: many passes never stand in memory together."""
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        return item
+
+    results = PassPool(2).stream(work, range(9))
+    for taken in range(9):
+        assert next(results) == taken
+        assert len(started) <= min(9, taken + 3)
+    assert sorted(started) == list(range(9))
+
+
+def test_stream_that_fails_begins_nothing_more() -> None:
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 0:
+            raise KeyError("the first")
+        return item
+
+    with pytest.raises(KeyError, match="the first"):
+        list(PassPool(2).stream(work, range(9)))
+    assert max(started) <= 2
 
 
 def test_map_with_one_thread_stays_in_the_callers_thread() -> None:
@@ -54,8 +82,9 @@ def test_add_gradients_of_parts_equals_the_gradient_of_the_whole() -> None:
 
 
 def sequences_of(lengths: list[int]) -> list[TrainSequence]:
-    model, tokenizer = tiny_model(), character_tokenizer(ALPHABET)
-    return [supervised_sequence(tokenizer.encode("1"), (3,) * (length - 1), model) for length in lengths]
+    model = tiny_model()
+    prompts = [(2 + place % 16, 2 + place // 16) for place in range(len(lengths))]
+    return [supervised_sequence(prompt, (3,) * (length - 1), model) for prompt, length in zip(prompts, lengths)]
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=20), st.integers(16, 100), st.integers(1, 4))

@@ -7,8 +7,10 @@ import torch
 from samepath.model.network import CausalLM
 from samepath.model.tokenizer import Tokenizer
 from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
-from samepath.rl.policy_pass import run_policy
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rl.path_record import PathRecord
+from samepath.rl.policy_pass import PolicyPass, run_policy
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling import SamplingSettings
 from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import random_prompt, request, train_sequences
@@ -20,7 +22,7 @@ SAMPLING = SamplingSettings(max_new_tokens=18, temperature=0.8, top_p=0.8)
 def sequences(tokenizer: Tokenizer) -> list[TrainSequence]:
     rng = np.random.default_rng(0)
     entries = [request(f"g{n}", random_prompt(rng, 18, 5 + 7 * n), SAMPLING, (n, n + 10)) for n in range(4)]
-    return train_sequences(Engine(tiny_model(), tokenizer, EngineSettings()).run(entries), SAMPLING.temperature)
+    return train_sequences(BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings()).run(entries), SAMPLING.temperature)
 
 
 def gradients(model: CausalLM) -> dict[str, torch.Tensor]:
@@ -56,6 +58,74 @@ def test_run_policy_any_split_gives_the_same_bits_and_the_same_gradient(sequence
     assert wanted
     for name, gradient in gradients(split_model).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=1e-10, msg=name)
+
+
+@pytest.fixture
+def group(tokenizer: Tokenizer) -> list[TrainSequence]:
+    """Six samples of one prompt that is longer than the model's top-k."""
+    prompt = random_prompt(np.random.default_rng(1), 18, 21)
+    entry = request("g", prompt, SAMPLING, range(6))
+    return train_sequences(BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings()).run([entry]), SAMPLING.temperature)
+
+
+def full_pass(model: CausalLM, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, PolicyPass]:
+    """(log-probabilities, policy and indexer loss summed over tokens and over rows of all sequences, the pass)."""
+    done = run_policy(
+        model, batch, routes_LNX=batch.routes_LNX, use_support=True, fingerprints=True, train_indexer=True
+    )
+    weights_M = torch.linspace(-1, 1, 97, dtype=done.logprobs_M.dtype)[
+        (batch.targets_M + 3 * batch.positions_N[batch.rows_M]) % 97
+    ]
+    loss = (done.logprobs_M * weights_M).sum() + torch.stack(done.trace.indexer_losses)[:, batch.rows_R].sum()
+    return done.logprobs_M, loss, done
+
+
+def test_run_policy_with_a_shared_prompt_equals_each_sample_alone(group: list[TrainSequence]) -> None:
+    """Log-probabilities and selections bit for bit in float32, policy and indexer gradients within rounding in float64."""
+    config = tiny_config()
+    assert max(len(entry.segment.token_ids) for entry in group) > config.index_topk
+    together, alone = pack(group, config), [pack([entry], config) for entry in group]
+    assert together.num_rows <= sum(batch.num_rows for batch in alone) - 5 * 21
+    assert len(together.rows_M.unique()) < len(together.rows_M) - 5, "some samples begin with the same tokens"
+    with torch.no_grad():
+        shared = full_pass(tiny_model(), together)[2]
+        separate = [full_pass(tiny_model(), batch)[2] for batch in alone]
+    assert torch.equal(shared.logprobs_M, torch.cat([done.logprobs_M for done in separate]))
+    assert torch.equal(shared.logprobs_M, together.sampler_logprobs_M)
+    prints_RL = torch.cat([done.trace.stacked_fingerprints()[batch.rows_R] for batch, done in zip(alone, separate)])
+    assert torch.equal(shared.trace.stacked_fingerprints()[together.rows_R], prints_RL)
+    shared_model, separate_model = tiny_model().double(), tiny_model().double()
+    full_pass(shared_model, together)[1].backward()
+    for batch in alone:
+        full_pass(separate_model, batch)[1].backward()
+    wanted = gradients(separate_model)
+    assert any("indexer" in name for name in wanted)
+    for name, gradient in gradients(shared_model).items():
+        assert gradient.abs().max() > 1e-6, name
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_path_record_of_a_shared_prompt_counts_it_for_each_sample(group: list[TrainSequence]) -> None:
+    """Flips, missing rows and loads of one packed group are those of its samples packed one by one."""
+    config = tiny_config()
+    moved = tiny_model()
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if name.endswith("router"):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    for entry in group:
+        entry.segment.routes[3] = -1
+    shared, separate, flips = PathRecord(config), PathRecord(config), []
+    with torch.no_grad():
+        together = pack(group, config)
+        shared.add(together, full_pass(moved, together)[2].trace, replayed=True)
+        for entry in group:
+            batch = pack([entry], config)
+            separate.add(batch, full_pass(moved, batch)[2].trace, replayed=True)
+            flips.append(float(separate.last_flips_B[0]))
+    assert max(flips) > 0
+    np.testing.assert_allclose(shared.last_flips_B, flips, rtol=1e-6)
+    assert shared.metrics() == separate.metrics()
 
 
 def test_run_policy_order_of_sequences_changes_no_bit(sequences: list[TrainSequence]) -> None:

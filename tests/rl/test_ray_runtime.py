@@ -11,13 +11,15 @@ ray = pytest.importorskip("ray")
 
 from samepath.model.checkpoint import published_tensors  # noqa: E402
 from samepath.model.tokenizer import Tokenizer  # noqa: E402
+from samepath.rl.environment import import_path  # noqa: E402
 from samepath.rl.model_source import save_model  # noqa: E402
-from samepath.rl.ray_learner import actor_environment, start_cluster, stop_cluster  # noqa: E402
+from samepath.rl.ray_learner import start_cluster, stop_cluster  # noqa: E402
 from samepath.rl.recipe import RaySettings  # noqa: E402
 from samepath.rl.run import start_run  # noqa: E402
-from samepath.rollout.engine import EngineSettings  # noqa: E402
+from samepath.rollout.engine_errors import RolloutPoolError  # noqa: E402
+from samepath.rollout.engine_settings import BuiltinSettings  # noqa: E402
 from samepath.rollout.pool import InlinePool, RolloutSettings  # noqa: E402
-from samepath.rollout.ray_pool import RayPool, RolloutPoolError  # noqa: E402
+from samepath.rollout.ray_pool import RayPool  # noqa: E402
 from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.sampling import SamplingSettings  # noqa: E402
 from samepath.rollout.types import Group, Prompt  # noqa: E402
@@ -63,7 +65,7 @@ def texts(groups: list[Group]) -> list[list[str]]:
 def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
     cluster: None, folder: Path, tokenizer: Tokenizer
 ) -> None:
-    engine = EngineSettings(max_sequences=6)
+    engine = BuiltinSettings(max_sequences=6)
     other = tiny_model(seed=5)
     weights = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
     pool = RayPool(folder, engine, RolloutSettings(num_workers=2, max_replacements=1), {})
@@ -99,7 +101,7 @@ def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
 
 def test_pool_with_an_unloadable_model_names_the_folder(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(RolloutPoolError, match="must load"):
-        RayPool(tmp_path / "nothing", EngineSettings(), RolloutSettings(num_workers=1), actor_environment(tmp_path))
+        RayPool(tmp_path / "nothing", BuiltinSettings(), RolloutSettings(num_workers=1), import_path(tmp_path))
 
 
 def test_start_run_under_ray_equals_inline(cluster: None, tiny_recipe, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from samepath.model.tokenizer import Tokenizer
 from samepath.rl.batch import PackedBatch
 from samepath.rl.policy_pass import run_policy
 from samepath.rl.replay import RouteError, check_routes
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling import SamplingSettings
 from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import learner_batch, random_prompt, request
@@ -70,7 +71,7 @@ def sampled(tokenizer: Tokenizer) -> PackedBatch:
     rng = np.random.default_rng(0)
     sampling = SamplingSettings(max_new_tokens=20, ignore_stop=True)
     entries = [request(f"g{n}", random_prompt(rng, 18, 9), sampling, (n, n + 10)) for n in range(3)]
-    groups = Engine(tiny_model(), tokenizer, EngineSettings()).run(entries)
+    groups = BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings()).run(entries)
     return learner_batch(groups, 1.0, tiny_config())
 
 

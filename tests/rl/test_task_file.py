@@ -143,7 +143,7 @@ GOOD = '{"question": "a", "answer": "1"}\n'
             {"columns": {"id": "question"}},
             "rows.jsonl:2: id 'a' must be unique; rows.jsonl:1 has it too",
         ),
-        (GOOD, {"rewrite": {"match": "b"}}, "rows.jsonl:1: rewrite.match 'b' must match every question"),
+        (GOOD, {"rewrite": {"match": "b"}}, "rows.jsonl:1: rewrite.match 'b' must match every row"),
         ("", {}, "rows.jsonl must have at least one row"),
         (GOOD, {"held_out_fraction": 1e-9}, "none of the 1 rows of rows.jsonl was held out; raise held_out_fraction"),
         (GOOD, {"held_out_fraction": 1 - 1e-9}, "all 1 rows of rows.jsonl are held out"),
@@ -198,3 +198,24 @@ def test_build_file_paths_are_relative_to_the_recipe(tmp_path):
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "rows.jsonl", ROWS)
     assert len(build(tmp_path, str(Path("data", "rows.jsonl"))).train) > 0
+
+
+def test_build_file_answer_rewrite_cuts_the_gold_answer_out(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"So {i} * 2 = {2 * i}.\n#### {2 * i},500"} for i in range(8)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    cut = {"match": r"#### (\S+)", "template": "{1}", "remove": [","]}
+    task = build(tmp_path, answer_rewrite=cut, held_out_fraction=0.5)
+    for row in [*task.train, *task.held_out]:
+        assert row.answer["answer"] == f"{2 * int(row.text[1:])}500"
+        assert row.answer["entry"]["answer"].startswith("So ")
+    said = refusal(tmp_path, answer_rewrite={"match": r"(\d+)!"})
+    assert said.startswith(
+        r"rows.jsonl:1: answer_rewrite.match '(\\d+)!' must match every row; it does not match 'So 0"
+    )
+
+
+def test_build_file_max_held_out_drops_the_rest_from_neither_side(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    whole, part = build(tmp_path, held_out_fraction=0.5), build(tmp_path, held_out_fraction=0.5, max_held_out=3)
+    assert [row.text for row in part.held_out] == [row.text for row in whole.held_out][:3]
+    assert [row.text for row in part.train] == [row.text for row in whole.train]

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from samepath.rl.task_prompt import PromptRewrite, PromptSettings
+from samepath.rl.task_prompt import ChatSettings, PromptRewrite, PromptSettings
 from samepath.rl.task_row import TaskError
 
 
@@ -74,3 +74,17 @@ def test_prompt_settings_bad_template_is_refused(template, said):
 def test_text_of_unusable_question_is_refused_with_its_place(question, said):
     with pytest.raises(TaskError, match=f"here: the prompt {said}"):
         PromptSettings().text_of(question, "here")
+
+
+def test_chat_settings_form_is_none_unless_enabled():
+    assert ChatSettings().form is None
+    assert ChatSettings(enabled=False, system="s").form is None
+    form = ChatSettings(enabled=True, system="s", options={"enable_thinking": False}).form
+    assert form is not None
+    assert (form.system, form.options) == ("s", {"enable_thinking": False})
+
+
+@pytest.mark.parametrize("given", [{"system": "s"}, {"options": {"enable_thinking": False}}])
+def test_chat_settings_without_enabled_are_refused(given):
+    with pytest.raises(ValidationError, match=r"chat\.enabled must be given"):
+        ChatSettings(**given)

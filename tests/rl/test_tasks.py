@@ -61,7 +61,10 @@ def test_task_settings_new_kind_drops_the_old_settings(load):
         ("task.rewrite.match=(", "task.rewrite: match must be a regular expression"),
         ("task.template=x", "task: template must hold {question}"),
         ("task.params.seed=1", "task.params: params must not hold seed"),
-        ("task.path=x", "task.path: unknown key; did you mean task.path (with task.kind=file)?"),
+        (
+            "task.path=x",
+            "task.path: unknown key; did you mean task.path (with task.kind=file) or task.path (with task.kind=hub)?",
+        ),
         ("task.num_trian=1", "task.num_trian: unknown key; did you mean task.num_train?"),
     ],
 )

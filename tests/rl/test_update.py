@@ -15,7 +15,8 @@ from samepath.rl.policy_pass import run_policy
 from samepath.rl.replay import RouteError
 from samepath.rl.train_batch import TrainBatch
 from samepath.rl.update import PolicyUpdater, split_groups
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt
@@ -37,7 +38,7 @@ def rollout_batch(tokenizer: Tokenizer, **sampling: object) -> TrainBatch:
         )
         for index, text in enumerate(prompts)
     ]
-    groups = Engine(tiny_model(), tokenizer, EngineSettings()).run(requests)
+    groups = BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings()).run(requests)
     sequences = tuple(
         TrainSequence(
             segment=rollout.segments[0],

@@ -7,7 +7,8 @@ import torch
 from samepath.kernels.logprob import SupportRows, sampling_logprobs
 from samepath.model.tokenizer import Tokenizer
 from samepath.rl.policy_pass import run_policy
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.recording import failed_rollouts
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Group
@@ -17,8 +18,8 @@ from tests.tiny_runs import learner_batch, packed_input, request, run
 PROMPT = (5, 6, 7, 8, 9)
 
 
-def sampled(tokenizer: Tokenizer, sampling: SamplingSettings) -> tuple[Engine, Group]:
-    engine = Engine(tiny_model(), tokenizer, EngineSettings())
+def sampled(tokenizer: Tokenizer, sampling: SamplingSettings) -> tuple[BuiltinEngine, Group]:
+    engine = BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings())
     (group,) = engine.run([request("g", PROMPT, sampling, range(6))])
     return engine, group
 

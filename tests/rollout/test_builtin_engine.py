@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samepath.model.checkpoint import published_tensors
-from samepath.rollout.engine import Engine, EngineSettings
+from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.pages import PagePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
@@ -53,7 +54,7 @@ def workloads(draw: st.DrawFn) -> Workload:
 
 
 engine_settings = st.builds(
-    EngineSettings,
+    BuiltinSettings,
     max_sequences=st.sampled_from([4, 5, 64]),
     max_batch_tokens=st.sampled_from([16, 23, 1024]),
     page_size=st.sampled_from([1, 4, 7, 16]),
@@ -65,9 +66,9 @@ engine_settings = st.builds(
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(workload=workloads(), sizes=engine_settings)
 def test_engine_any_schedule_equals_the_learner_and_every_other_schedule_bit_for_bit(
-    workload: Workload, sizes: EngineSettings
+    workload: Workload, sizes: BuiltinSettings
 ) -> None:
-    engine = Engine(tiny_model(), TOKENIZER, sizes)
+    engine = BuiltinEngine(tiny_model(), TOKENIZER, sizes)
     done = []
     for entry, pause in zip(workload.requests, workload.pauses, strict=True):
         for _ in range(pause):
@@ -188,9 +189,9 @@ def test_load_weights_misfit_leaves_the_engine_as_it_was() -> None:
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(workload=workloads(), sizes=engine_settings, steps=st.integers(0, 25))
 def test_abort_returns_every_group_as_far_as_it_got_and_leaks_nothing(
-    workload: Workload, sizes: EngineSettings, steps: int
+    workload: Workload, sizes: BuiltinSettings, steps: int
 ) -> None:
-    engine = Engine(tiny_model(), TOKENIZER, sizes)
+    engine = BuiltinEngine(tiny_model(), TOKENIZER, sizes)
     for entry in workload.requests:
         engine.submit(entry)
     finished = [group for _ in range(steps) for group in engine.step()]

@@ -1,0 +1,52 @@
+"""Real vLLM engines in this process, started once for each checkpoint and kept, because a start takes seconds."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from samepath.rollout.engine_settings import VllmSettings, engine_environment
+from samepath.rollout.vllm_version import installed_vllm
+from tests.vllm_checkpoints import BY_NAME, Reference, write_checkpoint
+
+EXACT = VllmSettings(dtype="float32", cache_bytes=16 << 20, max_sequences=32, return_sampling_mask=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here needs vLLM, and vLLM warns of much that is not ours."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+            if installed_vllm() is None:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: make setup-vllm"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint(family, seed)`: a folder, written once."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return cache(lambda name, seed=0: write_checkpoint(BY_NAME[name], root / f"{name}-{seed}", seed))
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Callable[..., Path]) -> Callable[..., Reference]:
+    """`reference(family, seed)`: transformers' forward of that checkpoint."""
+    return cache(lambda name, seed=0: Reference(BY_NAME[name], checkpoint(name, seed)))
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoint: Callable[..., Path]) -> Callable[..., object]:
+    """`engine(family, seed, settings)`: an idle engine with the checkpoint's own weights unless a test changed them."""
+    os.environ.update(engine_environment(EXACT))
+
+    @cache
+    def start(name: str, seed: int = 0, settings: VllmSettings = EXACT) -> object:
+        # Late: the variables above must stand before vLLM is imported.
+        from samepath.rollout.engine import build_engine
+
+        return build_engine(checkpoint(name, seed), settings)
+
+    return start
