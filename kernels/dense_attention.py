@@ -23,8 +23,8 @@ KEY_BLOCK = 128
 """Keys of one product with the probabilities; blocks are added in order. A longer inner dimension may be cut anywhere by the library,
 and then a row's bits would depend on how far its neighbours reach (measured: from 208 on)."""
 
-MIN_QUERY_ROWS = 8
-"""Query rows of a product are padded to this many: below 4 the library takes another code path, with other bits (measured)."""
+MIN_QUERY_ROWS = 4
+"""Query rows of a product are padded to this many: with fewer the library takes another code path, with other bits (measured)."""
 
 
 def dense_attend(
@@ -56,9 +56,8 @@ def dense_attend(
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
     if backend == "triton":
         # No fused kernel yet: the products of `torch`, in float32 whatever the inputs' type.
-        wide: Tensor = _DenseAttention.apply(q_NHK.float(), rows_GSW.float(), plan, scale, value)  # type: ignore[no-untyped-call]
-        return wide.to(q_NHK.dtype)
-    return _DenseAttention.apply(q_NHK, rows_GSW, plan, scale, value)  # type: ignore[no-any-return,no-untyped-call]
+        return _attend(q_NHK.float(), rows_GSW.float(), plan, scale, value).to(q_NHK.dtype)
+    return _attend(q_NHK, rows_GSW, plan, scale, value)
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
@@ -87,32 +86,36 @@ def _parts(plan: AttentionPlan, heads: int) -> Iterator[Window]:
             yield window
             continue
         for start in range(0, num_sequences, step):
-            yield Window(
-                rows_BT=window.rows_BT[start : start + step],
-                ends_BT=window.ends_BT[start : start + step],
-                keys_BS=window.keys_BS[start : start + step],
-                longest=window.longest,
-            )
+            yield window.part(start, start + step)
+
+
+def _attend(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
+    if torch.is_grad_enabled() and (q_NHK.requires_grad or rows_GSW.requires_grad):
+        return _DenseAttention.apply(q_NHK, rows_GSW, plan, scale, value)  # type: ignore[no-any-return,no-untyped-call]
+    return _attend_windows(q_NHK, rows_GSW, plan, scale, value)
+
+
+def _attend_windows(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
+    """Masked products over each window's grid."""
+    num_heads, key_width = q_NHK.shape[1:]
+    num_groups = rows_GSW.shape[0]
+    outs = []
+    for part in _parts(plan, num_heads):
+        keys = _gather(rows_GSW, part)
+        queries = _to_grid(q_NHK, part, num_groups, scale)
+        probs = _probabilities(queries, keys[:, :, :key_width], part, num_heads // num_groups)
+        outs.append(_from_grid(_weighted_sum(probs, keys[:, :, value]), part, num_groups, num_heads))
+    return _to_rows(outs, plan)
 
 
 class _DenseAttention(torch.autograd.Function):
-    """Dense masked products over each window's grid; the backward recomputes the probabilities instead of storing them."""
+    """The backward recomputes the probabilities instead of storing them."""
 
     @staticmethod
     def forward(ctx: Any, q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
-        num_heads, key_width = q_NHK.shape[1:]
-        num_groups = rows_GSW.shape[0]
-        scaled_NHK = q_NHK * scale
-        outs = []
-        for part in _parts(plan, num_heads):
-            keys = _gather(rows_GSW, part)
-            queries = _to_grid(scaled_NHK, part, num_groups)
-            probs = _probabilities(queries, keys[:, :, :key_width], part, num_heads // num_groups)
-            outs.append(_from_grid(_weighted_sum(probs, keys[:, :, value]), part, num_groups, num_heads))
-        out_NHV = _to_rows(outs, plan)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q_NHK, rows_GSW, out_NHV)
-            ctx.plan, ctx.scale, ctx.value = plan, scale, value
+        out_NHV = _attend_windows(q_NHK, rows_GSW, plan, scale, value)
+        ctx.save_for_backward(q_NHK, rows_GSW, out_NHV)
+        ctx.plan, ctx.scale, ctx.value = plan, scale, value
         return out_NHV
 
     @staticmethod
@@ -121,12 +124,11 @@ class _DenseAttention(torch.autograd.Function):
         plan, scale, value = ctx.plan, ctx.scale, ctx.value
         num_heads, key_width = q_NHK.shape[1:]
         num_groups = rows_GSW.shape[0]
-        scaled_NHK = q_NHK * scale
         delta_NH1 = (grads[0] * out_NHV).sum(-1, keepdim=True)
         grad_rows_GSW, grads_q = torch.zeros_like(rows_GSW), []
         for part in _parts(plan, num_heads):
             keys = _gather(rows_GSW, part)
-            queries = _to_grid(scaled_NHK, part, num_groups)
+            queries = _to_grid(q_NHK, part, num_groups, scale)
             # Rows of the padding take the gradient of row 0 with them: they must not reach the keys.
             live = (part.ends_BT > 0).flatten()[:, None, None]
             grad_out = _to_grid(grads[0], part, num_groups, live)
@@ -151,17 +153,22 @@ def _gather(rows_GSW: Tensor, part: Window) -> Tensor:
     return keys.view(-1, part.keys_BS.shape[1], rows_GSW.shape[2])
 
 
-def _to_grid(values_NHK: Tensor, part: Window, num_groups: int, live: Tensor | None = None) -> Tensor:
-    """`[G·B, M, K]`: the queries of each key head, position by position, padded to `MIN_QUERY_ROWS`."""
+def _to_grid(values_NHK: Tensor, part: Window, num_groups: int, factor: Tensor | float) -> Tensor:
+    """`[G·B, M, K]`: `factor` times the queries of each key head, position by position, padded with 0 to `MIN_QUERY_ROWS`."""
     num_sequences, num_queries = part.rows_BT.shape
-    width = values_NHK.shape[2]
-    picked = values_NHK.index_select(0, part.rows_BT.flatten())
-    if live is not None:
-        picked = picked * live
-    picked = picked.view(num_sequences, num_queries, num_groups, -1, width).permute(2, 0, 1, 3, 4)
-    grid = picked.reshape(num_groups * num_sequences, -1, width)
-    missing = MIN_QUERY_ROWS - grid.shape[1]
-    return pad(grid, (0, 0, 0, missing)) if missing > 0 else grid
+    num_heads, width = values_NHK.shape[1:]
+    shared = num_heads // num_groups
+    picked = values_NHK[:num_sequences] if part.in_order else values_NHK.index_select(0, part.rows_BT.flatten())
+    if isinstance(factor, Tensor):
+        picked, factor = picked * factor, 1.0
+    num_rows = num_queries * shared
+    shape = (num_groups, num_sequences, max(num_rows, MIN_QUERY_ROWS), width)
+    grid = picked.new_zeros(shape) if num_rows < MIN_QUERY_ROWS else picked.new_empty(shape)
+    target = grid[:, :, :num_rows].view(num_groups, num_sequences, num_queries, shared, width)
+    torch.mul(
+        picked.view(num_sequences, num_queries, num_groups, shared, width).permute(2, 0, 1, 3, 4), factor, out=target
+    )
+    return grid.view(-1, *shape[2:])
 
 
 def _from_grid(grid: Tensor, part: Window, num_groups: int, num_heads: int) -> Tensor:
@@ -174,6 +181,8 @@ def _from_grid(grid: Tensor, part: Window, num_groups: int, num_heads: int) -> T
 
 def _to_rows(grids: list[Tensor], plan: AttentionPlan) -> Tensor:
     """Put the windows' results into the order of the batch; padding rows get 0."""
+    if len(plan.windows) == len(grids) == 1 and plan.windows[0].in_order and len(plan.source_N) == len(grids[0]):
+        return grids[0]
     nothing = grids[0].new_zeros(1, *grids[0].shape[1:])
     return torch.cat([*grids, nothing]).index_select(0, plan.source_N)
 
@@ -183,16 +192,20 @@ def _probabilities(queries: Tensor, keys: Tensor, part: Window, shared: int) -> 
 
     `shared` query heads read one key head, so M is `shared` rows a position, and padding.
     """
-    num_sequences, num_queries = part.rows_BT.shape
+    num_sequences = part.rows_BT.shape[0]
     scores = torch.bmm(queries, keys.transpose(1, 2))
-    # Padding queries see key 0 rather than nothing, which would be NaN.
-    ends_BM = part.ends_BT.clamp(min=1)
-    if num_queries > 1:
-        missing = queries.shape[1] - num_queries * shared
-        ends_BM = pad(ends_BM.repeat_interleave(shared, 1), (0, missing), value=1)
-    dropped_BMS = torch.arange(keys.shape[1], device=keys.device) >= ends_BM[:, :, None]
-    scores.view(-1, num_sequences, *scores.shape[1:]).masked_fill_(dropped_BMS, -torch.inf)
+    hidden_BMS = _hidden(part, queries.shape[1], shared) if part.hidden_BS is None else part.hidden_BS[:, None]
+    scores.view(-1, num_sequences, *scores.shape[1:]).masked_fill_(hidden_BMS, -torch.inf)
     return scores.softmax(-1)
+
+
+def _hidden(part: Window, num_rows: int, shared: int) -> Tensor:
+    """bool `[B, M, S]`, True for keys behind a query's end. Queries of the padding see key 0 rather than nothing, which would be NaN."""
+    ends_BM = part.ends_BT.clamp(min=1)
+    if part.rows_BT.shape[1] > 1:
+        ends_BM = ends_BM.repeat_interleave(shared, 1)
+        ends_BM = pad(ends_BM, (0, num_rows - ends_BM.shape[1]), value=1)
+    return torch.arange(part.keys_BS.shape[1], device=ends_BM.device) >= ends_BM[:, :, None]
 
 
 def _weighted_sum(probs: Tensor, values: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm as torch_rms_norm
 
-from samepath.kernels.backend import Backend, triton_kernels
+from samepath.kernels.backend import Backend
 from samepath.kernels.expert_product import sigmoid, swiglu
+from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def linear(x_ND: Tensor, weight_OD: Tensor, backend: Backend, bias_O: Tensor | None = None) -> Tensor:
@@ -20,7 +22,7 @@ def linear(x_ND: Tensor, weight_OD: Tensor, backend: Backend, bias_O: Tensor | N
     if backend == "triton":
         out_NO: Tensor = triton_kernels("dense_rows", x_ND, weight_OD).linear(x_ND, weight_OD)
         return out_NO if bias_O is None else out_NO + bias_O
-    return torch.nn.functional.linear(x_ND, weight_OD, bias_O)
+    return row_product(x_ND, weight_OD, bias_O)
 
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, backend: Backend) -> Tensor:
@@ -28,6 +30,14 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, backend: Backend) -> Te
     if backend == "triton":
         return triton_kernels("dense_rows", x_ND, weight_D).rms_norm(x_ND, weight_D, eps)  # type: ignore[no-any-return]
     return torch_rms_norm(x_ND, (x_ND.shape[1],), weight_D, eps)
+
+
+def head_norm(x_NHK: Tensor, weight_HK: Tensor, eps: float, backend: Backend) -> Tensor:
+    """The norm of each head's K channels alone, times the head's own weight `[N, H, K]`, with gradients."""
+    if backend == "triton":
+        ones_K = torch.ones_like(weight_HK[0])
+        return rms_norm(x_NHK.flatten(0, 1), ones_K, eps, backend).view(x_NHK.shape) * weight_HK
+    return torch_rms_norm(x_NHK, (x_NHK.shape[2],), None, eps) * weight_HK
 
 
 def router_scores(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
@@ -41,7 +51,7 @@ def float32_linear(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
     if backend == "triton":
         return triton_kernels("dense_rows", x_ND, weight_ED).linear(x_ND, weight_ED, torch.float32)  # type: ignore[no-any-return]
     wide = torch.promote_types(x_ND.dtype, torch.float32)
-    return torch.nn.functional.linear(x_ND.to(wide), weight_ED.to(wide))
+    return row_product(x_ND.to(wide), weight_ED.to(wide))
 
 
 def feed_forward(x_ND: Tensor, gate_up_GD: Tensor, down_DF: Tensor, backend: Backend) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import ROW_MULTIPLE, Backend, triton_kernels
+from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -20,7 +22,10 @@ def sigmoid(x: Tensor) -> Tensor:
 def swiglu(gate_up: Tensor) -> Tensor:
     """SiLU(gate) · up of a `[…, 2F]` product (gate first), in position-independent operations."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return gate * sigmoid(gate) * up
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        return gate * sigmoid(gate) * up
+    # The same operations in one piece of memory.
+    return gate.neg().exp_().add_(1).reciprocal_().mul_(gate).mul_(up)
 
 
 def expert_product(
@@ -47,7 +52,11 @@ def expert_product(
     if backend == "triton":
         kernels = triton_kernels("expert_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
         return kernels.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return]
-    return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
+    if torch.is_grad_enabled():
+        return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
+    plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])
+    gate_up_RG = _by_expert(plan, _spread(plan, x_ND, ids_NX.shape[1]), gate_up_EGD)
+    return _combine(plan, _by_expert(plan, swiglu(gate_up_RG), down_EDF), gates_NX)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,31 +65,74 @@ class Dispatch:
 
     rows: Tensor
     """[N·X] row in the padded layout."""
-    tokens: Tensor
-    """[N·X] token of each (token, slot), that is n repeated X times."""
     segments: tuple[tuple[int, slice], ...]
     """(expert, its rows) for every expert that has any."""
     num_rows: int
     """R: rows of the padded layout."""
+    even: bool
+    """Every expert has the same number of padded rows, so one batched product runs them all."""
 
 
-def dispatch(ids_NX: Tensor, num_experts: int) -> Dispatch:
+WIDE = 256
+"""Inner widths from here on take oneDNN's product (`row_product`), expert by expert; below, its overhead outweighs its speed. By the width
+alone, so that a row's bits do not depend on the load."""
+
+MAX_EVEN_PADDING = 1.5
+"""Experts get as many rows as the busiest one where that costs at most this factor: one product for all, instead of one for each."""
+
+
+def dispatch(ids_NX: Tensor, num_experts: int, inner_width: int) -> Dispatch:
     """Group (token, slot) pairs by expert, in token order within an expert (stable)."""
     flat = ids_NX.flatten()
     order = flat.sort(stable=True)
-    counts_E = torch.bincount(flat, minlength=num_experts)
-    padded_E = (counts_E + (ROW_MULTIPLE - 1)) // ROW_MULTIPLE * ROW_MULTIPLE
-    shift_E = (padded_E.cumsum(0) - padded_E) - (counts_E.cumsum(0) - counts_E)
-    places = torch.arange(flat.numel(), device=flat.device)
-    rows = torch.empty_like(flat)
-    rows[order.indices] = places + shift_E[order.values]
-    segments, start = [], 0
-    for expert, size in enumerate(padded_E.tolist()):
+    counts = torch.bincount(flat, minlength=num_experts).tolist()
+    padded = [round_up(count) for count in counts]
+    even = inner_width < WIDE and num_experts * max(padded) <= MAX_EVEN_PADDING * sum(padded)
+    if even:
+        padded = [max(padded)] * num_experts
+    segments, shifts, start, place = [], [], 0, 0
+    for expert, (count, size) in enumerate(zip(counts, padded)):
+        shifts.append(start - place)
         if size:
             segments.append((expert, slice(start, start + size)))
-        start += size
-    tokens = places // ids_NX.shape[1]
-    return Dispatch(rows=rows, tokens=tokens, segments=tuple(segments), num_rows=start)
+        start, place = start + size, place + count
+    rows = torch.empty_like(flat)
+    shift_E = torch.tensor(shifts, device=flat.device)
+    rows[order.indices] = shift_E[order.values].add_(torch.arange(flat.numel(), device=flat.device))
+    return Dispatch(rows=rows, segments=tuple(segments), num_rows=start, even=even)
+
+
+def _by_expert(plan: Dispatch, x_RD: Tensor, weight_EFD: Tensor) -> Tensor:
+    """Each expert's rows times its transposed weight, `[R, F]`. A row has the same bits in one product or in its expert's own."""
+    if plan.even and x_RD.shape[1] < WIDE:
+        return torch.bmm(x_RD.view(weight_EFD.shape[0], -1, x_RD.shape[1]), weight_EFD.transpose(1, 2)).flatten(0, 1)
+    out_RF = x_RD.new_empty(plan.num_rows, weight_EFD.shape[1])
+    for expert, part in plan.segments:
+        _product(x_RD[part], weight_EFD[expert].T, out_RF[part])
+    return out_RF
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """left · right into `out`."""
+    if left.shape[1] < WIDE:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(row_product(left, right.T))
+
+
+def _spread(plan: Dispatch, x_ND: Tensor, num_slots: int) -> Tensor:
+    """`[R, D]`: each token's row at each of its slots' places, 0 on padding."""
+    x_RD = x_ND.new_zeros(plan.num_rows, x_ND.shape[1])
+    return x_RD.index_copy_(0, plan.rows, x_ND[:, None].expand(-1, num_slots, -1).flatten(0, 1))
+
+
+def _combine(plan: Dispatch, y_RD: Tensor, gates_NX: Tensor) -> tuple[Tensor, Tensor]:
+    """(Σ of the slots' rows times their gates in slot order `[N, D]`, the rows themselves `[N, X, D]`)."""
+    y_NXD = y_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1)
+    out_ND = y_NXD[:, 0] * gates_NX[:, :1]
+    for slot in range(1, gates_NX.shape[1]):
+        out_ND = out_ND + y_NXD[:, slot] * gates_NX[:, slot : slot + 1]
+    return out_ND, y_NXD
 
 
 class _ExpertProduct(torch.autograd.Function):
@@ -90,23 +142,13 @@ class _ExpertProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
     ) -> Tensor:
-        plan = dispatch(ids_NX, gate_up_EGD.shape[0])
-        x_RD = x_ND.new_zeros(plan.num_rows, x_ND.shape[1])
-        x_RD.index_copy_(0, plan.rows, x_ND.index_select(0, plan.tokens))
-        gate_up_RG = x_ND.new_empty(plan.num_rows, gate_up_EGD.shape[1])
-        for expert, part in plan.segments:
-            torch.mm(x_RD[part], gate_up_EGD[expert].T, out=gate_up_RG[part])
+        plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])
+        x_RD = _spread(plan, x_ND, ids_NX.shape[1])
+        gate_up_RG = _by_expert(plan, x_RD, gate_up_EGD)
         hidden_RF = swiglu(gate_up_RG)
-        y_RD = torch.empty_like(x_RD)
-        for expert, part in plan.segments:
-            torch.mm(hidden_RF[part], down_EDF[expert].T, out=y_RD[part])
-        y_NXD = y_RD.index_select(0, plan.rows).view(*ids_NX.shape, -1)
-        out_ND = y_NXD[:, 0] * gates_NX[:, :1]
-        for slot in range(1, ids_NX.shape[1]):
-            out_ND = out_ND + y_NXD[:, slot] * gates_NX[:, slot : slot + 1]
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x_RD, gates_NX, gate_up_RG, hidden_RF, y_NXD, gate_up_EGD, down_EDF)
-            ctx.plan = plan
+        out_ND, y_NXD = _combine(plan, _by_expert(plan, hidden_RF, down_EDF), gates_NX)
+        ctx.save_for_backward(x_RD, gates_NX, gate_up_RG, hidden_RF, y_NXD, gate_up_EGD, down_EDF)
+        ctx.plan = plan
         return out_ND
 
     @staticmethod
@@ -119,8 +161,8 @@ class _ExpertProduct(torch.autograd.Function):
         grad_y_RD.index_copy_(0, plan.rows, (grad_out_ND[:, None] * gates_NX[..., None]).flatten(0, 1))
         grad_down_EDF, grad_hidden_RF = torch.zeros_like(down_EDF), torch.empty_like(hidden_RF)
         for expert, part in plan.segments:
-            torch.mm(grad_y_RD[part].T, hidden_RF[part], out=grad_down_EDF[expert])
-            torch.mm(grad_y_RD[part], down_EDF[expert], out=grad_hidden_RF[part])
+            _product(grad_y_RD[part].T, hidden_RF[part], grad_down_EDF[expert])
+            _product(grad_y_RD[part], down_EDF[expert], grad_hidden_RF[part])
         gate, up = gate_up_RG.chunk(2, dim=-1)
         share = sigmoid(gate)
         silu = gate * share
@@ -131,7 +173,7 @@ class _ExpertProduct(torch.autograd.Function):
         torch.mul(grad_hidden_RF.mul_(up), (share + silu).sub_(silu.mul_(share)), out=grad_gate)
         grad_weights_EGD, grad_x_RD = torch.zeros_like(gate_up_EGD), torch.empty_like(x_RD)
         for expert, part in plan.segments:
-            torch.mm(grad_gate_up_RG[part].T, x_RD[part], out=grad_weights_EGD[expert])
-            torch.mm(grad_gate_up_RG[part], gate_up_EGD[expert], out=grad_x_RD[part])
+            _product(grad_gate_up_RG[part].T, x_RD[part], grad_weights_EGD[expert])
+            _product(grad_gate_up_RG[part], gate_up_EGD[expert], grad_x_RD[part])
         grad_x_ND = grad_x_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1).sum(1)
         return grad_x_ND, grad_gates_NX, None, grad_weights_EGD, grad_down_EDF

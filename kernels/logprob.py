@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up, triton_kernels
+from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import triton_kernels
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""
@@ -47,7 +49,8 @@ class SupportRows:
 
 def sampling_logprobs(logits_NV: Tensor, temperature_N: Tensor, excluded_NV: Tensor | None) -> Tensor:
     """Log-probabilities of the sampling distribution, float32 or wider `[N, V]`; the one definition both sides use."""
-    scaled_NV = logits_NV / temperature_N[:, None]
+    # A division by 1 changes nothing and costs a pass over the vocabulary.
+    scaled_NV = logits_NV if bool((temperature_N == 1).all()) else logits_NV / temperature_N[:, None]
     if excluded_NV is not None:
         scaled_NV = scaled_NV.masked_fill(excluded_NV, -torch.inf)
     return scaled_NV.log_softmax(-1)
@@ -66,7 +69,7 @@ def head_logprobs(
     `kept_mass_N` is the full-vocabulary probability of the row's support (1 without one). Raises ValueError if a target is outside its support.
     """
     if backend == "reference":
-        logits_NV = linear(hidden_ND, weight_VD)
+        logits_NV = row_product(hidden_ND, weight_VD)
         excluded_NV = None if support is None else support.excluded(0, len(targets_N), weight_VD.shape[0])
         logprobs_NV = sampling_logprobs(logits_NV, temperature_N, excluded_NV)
         full_NV = sampling_logprobs(logits_NV.detach(), temperature_N, None)
@@ -90,7 +93,7 @@ def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torc
     num_rows = hidden_ND.shape[0]
     if num_rows % 16:
         hidden_ND = pad(hidden_ND, (0, 0, 0, round_up(num_rows) - num_rows))
-    return linear(hidden_ND, weight_VD)[:num_rows]
+    return row_product(hidden_ND, weight_VD)[:num_rows]
 
 
 def _kept_mass(full_NV: Tensor, excluded_NV: Tensor | None) -> Tensor:
@@ -156,6 +159,6 @@ class _HeadLogprobs(torch.autograd.Function):
                 .mul_(-grad_N[start:stop, None])
             )
             grad_logits_NV.scatter_add_(1, targets_N[start:stop, None], grad_N[start:stop, None])
-            torch.mm(grad_logits_NV, weight_VD, out=grad_hidden_ND[start:stop])
-            grad_weight_VD.addmm_(grad_logits_NV.T, hidden_ND[start:stop])
+            grad_hidden_ND[start:stop] = row_product(grad_logits_NV, weight_VD.T)
+            grad_weight_VD += row_product(grad_logits_NV.T, hidden_ND[start:stop].T)
         return grad_hidden_ND, grad_weight_VD, None, None, None

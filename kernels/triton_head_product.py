@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 
@@ -59,7 +59,7 @@ def _head_product(
 
 def head_product(x_NHK: Tensor, weight_HKM: Tensor) -> Tensor:
     """x[:, h] · weight[h] in x's type, with gradients."""
-    out_NHM: Tensor = _HeadProduct.apply(x_NHK, weight_HKM)  # type: ignore[no-untyped-call]
+    out_NHM: Tensor = _HeadProduct.apply(x_NHK, weight_HKM)
     return out_NHM
 
 

@@ -23,7 +23,7 @@ def attend(
     with_mass: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, lse, mass) as `sparse_attention.attend` describes; mass is [N, 0] unless asked for."""
-    out, lse, mass = _Attend.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass)  # type: ignore[no-untyped-call]
+    out, lse, mass = _Attend.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass)
     return out, lse, mass
 
 

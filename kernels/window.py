@@ -21,6 +21,20 @@ class Window:
     """int64, row of the key store of each position; padding is 0. S is a multiple of 16."""
     longest: int
     """Largest of `ends_BT`."""
+    in_order: bool = False
+    """One query a sequence, and `rows_BT` counts 0, 1, 2 …: a decoding batch."""
+    hidden_BS: Tensor | None = None
+    """bool, True where position s of sequence b is not seen (one query a sequence only): made once, used by every layer."""
+
+    def part(self, start: int, stop: int) -> "Window":
+        """The sequences from `start` to `stop` alone."""
+        return Window(
+            rows_BT=self.rows_BT[start:stop],
+            ends_BT=self.ends_BT[start:stop],
+            keys_BS=self.keys_BS[start:stop],
+            longest=int(self.ends_BT[start:stop].max()),
+            hidden_BS=None if self.hidden_BS is None else self.hidden_BS[start:stop],
+        )
 
     def to(self, device: torch.device) -> "Window":
         """The same on a device."""
@@ -29,6 +43,8 @@ class Window:
             ends_BT=self.ends_BT.to(device),
             keys_BS=self.keys_BS.to(device),
             longest=self.longest,
+            in_order=self.in_order,
+            hidden_BS=None if self.hidden_BS is None else self.hidden_BS.to(device),
         )
 
 
@@ -42,6 +58,8 @@ class AttentionPlan:
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """The same on a device."""
+        if self.source_N.device == device:
+            return self
         return AttentionPlan(
             windows=tuple(window.to(device) for window in self.windows), source_N=self.source_N.to(device)
         )

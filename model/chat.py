@@ -1,11 +1,12 @@
 """Chat form of a prompt: a checkpoint's own template, rendered by transformers, its text encoded once (`chat_ids`)."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from samepath.model.json_file import read_json
 
 TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -96,10 +97,10 @@ def chat_text(template: ChatTemplate, form: ChatForm, question: str) -> str:
             **{**template.special_tokens, **form.options},
         )
     except TemplateError as error:
-        raise ValueError(f"the checkpoint's chat template refuses the conversation: {error}") from error
+        raise ValueError(f"the checkpoint's chat template cannot render the conversation: {error}") from error
     return str(rendered[0][0])
 
 
 def _model_type(folder: Path) -> str:
     file = folder / "config.json"
-    return str(json.loads(file.read_text()).get("model_type", "")) if file.is_file() else ""
+    return str(read_json(file).get("model_type", "")) if file.is_file() else ""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -146,9 +146,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"a checkpoint needs {WEIGHTS_FILE} or {INDEX_FILE}; neither is in {folder}")
     tensors = {}
     for file in files:
-        with safe_open(folder / file, framework="pt") as reader:
-            for name in reader.keys():  # noqa: SIM118 (not a mapping)
-                tensors[name] = reader.get_tensor(name)
+        try:
+            with safe_open(folder / file, framework="pt") as reader:
+                for name in reader.keys():  # noqa: SIM118 (not a mapping)
+                    tensors[name] = reader.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / file} is no whole safetensors file: {error}. Fetch it again.") from error
     return tensors
 
 

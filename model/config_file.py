@@ -1,10 +1,10 @@
 """The published `config.json` of each family: what is read from it, what is refused, and what is written."""
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 from samepath.model.config import ModelConfig, ModelType, RopeParameters, family_fields
+from samepath.model.json_file import read_json
 
 CONFIG_FILE = "config.json"
 
@@ -15,7 +15,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "mlp_bias": (False,),
     "use_sliding_window": (False,),
-    "quantization_config": (None,),
 }
 """Switches with one supported setting; a file that leaves one out has it."""
 
@@ -60,13 +59,17 @@ def read_config(path: Path) -> ModelConfig:
     """
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
-    data = json.loads(path.read_text())
+    data: Any = read_json(path)
     family = data.get("model_type")
     if family not in get_args(ModelType):
         raise ValueError(f"{path}: model_type must be one of {', '.join(get_args(ModelType))}; got {family!r}")
     for key, allowed in _SUPPORTED.items():
         if data.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} must be {allowed[0]!r}; got {data[key]!r}")
+    if data.get("quantization_config"):
+        raise ValueError(
+            f"{path}: quantised weights are not read; convert the checkpoint to bfloat16 first and remove quantization_config"
+        )
     if family.startswith("deepseek") and data.get("attention_bias"):
         raise ValueError(f"{path}: attention_bias must be False; got True")
     wanted = "indexed_attention" if family == "deepseek_v32" else "full_attention"

@@ -1,6 +1,6 @@
 """Grouped-query attention over all keys, with the options of the published families: biases, and norms of each head (Qwen3).
 
-Axes: N rows, D width, H query heads, G key heads, K head width, Q half of it.
+Axes: N rows, D width, H query heads, G key heads, X both, K head width, W width of a key row.
 """
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_attention import dense_attend
-from samepath.kernels.dense_rows import linear, rms_norm
+from samepath.kernels.dense_rows import head_norm, linear
 from samepath.kernels.window import AttentionPlan
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
-from samepath.model.rope import rotate_halves
+from samepath.model.rope import rotate_whole
 from samepath.model.trace import ForwardTrace
 
 
@@ -35,7 +35,7 @@ class GroupedAttention(nn.Module):
     def forward(
         self,
         x_ND: Tensor,
-        rope_N2Q: Tensor,
+        rope_N2K: Tensor,
         plan: AttentionPlan,
         store: KeyStore,
         trace: ForwardTrace,
@@ -45,13 +45,12 @@ class GroupedAttention(nn.Module):
         config = self.config
         heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_width
         qkv_NXK = linear(x_ND, self.qkv, self.backend, self.qkv_bias).view(x_ND.shape[0], -1, width)
-        q_NHK, k_NGK, v_NGK = torch.split(qkv_NXK, [heads, groups, groups], dim=1)
+        qk_NXK, v_NGK = qkv_NXK[:, : heads + groups], qkv_NXK[:, heads + groups :]
         if self.query_norm is not None and self.key_norm is not None:
-            q_NHK = self._head_norm(q_NHK, self.query_norm)
-            k_NGK = self._head_norm(k_NGK, self.key_norm)
-        cos_N1Q, sin_N1Q = rope_N2Q[:, :1], rope_N2Q[:, 1:]
-        q_NHK = rotate_halves(q_NHK, cos_N1Q, sin_N1Q)
-        k_NGK = rotate_halves(k_NGK, cos_N1Q, sin_N1Q)
+            weights_XK = torch.cat([self.query_norm.expand(heads, -1), self.key_norm.expand(groups, -1)])
+            qk_NXK = head_norm(qk_NXK, weights_XK, config.rms_norm_eps, self.backend)
+        qk_NXK = rotate_whole(qk_NXK, rope_N2K[:, :1], rope_N2K[:, 1:])
+        q_NHK, k_NGK = qk_NXK[:, :heads], qk_NXK[:, heads:]
         rows_GSW = store.update(self.layer, torch.cat([k_NGK.transpose(0, 1), v_NGK.transpose(0, 1)], -1))
         out_NHK = dense_attend(
             q_NHK,
@@ -63,7 +62,3 @@ class GroupedAttention(nn.Module):
             backend=self.backend,
         )
         return linear(out_NHK.flatten(1), self.output, self.backend, self.output_bias)
-
-    def _head_norm(self, x_NHK: Tensor, weight_K: Tensor) -> Tensor:
-        """The norm of each head alone."""
-        return rms_norm(x_NHK.flatten(0, 1), weight_K, self.config.rms_norm_eps, self.backend).view(x_NHK.shape)

@@ -63,6 +63,8 @@ class PublishedSizes:
     norms and rotations, the output, and what those norms keep; scores are not counted (fused kernels keep none)."""
     cache_width: int
     """Elements that an engine's cache keeps of one token and layer: 2·G·K, or latent and rotary key, with the indexer's key."""
+    unfolded_cache_width: int
+    """The same where an engine runs latent attention as ordinary attention: keys of all heads, and values as wide; else equal."""
     latent: bool
     """True for latent attention, whose cache every tensor-parallel device holds whole."""
     dense_width: int

@@ -68,7 +68,7 @@ def _attend_window(
     scaling: float | None,
     sliding: int | None,
 ) -> Tensor:
-    """`[B, T, H, V]`. A padding query sees its first key: a row without any would send NaN into the gradients."""
+    """`[B, T, H, V]`. A padding query sees its first key: not every kernel takes a row without any."""
     places_S = torch.arange(window.keys_BS.shape[1], device=q_NHK.device)
     ends_BT1 = window.ends_BT[..., None]
     seen_BTS = places_S < ends_BT1

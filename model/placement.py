@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from samepath.kernels.backend import Backend, interpreting, triton_problem
+from samepath.kernels.backend import Backend
+from samepath.kernels.triton_loading import interpreting, triton_problem
 from samepath.model.network import CausalLM
 
 DeviceName = Literal["cpu", "cuda"]

@@ -92,19 +92,19 @@ def _window(bucket: list[Span]) -> Window:
 
 def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int) -> AttentionPlan:
     """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding."""
-    num_sequences = ends_B.shape[0]
-    source_N = torch.arange(num_rows, device=ends_B.device).clamp_(max=num_sequences)
-    step = max(1, MAX_WINDOW_ELEMENTS // (keys_BS.shape[1] * num_index_heads))
-    windows = tuple(
-        Window(
-            rows_BT=torch.arange(start, min(start + step, num_sequences), device=ends_B.device)[:, None],
-            ends_BT=ends_B[start : start + step, None],
-            keys_BS=keys_BS[start : start + step],
-            longest=int(ends_B[start : start + step].max()),
-        )
-        for start in range(0, num_sequences, step)
+    num_sequences, num_keys = keys_BS.shape
+    window = Window(
+        rows_BT=torch.arange(num_sequences)[:, None],
+        ends_BT=ends_B[:, None],
+        keys_BS=keys_BS,
+        longest=int(ends_B.max()),
+        in_order=True,
+        hidden_BS=torch.arange(num_keys) >= ends_B[:, None],
     )
-    return AttentionPlan(windows=windows, source_N=source_N)
+    step = max(1, MAX_WINDOW_ELEMENTS // (num_keys * num_index_heads))
+    windows = [window.part(start, start + step) for start in range(0, num_sequences, step)]
+    source_N = torch.arange(num_rows).clamp_(max=num_sequences)
+    return AttentionPlan(windows=(window,) if len(windows) == 1 else tuple(windows), source_N=source_N)
 
 
 def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int, num_rows: int) -> AttentionPlan:
@@ -117,10 +117,11 @@ def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int,
             ends_BT=window.ends_BT,
             keys_BS=window.keys_BS,
             longest=window.longest,
+            hidden_BS=window.hidden_BS,
         )
         for window in second.windows
     )
-    source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64, device=first.source_N.device)
+    source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64)
     source_N[:rows_of_first] = first.source_N[:rows_of_first]
     rest = num_rows - rows_of_first
     source_N[rows_of_first:] = second.source_N[:rest] + size_first

@@ -114,6 +114,7 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
         # A norm keeps its input and its normalised rows beside its output.
         attention_elements=2 * queries + 2 * keys + (2 * (queries + keys) if model_type in NORMED_HEADS else 0),
         cache_width=2 * keys,
+        unfolded_cache_width=2 * keys,
         latent=False,
         dense_width=dense_width,
         expert_width=expert_width,
@@ -184,6 +185,7 @@ def _latent(read: _Reader, model_type: str) -> PublishedSizes:
         # Unfolded form: two latents with their norms, queries and keys, the rows that hold the values, the output.
         attention_elements=3 * (q_rank + kv_rank) + 2 * queries + heads * (nope + value) + heads * value,
         cache_width=kv_rank + rope + index_key,
+        unfolded_cache_width=2 * queries,
         latent=True,
         dense_width=dense_width,
         expert_width=expert_width,

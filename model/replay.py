@@ -30,15 +30,21 @@ ROUTER_GATES: dict[str, Gates] = {
 """Router classes of transformers whose gates can be recomputed. All of them return (logits, gates, ids)."""
 
 
+def layer_of(name: str) -> int | None:
+    """Global layer number in the name of a module or tensor; None if it belongs to no layer."""
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
 def find_routers(model: nn.Module) -> dict[int, nn.Module]:
     """The known routers of a model by global layer number, ascending; empty for a dense model or unknown routers."""
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module).__name__ in ROUTER_GATES:
-            layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+            layer = layer_of(name)
             if layer is None:
                 raise ValueError(f"a router's name must hold its layer's number (layers.N.); got {name}")
-            found[int(layer[1])] = module
+            found[layer] = module
     return dict(sorted(found.items()))
 
 

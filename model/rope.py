@@ -52,14 +52,20 @@ def _yarn_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
 
 
 def rope_table(config: ModelConfig) -> Tensor:
-    """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them."""
+    """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them.
+
+    For grouped-query attention both are as wide as the head, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
+    """
     frequencies_Q = inverse_frequencies(config.rope_width, config.rope_parameters)
     angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
     rope = config.rope_parameters
     amplitude = 1.0
     if rope.rope_type == "yarn":
         amplitude = yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
-    return torch.stack([angles.cos(), angles.sin()], 1).mul(amplitude).float()
+    cos, sin = angles.cos(), angles.sin()
+    if not config.latent_attention:
+        cos, sin = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
+    return torch.stack([cos, sin], 1).mul(amplitude).float()
 
 
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor) -> Tensor:
@@ -72,3 +78,8 @@ def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor) -> Tensor:
     """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's."""
     first, second = x_NK.chunk(2, dim=-1)
     return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)
+
+
+def rotate_whole(x_NK: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
+    """`rotate_halves` with cosines repeated and sines (−sin, sin) over the whole width: the same bits in fewer operations."""
+    return x_NK * cos_NK + x_NK.roll(x_NK.shape[-1] // 2, -1) * sin_NK

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from samepath.model.chat import TEMPLATE_FILE, ChatForm, ChatTemplate, chat_text, read_chat_template, token_text
+from samepath.model.json_file import read_json
 
 END = "<eos>"
 START = "<bos>"
@@ -70,9 +71,9 @@ class Tokenizer:
                 "Switch task.chat.enabled off, or take a checkpoint tuned for chat."
             )
         special = [token.content for token in self.fast.get_added_tokens_decoder().values() if token.special]
-        for token in special:
-            if token in question or token in form.system:
-                raise ValueError(f"a chat prompt must not hold special tokens; {token!r} is in {question!r:.200}")
+        for text in (form.system, question):
+            if found := [token for token in special if token in text]:
+                raise ValueError(f"a chat prompt must not hold special tokens; {found[0]!r} is in {text!r:.200}")
         # The template writes the start token itself where there is one.
         return self.encode_continuation(chat_text(self.chat, form, question))
 
@@ -122,7 +123,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     for name in (TOKENIZER_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"a tokenizer needs {name}; none in {folder}")
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = read_json(folder / CONFIG_FILE)
+    # The tokenizers library raises a bare Exception for a file that is no JSON.
+    read_json(folder / TOKENIZER_FILE)
     fast = FastTokenizer.from_file(str(folder / TOKENIZER_FILE))
     end_ids = _end_ids(folder)
     end = token_text(config.get("eos_token"))
@@ -149,6 +152,6 @@ def _end_ids(folder: Path) -> list[int]:
     found: list[int] = []
     for name in (GENERATION_FILE, MODEL_FILE):
         if (folder / name).is_file():
-            ids = json.loads((folder / name).read_text()).get("eos_token_id")
+            ids = read_json(folder / name).get("eos_token_id")
             found += ids if isinstance(ids, list) else [] if ids is None else [ids]
     return list(dict.fromkeys(found))

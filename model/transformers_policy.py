@@ -180,7 +180,7 @@ def load_transformers(folder: Path, backend: Backend) -> TransformersPolicy:
     """Load a checkpoint folder in float32. Raises ValueError or FileNotFoundError that name what does not fit."""
     logging.disable_progress_bar()
     model, info = model_class(folder).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    check_loading(info, folder)
+    check_loading(info, folder, model.config.get_text_config().num_hidden_layers)
     return TransformersPolicy(model, backend)
 
 

@@ -12,6 +12,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from samepath.model.replay import layer_of
+
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_BOUND_ROPE = {"dynamic", "longrope"}
 """Rotary types whose frequencies depend on the longest sequence of a batch: packing would change every other one."""
@@ -91,9 +93,13 @@ def check_logits(logits_NV: Tensor, hidden_ND: Tensor, weight_VD: Tensor, config
         )
 
 
-def check_loading(info: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError if a weight was left at random or a tensor of the checkpoint has no place."""
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+def check_loading(info: dict[str, Any], folder: Path, num_layers: int) -> None:
+    """Raise ValueError if a weight was left at random or a tensor of the checkpoint has no place.
+
+    Layers behind the last one predict further tokens; they are no part of the policy.
+    """
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(name for name in info["unexpected_keys"] if (layer_of(name) or 0) < num_layers)
     if missing or unexpected or info["mismatched_keys"]:
         raise ValueError(
             f"{folder}: checkpoint tensors must match the config; missing {missing[:5]} ({len(missing)}), "

@@ -6,9 +6,11 @@ import shutil
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import linear
 
-from samepath.kernels.backend import interpreting, triton_problem
+from samepath.kernels.dense_attention import dense_attend
+from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import interpreting, triton_problem
+from samepath.model.plan import Span, plan_decode, plan_spans
 from samepath.rl.environment import package_versions, usable_cores
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
@@ -99,19 +101,49 @@ def triton_backend() -> Check:
 
 
 def row_exactness() -> Check:
-    """Whether a row of a padded product has the same bits in any batch here, which zero sampler/learner gap rests on."""
+    """Whether a row has the same bits in any batch here, which zero sampler/learner gap rests on."""
+    wrong = [*_inexact_products(), *_inexact_attention()]
+    if wrong:
+        detail = f"rows differ with the batch for {', '.join(wrong)}: set rl.max_gap_at_lag_0 to what you accept"
+        return Check(name="row exactness", ok=False, detail=detail)
+    return Check(
+        name="row exactness", ok=True, detail="a row of float32 products and attention has the same bits in any batch"
+    )
+
+
+def _inexact_products() -> list[str]:
+    """Widths and row counts at which a product's rows differ from those of a larger one."""
     generator = torch.Generator().manual_seed(0)
     wrong = []
-    for width in (16, 48, 64, 128, 256, 512):
+    for width in (16, 48, 64, 128, 256, 512, 1536):
         rows_ND = torch.randn(512, width, generator=generator)
         weight = torch.randn(96, width, generator=generator)
-        whole = linear(rows_ND, weight)
+        whole = row_product(rows_ND, weight)
         for count in (16, 32, 48, 112, 256):
-            if not torch.equal(linear(rows_ND[64 : 64 + count].clone(), weight), whole[64 : 64 + count]):
-                wrong.append(f"{width}×{count}")
-    if wrong:
-        detail = (
-            f"rows differ with the batch for widths×rows {', '.join(wrong)}: set rl.max_gap_at_lag_0 to what you accept"
-        )
-        return Check(name="row exactness", ok=False, detail=detail)
-    return Check(name="row exactness", ok=True, detail="a row of a float32 product has the same bits in any batch")
+            if not torch.equal(row_product(rows_ND[64 : 64 + count].clone(), weight), whole[64 : 64 + count]):
+                wrong.append(f"a product of width {width} and {count} rows")
+    return wrong
+
+
+def _inexact_attention() -> list[str]:
+    """Lengths at which the last row of a sequence, decoded beside a longer one, differs from the same row of a packed pass."""
+    generator = torch.Generator().manual_seed(0)
+    wrong = []
+    for width in (16, 64, 128):
+        rows_GSW = torch.randn(2, 512, 2 * width, generator=generator)
+        q_NHK = torch.randn(512, 6, width, generator=generator)
+        for length in (1, 15, 100, 200, 300):
+            span = Span(row=0, first=0, count=length, keys=torch.arange(512))
+            ends_B = torch.tensor([length, 512])
+            both = (
+                plan_spans([span], 512, 6),
+                plan_decode(ends_B, torch.arange(512).expand(2, -1), 16, 6),
+            )
+            queries = q_NHK, q_NHK[length - 1 : length].expand(16, -1, -1)
+            packed, decoded = (
+                dense_attend(q, rows_GSW, plan, scale=0.2, value_start=width, value_width=width, backend="torch")
+                for q, plan in zip(queries, both)
+            )
+            if not torch.equal(packed[length - 1], decoded[0]):
+                wrong.append(f"attention of width {width} and {length} keys")
+    return wrong

@@ -6,9 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from samepath.model.lora import adapter_tensors, add_adapters, load_adapters, share_weights
 from samepath.model.network import CausalLM
@@ -25,6 +23,7 @@ from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
 from samepath.rl.update import PolicyUpdater
+from samepath.rollout.pool import Weights
 from samepath.rollout.worker import gpu_statistics, peak_memory_bytes
 
 STATE_FILE = "learner.pt"
@@ -98,7 +97,7 @@ class Learner:
         """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
         self.version += 1
 
-    def weights(self) -> dict[str, NDArray[np.float32]]:
+    def weights(self) -> Weights:
         """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them.
 
         bfloat16 ones go out as the float32 numbers they are, and round to themselves in an engine of that type.

@@ -10,8 +10,8 @@ from samepath.kernels.logprob import CHUNK_ELEMENTS
 from samepath.model.model_sizes import PublishedSizes
 
 LEARNER_SHARE = 0.8
-"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (measured: up
-to 1.3 times the estimate, docs/memory.md), and driver, communication and fragmentation take their part."""
+"""Part of a device that a learner's estimate may fill: the backward pass has temporaries that no formula here counts (activations:
+up to 1.5 times, docs/memory.md), and driver, communication and fragmentation take their part."""
 ENGINE_SHARE = 0.9
 """Part of a device that an engine may fill with weights and cache."""
 MAX_DEVICES = 1 << 14
@@ -25,7 +25,9 @@ class Precision:
     """
 
     weights: int
-    """Bytes of a weight as the optimiser updates it (the master copy, where the passes run in another type)."""
+    """Bytes of a weight as it is held between passes."""
+    master: int
+    """Bytes of its master copy, on which the optimiser steps; 0 where the weight itself is that."""
     gradients: int
     """Bytes of its gradient."""
     moments: int
@@ -36,8 +38,10 @@ class Precision:
     """Bytes of a number in the passes: activations, and weights gathered for a layer."""
 
 
-FLOAT32 = Precision(weights=4, gradients=4, moments=8, reference=4, compute=4)
-MIXED = Precision(weights=4, gradients=4, moments=8, reference=2, compute=2)
+FLOAT32 = Precision(weights=4, master=0, gradients=4, moments=8, reference=4, compute=4)
+MIXED = Precision(weights=4, master=0, gradients=4, moments=8, reference=2, compute=2)
+MASTERS = Precision(weights=2, master=4, gradients=4, moments=8, reference=2, compute=2)
+"""The own network in bfloat16: its weights, and float32 masters beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,7 @@ def learner_memory(
     trained = sizes.parameters - frozen
     sharded = {
         "weights": sizes.parameters * precision.weights,
+        "master copy": trained * precision.master,
         "gradients": trained * precision.gradients,
         "AdamW moments": trained * precision.moments,
         "reference": sizes.parameters * precision.reference if reference else 0,
@@ -167,10 +172,16 @@ class EngineMemory:
         return None
 
 
-def engine_memory(sizes: PublishedSizes, weight_bytes: int, cache_tokens: int) -> EngineMemory:
-    """Memory of an engine; the cache keeps `cache_width` numbers of each token and layer, in the weights' type (2 bytes at least)."""
+def engine_memory(
+    sizes: PublishedSizes, weight_bytes: int, cache_tokens: int, *, unfolded: bool = False
+) -> EngineMemory:
+    """Memory of an engine, whose cache holds numbers of the weights' type, 2 bytes at least.
+
+    `unfolded` runs latent attention as ordinary attention, with keys and values of all heads in the cache.
+    """
+    width = sizes.unfolded_cache_width if unfolded else sizes.cache_width
     return EngineMemory(
         weights=sizes.parameters * weight_bytes,
-        cache=sizes.num_layers * sizes.cache_width * cache_tokens * max(weight_bytes, 2),
-        cache_divides=not sizes.latent,
+        cache=sizes.num_layers * width * cache_tokens * max(weight_bytes, 2),
+        cache_divides=unfolded or not sizes.latent,
     )

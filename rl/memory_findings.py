@@ -12,31 +12,39 @@ from samepath.rollout.engine_settings import VllmSettings
 
 def memory_findings(recipe: Recipe, plan: MemoryPlan) -> list[Finding]:
     """Findings on the learner, and on the cache of a vLLM engine."""
-    findings = [_learner(plan)]
+    model = recipe.model
+    on_gpu = model.device == "cuda" or (model.implementation == "transformers" and bool(list_gpus()))
+    findings = [_learner(plan, on_gpu)]
     if isinstance(recipe.engine, VllmSettings):
         findings.append(_cache(recipe.engine, plan))
     return findings
 
 
-def _learner(plan: MemoryPlan) -> Finding:
+def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
     alone, *sharded = plan.learners.values()
-    needed, here = alone.per_device(1), psutil.virtual_memory().total
+    needed, memory = alone.per_device(1), memory_bytes()
     name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
     said = f"the learner needs {needed / 1e9:,.1f} GB"
-    if needed > largest * LEARNER_SHARE:
-        counts = [memory.least_devices(largest) for memory in sharded]
-        devices = min((count for count in counts if count is not None), default=None)
-        apart = (
-            f"sharded at least {devices} devices of {name}" if devices else "no number of devices is enough, sharded"
-        )
-        detail = f"{said}, {apart}; the learner runs on one process in this version"
-        return Finding(name="memory", outcome="obstacle", detail=detail)
-    if needed > here and not list_gpus():
-        detail = f"{said}; this machine has {here / 1e9:,.1f} GB and no GPU"
-        return Finding(name="memory", outcome="obstacle", detail=detail)
+    if needed > (largest * LEARNER_SHARE if on_gpu else memory):
+        here = "" if on_gpu else f"; this machine has {memory / 1e9:,.1f} GB"
+        if needed > largest * LEARNER_SHARE:
+            counts = [entry.least_devices(largest) for entry in sharded]
+            devices = min((count for count in counts if count is not None), default=None)
+            apart = (
+                f"sharded at least {devices} devices of {name}"
+                if devices
+                else "no number of devices is enough, sharded"
+            )
+            here = f", {apart}; the learner runs on one process in this version{here}"
+        return Finding(name="memory", outcome="obstacle", detail=said + here)
     engine = plan.engine.per_device(1) / 1e9
-    detail = f"{said} and an engine {engine:,.2f} GB; this machine has {here / 1e9:,.1f} GB"
+    detail = f"{said} and an engine {engine:,.2f} GB; this machine has {memory / 1e9:,.1f} GB"
     return Finding(name="memory", outcome="ok", detail=detail)
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return int(psutil.virtual_memory().total)
 
 
 def _cache(engine: VllmSettings, plan: MemoryPlan) -> Finding:

@@ -17,7 +17,7 @@ import typer
 from samepath.model.policy_files import load_policy
 from samepath.rl.batch import TrainSequence
 from samepath.rl.environment import child_environment, import_path
-from samepath.rl.mismatch_cases import ALPHABET, FAMILIES, write_case
+from samepath.rl.mismatch_cases import ALPHABET, FAMILIES, OWN, write_case
 from samepath.rl.mismatch_measure import Mismatch, measure
 from samepath.rl.mismatch_report import report
 from samepath.rollout.engine_settings import VllmSettings
@@ -29,10 +29,11 @@ from samepath.rollout.types import Prompt
 
 PROMPT_TOKENS = 24
 RESULT = Path("docs/results/mismatch.md")
+CASES = (*FAMILIES, OWN)
 Dtype = Literal["float32", "bfloat16"]
 
 
-def sample(folder: Path, dtype: Dtype, prompts: int, tokens: int) -> list[TrainSequence]:
+def sample(folder: Path, engine: VllmSettings, prompts: int, tokens: int) -> list[TrainSequence]:
     """Draw one response of `tokens` tokens to each of `prompts` random prompts with vLLM, in a process of its own."""
     rng = np.random.default_rng(0)
     sampling = SamplingSettings(max_new_tokens=tokens, ignore_stop=True)
@@ -49,7 +50,7 @@ def sample(folder: Path, dtype: Dtype, prompts: int, tokens: int) -> list[TrainS
         )
         for index in range(prompts)
     ]
-    engine, settings = VllmSettings(dtype=dtype, max_sequences=64, cache_bytes=64 << 20), RolloutSettings()
+    settings = RolloutSettings()
     variables = child_environment(worker_environment(engine, settings, import_path(Path.cwd())))
     pool = ProcessPool(folder, engine, settings, variables)
     try:
@@ -67,24 +68,28 @@ def compare(family: str, dtype: Dtype, prompts: int, tokens: int, seed: int) -> 
     """Measure one family: vLLM in `dtype` against the float32 learner, both with the weights of one checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         write_case(family, Path(folder), seed)
-        sequences = sample(Path(folder), dtype, prompts, tokens)
-        return measure(load_policy(Path(folder), "transformers", "torch"), sequences)
+        engine = VllmSettings(
+            dtype=dtype, network="own" if family == OWN else "vllm", max_sequences=64, cache_bytes=64 << 20
+        )
+        sequences = sample(Path(folder), engine, prompts, tokens)
+        return measure(load_policy(Path(folder), "own" if family == OWN else "transformers", "torch"), sequences)
 
 
 def run(
     prompts: Annotated[int, typer.Option(min=1, help="random prompts, one response each")] = 32,
     tokens: Annotated[int, typer.Option(min=1, max=200, help="tokens of a response")] = 96,
     seed: Annotated[int, typer.Option(help="of the random weights")] = 0,
-    family: Annotated[str, typer.Option(help="families with commas")] = ",".join(FAMILIES),
+    family: Annotated[str, typer.Option(help="families with commas")] = ",".join(CASES),
     write: Annotated[bool, typer.Option(help=f"write {RESULT}")] = False,
 ) -> None:
     """Compare vLLM and the learner on tiny random checkpoints and print the tables."""
     names: Sequence[str] = family.split(",")
-    if unknown := set(names) - set(FAMILIES):
-        raise typer.BadParameter(f"families must be among {', '.join(FAMILIES)}; got {', '.join(sorted(unknown))}")
+    if unknown := set(names) - set(CASES):
+        raise typer.BadParameter(f"families must be among {', '.join(CASES)}; got {', '.join(sorted(unknown))}")
     results: dict[Dtype, dict[str, Mismatch]] = {"float32": {}, "bfloat16": {}}
     for name in names:
-        for dtype, found in results.items():
+        # The own network runs in float32 alone.
+        for dtype, found in list(results.items())[: 1 if name == OWN else 2]:
             found[name] = compare(name, dtype, prompts, tokens, seed)
             typer.echo(f"{name} {dtype}: {found[name]}")
     command = " ".join(["python -m samepath.rl.mismatch", *sys.argv[1:]])

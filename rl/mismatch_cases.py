@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import transformers
 
+from samepath.model.checkpoint import save_checkpoint
+from samepath.model.config import ModelConfig
+from samepath.model.network import CausalLM
 from samepath.model.tokenizer import character_tokenizer
 from samepath.model.transformers_policy import TransformersPolicy, save_transformers
 
@@ -54,11 +57,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
 }
-"""Keyword arguments of `<family>Config`, by family."""
+"""Keyword arguments of `<family>Config` of transformers, by family."""
+OWN = "DeepseekV32"
+"""The own network with sparse attention, which runs on both sides: in vLLM as an out-of-tree model."""
+_OWN_SIZES = {
+    **{key: value for key, value in FAMILIES["DeepseekV3"].items() if key != "num_key_value_heads"},
+    "model_type": "deepseek_v32",
+    "index_n_heads": 8,
+    "index_head_dim": 32,
+    "index_topk": 32,
+}
 
 
 def write_case(family: str, folder: Path, seed: int) -> None:
     """Write a checkpoint folder with random weights, selection biases included, and a tokenizer of one token a character."""
+    character_tokenizer(ALPHABET).save(folder)
+    if family == OWN:
+        network = CausalLM(ModelConfig.model_validate(_OWN_SIZES))
+        network.initialise(seed)
+        torch.nn.init.normal_(network.head, 0.0, HEAD_STD, generator=torch.Generator().manual_seed(seed))
+        save_checkpoint(network, folder)
+        return
     torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
     model = getattr(transformers, f"{family}ForCausalLM")(config)
@@ -67,4 +86,3 @@ def write_case(family: str, folder: Path, seed: int) -> None:
         if name.endswith("e_score_correction_bias"):
             buffer.normal_(0.0, 0.01)
     save_transformers(TransformersPolicy(model), folder)
-    character_tokenizer(ALPHABET).save(folder)

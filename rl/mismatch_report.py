@@ -51,7 +51,9 @@ def report(exact: Mapping[str, Mismatch], rounded: Mapping[str, Mismatch], comma
             "same tokens. Checkpoints are random and tiny (rl/mismatch_cases.py). A choice is the set of experts of one row in one layer, prompt "
             "rows included; it differs if the learner's live router takes another set than the engine recorded. KL is KL(engine‖learner) on the "
             "sampled tokens, k3 estimate, nats. `off` routes live, `on` replays the engine's routes, `wrong layer` replays those of the "
-            "layer before: the negative control. A gap is the absolute difference of a sampled token's log-probability, nats.",
+            "layer before: the negative control. A gap is the absolute difference of a sampled token's log-probability, nats. "
+            "`DeepseekV32` alone has this package's network on both sides (`engine.network: own`, `model.implementation: own`; float32 only): latent "
+            "attention over the keys that the indexer selects.",
             "",
             "## Engine in float32",
             "",
@@ -75,9 +77,7 @@ def _exact_row(family: str, found: Mismatch) -> tuple[str, ...]:
         str(found.choices_differing) if found.choices else "–",
         f"{found.tokens:,}",
         f"{found.entropy:.2f}",
-        f"{gap.mean:.1e}",
-        f"{gap.largest:.1e}",
-        f"{gap.kl:.1e}",
+        *("0" if value == 0 else f"{value:.1e}" for value in (gap.mean, gap.largest, gap.kl)),
     )
 
 

@@ -1,6 +1,5 @@
 """Where a run's model comes from: built new from sizes in the recipe, or a checkpoint folder or hub name."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
 from samepath.model.config_file import write_config
+from samepath.model.json_file import read_json
 from samepath.model.network import CausalLM
 from samepath.model.placement import DeviceName, Placement, TypeName
 from samepath.model.policy import Policy
@@ -160,7 +160,7 @@ def check_expected(expected: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
-    config: dict[str, Any] = json.loads(path.read_text())
+    config = read_json(path)
     wrong = [
         f"{key} is {config.get(key)!r}, expected {value!r}"
         for key, value in expected.items()

@@ -9,16 +9,15 @@ from samepath.model.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.evaluation import evaluate
 from samepath.rl.learner import latest_checkpoint
-from samepath.rl.model_source import build_model
+from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder
 from samepath.rl.prompts import seed_of
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
-from samepath.rl.run import RECIPE_FILE
+from samepath.rl.run import RECIPE_FILE, inline_pool
 from samepath.rl.score_groups import GroupScorer
 from samepath.rl.tasks import build_task
 from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.pool import InlinePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
@@ -58,8 +57,11 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         folder = found[0]
     task = build_task(recipe.task, recipe_dir)
     with RewardRunner(recipe.reward) as runner:
-        pool = InlinePool(folder, recipe.engine, recipe.rollout, recipe.model.placement)
-        result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+        pool = inline_pool(recipe, folder, recipe_dir)
+        try:
+            result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+        finally:
+            pool.close()
     return {
         "checkpoint": str(folder),
         "accuracy": result.accuracy,
@@ -81,4 +83,8 @@ def _model_of(source: Path) -> Any:
     found = latest_checkpoint(recipe.run_dir)
     if found:
         return load_checkpoint(found[0]), load_tokenizer(found[0])
+    if isinstance(recipe.model, CheckpointModel):
+        # Whatever trains it: the built-in engine answers here.
+        folder = resolve_folder(recipe.model.path, source.parent)
+        return load_checkpoint(folder), load_tokenizer(folder)
     return build_model(recipe.model, source.parent, recipe.seed)

@@ -15,6 +15,7 @@ from samepath.rl.recipe_suggest import did_you_mean
 from samepath.rl.recipe_yaml import parse_yaml
 
 _STEP = re.compile(r"(?P<key>[^.\[\]~=\s]+)|\[(?P<index>[0-9]{1,9})\]")
+_WORD = re.compile(r"[a-z_]+")
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
@@ -77,7 +78,11 @@ def _assigned(node: RecipeNode, path: Sequence[PathKey], depth: int, value: Reci
         raise RecipeError(f"{value.source}: {_found(node, path, depth)}, so it has no item {key}; give the whole list.")
     if node.value is not None and not isinstance(node.value, dict):
         where = dotted(path[:depth])
-        hint = f" If that is its kind, write {where}.kind={node.value} instead." if isinstance(node.value, str) else ""
+        hint = (
+            f" If that is its kind, write {where}.kind={node.value} instead."
+            if _WORD.fullmatch(str(node.value))
+            else ""
+        )
         raise RecipeError(f"{value.source}: {_found(node, path, depth)}, so it has no key {key!r}.{hint}")
     children: dict[str, RecipeNode] = dict(node.value or {})
     if key == "kind" and depth == len(path) - 1 and isinstance(value.value, str) and changes_kind(node, value.value):

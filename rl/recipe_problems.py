@@ -47,7 +47,7 @@ def problems_of(error: ValidationError, root: RecipeNode, model: type[BaseModel]
 def _across_line(reason: str, root: RecipeNode) -> str:
     """A problem between settings, with the place of the first one named in it that the recipe gives."""
     named = [tuple(text.split(".")) for text in _KEY.findall(reason)]
-    nodes = [found for path in named if (found := deepest_at(root, path)) is not root and _exists(root, path)]
+    nodes = [found for path in named if (found := deepest_at(root, path)) is not root]
     return f"{reason} ({(nodes or [root])[0].source})"
 
 

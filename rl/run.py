@@ -217,16 +217,21 @@ class _Setup:
 def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
     """The rollout pool that the recipe's runtime asks for."""
     if recipe.runtime == "inline":
-        if isinstance(recipe.engine, BuiltinSettings):
-            return InlinePool(model_folder, recipe.engine, recipe.rollout, recipe.model.placement)
-        variables = worker_environment(recipe.engine, recipe.rollout, import_path(recipe_dir))
-        return ProcessPool(model_folder, recipe.engine, recipe.rollout, child_environment(variables))
+        return inline_pool(recipe, model_folder, recipe_dir)
     # Late: `runtime: inline` must work without Ray.
     from samepath.rollout.ray_pool import RayPool
 
     return RayPool(
         model_folder.resolve(), recipe.engine, recipe.rollout, import_path(recipe_dir), recipe.model.placement
     )
+
+
+def inline_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
+    """One worker without Ray: in this process, or beside it for an engine that changes the process it lives in."""
+    if isinstance(recipe.engine, BuiltinSettings):
+        return InlinePool(model_folder, recipe.engine, recipe.rollout, recipe.model.placement)
+    variables = worker_environment(recipe.engine, recipe.rollout, import_path(recipe_dir))
+    return ProcessPool(model_folder, recipe.engine, recipe.rollout, child_environment(variables))
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from samepath.rl.recipe_suggest import did_you_mean
 from samepath.rl.task_row import Task, TaskError, TaskRow
 from samepath.rl.task_table import TableSettings, check_columns, split_task, table_rows
 
+REASON_CHARS = 300
+"""Longest reason of the datasets library that is shown; it may hold whole schemas."""
+
 
 class HubTask(TableSettings):
     """Problems of a dataset on the hub; another split, or part of the same one, is held out."""
@@ -24,7 +27,9 @@ class HubTask(TableSettings):
         default="", description="The dataset's configuration, such as main; empty where it has only one."
     )
     revision: str = Field(default="", description="Branch, tag or commit; empty takes the newest.")
-    train_split: str = Field(default="train", min_length=1, description="Split to train on.")
+    train_split: str = Field(
+        default="train", min_length=1, description="Split to train on, or a part of one such as `train[1000:]`."
+    )
     held_out_split: str = Field(
         default="test", description="Split to evaluate on; empty: held_out_fraction of the training split."
     )
@@ -70,7 +75,7 @@ def _rows(folder: Path, split: str, settings: HubTask, name: str) -> list[TaskRo
                 f"task.config must be one that {settings.path} has; got {settings.config!r}{hint}; there are: {', '.join(configs)}"
             )
         known = datasets.get_dataset_split_names(str(folder), settings.config or None)
-        if split not in known:
+        if split.partition("[")[0] not in known:
             raise TaskError(
                 f"{settings.path} has no split {split!r}{did_you_mean(split, known)}; there are: {', '.join(known)}"
             )
@@ -78,8 +83,10 @@ def _rows(folder: Path, split: str, settings: HubTask, name: str) -> list[TaskRo
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, TaskError):
             raise
+        # The library's own message often says only that something failed; the reason is the error below it.
+        reason = " ".join((f"{error}: {error.__cause__}" if error.__cause__ else str(error)).split())
         raise TaskError(
-            f"the dataset {settings.path} (config {settings.config!r}, split {split!r}) cannot be read: {error}"
+            f"the dataset {settings.path} (config {settings.config!r}, split {split!r}) cannot be read: {reason[:REASON_CHARS]}"
         ) from error
     check_columns(table.column_names, settings.columns, f"{settings.path} {split}")
     return table_rows(

@@ -8,7 +8,8 @@ from typing import Any
 
 from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
-from samepath.model.published_sizes import SizesError, published_sizes
+from samepath.model.placement import PlacementError
+from samepath.model.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.finding import Finding, Outcome
@@ -16,13 +17,14 @@ from samepath.rl.hub import HubUnreachableError
 from samepath.rl.memory_findings import memory_findings
 from samepath.rl.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
 from samepath.rl.policy_checks import check_checkpoint, check_policy
+from samepath.rl.prompts import group_request
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_memory import PROMPT_TOKENS, MemoryPlan, memory_lines, memory_plan
-from samepath.rl.task_row import Task
+from samepath.rl.task_row import Task, TaskRow
 from samepath.rl.tasks import build_task
 from samepath.rl.traces import resolve_traces
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.vllm_version import require_vllm
 
 MAX_BUILT_PARAMETERS = 2 * 10**9
@@ -84,6 +86,7 @@ class _Checks:
         self._check("model", self._model)
         self._check("sizes", self._sizes)
         self._check("tokenizer", self._tokenizer)
+        self._device()
         if self._can_build():
             self._check("network", self._network)
         if self.recipe.task.chat.enabled:
@@ -150,11 +153,11 @@ class _Checks:
     def _sizes(self) -> str:
         if not self.config:
             raise NotCheckedError("config.json is not at hand and the recipe has no model.expected")
-        try:
-            sizes = published_sizes(self.config)
-        except SizesError as error:
-            raise NotCheckedError(f"{error}; memory is not estimated") from error
-        self.sizes = sizes
+        if (model_type := self.config.get("model_type")) not in KNOWN_TYPES:
+            raise NotCheckedError(
+                f"parameters of model_type {model_type!r} cannot be counted here; memory is not estimated"
+            )
+        sizes = self.sizes = published_sizes(self.config)
         limit, what = self._longest()
         if self.recipe.sampling.max_new_tokens >= limit:
             raise ValueError(
@@ -187,8 +190,19 @@ class _Checks:
         shape = policy.shape
         return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
 
+    def _device(self) -> None:
+        placement = self.recipe.model.placement
+        try:
+            placement.require()
+        except PlacementError as error:
+            self._add("device", "obstacle", f"this machine cannot run it: {error}")
+        else:
+            self._add("device", "ok", f"{placement.device}, {placement.dtype}, kernels {placement.backend}")
+
     def _can_build(self) -> bool:
-        """Whether the network is small and needs no download."""
+        """Whether the network is small, needs no download, and has its device here."""
+        if any(finding.name == "device" and finding.outcome != "ok" for finding in self.result.findings):
+            return False
         small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
         here = self.folder is not None and any(self.folder.glob("*.safetensors"))
         return small and (here or isinstance(self.recipe.model, NewModel))
@@ -216,6 +230,8 @@ class _Checks:
     def _prompts(self) -> str:
         if self.task is None or self.tokenizer is None:
             raise NotCheckedError(f"the {'task' if self.task is None else 'tokenizer'} is not at hand")
+        if any(found.name == "chat template" and found.outcome == "wrong" for found in self.result.findings):
+            raise NotCheckedError("the chat template does not work")
         task, tokenizer = self.task, self.tokenizer
         rows = [*task.held_out, *(task.train_row(index) for index in range(min(PROBED_ROWS, len(task.train))))]
         lengths = {row.row_id: len(row.encode(tokenizer)) for row in rows}
@@ -230,7 +246,20 @@ class _Checks:
                 f"prompt and sampling.max_new_tokens must fit {what}; row {worst} needs {lengths[worst]} + "
                 f"{self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
             )
+        self._fits_engine(next(row for row in rows if row.row_id == worst), tokenizer)
         return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
+
+    def _fits_engine(self, row: TaskRow, tokenizer: Tokenizer) -> None:
+        """The built-in engine reserves all that a group can need before it starts one."""
+        engine, size = self.recipe.engine, self.recipe.rl.group_size
+        if not isinstance(engine, BuiltinSettings):
+            return
+        request = group_request(row, tokenizer, self.recipe.sampling, "longest", tuple(range(size)))
+        needed = request.pages_needed(engine.page_size) * engine.page_size
+        if needed > engine.cache_tokens:
+            raise ValueError(
+                f"engine.cache_tokens={engine.cache_tokens} must hold a whole group; row {row.row_id} with {size} samples needs {needed}"
+            )
 
     def _traces(self) -> str:
         settings = self.recipe.cold_start

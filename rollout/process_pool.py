@@ -132,7 +132,7 @@ class ProcessPool:
 
     def load_weights(self, tensors: Weights, version: int) -> None:
         """Hand the weights to the worker, and a copy to whatever replaces it: the learner changes its own in place."""
-        self._weights = ({name: array.copy() for name, array in tensors.items()}, version)
+        self._weights = ({name: np.array(array, np.float32) for name, array in tensors.items()}, version)
         try:
             self._child.call("load_weights", *self._weights, timeout_s=self._settings.stall_timeout_s)
         except WorkerLostError as error:

@@ -11,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.logprob import SupportRows, head_logprobs, sampling_logprobs
+
+DRAW_BLOCK = 512
+"""Tokens of one block of the search for a draw."""
 
 
 class SamplingSettings(BaseModel):
@@ -106,6 +110,33 @@ def candidates(logits_BV: Tensor, temperature_B: Tensor, settings: Sequence[Samp
     return kept_BV, int(over_B.sum())
 
 
+def invert_cumulative(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """The token of each row at which the cumulative probability passes its uniform number; never one of probability 0.
+
+    A large vocabulary is searched in two stages, blocks and then tokens of one block, because a running sum is slow.
+    """
+    if logprobs_BV.shape[1] <= 2 * DRAW_BLOCK:
+        return _first_beyond(logprobs_BV.double().exp().cumsum(-1), uniforms_B[:, None])
+    missing = -logprobs_BV.shape[1] % DRAW_BLOCK
+    probs_BKW = pad(logprobs_BV.exp(), (0, missing)).view(len(uniforms_B), -1, DRAW_BLOCK)
+    sums_BK = probs_BKW.sum(-1).double()
+    cumulative_BK = sums_BK.cumsum(-1)
+    block_B1 = _first_beyond(cumulative_BK, uniforms_B[:, None])[:, None]
+    own_B1 = sums_BK.gather(1, block_B1)
+    target_B1 = uniforms_B[:, None] * cumulative_BK[:, -1:] - (cumulative_BK.gather(1, block_B1) - own_B1)
+    # Two ways of adding a block differ by rounding: a share below 1 of the second way's total stays inside the block.
+    left_B1 = (target_B1 / own_B1).clamp(0, 1 - 2.0**-53)
+    block_B = block_B1[:, 0]
+    inside_BW = probs_BKW[torch.arange(len(block_B), device=block_B.device), block_B].double().cumsum(-1)
+    return block_B * DRAW_BLOCK + _first_beyond(inside_BW, left_B1)
+
+
+def _first_beyond(cumulative_BV: Tensor, shares_B1: Tensor) -> Tensor:
+    """First index whose cumulative value is above the share of the row's total; shares are below 1."""
+    last = cumulative_BV.shape[1] - 1
+    return (cumulative_BV <= shares_B1 * cumulative_BV[:, -1:]).sum(-1).clamp_(max=last)
+
+
 def draw(logits_BV: Tensor, settings: Sequence[SamplingSettings], uniforms_B: NDArray[np.float64]) -> Draw:
     """Sample one token a row by inverting the cumulative distribution at `uniforms_B`."""
     device = logits_BV.device
@@ -115,9 +146,7 @@ def draw(logits_BV: Tensor, settings: Sequence[SamplingSettings], uniforms_B: ND
         kept_BV, over_cap = candidates(logits_BV, temperature_B, settings)
     excluded_BV = None if kept_BV is None else ~kept_BV & kept_BV.any(1, keepdim=True)
     logprobs_BV = sampling_logprobs(logits_BV, temperature_B, excluded_BV)
-    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    targets_B1 = torch.from_numpy(uniforms_B).to(device)[:, None] * cumulative_BV[:, -1:]
-    tokens_B = (cumulative_BV <= targets_B1).sum(-1).clamp_(max=logits_BV.shape[1] - 1)
+    tokens_B = invert_cumulative(logprobs_BV, torch.from_numpy(uniforms_B).to(device))
     if any(entry.temperature == 0 for entry in settings):
         greedy_B = torch.tensor([entry.temperature == 0 for entry in settings], device=device)
         tokens_B = torch.where(greedy_B, logprobs_BV.argmax(-1), tokens_B)

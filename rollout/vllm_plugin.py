@@ -8,15 +8,17 @@ from typing import Any
 from vllm import ModelRegistry
 from vllm.config import VllmConfig
 
+from samepath.rollout.vllm_network import SamepathForCausalLM
+
 CPU_WORKER = "samepath.rollout.vllm_worker.RecordingWorker"
 OWN_MODEL = "SamepathForCausalLM"
-OWN_CLASS = "samepath.rollout.vllm_network:SamepathForCausalLM"
 
 
 def register() -> None:
     """Make the own network known, and let our CPU worker record routes and candidates. May be called again."""
     if OWN_MODEL not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(OWN_MODEL, OWN_CLASS)
+        # The class itself: by a name, vLLM would start a process to look at it, which takes longer than the rest of the start.
+        ModelRegistry.register_model(OWN_MODEL, SamepathForCausalLM)
     _let_our_worker_pass("_verify_aux_output_compatibility")
     _let_our_worker_pass("_verify_sampling_replay_config")
 

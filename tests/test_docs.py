@@ -6,21 +6,29 @@ import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import transformers
 import typer
 import yaml
+from pydantic import TypeAdapter
 
+from samepath.model.config import ModelType
+from samepath.model.published_sizes import KNOWN_TYPES
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.cli import app
+from samepath.rl.model_source import ModelSettings
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
+from samepath.rl.tasks import TaskSettings
+from tests.tiny_transformers import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "examples" / "own_reward"
 
 
@@ -160,3 +168,24 @@ def test_functions_named_with_a_file_are_defined_there(name: str) -> None:
     ]
     assert wrong == []
     assert found or name == "docs/recipes.md"
+
+
+def test_models_page_names_the_families_that_the_code_has() -> None:
+    """Columns: family, own, transformers, built-in engine, vLLM, parameters counted."""
+    rows = [line.split(" | ") for line in MODELS.splitlines() if re.match(r"\| [^|]+\(`\w+`", line)]
+    cells = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert {name for name, row in cells.items() if row[1] == "tested"} == set(get_args(ModelType))
+    assert {name for name, row in cells.items() if row[3] == "tested"} == set(get_args(ModelType))
+    assert {name for name, row in cells.items() if row[5].startswith("yes")} == set(KNOWN_TYPES)
+    tried = {getattr(transformers, f"{name}Config").model_type for name in FAMILIES}
+    assert {name for name, row in cells.items() if row[2] == "tested"} == tried
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_models_page_settings_are_read_as_they_stand(number: int) -> None:
+    shown = yaml.safe_load(blocks(MODELS, "yaml")[number])
+    if "task" in shown:
+        task = TypeAdapter(TaskSettings).validate_python(shown["task"])
+        assert task.chat.form is not None
+    else:
+        assert TypeAdapter(ModelSettings).validate_python(shown["model"]).path == "Qwen/Qwen3-0.6B"

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from samepath.kernels import expert_product as expert_product_module
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_rows import feed_forward
 from samepath.kernels.expert_product import dispatch, expert_product, sigmoid, swiglu
 from tests.poison import poison_fresh_memory
 
-SHAPES = [(1, 2, 1, 3, 1), (16, 8, 4, 6, 2), (37, 16, 8, 5, 3), (50, 4, 2, 3, 2)]
+SHAPES = [(1, 2, 1, 3, 1), (16, 8, 4, 6, 2), (37, 16, 8, 5, 3), (50, 4, 2, 3, 2), (60, 272, 3, 260, 2)]
 """(N tokens, D width, E experts, F expert width, X chosen)."""
 
 
@@ -97,9 +98,10 @@ def test_expert_product_unused_expert_gets_zero_gradient(backend: Backend) -> No
     assert (grad_down.abs().sum((1, 2)) > 0).tolist() == [True, False, False, True, False]
 
 
-def test_expert_product_rows_do_not_depend_on_their_neighbours() -> None:
+@pytest.mark.parametrize("shape", [(100, 32, 4, 16, 2), (100, 288, 4, 16, 2), (100, 32, 4, 288, 2)])
+def test_expert_product_rows_do_not_depend_on_their_neighbours(shape: tuple[int, int, int, int, int]) -> None:
     """The block size and a token's row in it change with the batch; its bits do not."""
-    problem = make_problem((100, 32, 4, 16, 2))
+    problem = make_problem(shape)
     weights = (problem.gate_up_EGD.float(), problem.down_EDF.float())
     whole_ND = expert_product(problem.x_ND.float(), problem.gates_NX.float(), problem.ids_NX, *weights, "torch")
     for rows in (
@@ -154,14 +156,39 @@ def test_expert_product_bad_shapes_are_refused(ids_NX: Tensor) -> None:
 
 def test_dispatch_groups_by_expert_in_token_order() -> None:
     """Expert 2 has tokens 0 and 1 (slots 1 and 3), expert 0 token 0, expert 1 token 1; each has 16 rows."""
-    plan = dispatch(torch.tensor([[0, 2], [1, 2]]), 3)
+    plan = dispatch(torch.tensor([[0, 2], [1, 2]]), 3, 16)
     assert plan.segments == ((0, slice(0, 16)), (1, slice(16, 32)), (2, slice(32, 48)))
     assert plan.rows.tolist() == [0, 32, 16, 33]
-    assert plan.tokens.tolist() == [0, 0, 1, 1]
+    assert plan.even
+    assert plan.num_rows == 48
+
+
+def test_dispatch_uneven_load_gives_each_expert_its_own_rows() -> None:
+    """Expert 1 has 40 pairs, expert 3 one: 48 and 16 rows; four times 48 would be three times as many."""
+    plan = dispatch(torch.tensor([[1]] * 40 + [[3]]), 4, 16)
+    assert plan.segments == ((1, slice(0, 48)), (3, slice(48, 64)))
+    assert plan.rows.tolist() == [*range(40), 48]
+    assert (plan.even, plan.num_rows) == (False, 64)
+
+
+@pytest.mark.parametrize("width", [16, 128, 240, 576])
+def test_expert_product_row_has_the_same_bits_in_one_batched_product_and_in_separate_ones(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_ND, gates_NX = torch.randn(64, width, generator=generator), torch.rand(64, 2, generator=generator)
+    ids_NX = torch.stack([torch.arange(64) % 4, (torch.arange(64) + 1) % 4], 1)
+    weights = torch.randn(4, 64, width, generator=generator), torch.randn(4, width, 32, generator=generator)
+    outs = []
+    for factor in (0.0, 2.0):
+        monkeypatch.setattr(expert_product_module, "MAX_EVEN_PADDING", factor)
+        assert dispatch(ids_NX, 4, width).even == (factor > 1 and width < 256)
+        outs.append(expert_product(x_ND, gates_NX, ids_NX, *weights, "torch"))
+    assert torch.equal(*outs)
 
 
 def test_dispatch_seventeen_tokens_of_one_expert_need_two_row_blocks() -> None:
-    plan = dispatch(torch.ones(17, 1, dtype=torch.int64), 2)
+    plan = dispatch(torch.ones(17, 1, dtype=torch.int64), 2, 16)
     assert plan.segments == ((1, slice(0, 32)),)
     assert plan.num_rows == 32
 

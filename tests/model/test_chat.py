@@ -92,7 +92,7 @@ def test_encode_chat_template_that_refuses_says_why(folder: Path) -> None:
     )
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode(tokenizer.encode_chat(QUESTION, ChatForm())) == "x"
-    with pytest.raises(ValueError, match="refuses the conversation: no system message here"):
+    with pytest.raises(ValueError, match="cannot render the conversation: no system message here"):
         tokenizer.encode_chat(QUESTION, ChatForm(system="s"))
 
 

@@ -9,7 +9,8 @@ from tests.kernels.triton_here import require_triton
 DEVICE = require_triton()
 
 from samepath.model.key_store import CachedKeys, PackedKeys, SlotCache
-from samepath.model.network import CausalLM, ModelInput
+from samepath.model.model_input import ModelInput
+from samepath.model.network import CausalLM
 from samepath.model.plan import plan_decode
 from samepath.model.trace import ForwardTrace
 from tests.conftest import tiny_config, tiny_model
@@ -55,7 +56,7 @@ def test_model_triton_backend_decodes_from_a_cache_what_it_computes_in_one_pass(
     (sequence,) = random_sequences(config, [23])
     whole = model(packed_input(config, [sequence]).to(DEVICE), PackedKeys(), ForwardTrace())
     cache = SlotCache(config, 64, torch.float32, DEVICE)
-    slots = torch.arange(1, 33, device=DEVICE)
+    slots = torch.arange(1, 33)
     prefill = packed_input(config, [sequence[:20]]).to(DEVICE)
     shifted = tuple(
         type(window)(rows_BT=window.rows_BT, ends_BT=window.ends_BT, keys_BS=window.keys_BS + 1, longest=window.longest)
@@ -63,7 +64,7 @@ def test_model_triton_backend_decodes_from_a_cache_what_it_computes_in_one_pass(
     )
     plan = type(prefill.plan)(windows=shifted, source_N=prefill.plan.source_N)
     batch = ModelInput(token_ids_N=prefill.token_ids_N, positions_N=prefill.positions_N, plan=plan)
-    first = model(batch, CachedKeys(cache, slots), ForwardTrace())
+    first = model(batch, CachedKeys(cache, slots.to(DEVICE)), ForwardTrace())
     torch.testing.assert_close(first[:20], whole[:20], rtol=0, atol=2e-5)
     for position in range(20, 23):
         ids_N = torch.zeros(16, dtype=torch.int64, device=DEVICE)
@@ -72,7 +73,7 @@ def test_model_triton_backend_decodes_from_a_cache_what_it_computes_in_one_pass(
         places_N[0] = position
         slots_N = torch.zeros_like(ids_N)
         slots_N[0] = slots[position]
-        plan = plan_decode(torch.tensor([position + 1], device=DEVICE), slots[None], 16, config.index_n_heads)
+        plan = plan_decode(torch.tensor([position + 1]), slots[None], 16, config.index_n_heads).to(DEVICE)
         batch = ModelInput(token_ids_N=ids_N, positions_N=places_N, plan=plan)
         step = model(batch, CachedKeys(cache, slots_N), ForwardTrace())
         torch.testing.assert_close(step[0], whole[position], rtol=0, atol=2e-5)

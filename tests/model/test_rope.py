@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from samepath.model.config import RopeParameters
-from samepath.model.rope import inverse_frequencies, rope_table, rotate_halves, rotate_interleaved
+from samepath.model.rope import inverse_frequencies, rope_table, rotate_halves, rotate_interleaved, rotate_whole
 from tests.conftest import tiny_config
+from tests.families import family_config
 
 
 def test_inverse_frequencies_default_are_powers_of_theta() -> None:
@@ -46,6 +47,32 @@ def test_rotate_layouts_pair_different_channels() -> None:
     cos, sin = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     assert rotate_interleaved(x, cos, sin).tolist() == [[-2.0, 1.0, 3.0, 4.0]]
     assert rotate_halves(x, cos, sin).tolist() == [[-3.0, 2.0, 1.0, 4.0]]
+
+
+def test_rotate_whole_with_the_table_of_a_grouped_model_is_rotate_halves_to_the_bit() -> None:
+    table_P2K = rope_table(family_config("qwen3"))
+    x_PHK = torch.randn(128, 3, 32, generator=torch.Generator().manual_seed(0))
+    cos_P1Q, sin_P1Q = table_P2K[:, :1, 16:], table_P2K[:, 1:, 16:]
+    assert torch.equal(rotate_whole(x_PHK, table_P2K[:, :1], table_P2K[:, 1:]), rotate_halves(x_PHK, cos_P1Q, sin_P1Q))
+
+
+@pytest.mark.parametrize(
+    ("rope", "wanted"),
+    [
+        (RopeParameters(rope_type="linear", factor=4.0), [0.25, 0.025]),
+        # 1 turns 1.59 times in 10 positions, 0.1 turns 0.159 times: kept, and divided by 4; in between, a mixture.
+        (
+            RopeParameters(rope_type="llama3", factor=4.0, original_max_position_embeddings=10, high_freq_factor=1.5),
+            [1.0, 0.025],
+        ),
+        (
+            RopeParameters(rope_type="llama3", factor=4.0, original_max_position_embeddings=10, high_freq_factor=2.0),
+            [1.0 * (10 / (2 * math.pi) - 1) + 0.25 * (2 - 10 / (2 * math.pi)), 0.025],
+        ),
+    ],
+)
+def test_inverse_frequencies_of_extensions_are_worked_by_hand(rope: RopeParameters, wanted: list[float]) -> None:
+    assert inverse_frequencies(4, rope.model_copy(update={"rope_theta": 100.0})).tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("rotate", [rotate_interleaved, rotate_halves])

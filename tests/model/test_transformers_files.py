@@ -71,6 +71,21 @@ def test_load_of_a_checkpoint_with_a_hole_is_refused(tmp_path: Path) -> None:
         load_policy(tmp_path, "transformers", "torch")
 
 
+def test_load_ignores_layers_of_multi_token_prediction_and_nothing_else(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "DeepseekV3")
+    tensors = load_file(tmp_path / "model.safetensors")
+    gate = tensors["model.layers.2.mlp.gate.weight"]
+    extra = {"model.layers.3.mlp.gate.weight": gate.clone(), "model.layers.3.eh_proj.weight": gate.clone()}
+    save_file({**tensors, **extra}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    policy = load_policy(tmp_path, "transformers", "torch")
+    assert policy.shape.moe_layers == (1, 2)
+    assert not [name for name in policy_tensors(policy) if ".layers.3." in name]
+    wrong = {"model.layers.2.eh_proj.weight": gate.clone()}
+    save_file({**tensors, **wrong}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"unknown \['model\.layers\.2\.eh_proj\.weight'\]"):
+        load_policy(tmp_path, "transformers", "torch")
+
+
 def test_load_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path, "Llama")
     config = json.loads((tmp_path / "config.json").read_text())

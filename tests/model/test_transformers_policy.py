@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import GemmaConfig, PreTrainedModel
 
@@ -93,7 +94,7 @@ def test_forward_of_sequences_that_share_prompt_rows_equals_each_alone() -> None
 
 @pytest.mark.parametrize("family", ["Mistral", "DeepseekV3"])
 def test_gradient_of_a_pack_is_the_sum_of_its_sequences_and_finite(family: str) -> None:
-    """Padding rows see no key of their own; their softmax must not send NaN into the weights."""
+    """Rows that pad a window or the batch have no keys of their own and must send nothing, NaN least of all, into the weights."""
     policy = TransformersPolicy(tiny_transformers(family))
     rows = sequences()
     weights_D = torch.randn(64, generator=torch.Generator().manual_seed(1))
@@ -175,6 +176,23 @@ def test_policy_of_a_head_with_a_bias_is_refused() -> None:
     model.lm_head = torch.nn.Linear(64, VOCAB, bias=True)
     with pytest.raises(ValueError, match="a bias"):
         TransformersPolicy(model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "reason"),
+    [
+        ("GptOss", {"num_local_experts": 4, "layer_types": ["full_attention"]}, "s_aux"),
+        ("Gemma2", {"final_logit_softcapping": None, "layer_types": ["full_attention"]}, "softcap"),
+    ],
+)
+def test_policy_of_attention_that_does_more_is_refused(
+    architecture: str, sizes: dict[str, object], reason: str
+) -> None:
+    common = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+    config = getattr(transformers, f"{architecture}Config")(**common, **heads, pad_token_id=0, **sizes)
+    with pytest.raises(PassError, match=reason):
+        TransformersPolicy(getattr(transformers, f"{architecture}ForCausalLM")(config))
 
 
 def test_policy_of_a_model_that_bypasses_the_attention_interface_is_refused() -> None:

@@ -11,6 +11,7 @@ from samepath.model.published_sizes import published_sizes
 from samepath.rl.memory_estimate import (
     FLOAT32,
     GATHERED,
+    MASTERS,
     MIXED,
     EngineMemory,
     LearnerMemory,
@@ -93,6 +94,13 @@ def test_learner_memory_smollm2_hand_worked() -> None:
     assert memory.per_device(1) == sum(memory.sharded.values()) + memory.each["activations"] + memory.each["logits"]
 
 
+def test_learner_memory_masters_stand_beside_bfloat16_weights() -> None:
+    """2 + 4 + 4 + 8 + 2 bytes a parameter."""
+    memory = learner_memory(published_sizes(SMOLLM2), MASTERS, pass_tokens=1024, checkpointing=False, reference=True)
+    assert sum(memory.sharded.values()) == 134_515_008 * 20
+    assert memory.sharded["master copy"] == 134_515_008 * 4
+
+
 def test_learner_memory_frozen_parameters_have_no_gradient_and_no_moments() -> None:
     sizes = published_sizes(DEEPSEEK_V32)
     indexer = sizes.parts["indexer"]
@@ -142,6 +150,13 @@ def test_engine_memory_grouped_cache_divides_and_latent_does_not() -> None:
     assert (qwen.cache, deepseek.cache) == (98_304_000, 85_888_000)
     assert qwen.per_device(4) == -(-qwen.weights // 4) + 24_576_000
     assert deepseek.per_device(4) == -(-deepseek.weights // 4) + 85_888_000
+
+
+def test_engine_memory_latent_attention_unfolded_holds_all_heads_and_divides() -> None:
+    """61 layers · 2·128·(128 + 64) numbers · 2 bytes: 70 times the latent cache."""
+    memory = engine_memory(published_sizes(DEEPSEEK_V32), 2, 1000, unfolded=True)
+    assert memory.cache == 61 * 2 * 128 * 192 * 2 * 1000
+    assert memory.per_device(8) == -(-memory.weights // 8) + memory.cache // 8
 
 
 def test_engine_least_devices_is_a_power_of_two() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.rl.learner import latest_checkpoint
+from samepath.rl.preview import evaluate_source, sample_source
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.tracking_jsonl import read_metrics
 
@@ -50,3 +51,14 @@ def test_resumed_run_equals_one_that_was_not_interrupted(foreign_recipe, tmp_pat
     timed = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s")
     first, second = ({name: repr(value) for name, value in end.items() if not name.startswith(timed)} for end in ends)
     assert first == second
+
+
+def test_sample_and_evaluate_of_a_transformers_recipe_use_its_checkpoint(foreign_recipe, tmp_path: Path) -> None:
+    recipe = foreign_recipe("Qwen3Moe", *BUILTIN, "rl.steps=1")
+    path = tmp_path / "foreign.yaml"
+    untrained = sample_source(path, "1+2=", 2, {"max_new_tokens": 4}, seed=0)
+    assert [rollout.num_trained > 0 for rollout in untrained] == [True, True]
+    start_run(recipe, tmp_path)
+    found = evaluate_source(recipe, tmp_path, None)
+    assert found["scored"] == 8
+    assert found["checkpoint"].endswith("step-000001")

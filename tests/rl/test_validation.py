@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
+from samepath.rl import memory_findings, model_source, validation
 from samepath.rl.cli import main
 from samepath.rl.finding import Finding
+from samepath.rl.hub import HubUnreachableError
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
 from samepath.rl.recipe_node import RecipeError
@@ -36,6 +39,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 24 * 10**9)
+    monkeypatch.setattr(memory_findings, "list_gpus", list)
 
 
 @pytest.fixture
@@ -83,6 +88,7 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
         "model",
         "sizes",
         "tokenizer",
+        "device",
         "network",
         "prompts",
         "cold start",
@@ -221,6 +227,35 @@ def test_load_recipe_problems_name_their_setting_and_where_it_stands(
     assert '{"name"' not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [("config.json", '{"model_type": ', "model"), ("tokenizer.json", "x", "tokenizer"), ("config.json", "[]", "model")],
+)
+def test_validate_file_of_the_checkpoint_that_is_no_json_is_named(
+    checkpoint: Path, file: str, text: str, name: str
+) -> None:
+    (checkpoint / file).write_text(text)
+    _, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint"})
+    assert found[name].outcome == "wrong"
+    assert f"checkpoint/{file} must hold " in found[name].detail
+
+
+def test_validate_cache_that_holds_no_group_is_wrong(tmp_path: Path) -> None:
+    """A page of 16 for the prompt, and two for each of 4 samples of 16 tokens: 144 tokens."""
+    _, found = checked(tmp_path, engine={"cache_tokens": 143})
+    assert found["prompts"].outcome == "wrong"
+    assert "engine.cache_tokens=143 must hold a whole group" in found["prompts"].detail
+    assert checked(tmp_path, engine={"cache_tokens": 144})[1]["prompts"].outcome == "ok"
+
+
+def test_validate_quantised_checkpoint_is_an_obstacle(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    _, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint", "expected": SIZES})
+    assert (found["weights"].outcome, found["model"].outcome) == ("obstacle", "ok")
+    assert "published as fp8, which this version does not train" in found["weights"].detail
+
+
 def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> None:
     _, found = checked(tmp_path, **foreign(max_model_tokens=16), sampling={"max_new_tokens": 16})
     assert found["sizes"].outcome == "wrong"
@@ -230,13 +265,82 @@ def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "outcome", "said"),
     [
-        ({"max_model_tokens": 400}, "wrong", "hold 195 tokens; one sequence may have 400. Raise engine.cache_bytes"),
-        ({"max_model_tokens": 64}, "ok", "hold 195 tokens: 3 of 128 sequences at their longest"),
+        ({"max_model_tokens": 400}, "wrong", "hold 56 tokens; one sequence may have 400. Raise engine.cache_bytes"),
+        ({"max_model_tokens": 28}, "ok", "hold 56 tokens: 2 of 128 sequences at their longest"),
         ({"cache_bytes": 130 * 10**9, "device": "cuda"}, "wrong", "a device of 141 GB is too small"),
     ],
 )
 def test_validate_cache_of_a_vllm_engine(tmp_path: Path, changes: dict[str, Any], outcome: str, said: str) -> None:
-    """A token takes 3 layers · (32 + 8 + 16) numbers · 2 bytes = 336 bytes; 65,536 bytes hold 195 of them."""
+    """A token takes 3 layers · 2·4·(16 + 8) numbers · 2 bytes = 1152 bytes unfolded; 65,536 bytes hold 56 of them."""
     _, found = checked(tmp_path, **foreign(**{"cache_bytes": 1 << 16, **changes}))
     assert found["cache"].outcome == outcome
     assert said in found["cache"].detail
+
+
+def test_validate_learner_that_this_machine_holds_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs a large memory is enough; on a GPU nothing beyond one device is."""
+    expected = {
+        **SIZES,
+        "num_hidden_layers": 200,
+        "hidden_size": 8192,
+        "n_routed_experts": 64,
+        "moe_intermediate_size": 2048,
+    }
+    model = {"kind": "checkpoint", "path": "someone/something", "expected": expected}
+    _, found = checked(tmp_path, model=model)
+    assert "this machine has 24.0 GB" in found["memory"].detail
+    monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 10**15)
+    _, found = checked(tmp_path, model=model)
+    assert found["memory"].outcome == "ok"
+    gpu = {**model, "device": "cuda", "backend": "triton"}
+    _, found = checked(tmp_path, model=gpu, learner={**TINY["learner"], "threads": 1})
+    assert found["memory"].outcome == "obstacle"
+
+
+def test_validate_device_that_is_not_here_is_an_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = {**TINY["model"], "device": "cuda", "backend": "triton"}
+    result, found = checked(tmp_path, model=model, rl={**TINY["rl"], "max_gap_at_lag_0": 0.5})
+    assert found["device"].outcome == "obstacle"
+    assert "needs a visible NVIDIA GPU" in found["device"].detail
+    assert "network" not in found
+    assert result.passed(strict=False)
+
+
+def test_validate_large_network_is_never_built(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "build_model", lambda *_: pytest.fail("built"))
+    config = {
+        **write_config(tiny_config()),
+        "hidden_size": 8192,
+        "moe_intermediate_size": 65536,
+        "n_routed_experts": 256,
+    }
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "model.safetensors").touch()
+    result, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint"})
+    assert (found["model"].outcome, found["sizes"].outcome) == ("ok", "ok")
+    assert result.memory is not None
+    assert result.memory.sizes.parameters > 2 * 10**9
+    assert "network" not in found
+
+
+def test_validate_small_network_with_weights_is_built_and_its_refusal_shown(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").touch()
+    _, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint"})
+    assert found["network"].outcome == "wrong"
+    assert "model.safetensors is no whole safetensors file" in found["network"].detail
+
+
+def test_validate_hub_name_fetches_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(name: str, kind: str, patterns: list[str]) -> Path:
+        asked.append(list(patterns))
+        raise HubUnreachableError("away")
+
+    monkeypatch.setattr(model_source, "hub_folder", fetch)
+    checked(tmp_path, model={"kind": "checkpoint", "path": "someone/something"})
+    assert asked
+    assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)

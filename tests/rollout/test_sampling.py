@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.functional import pad
 
-from samepath.rollout.sampling import SamplingSettings, candidates, draw, resolve_sampling, uniforms
+from samepath.rollout.sampling import SamplingSettings, candidates, draw, invert_cumulative, resolve_sampling, uniforms
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
 """By rank: tokens 1, 3, 4, 0, 2 with 0.4, 0.25, 0.2, 0.1, 0.05."""
@@ -164,3 +165,30 @@ def test_resolve_sampling_overrides_are_checked() -> None:
 )
 def test_truncates_is_true_only_if_tokens_can_be_left_out(changes: dict[str, object], truncates: bool) -> None:
     assert SamplingSettings.model_validate(changes).truncates is truncates
+
+
+@pytest.mark.parametrize("vocab_size", [1025, 4096, 49152])
+def test_invert_cumulative_in_two_stages_finds_the_token_of_one_running_sum(vocab_size: int) -> None:
+    """Only a number within rounding of a boundary may fall to the other side of it: below one draw in a hundred here."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    logprobs_BV = (torch.randn(50, vocab_size, generator=generator) * 4).log_softmax(-1)
+    cumulative_BV = pad(logprobs_BV.double().exp().cumsum(-1), (1, 0))
+    others = 0
+    for uniforms_B in torch.rand(40, 50, generator=generator, dtype=torch.float64):
+        tokens_B1 = invert_cumulative(logprobs_BV, uniforms_B)[:, None]
+        targets_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
+        assert bool((cumulative_BV.gather(1, tokens_B1) <= targets_B1 + 1e-6).all())
+        assert bool((cumulative_BV.gather(1, tokens_B1 + 1) >= targets_B1 - 1e-6).all())
+        others += int((tokens_B1 != (cumulative_BV[:, 1:] <= targets_B1).sum(-1, keepdim=True)).sum())
+        assert int(invert_cumulative(logprobs_BV[7:8], uniforms_B[7:8])) == int(tokens_B1[7])
+    assert others < 20
+
+
+@pytest.mark.parametrize("number", [0.0, 0.25, 0.5, 1 - 2.0**-53])
+def test_invert_cumulative_never_takes_a_token_of_probability_0(number: float) -> None:
+    """Two likely tokens, at the edges of blocks, in a vocabulary of tokens that cannot be drawn."""
+    for low, high in ((0, 2047), (511, 512), (700, 701), (1500, 2999)):
+        logits_BV = torch.full((1, 3000), -torch.inf)
+        logits_BV[0, low], logits_BV[0, high] = 0.3, 0.3
+        token = int(invert_cumulative(logits_BV.log_softmax(-1), torch.tensor([number], dtype=torch.float64)))
+        assert token == (low if number < 0.5 else high)
