@@ -175,7 +175,8 @@ class PolicyUpdater:
         if len(learner_M):
             self._gap = numerics_gap(learner_M, torch.cat([second for _, second in equal]))
             # With live routing or without the recorded support the two are different distributions by choice.
-            if self.rl.keep_routing == "sampler" and self._use_support:
+            same_path = self.rl.keep_routing == "sampler" or not self.model.shape.moe_layers
+            if same_path and self._use_support:
                 check_numerics_gap(self._gap, self.rl.max_gap_at_lag_0)
 
     def _token_weights(self, batch: TrainBatch, indices: Sequence[int], parts: list[_Part]) -> list[Tensor]:
