@@ -14,7 +14,6 @@ from tests.vllm.conftest import EXACT
 from tests.vllm.test_vllm_engine import segments
 from tests.vllm_checkpoints import COMMON, VOCAB_SIZE, Family, write_checkpoint
 
-
 SAMPLING = SamplingSettings(max_new_tokens=12)
 
 
