@@ -8,6 +8,7 @@ from typing import Any
 
 from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
+from samepath.model.placement import PlacementError
 from samepath.model.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
@@ -85,6 +86,7 @@ class _Checks:
         self._check("model", self._model)
         self._check("sizes", self._sizes)
         self._check("tokenizer", self._tokenizer)
+        self._device()
         if self._can_build():
             self._check("network", self._network)
         if self.recipe.task.chat.enabled:
@@ -188,8 +190,19 @@ class _Checks:
         shape = policy.shape
         return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
 
+    def _device(self) -> None:
+        placement = self.recipe.model.placement
+        try:
+            placement.require()
+        except PlacementError as error:
+            self._add("device", "obstacle", f"this machine cannot run it: {error}")
+        else:
+            self._add("device", "ok", f"{placement.device}, {placement.dtype}, kernels {placement.backend}")
+
     def _can_build(self) -> bool:
-        """Whether the network is small and needs no download."""
+        """Whether the network is small, needs no download, and has its device here."""
+        if any(finding.name == "device" and finding.outcome != "ok" for finding in self.result.findings):
+            return False
         small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
         here = self.folder is not None and any(self.folder.glob("*.safetensors"))
         return small and (here or isinstance(self.recipe.model, NewModel))
