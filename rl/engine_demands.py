@@ -77,6 +77,8 @@ def _gap(use: EngineUse) -> list[str]:
     reason = f"model.implementation={use.model.implementation} rounds differently"
     if use.model.implementation == "own":
         reason = refusal(Capability.ZERO_GAP, use.engine)
+        if not reason and isinstance(use.engine, VllmSettings) and use.model.device != "cpu":
+            reason = f"the engine computes on CPU, the learner with model.device={use.model.device}"
         if not reason and (use.model.device, use.model.backend) == ("cuda", "torch"):
             reason = "on a GPU the library's products depend on the batch (model.backend=triton's do not)"
     if not reason:

@@ -3,7 +3,7 @@
 Axes: B sequences, M trained tokens, N rows run, L mixture-of-experts layers, X experts chosen, E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
 from samepath.rl.diagnostics import HeadStatistics, gather_step, step_metrics
 from samepath.rl.diagnostics_numerics import NumericsGap, check_numerics_gap, numerics_gap
 from samepath.rl.kl import beta_per_sequence
-from samepath.rl.master_weights import MasterWeights
+from samepath.rl.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.objective import LossInputs, LossTerms, policy_loss
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.path_record import PathRecord
@@ -65,7 +65,7 @@ class PolicyUpdater:
         self._pool = PassPool(learner.threads)
         self._gap: NumericsGap | None = None
 
-    def run(self, batch: TrainBatch, version: int, apply_gradients: "ApplyGradients") -> UpdateReport:
+    def run(self, batch: TrainBatch, version: int, apply_gradients: ApplyGradients) -> UpdateReport:
         """Split by groups into mini-batches and take one optimiser step on each.
 
         `version` is the learner's weight version before the first; `apply_gradients` clips, steps and returns the gradient norm.
@@ -201,28 +201,6 @@ class PolicyUpdater:
             trained_N=in_loss_B[part.batch.sequence_M],
             weights_N=weights_M,
         )
-
-
-class ApplyGradients:
-    """Clips the gradients, takes one optimiser step, rounds it into the weights and returns the norm before clipping."""
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weights: MasterWeights,
-        max_norm: float,
-        set_rate: Callable[[], None],
-    ) -> None:
-        self.optimizer, self.weights, self.max_norm, self.set_rate = optimizer, weights, max_norm, set_rate
-
-    def __call__(self) -> float:
-        """Step and clear the gradients."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.max_norm, error_if_nonfinite=True))
-        self.set_rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.weights.publish()
-        return norm
 
 
 def split_groups(group_B: np.ndarray, count: int) -> list[list[int]]:

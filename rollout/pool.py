@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from samepath.model.placement import ON_CPU, Placement
-from samepath.rollout.engine_settings import EngineSettings, engine_environment
+from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings, engine_environment
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.worker import RolloutWorker
@@ -71,6 +71,10 @@ class InlinePool:
     def __init__(
         self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, placement: Placement = ON_CPU
     ) -> None:
+        if not isinstance(engine, BuiltinSettings):
+            raise ValueError(
+                f"engine.kind {engine.kind} changes the process it lives in, so not this one: use ProcessPool"
+            )
         self._worker = RolloutWorker(model_folder, engine, settings.threads, placement)
 
     def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:

@@ -17,13 +17,13 @@ from samepath.model.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.published_weights import PublishedWeights
 from samepath.rollout.recording import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Group, Prompt
 from samepath.rollout.vllm_record import bind_routes, recorded_rollout
 from samepath.rollout.vllm_start import start_vllm
-from samepath.rollout.vllm_weights import PublishedWeights
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """vLLM samples at the first where less is asked, and refuses more than the second."""

@@ -98,3 +98,13 @@ def test_process_pool_whose_engine_cannot_start_says_why(checkpoint: Callable) -
     variables = child_environment(worker_environment(tiny, SETTINGS, ENVIRONMENT))
     with pytest.raises(RolloutPoolError, match=r"EngineUnavailableError: vLLM cannot serve .*engine\.cache_bytes"):
         ProcessPool(folder, tiny, SETTINGS, variables)
+
+
+def test_ray_pool_whose_engine_cannot_start_says_why(checkpoint: Callable) -> None:
+    """A worker with another build of vLLM than the recipe asks for."""
+    start_cluster(RaySettings(object_store_bytes=100 << 20))
+    try:
+        with pytest.raises(RolloutPoolError, match=r"engine\.device=cuda, but the installed vLLM is the cpu build"):
+            RayPool(checkpoint("llama"), VllmSettings(device="cuda"), SETTINGS, ENVIRONMENT)
+    finally:
+        stop_cluster()

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from samepath.rl.preview import evaluate_source
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
 from samepath.rl.run import start_run
@@ -25,16 +27,24 @@ ENGINE = {
 }
 
 
-def run(tmp_path: Path, name: str, *overrides: str) -> dict[int, dict[str, Any]]:
-    """Metrics of each step."""
+def load(tmp_path: Path, name: str, *overrides: str) -> Recipe:
+    """The tiny recipe with vLLM."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "engine": ENGINE, "rollout": {"num_workers": 1}}))
-    start_run(load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", f"name={name}", *overrides], Recipe), tmp_path)
+    return load_recipe(path, [f"runs_dir={tmp_path / 'runs'}", f"name={name}", *overrides], Recipe)
+
+
+def run(tmp_path: Path, name: str, *overrides: str) -> dict[int, dict[str, Any]]:
+    """Metrics of each step."""
+    start_run(load(tmp_path, name, *overrides), tmp_path)
     return read_metrics(tmp_path / "runs" / name / "metrics.jsonl")
 
 
 def test_start_run_with_vllm_has_no_gap_and_is_the_same_under_ray_and_inline(tmp_path: Path) -> None:
+    before = torch.set_num_threads
     steps = run(tmp_path, "inline")
+    assert torch.set_num_threads is before, "vLLM may not change the process that the learner lives in"
+    assert evaluate_source(load(tmp_path, "inline"), tmp_path, None)["scored"] == 8
     for step in (1, 2, 3):
         assert steps[step]["policy/gap_at_lag_0"] == 0
         assert steps[step]["routing/missing"] == 0
