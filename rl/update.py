@@ -14,7 +14,7 @@ from samepath.kernels.logprob import SupportRows
 from samepath.model.policy import Policy
 from samepath.rl.aggregation import sequence_mean, token_weights
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings
-from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
+from samepath.rl.batch import PackedBatch, TrainSequence, pack, sharing_metrics, split_by_tokens
 from samepath.rl.diagnostics import HeadStatistics, gather_step, step_metrics
 from samepath.rl.diagnostics_numerics import NumericsGap, check_numerics_gap, numerics_gap
 from samepath.rl.kl import beta_per_sequence
@@ -144,7 +144,7 @@ class PolicyUpdater:
         inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
         heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
         self._measure_gap(equal)
-        report.add_metrics(_sharing_metrics([part.batch for part in parts]))
+        report.add_metrics(sharing_metrics([part.batch for part in parts]))
         report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
         if lag_0_version is not None and self._gap is not None:
             report.first = {"policy/gap_at_lag_0": self._gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
@@ -175,7 +175,8 @@ class PolicyUpdater:
         if len(learner_M):
             self._gap = numerics_gap(learner_M, torch.cat([second for _, second in equal]))
             # With live routing or without the recorded support the two are different distributions by choice.
-            if self.rl.keep_routing == "sampler" and self._use_support:
+            same_path = self.rl.keep_routing == "sampler" or not self.model.shape.moe_layers
+            if same_path and self._use_support:
                 check_numerics_gap(self._gap, self.rl.max_gap_at_lag_0)
 
     def _token_weights(self, batch: TrainBatch, indices: Sequence[int], parts: list[_Part]) -> list[Tensor]:
@@ -208,15 +209,6 @@ def split_groups(group_B: np.ndarray, count: int) -> list[list[int]]:
     labels = list(dict.fromkeys(group_B.tolist()))
     parts = [part.tolist() for part in np.array_split(np.array(labels), min(count, len(labels)))]
     return [[index for index, label in enumerate(group_B.tolist()) if label in set(part)] for part in parts]
-
-
-def _sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
-    """How much running each prompt once saved."""
-    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
-    return {
-        "learner/rows_shared": 1 - run / total,
-        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
-    }
 
 
 def _head_statistics(result: PolicyPass, batch: PackedBatch) -> HeadStatistics:
