@@ -9,19 +9,26 @@ Key gradients of one key come from many rows. `deterministic=False` adds them wi
 Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys, P pairs of a row chunk.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
+from samepath.kernels.triton_attention_forward import (
+    LOG2_E,
+    fits_hopper,
+    hopper_kernels,
+    load_rows,
+    row_launches,
+    split_width,
+)
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 PAIR_BYTES = 1 << 32
-"""Memory for the pair gradients of one chunk of rows in the deterministic mode."""
+"""Memory for dS and, in the deterministic mode, the pair gradients of the rows that are worked on at once."""
 
 SUM_ROWS = 4
 """Pairs of one key that are read at once."""
@@ -245,7 +252,7 @@ def attend_backward(
 ) -> AttentionGradients:
     """Gradients of `attend` for the upstream gradient `grad_out_NHV`; equal calls give equal bits if `deterministic`."""
     q_NHK, kv_SK = saved.q_NHK, saved.kv_SK
-    num_rows, num_heads, _ = q_NHK.shape
+    num_rows = q_NHK.shape[0]
     tiles = tiles or default_tiles(q_NHK, grad_out_NHV.shape[2])
     num_selected = saved.indices_NC.shape[1]
     sums_SK = torch.zeros(kv_SK.shape, dtype=torch.float32, device=kv_SK.device)
@@ -254,20 +261,26 @@ def attend_backward(
         return AttentionGradients(
             q_NHK=grad_q_NHK.zero_(), kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=sums_SK.new_zeros(num_rows, num_selected)
         )
-    grad_scores = torch.empty(num_rows, num_selected, num_heads, dtype=q_NHK.dtype, device=q_NHK.device)
     masses = []
-    step = num_rows
-    if deterministic:
-        row_bytes = num_blocks(num_heads, tiles) * num_selected * kv_SK.shape[1] * kv_SK.element_size()
-        step = max(1, PAIR_BYTES // row_bytes)
-    delta_NH = row_deltas(saved.out_NHV, grad_out_NHV)
-    for start in range(0, num_rows, step):
-        stop = min(start + step, num_rows)
-        masses.append(
-            _backward_chunk(saved, grad_out_NHV, delta_NH, (start, stop), sums_SK, grad_scores, deterministic, tiles)
+    for rows in row_launches(num_rows, _rows_at_once(saved, deterministic, tiles)):
+        part = replace(
+            saved,
+            q_NHK=q_NHK[rows],
+            indices_NC=saved.indices_NC[rows],
+            count_N=saved.count_N[rows],
+            out_NHV=saved.out_NHV[rows],
+            lse_NH=saved.lse_NH[rows],
         )
-    _query_gradients(saved, grad_scores, grad_q_NHK)
+        masses.append(_backward_rows(part, grad_out_NHV[rows], grad_q_NHK[rows], sums_SK, deterministic, tiles))
     return AttentionGradients(q_NHK=grad_q_NHK, kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=torch.cat(masses))
+
+
+def _rows_at_once(saved: SavedRows, deterministic: bool, tiles: Tiles) -> int:
+    """Rows whose dS and pair gradients fit into PAIR_BYTES, a multiple of 16 so that no row of a later piece is less aligned."""
+    num_heads, key_width = saved.q_NHK.shape[1:]
+    numbers = num_heads + (num_blocks(num_heads, tiles) * key_width if deterministic else 0)
+    rows = max(1, PAIR_BYTES // (numbers * saved.indices_NC.shape[1] * saved.kv_SK.element_size()))
+    return rows if rows < 16 else rows // 16 * 16
 
 
 def num_blocks(num_heads: int, tiles: Tiles) -> int:
@@ -290,22 +303,20 @@ def row_deltas(out_NHV: Tensor, grad_out_NHV: Tensor) -> Tensor:
     return delta_NH
 
 
-def _backward_chunk(
+def _backward_rows(
     saved: SavedRows,
     grad_out_NHV: Tensor,
-    delta_NH: Tensor,
-    rows: tuple[int, int],
+    grad_q_NHK: Tensor,
     sums_SK: Tensor,
-    grad_scores: Tensor,
     deterministic: bool,
     tiles: Tiles,
 ) -> Tensor:
-    """Run the first kernel over rows start … stop − 1, add their key gradients to `sums_SK`, return their mass."""
-    start, stop = rows
-    num_heads, key_width = saved.q_NHK.shape[1:]
+    """Run both kernels over some rows: write `grad_q_NHK`, add the key gradients to `sums_SK`, return the mass."""
+    num_rows, num_heads, key_width = saved.q_NHK.shape
     num_selected = saved.indices_NC.shape[1]
     blocks = num_blocks(num_heads, tiles)
-    mass = torch.zeros(blocks, stop - start, num_selected, dtype=torch.float32, device=sums_SK.device)
+    mass = torch.zeros(blocks, num_rows, num_selected, dtype=torch.float32, device=sums_SK.device)
+    grad_scores = torch.empty(num_rows, num_selected, num_heads, dtype=saved.q_NHK.dtype, device=sums_SK.device)
     target = sums_SK
     if deterministic:
         target = torch.empty(mass.numel(), key_width, dtype=saved.kv_SK.dtype, device=sums_SK.device)
@@ -317,20 +328,20 @@ def _backward_chunk(
         saved.indices_NC,
         saved.count_N,
         saved.lse_NH,
-        delta_NH,
+        row_deltas(saved.out_NHV, grad_out_NHV),
         grad_scores,
         mass,
         target,
         saved.scale,
-        start,
-        stop - start,
+        0,
+        num_rows,
         num_heads,
         num_selected,
     )
     if tiles.hopper:
-        hopper_kernels("attention_hopper_backward").backward_keys(arguments, (blocks, stop - start), not deterministic)
+        hopper_kernels("attention_hopper_backward").backward_keys(arguments, (blocks, num_rows), not deterministic)
     else:
-        _backward_keys[(blocks, stop - start)](
+        _backward_keys[(blocks, num_rows)](
             *arguments,
             KEY_WIDTH=key_width,
             VALUE_WIDTH=grad_out_NHV.shape[2],
@@ -344,9 +355,8 @@ def _backward_chunk(
             num_stages=tiles.num_stages,
         )
     if deterministic:
-        add_pairs_in_order(
-            target, saved.indices_NC[start:stop], saved.count_N[start:stop], blocks, sums_SK, tiles.hopper
-        )
+        add_pairs_in_order(target, saved.indices_NC, saved.count_N, blocks, sums_SK, tiles.hopper)
+    _query_gradients(saved, grad_scores, grad_q_NHK)
     return mass.sum(0)
 
 

@@ -20,6 +20,9 @@ from samepath.kernels.triton_product import operand_type
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+MOST_ROWS = 65520
+"""Rows of one launch: the limit of a grid's second axis, rounded down so that later pieces stay aligned to 16."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
@@ -33,6 +36,12 @@ class Tiles:
     """Warps a program."""
     num_stages: int = 2
     """Key tiles in flight."""
+
+
+def row_launches(num_rows: int, most: int | None = None) -> list[slice]:
+    """The rows in pieces that one launch takes, of at most `most` rows."""
+    step = min(MOST_ROWS, most or MOST_ROWS)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
 def split_width(width: int) -> tuple[int, int]:
@@ -139,6 +148,13 @@ def attend_forward(
 ) -> tuple[Tensor, Tensor]:
     """(out_NHV in q's type, lse_NH float32 natural logarithm); rows without keys give 0 and −inf."""
     num_rows, num_heads, key_width = q_NHK.shape
+    launches = row_launches(num_rows)
+    if len(launches) > 1:
+        parts = [
+            attend_forward(q_NHK[part], kv_SK, indices_NC[part], count_N[part], scale, value_width, tiles)
+            for part in launches
+        ]
+        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
     if tiles is None and fits_hopper(q_NHK, value_width):
         result: tuple[Tensor, Tensor] = hopper_kernels("attention_hopper").attend_forward(
             q_NHK, kv_SK, indices_NC, count_N, scale

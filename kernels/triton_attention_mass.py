@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, Tiles, default_tiles, load_rows, split_width
+from samepath.kernels.triton_attention_forward import LOG2_E, Tiles, default_tiles, load_rows, row_launches, split_width
 from samepath.kernels.triton_product import operand_type
 
 
@@ -73,6 +73,14 @@ def attention_mass(
 ) -> Tensor:
     """float32 [N, C] probability of each selected key, summed over heads in a fixed order; 0 in the tail."""
     num_rows, num_heads, key_width = q_NHK.shape
+    launches = row_launches(num_rows)
+    if len(launches) > 1:
+        return torch.cat(
+            [
+                attention_mass(q_NHK[part], kv_SK, indices_NC[part], count_N[part], lse_NH[part], scale, tiles)
+                for part in launches
+            ]
+        )
     tiles = tiles or default_tiles(q_NHK)
     heads = max(16, min(tiles.heads, triton.next_power_of_2(num_heads)))
     blocks = triton.cdiv(num_heads, heads)

@@ -15,7 +15,7 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels import triton_attention_backward
+from samepath.kernels import triton_attention_backward, triton_attention_forward
 from samepath.kernels.backend import Backend
 from samepath.kernels.sparse_attention import attend
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
@@ -140,6 +140,16 @@ def test_attend_rows_do_not_depend_on_their_neighbours() -> None:
         ).run("triton", torch.float32)
         for got, wanted in zip(alone[:3], whole[:3]):
             assert torch.equal(got[0], wanted[row])
+
+
+def test_attend_more_rows_than_one_launch_takes_change_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem((7, 40, 3, 48, 32, 9))
+    whole = problem.run("triton", torch.float32)
+    monkeypatch.setattr(triton_attention_forward, "MOST_ROWS", 3)
+    parts = problem.run("triton", torch.float32)
+    for got, wanted in zip(parts[:4], whole[:4], strict=True):
+        assert torch.equal(got, wanted)
+    assert_near(parts[4], whole[4].double(), 1e-6)
 
 
 def test_attend_without_mass_leaves_it_out() -> None:
