@@ -15,6 +15,9 @@ from samepath.kernels.triton_attention_backward import add_pairs_in_order
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
+PAIR_BYTES = 1 << 31
+"""Memory for the pair gradients of the rows that are worked on at once."""
+
 
 def selected_index_logits(q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor) -> Tensor:
     """float32 [N, C] logits at the given keys; an index of −1 counts as key 0."""
@@ -140,24 +143,30 @@ class _SelectedLogits(torch.autograd.Function):
         grad_q_NIK = torch.zeros_like(q_NIK)
         grad_weights_NI = torch.zeros(weights_NI.shape, dtype=torch.float32, device=q_NIK.device)
         sums_SK = torch.zeros(k_SK.shape, dtype=torch.float32, device=k_SK.device)
-        if indices_NC.numel():
-            pairs = torch.empty(indices_NC.numel(), k_SK.shape[1], dtype=k_SK.dtype, device=k_SK.device)
-            _selected_gradients[(num_rows,)](
-                q_NIK,
+        upstream_NC = grads[0].contiguous()
+        row_bytes = max(1, num_selected) * k_SK.shape[1] * k_SK.element_size()
+        # A multiple of 16, so that no row of a later piece is less aligned.
+        step = max(16, PAIR_BYTES // row_bytes // 16 * 16)
+        for start in range(0, num_rows if num_selected else 0, step):
+            rows = slice(start, min(start + step, num_rows))
+            indices = indices_NC[rows]
+            pairs = torch.empty(indices.numel(), k_SK.shape[1], dtype=k_SK.dtype, device=k_SK.device)
+            _selected_gradients[(indices.shape[0],)](
+                q_NIK[rows],
                 k_SK,
-                weights_NI,
-                indices_NC,
-                grads[0].contiguous(),
-                grad_q_NIK,
-                grad_weights_NI,
+                weights_NI[rows],
+                indices,
+                upstream_NC[rows],
+                grad_q_NIK[rows],
+                grad_weights_NI[rows],
                 pairs,
                 q_NIK.shape[1],
                 num_selected,
                 k_SK.shape[1],
                 **_tile_shape(q_NIK),
             )
-            every = torch.full((num_rows,), num_selected, dtype=torch.int32, device=k_SK.device)
-            add_pairs_in_order(pairs, indices_NC.clamp(min=0), every, 1, sums_SK)
+            every = torch.full((indices.shape[0],), num_selected, dtype=torch.int32, device=k_SK.device)
+            add_pairs_in_order(pairs, indices.clamp(min=0), every, 1, sums_SK)
         return grad_q_NIK, sums_SK.to(k_SK.dtype), grad_weights_NI.to(weights_NI.dtype), None
 
 

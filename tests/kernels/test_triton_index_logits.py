@@ -9,7 +9,7 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels import triton_index_logits
+from samepath.kernels import triton_index_logits, triton_selected_logits
 from samepath.kernels.backend import Backend
 from samepath.kernels.index_logits import index_logits, selected_index_logits
 
@@ -156,3 +156,20 @@ def test_selected_index_logits_equal_autograd_in_float64(
     poison_fresh_memory(monkeypatch)
     for got, truth in zip(run(torch.float32, "triton"), wanted, strict=True):
         torch.testing.assert_close(got.double(), truth, rtol=0, atol=1e-5 * max(1.0, float(truth.abs().max())))
+
+
+def test_selected_index_logits_pieces_of_rows_change_the_sums_by_rounding_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q_BTIK, k_BSK, weights_BTI = make_inputs((1, 40, 12, 3, 16))
+    indices_NC = torch.randint(0, 12, (40, 7), generator=torch.Generator().manual_seed(2)).to(DEVICE, torch.int32)
+
+    def gradients() -> tuple[Tensor, ...]:
+        inputs = [tensor[0].clone().requires_grad_() for tensor in (q_BTIK, k_BSK, weights_BTI)]
+        out_NC = selected_index_logits(*inputs, indices_NC, "triton")
+        return torch.autograd.grad(out_NC.square().sum(), inputs)
+
+    whole = gradients()
+    monkeypatch.setattr(triton_selected_logits, "PAIR_BYTES", 1)
+    for got, wanted in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
