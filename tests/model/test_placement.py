@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from samepath.kernels import row_product
 from samepath.model.placement import ON_CPU, Placement, PlacementError
 from tests.conftest import tiny_model
 from tests.cuda_stand_in import GPU, gpu_stand_in
@@ -46,6 +47,8 @@ def test_bfloat16_rounds_weights_and_leaves_buffers(monkeypatch: pytest.MonkeyPa
 
 
 def test_forward_pass_keeps_everything_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One library for the products of both.
+    monkeypatch.setattr(row_product, "ONEDNN", False)
     batch = packed_input(tiny_model().config, random_sequences(tiny_model().config, (21, 9)))
     wanted_ND, _ = run(tiny_model(), batch)
     with gpu_stand_in(monkeypatch):

@@ -13,12 +13,12 @@ from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
 from samepath.rl import memory_findings, model_source, validation
 from samepath.rl.cli import main
-from samepath.rl.finding import Finding
+from samepath.rl.finding import Finding, Validation
 from samepath.rl.hub import HubUnreachableError
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
 from samepath.rl.recipe_node import RecipeError
-from samepath.rl.validation import Validation, validate_recipe
+from samepath.rl.validation import validate_recipe
 from tests.conftest import ALPHABET, tiny_config
 from tests.rl.conftest import TINY
 
