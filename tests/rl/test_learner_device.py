@@ -1,12 +1,16 @@
 """Runs whose network is on another device than the driver's bookkeeping, or in another type."""
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from samepath.rl.policy_checks import check_policy
+from samepath.rl.ray_learner import RayLearner
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.tracking_jsonl import read_metrics
+from samepath.rollout.ray_pool import RayPool
 from tests.conftest import tiny_model
 from tests.cuda_stand_in import gpu_stand_in
 from tests.families import family_model
@@ -36,6 +40,25 @@ def test_attention_over_all_keys_on_a_gpu_cannot_promise_a_gap_of_0(tiny_recipe)
     check_policy(recipe, tiny_model())
     with pytest.raises(ValueError, match="needs sparse attention"):
         check_policy(recipe, family_model("llama"))
+
+
+@pytest.mark.parametrize(("device", "learner_gpus", "worker_gpus"), [("cpu", 0, 0), ("cuda", 0.5, 0.25)])
+def test_ray_actors_ask_for_their_share_of_the_gpus(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, learner_gpus: float, worker_gpus: float
+) -> None:
+    asked = []
+
+    def remote(**options: Any) -> Any:
+        asked.append((options["num_cpus"], options["num_gpus"]))
+        return lambda actor: MagicMock()
+
+    monkeypatch.setattr("ray.remote", remote)
+    monkeypatch.setattr("ray.get", lambda call, timeout: None)
+    overrides = ("ray.learner_gpus=0.5", "rollout.gpus=0.25", f"model.device={device}", "rl.max_gap_at_lag_0=1e-3")
+    recipe = tiny_recipe("runtime=ray", *overrides)
+    RayLearner(recipe, tmp_path, tmp_path, None)
+    RayPool(tmp_path, recipe.engine, recipe.rollout, {}, recipe.model.placement)
+    assert asked == [(0, learner_gpus), (0, worker_gpus), (0, worker_gpus)]
 
 
 def test_threads_beside_a_gpu_are_refused(tiny_recipe) -> None:
