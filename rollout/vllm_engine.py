@@ -15,7 +15,7 @@ from vllm.v1.engine import FinishReason
 
 from samepath.model.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.engine_errors import EngineUnavailableError
+from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.published_weights import PublishedWeights
 from samepath.rollout.recording import failed_rollouts, group_so_far
@@ -42,6 +42,9 @@ class VllmEngine:
         self.binding = bind_routes(self._llm.collective_rpc("samepath_moe_layers")[0], settings.return_routes)
         self._running: dict[str, tuple[GroupState, int, str]] = {}
         """Request id: (its group, its sample, vLLM's own id)."""
+        self._failed, self._fruitless = False, 0
+        # Far more steps than the longest response takes, cut short and begun again many times.
+        self._patience = 1000 + 20 * self._llm.model_config.max_model_len
         self._prove(folder)
 
     @property
@@ -82,8 +85,18 @@ class VllmEngine:
         """One forward pass; returns the groups it finished. Does nothing when idle."""
         if not self._running:
             return []
+        if self._failed:
+            raise EngineRecordError(
+                "vLLM failed in an earlier step, and what it holds since is unknown; start a new engine"
+            )
         started = time.perf_counter()
-        finished = [group for output in self._llm.step() if (group := self._finish(output)) is not None]
+        self._failed = True
+        outputs = self._llm.step()
+        self._failed = False
+        self._fruitless = 0 if outputs else self._fruitless + 1
+        if self._fruitless > self._patience:
+            raise EngineRecordError(f"vLLM finished none of {len(self._running)} requests in {self._patience} steps")
+        finished = [group for output in outputs if (group := self._finish(output)) is not None]
         self.counters.steps += 1
         self.counters.seconds += time.perf_counter() - started
         return finished

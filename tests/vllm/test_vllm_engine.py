@@ -69,11 +69,12 @@ def test_run_in_float32_equals_transformers(family: Family, engine: Callable, re
             assert all((segment.routes[:-1] >= 0).all() for segment in found)
 
 
-def test_load_weights_equals_a_fresh_engine_bit_for_bit(engine: Callable, checkpoint: Callable) -> None:
-    used, fresh = engine("qwen3_moe"), engine("qwen3_moe", 7)
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "llama"])
+def test_load_weights_equals_a_fresh_engine_bit_for_bit(engine: Callable, checkpoint: Callable, name: str) -> None:
+    used, fresh = engine(name), engine(name, 7)
     asked = prompts(6, SAMPLINGS[1])
     before = used.run(asked)
-    weights = [load_file(checkpoint("qwen3_moe", seed) / "model.safetensors") for seed in (0, 7)]
+    weights = [load_file(checkpoint(name, seed) / "model.safetensors") for seed in (0, 7)]
     used.load_weights(weights[1], 3)
     after = used.run(asked)
     assert_equal_records(after, fresh.run(asked))

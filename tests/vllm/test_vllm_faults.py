@@ -125,3 +125,29 @@ def test_routes_that_the_engine_got_wrong_end_the_run(
 def vllm_weights(vllm) -> dict[str, torch.Tensor]:
     """The checkpoint's own weights."""
     return load_file(Path(vllm._llm.model_config.model) / "model.safetensors")
+
+
+def test_step_that_failed_or_gets_nowhere_ends_the_run_instead_of_looping(
+    engine: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = engine("olmoe")
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm._llm, "step", list)
+        patch.setattr(vllm, "_patience", 5)
+        with pytest.raises(EngineRecordError, match="finished none of 2 requests in 5 steps"):
+            vllm.run(prompts(1, SAMPLINGS[0]))
+    vllm.abort()
+
+    def fail() -> None:
+        raise AssertionError("something inside vLLM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm._llm, "step", fail)
+        with pytest.raises(AssertionError):
+            vllm.run(prompts(1, SAMPLINGS[0]))
+    with pytest.raises(EngineRecordError, match="failed in an earlier step"):
+        vllm.step()
+    vllm._failed = False
+    vllm.abort()
+    vllm._fruitless = 0
+    assert segments(vllm.run(prompts(1, SAMPLINGS[0])))

@@ -34,7 +34,8 @@ SAMPLINGS = (
 )
 
 
-@pytest.fixture(scope="module")
+# For the whole session: an engine that is collected takes down vLLM's process groups, and with them all others of the process.
+@pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable):
     """`served(name)`: (folder, engine). `sparse` selects 8 keys of longer sequences, in steps of at most 40 rows."""
     os.environ.update(engine_environment(SETTINGS))
