@@ -187,7 +187,7 @@ class _Setup:
         state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry["gpu_peak_bytes"] for entry in on_gpu)])
         state.counters |= {
             f"rollout/{name}": statistics[name]
-            for name in ("replaced_workers", "over_cap", "reused_tokens")
+            for name in ("replaced_workers", "over_cap")
             if statistics.get(name)
         }
         return after
