@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from samepath.kernels.backend import triton_kernels, triton_problem
 from samepath.kernels.sparse_attention import attend
+from samepath.kernels.triton_loading import triton_kernels, triton_problem
 
 HEADS, KEY_WIDTH, VALUE_WIDTH, SELECTED, SCALE = 128, 576, 512, 2048, 192**-0.5
 INDEX_HEADS, INDEX_WIDTH = 64, 128

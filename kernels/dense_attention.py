@@ -23,8 +23,8 @@ KEY_BLOCK = 128
 """Keys of one product with the probabilities; blocks are added in order. A longer inner dimension may be cut anywhere by the library,
 and then a row's bits would depend on how far its neighbours reach (measured: from 208 on)."""
 
-MIN_QUERY_ROWS = 8
-"""Query rows of a product are padded to this many: below 4 the library takes another code path, with other bits (measured)."""
+MIN_QUERY_ROWS = 4
+"""Query rows of a product are padded to this many: with fewer the library takes another code path, with other bits (measured)."""
 
 
 def dense_attend(

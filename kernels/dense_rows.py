@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm as torch_rms_norm
 
-from samepath.kernels.backend import Backend, triton_kernels
+from samepath.kernels.backend import Backend
 from samepath.kernels.expert_product import sigmoid, swiglu
 from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def linear(x_ND: Tensor, weight_OD: Tensor, backend: Backend, bias_O: Tensor | None = None) -> Tensor:

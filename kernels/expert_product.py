@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, round_up, triton_kernels
+from samepath.kernels.backend import Backend, round_up
 from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def sigmoid(x: Tensor) -> Tensor:

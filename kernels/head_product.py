@@ -6,7 +6,8 @@ Axes: N rows, H heads, K inner width, M outer width.
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, triton_kernels
+from samepath.kernels.backend import Backend
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def head_product(x_NHK: Tensor, weight_HKM: Tensor, backend: Backend) -> Tensor:

@@ -6,7 +6,8 @@ Axes: B sequences of a window, T query rows of each, S keys of each, I indexer h
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, round_up, triton_kernels
+from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Backend) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up, triton_kernels
+from samepath.kernels.backend import Backend, round_up
 from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import triton_kernels
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""

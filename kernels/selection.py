@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, triton_kernels
+from samepath.kernels.backend import Backend
+from samepath.kernels.triton_loading import triton_kernels
 
 
 def select(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels.backend import Backend, triton_kernels
+from samepath.kernels.backend import Backend
+from samepath.kernels.triton_loading import triton_kernels
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 19

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
 from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 PAIR_BYTES = 1 << 32
@@ -26,7 +26,7 @@ PAIR_BYTES = 1 << 32
 SUM_ROWS = 4
 """Pairs of one key that are read at once."""
 
-SUM_WARPS = 2
+SUM_WARPS = 4
 """Warps that add one key's pairs."""
 
 

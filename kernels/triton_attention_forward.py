@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 LOG2_E = tl.constexpr(1.4426950408889634)

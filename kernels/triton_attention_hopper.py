@@ -1,7 +1,7 @@
-"""Sparse attention for Hopper at the published widths (Gluon): shared memory, copies and tensor-core layouts are explicit.
+"""Sparse attention forward for Hopper at the published widths, by warps with roles (Gluon): one warpgroup gathers, one scores, two add the values.
 
-Two warpgroups share one block of 64 heads: they split the keys of a tile for the scores and the value channels for the output, so no product is
-done twice. Two key tiles live in shared memory: while one is multiplied, the other is gathered by asynchronous copies.
+While tile i is multiplied with its values, tile i + 1 is scored and its softmax taken: the tensor cores do not wait for the softmax. Roles hand
+over through barriers in shared memory: `full` and `empty` of the two key tiles, `ready` and `taken` of the probabilities.
 
 Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 MAIN = gl.constexpr(512)
 """Channels that keys and values share."""
@@ -23,6 +23,8 @@ HEADS = gl.constexpr(64)
 KEYS = gl.constexpr(64)
 """Keys a tile."""
 LOG2_E = gl.constexpr(1.4426950408889634)
+LAZY = gl.constexpr(8.0)
+"""The maximum in use may lag behind the true one by this power of two before anything is rescaled; float32 has room for it."""
 
 
 @gluon.jit
@@ -42,90 +44,158 @@ def copy_key_rows(base, rows, live, main, rest, COPY: gl.constexpr):
 
 
 @gluon.jit
-def _attend_forward(q, kv, indices, counts, out, lse, scale, num_heads, num_selected):
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, 32, 16])
-    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, 256, 16])
-    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
-    STORE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
-    SLOTS: gl.constexpr = gl.SliceLayout(1, COPY)
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    ROWS: gl.constexpr = gl.SliceLayout(1, SCORES)
-    TYPE: gl.constexpr = gl.bfloat16
+def _gather_tiles(kv, rows_of, count, k_main, k_rest, full, empty):
+    """Role of one warpgroup: copy tile after tile into the two buffers as they become empty."""
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    slots = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
+    for tile in range((count + KEYS - 1) // KEYS):
+        first = tile * KEYS
+        buffer = tile % 2
+        live = first + slots < count
+        rows = gl.load(rows_of + first + slots, mask=live, other=0)
+        mbarrier.wait(empty.index(buffer), ((tile // 2) & 1) ^ 1)
+        copy_rows(kv, rows, live, k_main.index(buffer), 0, MAIN + REST, MAIN, COPY)
+        copy_rows(kv, rows, live, k_rest.index(buffer), MAIN, MAIN + REST, REST, COPY)
+        # Each thread arrives when its own copies have landed.
+        async_copy.mbarrier_arrive(full.index(buffer), increment_count=False)
 
+
+@gluon.jit
+def _score_tiles(
+    q, q_row, live_heads, count, factor, lse, q_main, q_rest, k_main, k_rest, p_shared, factors, full, ready, taken
+):
+    """Role of one warpgroup: scores, running maximum and probabilities; at the end the LSE and 1/Σ."""
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    ROWS: gl.constexpr = gl.SliceLayout(1, SCORES)
+    heads = gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
+    copy_key_rows(q, q_row + heads, heads < live_heads, q_main, q_rest, COPY)
+    async_copy.wait_group(0)
+    hopper.fence_async_shared()
+    gl.thread_barrier()
+    zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
+    total = gl.zeros([HEADS], gl.float32, ROWS)
+    top = gl.full([HEADS], -1e30, gl.float32, ROWS)
+    column = gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))
+    for tile in range((count + KEYS - 1) // KEYS):
+        first = tile * KEYS
+        buffer = tile % 2
+        mbarrier.wait(full.index(buffer), (tile // 2) & 1)
+        hopper.fence_async_shared()
+        scores = hopper.warpgroup_mma(q_main, k_main.index(buffer).permute((1, 0)), zero, use_acc=False, is_async=True)
+        scores = hopper.warpgroup_mma(q_rest, k_rest.index(buffer).permute((1, 0)), scores, is_async=True)
+        scores = hopper.warpgroup_mma_wait(0, deps=[scores])
+        scores = gl.where(gl.expand_dims(first + column < count, 0), scores * factor, float("-inf"))
+        best = gl.max(scores, 1)
+        # Most tiles leave the maximum in use alone, and then nobody rescales.
+        new_top = gl.where(best > top + LAZY, best, top)
+        rescale = gl.exp2(top - new_top)
+        top = new_top
+        probs = gl.exp2(scores - gl.expand_dims(top, 1))
+        total = total * rescale + gl.sum(probs, 1)
+        mbarrier.wait(taken, (tile & 1) ^ 1)
+        p_shared.store(probs.to(gl.bfloat16))
+        factors.store(rescale)
+        hopper.fence_async_shared()
+        gl.thread_barrier()
+        mbarrier.arrive(ready, count=1)
+    divisor = gl.where(total > 0, total, 1.0)
+    mbarrier.wait(taken, (((count + KEYS - 1) // KEYS) & 1) ^ 1)
+    factors.store(1.0 / divisor)
+    gl.thread_barrier()
+    mbarrier.arrive(ready, count=1)
+    head = gl.arange(0, HEADS, ROWS)
+    value = gl.where(total > 0, (top + gl.log2(divisor)) / LOG2_E, float("-inf"))
+    gl.store(lse + q_row + head, value, mask=head < live_heads)
+
+
+@gluon.jit
+def _add_values(q_row, live_heads, count, out, k_main, p_shared, factors, full, empty, ready, taken):
+    """Role of two warpgroups, a half of the value channels each: output = output · rescale + P · V."""
+    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, 128, 16])
+    STORE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
+    ROWS: gl.constexpr = gl.SliceLayout(1, OUTPUT)
+    output = gl.zeros([HEADS, MAIN], gl.float32, OUTPUT)
+    for tile in range((count + KEYS - 1) // KEYS):
+        buffer = tile % 2
+        mbarrier.wait(ready, tile & 1)
+        rescale = factors.load(ROWS)
+        if gl.min(rescale, 0) < 1.0:
+            output = output * gl.expand_dims(rescale, 1)
+        mbarrier.wait(full.index(buffer), (tile // 2) & 1)
+        hopper.fence_async_shared()
+        output = hopper.warpgroup_mma(p_shared, k_main.index(buffer), output, is_async=True)
+        output = hopper.warpgroup_mma_wait(0, deps=[output])
+        gl.thread_barrier()
+        mbarrier.arrive(taken, count=1)
+        mbarrier.arrive(empty.index(buffer), count=1)
+    mbarrier.wait(ready, ((count + KEYS - 1) // KEYS) & 1)
+    # All tiles are used up, so one of them takes the rounded output on its way to whole rows.
+    rows = k_main.index(0)
+    rows.store((output * gl.expand_dims(factors.load(ROWS), 1)).to(gl.bfloat16))
+    gl.thread_barrier()
+    final = rows.load(STORE)
+    head = gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
+    channel = gl.arange(0, MAIN, gl.SliceLayout(0, STORE))
+    place = (q_row + gl.expand_dims(head, 1)) * MAIN + gl.expand_dims(channel, 0)
+    gl.store(out + place, final, mask=gl.expand_dims(head < live_heads, 1))
+
+
+@gluon.jit
+def _attend_forward(q, kv, indices, counts, out, lse, scale, num_heads, num_selected):
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     row = gl.program_id(1).to(gl.int64)
     first_head = gl.program_id(0) * HEADS
     q_row = row * num_heads + first_head
-    q_main = gl.allocate_shared_memory(TYPE, [HEADS, MAIN], SHARED)
-    q_rest = gl.allocate_shared_memory(TYPE, [HEADS, REST], SHARED)
-    k_main = gl.allocate_shared_memory(TYPE, [2, KEYS, MAIN], SHARED)
-    k_rest = gl.allocate_shared_memory(TYPE, [2, KEYS, REST], SHARED)
-    p_shared = gl.allocate_shared_memory(TYPE, [HEADS, KEYS], SHARED)
-
-    heads = gl.arange(0, HEADS, SLOTS)
-    copy_key_rows(q, q_row + heads, first_head + heads < num_heads, q_main, q_rest, COPY)
+    live_heads = num_heads - first_head
+    q_main = gl.allocate_shared_memory(gl.bfloat16, [HEADS, MAIN], SHARED)
+    q_rest = gl.allocate_shared_memory(gl.bfloat16, [HEADS, REST], SHARED)
+    k_main = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, MAIN], SHARED)
+    k_rest = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, REST], SHARED)
+    p_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, KEYS], SHARED)
+    factors = gl.allocate_shared_memory(gl.float32, [HEADS], LINE)
+    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for buffer in gl.static_range(2):
+        # All 128 gathering threads arrive.
+        mbarrier.init(full.index(buffer), count=128)
+        mbarrier.init(empty.index(buffer), count=1)
+    mbarrier.init(ready, count=1)
+    mbarrier.init(taken, count=1)
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
-    slots = gl.arange(0, KEYS, SLOTS)
-    for ahead in gl.static_range(2):
-        live = ahead * KEYS + slots < count
-        key_rows = gl.load(rows_of + ahead * KEYS + slots, mask=live, other=0)
-        copy_key_rows(kv, key_rows, live, k_main.index(ahead), k_rest.index(ahead), COPY)
-
-    output = gl.zeros([HEADS, MAIN], gl.float32, OUTPUT)
-    zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
-    sums = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
-    top = gl.full([HEADS], -1e30, gl.float32, ROWS)
     factor = scale * LOG2_E
-    column = gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))
-    async_copy.wait_group(1)
-    hopper.fence_async_shared()
-    gl.thread_barrier()
-    scores = hopper.warpgroup_mma(q_main, k_main.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
-    scores = hopper.warpgroup_mma(q_rest, k_rest.index(0).permute((1, 0)), scores, is_async=True)
-    buffer = 0
-    for first in range(0, count, KEYS):
-        # Read ahead, so that the gather of the tile after next waits for no index.
-        following = first + 2 * KEYS + slots
-        live = following < count
-        key_rows = gl.load(rows_of + following, mask=live, other=0)
-        raw = hopper.warpgroup_mma_wait(0, deps=[scores])
-        raw = gl.where(gl.expand_dims(first + column < count, 0), raw * factor, float("-inf"))
-        new_top = gl.maximum(top, gl.max(raw, 1))
-        rescale = gl.exp2(top - new_top)
-        top = new_top
-        probs = gl.exp2(raw - gl.expand_dims(top, 1))
-        p_shared.store(probs.to(TYPE))
-        sums = sums * gl.expand_dims(rescale, 1) + probs
-        output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT)), 1)
-        hopper.fence_async_shared()
-        gl.thread_barrier()
-        running = hopper.warpgroup_mma(p_shared, k_main.index(buffer), output, is_async=True)
-        # The next tile's scores follow at once, so that the tensor cores rest only during the softmax.
-        async_copy.wait_group(0)
-        hopper.fence_async_shared()
-        gl.thread_barrier()
-        other = k_main.index(1 - buffer)
-        scores = hopper.warpgroup_mma(q_main, other.permute((1, 0)), zero, use_acc=False, is_async=True)
-        scores = hopper.warpgroup_mma(q_rest, k_rest.index(1 - buffer).permute((1, 0)), scores, is_async=True)
-        output = hopper.warpgroup_mma_wait(2, deps=[running])
-        gl.thread_barrier()
-        copy_key_rows(kv, key_rows, live, k_main.index(buffer), k_rest.index(buffer), COPY)
-        buffer = 1 - buffer
-    async_copy.wait_group(0)
-    # The scores of the tile behind the last are not used, but must have been read before shared memory goes.
-    hopper.warpgroup_mma_wait(0, deps=[scores])
-
-    total = gl.sum(sums, 1)
-    divisor = gl.where(total > 0, total, 1.0)
-    head = first_head + gl.arange(0, HEADS, ROWS)
-    value = gl.where(total > 0, (top + gl.log2(divisor)) / LOG2_E, float("-inf"))
-    gl.store(lse + row * num_heads + head, value, mask=head < num_heads)
-    share = gl.convert_layout(1.0 / divisor, gl.SliceLayout(1, OUTPUT))
-    final = gl.convert_layout((output * gl.expand_dims(share, 1)).to(TYPE), STORE)
-    head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
-    channel = gl.arange(0, MAIN, gl.SliceLayout(0, STORE))
-    place = (row * num_heads + gl.expand_dims(head, 1)) * MAIN + gl.expand_dims(channel, 0)
-    gl.store(out + place, final, mask=gl.expand_dims(head < num_heads, 1))
+    gl.warp_specialize(
+        [
+            (_add_values, (q_row, live_heads, count, out, k_main, p_shared, factors, full, empty, ready, taken)),
+            (
+                _score_tiles,
+                (
+                    q,
+                    q_row,
+                    live_heads,
+                    count,
+                    factor,
+                    lse,
+                    q_main,
+                    q_rest,
+                    k_main,
+                    k_rest,
+                    p_shared,
+                    factors,
+                    full,
+                    ready,
+                    taken,
+                ),
+            ),
+            (_gather_tiles, (kv, rows_of, count, k_main, k_rest, full, empty)),
+        ],
+        [4, 4],
+        [112, 32],
+    )
 
 
 def attend_forward(

@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
 from samepath.kernels.triton_grouped_product import (
     GROUP_TILES,
     Layout,
@@ -22,6 +21,7 @@ from samepath.kernels.triton_grouped_product import (
     source_rows,
     tile_place,
 )
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 

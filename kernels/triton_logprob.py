@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
 from samepath.kernels.logprob import SupportRows
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 ROWS_AT_ONCE = 8192

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from samepath.kernels.backend import interpreting
+from samepath.kernels.triton_loading import interpreting
 
 OPERANDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float8_e4m3fn: tl.float8e4nv}
 """Types that the kernels multiply. float32 products are exact IEEE ones, never tf32."""

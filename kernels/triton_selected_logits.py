@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
 from samepath.kernels.triton_attention_backward import add_pairs_in_order
+from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 

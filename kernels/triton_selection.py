@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.backend import interpreting
+from samepath.kernels.triton_loading import interpreting
 
 
 @triton.jit

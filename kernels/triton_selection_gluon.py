@@ -17,13 +17,15 @@ from triton.experimental.gluon import language as gl
 
 LOWEST = gl.constexpr(-2147483648)
 """Key of a position out of bounds; every valid key is above."""
+MINUS_INFINITY = gl.constexpr(-2139095041)
+"""Key of −∞, and of NaN."""
 
 
 MOST_KEYS = 32768
 """Largest buffer: two counts share one 32-bit sum."""
 
 
-SEGMENTS = 8
+SEGMENTS = 4
 """Parts of a row that are streamed by different warps."""
 
 STREAM_KEYS = 512
@@ -82,17 +84,19 @@ def _row_bars(
     end = gl.load(ends + row).to(gl.int32)
     length = end - start
     if length <= CAPACITY:
-        gl.store(bars + row, LOWEST + 1)
+        gl.store(bars + row, float("-inf"))
     else:
         offsets = gl.arange(0, SAMPLE, LAYOUT)
         position = start + (offsets // RUN) * (length // (SAMPLE // RUN)) + offsets % RUN
         values = gl.load(logits + row.to(gl.int64) * num_keys + position, mask=position < end, other=0.0)
         keys = _ordered_keys(values, position, start, end)
         share = num_selected * (SAMPLE * 1.0 / length)
-        # Three standard deviations above the expected number of winners in the sample.
-        rank = (share + 3.0 * gl.sqrt(share) + 2.0).to(gl.int32)
+        # Four standard deviations above the expected number of winners in the sample.
+        rank = (share + 4.0 * gl.sqrt(share) + 4.0).to(gl.int32)
         # The upper half of the key is a bfloat16: fine enough for a guess, and half the rounds.
-        gl.store(bars + row, gl.maximum(_ranked_key(keys >> 16, rank) << 16, LOWEST + 1))
+        key = gl.maximum(_ranked_key(keys >> 16, rank) << 16, MINUS_INFINITY)
+        bits = gl.where(key < 0, key ^ 0x7FFFFFFF, key)
+        gl.store(bars + row, bits.to(gl.float32, bitcast=True))
 
 
 @gluon.jit
@@ -102,14 +106,14 @@ def _collect(
     ends,
     bars,
     tallies,
-    buffer_keys,
+    buffer_values,
     buffer_positions,
     num_keys,
     segment_keys,
     TILE: gl.constexpr,
     ROOM: gl.constexpr,
 ):
-    """One warp streams one segment of a row and keeps, in order, what reaches the row's bar, and counts also what does not fit."""
+    """One warp streams one segment of a row and keeps, in order, what is not below the row's bar, and counts also what does not fit."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
     segment = gl.program_id(0)
     row = gl.program_id(1)
@@ -122,15 +126,21 @@ def _collect(
     low = gl.maximum(segment * segment_keys, start // TILE * TILE)
     high = gl.minimum((segment + 1) * segment_keys, end)
     held = 0
+    # Two tiles are on their way while one is looked at.
     values = gl.load(logits_row + low + offsets, mask=low + offsets < num_keys, other=0.0)
+    later = gl.load(logits_row + low + TILE + offsets, mask=low + TILE + offsets < num_keys, other=0.0)
     for first in range(low, high, TILE):
         position = first + offsets
-        keys = _ordered_keys(values, position, start, end)
-        values = gl.load(logits_row + position + TILE, mask=position + TILE < num_keys, other=0.0)
-        entering = (keys >= bar).to(gl.int32)
+        now = values
+        values = later
+        later = gl.load(logits_row + position + 2 * TILE, mask=position + 2 * TILE < num_keys, other=0.0)
+        # NaN is below nothing and comes along; what it counts for is settled later.
+        entering = (now < bar).to(gl.int32) ^ 1
+        if (first < start) | (first + TILE > end):
+            entering = entering * ((position >= start) & (position < end)).to(gl.int32)
         place = held + gl.associative_scan(entering, 0, _add) - 1
         fits = (entering > 0) & (place < ROOM)
-        gl.store(buffer_keys + place_of + place, keys, mask=fits)
+        gl.store(buffer_values + place_of + place, now, mask=fits)
         gl.store(buffer_positions + place_of + place, position, mask=fits)
         held += gl.sum(entering, 0)
     gl.store(tallies + row * gl.num_programs(0) + segment, held)
@@ -144,7 +154,7 @@ def _finish(
     counts,
     unsure,
     tallies,
-    buffer_keys,
+    buffer_values,
     buffer_positions,
     num_selected,
     SEGMENTS: gl.constexpr,
@@ -180,8 +190,9 @@ def _finish(
         gl.store(unsure + row, gl.where(sure, 0, 1))
         if sure:
             base = row.to(gl.int64) * SEGMENTS * ROOM
-            keys = gl.load(buffer_keys + base + place, mask=slots < total, other=LOWEST)
+            values = gl.load(buffer_values + base + place, mask=slots < total, other=0.0)
             positions = gl.load(buffer_positions + base + place, mask=slots < total, other=0)
+            keys = _ordered_keys(values, slots, 0, total)
             threshold = _ranked_key(keys, wanted)
             equal = (keys == threshold).to(gl.int32)
             room = wanted - gl.sum((keys > threshold).to(gl.int32), 0)
@@ -304,14 +315,17 @@ def _select_chunk(
     """Write the selection of some rows."""
     num_rows, num_keys = logits_NS.shape
     num_selected, device = indices_NC.shape[1], logits_NS.device
-    bars, unsure = torch.empty(2, num_rows, dtype=torch.int32, device=device)
+    bars = torch.empty(num_rows, dtype=torch.float32, device=device)
+    unsure = torch.empty(num_rows, dtype=torch.int32, device=device)
     tallies = torch.empty(num_rows, SEGMENTS, dtype=torch.int32, device=device)
     segment_keys = triton.cdiv(triton.cdiv(num_keys, SEGMENTS), STREAM_KEYS) * STREAM_KEYS
-    room = capacity // 2
-    buffers = torch.empty(2, num_rows, SEGMENTS * room, dtype=torch.int32, device=device)
-    sample = min(4096, capacity)
+    room = capacity
+    keys = torch.empty(num_rows, SEGMENTS * room, dtype=torch.int32, device=device)
+    positions = torch.empty_like(keys)
+    values = keys.view(torch.float32)
+    sample = 2 * capacity if num_keys > 2 * capacity else capacity
     _row_bars[(num_rows,)](
-        logits_NS, starts_N, ends_N, bars, num_keys, num_selected, SAMPLE=sample, RUN=8, CAPACITY=capacity, num_warps=4
+        logits_NS, starts_N, ends_N, bars, num_keys, num_selected, SAMPLE=sample, RUN=8, CAPACITY=capacity, num_warps=8
     )
     _collect[(SEGMENTS, num_rows)](
         logits_NS,
@@ -319,8 +333,8 @@ def _select_chunk(
         ends_N,
         bars,
         tallies,
-        buffers[0],
-        buffers[1],
+        values,
+        positions,
         num_keys,
         segment_keys,
         TILE=STREAM_KEYS,
@@ -334,14 +348,15 @@ def _select_chunk(
         count_N,
         unsure,
         tallies,
-        buffers[0],
-        buffers[1],
+        values,
+        positions,
         num_selected,
         SEGMENTS=SEGMENTS,
         ROOM=room,
         CAPACITY=capacity,
         WIDTH=triton.next_power_of_2(num_selected),
         num_warps=8,
+        maxnreg=64,
     )
     programs = min(num_rows, 4 * torch.cuda.get_device_properties(device).multi_processor_count)
     # The collected keys are used up, so the sure way takes their memory: a program needs `capacity` slots, a row has more.
@@ -351,8 +366,8 @@ def _select_chunk(
         ends_N,
         indices_NC,
         unsure,
-        buffers[0],
-        buffers[1],
+        keys,
+        positions,
         num_rows,
         num_keys,
         num_selected,

@@ -15,7 +15,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "mlp_bias": (False,),
     "use_sliding_window": (False,),
-    "quantization_config": (None,),
 }
 """Switches with one supported setting; a file that leaves one out has it."""
 
@@ -67,6 +66,10 @@ def read_config(path: Path) -> ModelConfig:
     for key, allowed in _SUPPORTED.items():
         if data.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} must be {allowed[0]!r}; got {data[key]!r}")
+    if data.get("quantization_config"):
+        raise ValueError(
+            f"{path}: quantised weights are not read; convert the checkpoint to bfloat16 first and remove quantization_config"
+        )
     if family.startswith("deepseek") and data.get("attention_bias"):
         raise ValueError(f"{path}: attention_bias must be False; got True")
     wanted = "indexed_attention" if family == "deepseek_v32" else "full_attention"

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from samepath.kernels.backend import Backend, interpreting, triton_problem
+from samepath.kernels.backend import Backend
+from samepath.kernels.triton_loading import interpreting, triton_problem
 from samepath.model.network import CausalLM
 
 DeviceName = Literal["cpu", "cuda"]
@@ -76,8 +77,9 @@ class Placement:
         if (self.device, self.dtype) == ("cpu", "float32"):
             return model
         model.to(self.torch_device)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(TYPES[self.dtype])
+        if self.dtype != "float32":
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(TYPES[self.dtype])
         return model
 
 

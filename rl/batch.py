@@ -207,3 +207,12 @@ def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int, at_leas
             part_rows.place(entry.segment)
         parts[-1].append(index)
     return parts
+
+
+def sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
+    """`learner/…` metrics of what common beginnings saved, over the passes of an update."""
+    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
+    return {
+        "learner/rows_shared": 1 - run / total,
+        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
+    }

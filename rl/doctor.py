@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from samepath.kernels.backend import interpreting, triton_problem
 from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.row_product import row_product
+from samepath.kernels.triton_loading import interpreting, triton_problem
 from samepath.model.plan import Span, plan_decode, plan_spans
 from samepath.rl.environment import package_versions, usable_cores
 from samepath.rollout.engine_errors import EngineUnavailableError
@@ -97,7 +97,7 @@ def triton_backend() -> Check:
     if interpreting():
         return Check(name="backend triton", ok=True, detail=f"{version}, interpreted on the CPU: for tests, very slow")
     name = torch.cuda.get_device_name()
-    return Check(name="backend triton", ok=True, detail=f"{version} on {name}; learner and engine run on the CPU only")
+    return Check(name="backend triton", ok=True, detail=f"{version} on {name}")
 
 
 def row_exactness() -> Check:

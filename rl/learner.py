@@ -14,14 +14,15 @@ from samepath.model.policy import Policy
 from samepath.model.policy_files import load_policy, policy_tensors
 from samepath.model.tokenizer import load_tokenizer
 from samepath.rl.cold_start import ColdStart
-from samepath.rl.master_weights import MasterWeights
+from samepath.rl.gpu_metrics import GpuMeter
+from samepath.rl.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder, save_model
 from samepath.rl.pass_pool import PassPool
 from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.recipe import Recipe
 from samepath.rl.tasks import build_task
 from samepath.rl.train_batch import TrainBatch, UpdateReport
-from samepath.rl.update import ApplyGradients, PolicyUpdater
+from samepath.rl.update import PolicyUpdater
 from samepath.rollout.pool import Weights
 from samepath.rollout.worker import gpu_statistics, peak_memory_bytes
 
@@ -85,7 +86,10 @@ class Learner:
         if self._updater is None or self._optimizer is None or self._weights is None:
             raise RuntimeError("start_rl must come before the first update")
         apply = ApplyGradients(self._optimizer, self._weights, self._recipe.optimizer.max_grad_norm, self._set_rate)
-        report = self._updater.run(batch, self.version, apply)
+        meter = GpuMeter()
+        with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
+            report = self._updater.run(batch, self.version, apply)
+        report.metrics.update(meter.metrics)
         self.version += 1
         return report
 

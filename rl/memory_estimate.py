@@ -25,7 +25,9 @@ class Precision:
     """
 
     weights: int
-    """Bytes of a weight as the optimiser updates it (the master copy, where the passes run in another type)."""
+    """Bytes of a weight as it is held between passes."""
+    master: int
+    """Bytes of its master copy, on which the optimiser steps; 0 where the weight itself is that."""
     gradients: int
     """Bytes of its gradient."""
     moments: int
@@ -36,8 +38,10 @@ class Precision:
     """Bytes of a number in the passes: activations, and weights gathered for a layer."""
 
 
-FLOAT32 = Precision(weights=4, gradients=4, moments=8, reference=4, compute=4)
-MIXED = Precision(weights=4, gradients=4, moments=8, reference=2, compute=2)
+FLOAT32 = Precision(weights=4, master=0, gradients=4, moments=8, reference=4, compute=4)
+MIXED = Precision(weights=4, master=0, gradients=4, moments=8, reference=2, compute=2)
+MASTERS = Precision(weights=2, master=4, gradients=4, moments=8, reference=2, compute=2)
+"""The own network in bfloat16: its weights, and float32 masters beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,7 @@ def learner_memory(
     trained = sizes.parameters - frozen
     sharded = {
         "weights": sizes.parameters * precision.weights,
+        "master copy": trained * precision.master,
         "gradients": trained * precision.gradients,
         "AdamW moments": trained * precision.moments,
         "reference": sizes.parameters * precision.reference if reference else 0,

@@ -12,19 +12,21 @@ from samepath.rollout.engine_settings import VllmSettings
 
 def memory_findings(recipe: Recipe, plan: MemoryPlan) -> list[Finding]:
     """Findings on the learner, and on the cache of a vLLM engine."""
-    findings = [_learner(plan)]
+    model = recipe.model
+    on_gpu = model.device == "cuda" or (model.implementation == "transformers" and bool(list_gpus()))
+    findings = [_learner(plan, on_gpu)]
     if isinstance(recipe.engine, VllmSettings):
         findings.append(_cache(recipe.engine, plan))
     return findings
 
 
-def _learner(plan: MemoryPlan) -> Finding:
+def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
     alone, *sharded = plan.learners.values()
-    needed, memory, has_gpu = alone.per_device(1), memory_bytes(), bool(list_gpus())
+    needed, memory = alone.per_device(1), memory_bytes()
     name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
     said = f"the learner needs {needed / 1e9:,.1f} GB"
-    if needed > (largest * LEARNER_SHARE if has_gpu else memory):
-        here = "" if has_gpu else f"; this machine has {memory / 1e9:,.1f} GB and no GPU"
+    if needed > (largest * LEARNER_SHARE if on_gpu else memory):
+        here = "" if on_gpu else f"; this machine has {memory / 1e9:,.1f} GB"
         if needed > largest * LEARNER_SHARE:
             counts = [entry.least_devices(largest) for entry in sharded]
             devices = min((count for count in counts if count is not None), default=None)

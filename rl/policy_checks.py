@@ -30,6 +30,13 @@ def check_checkpoint(recipe: Recipe, folder: Path) -> None:
 
 
 def check_policy(recipe: Recipe, policy: Policy) -> None:
-    """Raise ValueError if the recipe trains an indexer that the policy has not."""
+    """Raise ValueError if the recipe trains an indexer that the policy has not, or asks a GPU for a gap of 0 that its attention cannot give."""
+    rl = recipe.rl
+    compared = rl.steps and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on"
+    if recipe.model.device == "cuda" and compared and rl.max_gap_at_lag_0 == 0 and not policy.shape.sparse_layers:
+        raise ValueError(
+            "rl.max_gap_at_lag_0=0 on a GPU needs sparse attention: attention over all keys runs through the library's products there, whose "
+            "order of additions depends on the batch. Set rl.max_gap_at_lag_0=0.01 and watch policy/gap_at_lag_0."
+        )
     if recipe.learner.indexer == "trained" and not policy.shape.sparse_layers:
         raise ValueError("learner.indexer: trained needs a model with an indexer; this one attends to every key")

@@ -6,6 +6,7 @@ from samepath.model.model_sizes import PublishedSizes
 from samepath.rl.memory_estimate import (
     FLOAT32,
     GATHERED,
+    MASTERS,
     MIXED,
     EngineMemory,
     LearnerMemory,
@@ -49,7 +50,9 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
     # What the threads may hold together, but no more than an update has; the prompt of a group runs once.
     update_tokens = groups * (prompt_tokens + recipe.rl.group_size * recipe.sampling.max_new_tokens)
     pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest) * recipe.learner.threads, update_tokens)
-    learners = {f"one process, {recipe.learner.precision}": one_process(recipe, sizes, pass_tokens)}
+    model = recipe.model
+    numbers = model.dtype if model.implementation == "own" else recipe.learner.precision
+    learners = {f"one process, {numbers}": one_process(recipe, sizes, pass_tokens)}
     for gather_experts in (True, False) if sizes.num_moe_layers else (True,):
         learners["sharded" if gather_experts else "sharded, experts in place"] = learner_memory(
             sizes,
@@ -62,37 +65,41 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
         )
     engine = recipe.engine
     if isinstance(engine, BuiltinSettings):
-        cache_tokens, engine_type, weight_bytes, unfolded = engine.cache_tokens, "float32", 4, False
+        cache_tokens, engine_type, unfolded = engine.cache_tokens, model.dtype, False
     else:
         held = engine.max_model_tokens or min(sizes.max_positions, longest)
         cache_tokens, engine_type = engine.max_sequences * held, engine.dtype
-        weight_bytes = 4 if engine.dtype == "float32" else 2
         unfolded = sizes.latent and engine.network == "vllm" and not engine.latent_kernels
     return MemoryPlan(
         sizes=sizes,
         pass_tokens=pass_tokens,
         cache_tokens=cache_tokens,
         learners=learners,
-        engine=engine_memory(sizes, weight_bytes, cache_tokens, unfolded=unfolded),
+        engine=engine_memory(sizes, 4 if engine_type == "float32" else 2, cache_tokens, unfolded=unfolded),
         engine_type=engine_type,
     )
 
 
 def one_process(recipe: Recipe, sizes: PublishedSizes, pass_tokens: int) -> LearnerMemory:
-    """The learner as this version runs it: float32 weights, whole on one device. Low-rank adapters themselves are not counted."""
-    learner, indexer = recipe.learner, sizes.parts["indexer"]
-    compute = 2 if learner.precision == "bf16" else 4
+    """The learner as this version runs it, whole on one device. Low-rank adapters themselves are not counted."""
+    learner, model = recipe.learner, recipe.model
+    cast = model.implementation == "transformers" and learner.precision == "bf16"
+    precision = replace(FLOAT32, compute=2) if cast else FLOAT32 if model.dtype == "float32" else MASTERS
     memory = learner_memory(
         sizes,
-        replace(FLOAT32, compute=compute),
+        precision,
         pass_tokens=pass_tokens,
         checkpointing=learner.activation_checkpointing,
         # With adapters policy and reference share the frozen weights.
         reference=recipe.rl.objective.kl.needs_reference and not learner.lora.enabled,
-        frozen=sizes.parameters if learner.lora.enabled else indexer if learner.indexer == "frozen" else 0,
+        frozen=sizes.parameters
+        if learner.lora.enabled
+        else sizes.parts["indexer"]
+        if learner.indexer == "frozen"
+        else 0,
     )
     # Automatic casting keeps the weights' bfloat16 copies for the length of a pass.
-    copies = {"bfloat16 copies": sizes.parameters * 2 if learner.precision == "bf16" else 0}
+    copies = {"bfloat16 copies": sizes.parameters * 2 if cast else 0}
     each = {name: size for name, size in memory.each.items() if name != GATHERED}
     return LearnerMemory(sharded=memory.sharded, each={**each, **copies, GATHERED: 0})
 

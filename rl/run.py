@@ -183,6 +183,8 @@ class _Setup:
         if self.recipe.runtime == "ray":
             others += self.learner.statistics()["peak_bytes"]
         state.peak_bytes = max(state.peak_bytes, own + others)
+        on_gpu = [statistics, self.learner.statistics()] if self.recipe.model.device == "cuda" else []
+        state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry["gpu_peak_bytes"] for entry in on_gpu)])
         state.counters |= {
             f"rollout/{name}": statistics[name]
             for name in ("replaced_workers", "over_cap", "reused_tokens")

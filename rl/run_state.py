@@ -24,6 +24,8 @@ class RunState:
     """Wall time spent, interruptions left out."""
     peak_bytes: float = 0.0
     """Largest sum of the processes' peak memory."""
+    gpu_peak_bytes: float = 0.0
+    """Largest memory that tensors of one process held on its GPU, 0 on the CPU."""
     counters: dict[str, float] = field(default_factory=dict)
     """Totals of failures over the run."""
 

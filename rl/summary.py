@@ -35,6 +35,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         "steps": recipe.rl.steps,
         "seconds": round(state.seconds, 1),
         "peak_memory_gib": round(state.peak_bytes / 2**30, 3),
+        **({"peak_gpu_memory_gib": round(state.gpu_peak_bytes / 2**30, 3)} if state.gpu_peak_bytes else {}),
         "mlflow_run_id": state.run_id,
         "failures": state.counters,
     }

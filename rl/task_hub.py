@@ -27,7 +27,9 @@ class HubTask(TableSettings):
         default="", description="The dataset's configuration, such as main; empty where it has only one."
     )
     revision: str = Field(default="", description="Branch, tag or commit; empty takes the newest.")
-    train_split: str = Field(default="train", min_length=1, description="Split to train on.")
+    train_split: str = Field(
+        default="train", min_length=1, description="Split to train on, or a part of one such as `train[1000:]`."
+    )
     held_out_split: str = Field(
         default="test", description="Split to evaluate on; empty: held_out_fraction of the training split."
     )
@@ -73,7 +75,7 @@ def _rows(folder: Path, split: str, settings: HubTask, name: str) -> list[TaskRo
                 f"task.config must be one that {settings.path} has; got {settings.config!r}{hint}; there are: {', '.join(configs)}"
             )
         known = datasets.get_dataset_split_names(str(folder), settings.config or None)
-        if split not in known:
+        if split.partition("[")[0] not in known:
             raise TaskError(
                 f"{settings.path} has no split {split!r}{did_you_mean(split, known)}; there are: {', '.join(known)}"
             )

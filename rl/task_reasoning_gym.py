@@ -64,12 +64,13 @@ def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
     generate = _checked_generator(settings)
     held_out = _held_out_rows(settings, generate)
     train = GeneratedRows(settings, generate, frozenset(canonical_text(row.text) for row in held_out))
-    num_probed = min(_PROBED_ROWS, settings.num_train)
-    num_fresh = sum(train.is_fresh(index) for index in range(num_probed))
-    if 2 * num_fresh < num_probed:
+    # Few training rows are probed by several draws each: one alone would say nothing about the share.
+    places = [divmod(probe, settings.num_train) for probe in range(_PROBED_ROWS)]
+    num_fresh = sum(train.is_fresh(index, draw) for draw, index in places)
+    if 2 * num_fresh < _PROBED_ROWS:
         raise TaskError(
-            f"{settings.dataset}: held-out rows must be a small part of what the dataset generates; of {num_probed} training "
-            f"rows {num_probed - num_fresh} were held out. Lower num_held_out ({settings.num_held_out}) or widen params."
+            f"{settings.dataset}: held-out rows must be a small part of what the dataset generates; of {_PROBED_ROWS} training "
+            f"rows {_PROBED_ROWS - num_fresh} were held out. Lower num_held_out ({settings.num_held_out}) or widen params."
         )
     return Task(name=settings.dataset, train=train, held_out=held_out, seed=settings.seed)
 
@@ -99,9 +100,9 @@ class GeneratedRows:
             f"{self._settings.dataset} train row {index}: {_MAX_DRAWS} draws gave only held-out texts. Lower num_held_out."
         )
 
-    def is_fresh(self, index: int) -> bool:
-        """Tell whether the first draw for a row is not held out."""
-        return canonical_text(self._drawn(index, 0).text) not in self._held_out
+    def is_fresh(self, index: int, draw: int) -> bool:
+        """Tell whether one draw for a row is not held out."""
+        return canonical_text(self._drawn(index, draw).text) not in self._held_out
 
     def _drawn(self, index: int, draw: int) -> TaskRow:
         if not 0 <= index < len(self):

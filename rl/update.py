@@ -3,7 +3,7 @@
 Axes: B sequences, M trained tokens, N rows run, L mixture-of-experts layers, X experts chosen, E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,11 @@ from samepath.kernels.logprob import SupportRows
 from samepath.model.policy import Policy
 from samepath.rl.aggregation import sequence_mean, token_weights
 from samepath.rl.algorithm import AlgorithmSettings, LearnerSettings
-from samepath.rl.batch import PackedBatch, TrainSequence, pack, split_by_tokens
+from samepath.rl.batch import PackedBatch, TrainSequence, pack, sharing_metrics, split_by_tokens
 from samepath.rl.diagnostics import HeadStatistics, gather_step, step_metrics
 from samepath.rl.diagnostics_numerics import NumericsGap, check_numerics_gap, numerics_gap
 from samepath.rl.kl import beta_per_sequence
-from samepath.rl.master_weights import MasterWeights
+from samepath.rl.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.objective import LossInputs, LossTerms, policy_loss
 from samepath.rl.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.path_record import PathRecord
@@ -65,7 +65,7 @@ class PolicyUpdater:
         self._pool = PassPool(learner.threads)
         self._gap: NumericsGap | None = None
 
-    def run(self, batch: TrainBatch, version: int, apply_gradients: "ApplyGradients") -> UpdateReport:
+    def run(self, batch: TrainBatch, version: int, apply_gradients: ApplyGradients) -> UpdateReport:
         """Split by groups into mini-batches and take one optimiser step on each.
 
         `version` is the learner's weight version before the first; `apply_gradients` clips, steps and returns the gradient norm.
@@ -144,7 +144,7 @@ class PolicyUpdater:
         inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
         heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
         self._measure_gap(equal)
-        report.add_metrics(_sharing_metrics([part.batch for part in parts]))
+        report.add_metrics(sharing_metrics([part.batch for part in parts]))
         report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
         if lag_0_version is not None and self._gap is not None:
             report.first = {"policy/gap_at_lag_0": self._gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
@@ -175,7 +175,8 @@ class PolicyUpdater:
         if len(learner_M):
             self._gap = numerics_gap(learner_M, torch.cat([second for _, second in equal]))
             # With live routing or without the recorded support the two are different distributions by choice.
-            if self.rl.keep_routing == "sampler" and self._use_support:
+            same_path = self.rl.keep_routing == "sampler" or not self.model.shape.moe_layers
+            if same_path and self._use_support:
                 check_numerics_gap(self._gap, self.rl.max_gap_at_lag_0)
 
     def _token_weights(self, batch: TrainBatch, indices: Sequence[int], parts: list[_Part]) -> list[Tensor]:
@@ -203,42 +204,11 @@ class PolicyUpdater:
         )
 
 
-class ApplyGradients:
-    """Clips the gradients, takes one optimiser step, rounds it into the weights and returns the norm before clipping."""
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weights: MasterWeights,
-        max_norm: float,
-        set_rate: Callable[[], None],
-    ) -> None:
-        self.optimizer, self.weights, self.max_norm, self.set_rate = optimizer, weights, max_norm, set_rate
-
-    def __call__(self) -> float:
-        """Step and clear the gradients."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.max_norm, error_if_nonfinite=True))
-        self.set_rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.weights.publish()
-        return norm
-
-
 def split_groups(group_B: np.ndarray, count: int) -> list[list[int]]:
     """Indices of `count` mini-batches of whole groups, as even as possible; fewer if there are fewer groups."""
     labels = list(dict.fromkeys(group_B.tolist()))
     parts = [part.tolist() for part in np.array_split(np.array(labels), min(count, len(labels)))]
     return [[index for index, label in enumerate(group_B.tolist()) if label in set(part)] for part in parts]
-
-
-def _sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
-    """How much running each prompt once saved."""
-    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
-    return {
-        "learner/rows_shared": 1 - run / total,
-        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
-    }
 
 
 def _head_statistics(result: PolicyPass, batch: PackedBatch) -> HeadStatistics:

@@ -2,23 +2,23 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from samepath.model.config_file import read_config
 from samepath.model.model_sizes import PublishedSizes
+from samepath.model.placement import PlacementError
 from samepath.model.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
-from samepath.rl.finding import Finding, Outcome
+from samepath.rl.finding import Finding, Outcome, Validation
 from samepath.rl.hub import HubUnreachableError
 from samepath.rl.memory_findings import memory_findings
 from samepath.rl.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
 from samepath.rl.policy_checks import check_checkpoint, check_policy
 from samepath.rl.prompts import group_request
 from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_memory import PROMPT_TOKENS, MemoryPlan, memory_lines, memory_plan
+from samepath.rl.recipe_memory import PROMPT_TOKENS, memory_plan
 from samepath.rl.task_row import Task, TaskRow
 from samepath.rl.tasks import build_task
 from samepath.rl.traces import resolve_traces
@@ -30,30 +30,6 @@ MAX_BUILT_PARAMETERS = 2 * 10**9
 """A larger network is never built here; everything else is read from its configuration."""
 PROBED_ROWS = 64
 """Training prompts that are encoded, beside all held-out ones."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Validation:
-    """All checks of a recipe, and its memory where the model's sizes are known.
-
-    Example: `Validation(findings=[…], memory=plan).passed(strict=False)`.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    """In the order of a run."""
-    memory: MemoryPlan | None = None
-    """None where the sizes are not known."""
-
-    def passed(self, *, strict: bool) -> bool:
-        """Whether nothing is wrong; with `strict`, whether everything was checked and nothing stands in the way."""
-        bad: set[Outcome] = {"wrong", "obstacle", "not checked"} if strict else {"wrong"}
-        return not any(finding.outcome in bad for finding in self.findings)
-
-    def lines(self) -> list[str]:
-        """For people."""
-        width = max(len(finding.name) for finding in self.findings)
-        shown = [f"{finding.outcome:<11}  {finding.name:<{width}}  {finding.detail}" for finding in self.findings]
-        return [*shown, *(["", *memory_lines(self.memory)] if self.memory is not None else [])]
 
 
 class NotCheckedError(Exception):
@@ -85,6 +61,7 @@ class _Checks:
         self._check("model", self._model)
         self._check("sizes", self._sizes)
         self._check("tokenizer", self._tokenizer)
+        self._device()
         if self._can_build():
             self._check("network", self._network)
         if self.recipe.task.chat.enabled:
@@ -188,8 +165,19 @@ class _Checks:
         shape = policy.shape
         return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
 
+    def _device(self) -> None:
+        placement = self.recipe.model.placement
+        try:
+            placement.require()
+        except PlacementError as error:
+            self._add("device", "obstacle", f"this machine cannot run it: {error}")
+        else:
+            self._add("device", "ok", f"{placement.device}, {placement.dtype}, kernels {placement.backend}")
+
     def _can_build(self) -> bool:
-        """Whether the network is small and needs no download."""
+        """Whether the network is small, needs no download, and has its device here."""
+        if any(finding.name == "device" and finding.outcome != "ok" for finding in self.result.findings):
+            return False
         small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
         here = self.folder is not None and any(self.folder.glob("*.safetensors"))
         return small and (here or isinstance(self.recipe.model, NewModel))
@@ -281,8 +269,6 @@ class _Checks:
 
 def describe_step(recipe: Recipe) -> str:
     """What one step does, in a line."""
-    rl = recipe.rl
-    return (
-        f"a step: {rl.prompts_per_step * rl.group_size} responses of at most {recipe.sampling.max_new_tokens} tokens, "
-        f"{rl.updates_per_rollout} updates"
-    )
+    rl, longest = recipe.rl, recipe.sampling.max_new_tokens
+    responses = rl.prompts_per_step * rl.group_size
+    return f"a step: {responses} responses of at most {longest} tokens, {rl.updates_per_rollout} updates"

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 from vllm.model_executor.layers.fused_moe.layer import MoERunner
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from samepath.rollout.vllm_network import RouteTap, SamepathForCausalLM
 
@@ -29,6 +30,10 @@ class WeightExtension:
             if getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
         self.model_runner.reload_weights(weights_iterator=iter(tensors.items()))
+        for module in model.modules():
+            if isinstance(module, ParallelLMHead):
+                # A head tied to the embedding is loaded by no name of its own, so that the copy packed for it on CPU stays the old one.
+                module.quant_method.process_weights_after_loading(module)
 
     def samepath_moe_layers(self) -> list[tuple[str, int, int, int]]:
         """(module name, layer of the recorder's buffer, experts, experts chosen) of every routed layer of the loaded model."""

@@ -15,6 +15,9 @@ from samepath.model.network import CausalLM
 from samepath.model.tokenizer import Tokenizer, character_tokenizer
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Triton decides when a kernel is defined, and other packages may import it before the first kernel test does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ALPHABET = "0123456789+-=#; "
 

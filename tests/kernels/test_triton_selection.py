@@ -66,6 +66,16 @@ def test_select_more_than_16384_equal_candidates_loses_none(num_above: int) -> N
     assert_selects(rows_NS, torch.tensor([0, 1000]), torch.tensor([20000, 19990]), 64)
 
 
+def test_select_long_row_with_nan_among_numbers_equals_the_definition() -> None:
+    """NaN reaches every bar while the row is read; only then does it count as −inf."""
+    row = torch.randn(20000, generator=torch.Generator().manual_seed(3))
+    row[::7] = torch.nan
+    row[::11] = -torch.inf
+    mostly = row.clone()
+    mostly[torch.arange(20000) % 200 != 0] = torch.nan
+    assert_selects(torch.stack([row, mostly]), torch.tensor([0, 5]), torch.tensor([20000, 19990]), 300)
+
+
 def test_select_bar_from_an_unlucky_sample_starts_over() -> None:
     """Runs of 8 keys are sampled; large values exactly there promise winners that the rest of the row does not have."""
     row = torch.full((20000,), -1.0)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from samepath.model.config import RopeParameters, yarn_mscale
+from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
 from samepath.model.config_file import read_config, write_config
+from samepath.model.rope import rope_table
 from tests.conftest import tiny_config
 from tests.families import family_config
 
@@ -146,3 +147,139 @@ def test_read_config_unknown_keys_are_ignored(tmp_path: Path) -> None:
 def test_read_config_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         read_config(tmp_path / "config.json")
+
+
+PUBLISHED: dict[str, dict[str, object]] = {
+    "SmolLM2-135M": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "is_llama_config": True,
+        "max_position_embeddings": 8192,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": 49152,
+    },
+    "Llama-3.2-1B": {
+        "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009],
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 128256,
+    },
+    "Qwen2.5-0.5B": {
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "Qwen3-30B-A3B": {
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 48,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "output_router_logits": False,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "router_aux_loss_coef": 0.001,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+}
+"""Published files, but for keys that no code reads."""
+
+
+def published(tmp_path: Path, name: str) -> ModelConfig:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(PUBLISHED[name]))
+    return read_config(path)
+
+
+def test_read_config_of_published_models_has_the_sizes_worked_by_hand(tmp_path: Path) -> None:
+    smol, llama = published(tmp_path, "SmolLM2-135M"), published(tmp_path, "Llama-3.2-1B")
+    qwen2, qwen3 = published(tmp_path, "Qwen2.5-0.5B"), published(tmp_path, "Qwen3-30B-A3B")
+    assert [config.head_width for config in (smol, llama, qwen2, qwen3)] == [64, 64, 64, 128]
+    assert [config.key_heads for config in (smol, llama, qwen2, qwen3)] == [3, 8, 2, 4]
+    assert smol.rope_parameters == RopeParameters(rope_theta=100000.0)
+    assert (llama.rope_parameters.rope_type, llama.rope_parameters.factor, llama.eos_token_id) == (
+        "llama3",
+        32.0,
+        128001,
+    )
+    assert (qwen3.n_routed_experts, qwen3.moe_layers, qwen3.norm_topk_prob) == (128, tuple(range(48)), True)
+    assert qwen3.softmax_scale == pytest.approx(128**-0.5)
+
+
+def test_read_config_yarn_as_qwen_publishes_it_carries_the_temperature_in_the_cosines(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**PUBLISHED["Qwen3-30B-A3B"], "max_position_embeddings": 32, "rope_scaling": rope}))
+    config = read_config(path)
+    assert config.softmax_scale == pytest.approx(128**-0.5)
+    first = rope_table(config)[0]
+    assert first[0].tolist() == pytest.approx([0.1 * math.log(4) + 1] * 128)
+    assert not first[1].any()
+
+
+def test_read_config_quantised_checkpoint_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="convert the checkpoint to bfloat16"):
+        read_config(written(tmp_path, quantization_config={"quant_method": "fp8"}))

@@ -11,6 +11,7 @@ from samepath.model.published_sizes import published_sizes
 from samepath.rl.memory_estimate import (
     FLOAT32,
     GATHERED,
+    MASTERS,
     MIXED,
     EngineMemory,
     LearnerMemory,
@@ -91,6 +92,13 @@ def test_learner_memory_smollm2_hand_worked() -> None:
     # Per layer 6·576 + 2·576 + 2·192 + 4·1536 elements.
     assert memory.each["activations"] == 30 * 1024 * 4 * (3456 + 1152 + 384 + 6144)
     assert memory.per_device(1) == sum(memory.sharded.values()) + memory.each["activations"] + memory.each["logits"]
+
+
+def test_learner_memory_masters_stand_beside_bfloat16_weights() -> None:
+    """2 + 4 + 4 + 8 + 2 bytes a parameter."""
+    memory = learner_memory(published_sizes(SMOLLM2), MASTERS, pass_tokens=1024, checkpointing=False, reference=True)
+    assert sum(memory.sharded.values()) == 134_515_008 * 20
+    assert memory.sharded["master copy"] == 134_515_008 * 4
 
 
 def test_learner_memory_frozen_parameters_have_no_gradient_and_no_moments() -> None:

@@ -46,3 +46,12 @@ def test_new_model_of_a_recipe_takes_every_family() -> None:
         settings = NewModel(alphabet=ALPHABET, config=sizes_of(family_config(name)))
         assert settings.shape == family_config(name)
         assert published_tensors(family_model(name))
+
+
+def test_start_run_training_an_indexer_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    model = {"kind": "new", "alphabet": ALPHABET, "config": sizes_of(family_config("smollm"))}
+    path.write_text(yaml.safe_dump({**TINY, "model": model}))
+    overrides = [f"runs_dir={tmp_path / 'runs'}", "learner.indexer=trained"]
+    with pytest.raises(ValueError, match="needs a model with an indexer; this one attends to every key"):
+        start_run(load_recipe(path, overrides, Recipe), tmp_path)

@@ -89,6 +89,12 @@ def test_build_hub_part_of_the_training_split_is_held_out(gsm: Path) -> None:
     assert not {row.text for row in task.train} & {row.text for row in task.held_out}
 
 
+def test_build_hub_parts_of_one_split_are_kept_apart(gsm: Path) -> None:
+    task = build(gsm, config="socratic", train_split="train[2:]", held_out_split="train[:3]")
+    assert [row.text for row in task.held_out] == ["train 0?", "train 1?", "train 2?"]
+    assert ([row.text for row in task.train], task.dropped_overlap) == (["train 3?", "train 4?", "train 5?"], 1)
+
+
 def test_build_hub_jsonl_files_are_read_like_parquet(gsm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lines"
     folder.mkdir()

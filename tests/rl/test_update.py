@@ -1,5 +1,6 @@
 """The updates on real rollouts of the engine: exact at lag 0, off-policy after, and refusing a path that was not walked."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from tests.conftest import tiny_model
 GROUPS, SAMPLES = 4, 4
 
 
-def rollout_batch(tokenizer: Tokenizer, **sampling: object) -> TrainBatch:
+def rollout_batch(tokenizer: Tokenizer, engine: BuiltinEngine | None = None, **sampling: object) -> TrainBatch:
     """Sixteen real rollouts of the tiny model, longer than its top-k, with alternating advantages."""
     settings = SamplingSettings.model_validate({"max_new_tokens": 20, **sampling})
     prompts = [f"{index}+{index + 1}-3=" for index in range(GROUPS)]
@@ -38,7 +39,7 @@ def rollout_batch(tokenizer: Tokenizer, **sampling: object) -> TrainBatch:
         )
         for index, text in enumerate(prompts)
     ]
-    groups = BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings()).run(requests)
+    groups = (engine or BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings())).run(requests)
     sequences = tuple(
         TrainSequence(
             segment=rollout.segments[0],
@@ -110,6 +111,19 @@ def test_run_with_stale_sampler_weights_is_stopped(tokenizer: Tokenizer) -> None
     model = tiny_model(seed=3)
     with pytest.raises(NumericsMismatchError):
         updater(model).run(rollout_batch(tokenizer), 0, Descent(model, 0.1))
+
+
+def test_run_of_a_dense_model_with_stale_weights_is_stopped_without_keep_routing(tokenizer: Tokenizer) -> None:
+    """Where nothing is routed, nothing excuses a gap."""
+    engine = BuiltinEngine(tiny_model(first_k_dense_replace=3), tokenizer, BuiltinSettings())
+    batch = rollout_batch(tokenizer, engine)
+    settings = AlgorithmSettings.model_validate(
+        {"prompts_per_step": GROUPS, "group_size": SAMPLES, "keep_routing": "off", "objective": {"kl": {"beta": 0.0}}}
+    )
+    for seed, stale in ((0, False), (3, True)):
+        model = tiny_model(seed, first_k_dense_replace=3)
+        with pytest.raises(NumericsMismatchError) if stale else nullcontext():
+            PolicyUpdater(model, None, settings, LearnerSettings()).run(batch, 0, Descent(model, 0.1))
 
 
 def test_run_with_too_many_missing_routes_is_stopped(tokenizer: Tokenizer) -> None:

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from samepath.model.config_file import write_config
 from samepath.model.tokenizer import character_tokenizer
 from samepath.rl import memory_findings, model_source, validation
 from samepath.rl.cli import main
-from samepath.rl.finding import Finding
+from samepath.rl.finding import Finding, Validation
 from samepath.rl.hub import HubUnreachableError
 from samepath.rl.recipe import Recipe
 from samepath.rl.recipe_file import load_recipe
 from samepath.rl.recipe_node import RecipeError
-from samepath.rl.validation import Validation, validate_recipe
+from samepath.rl.validation import validate_recipe
 from tests.conftest import ALPHABET, tiny_config
 from tests.rl.conftest import TINY
 
@@ -87,6 +88,7 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
         "model",
         "sizes",
         "tokenizer",
+        "device",
         "network",
         "prompts",
         "cold start",
@@ -288,13 +290,23 @@ def test_validate_learner_that_this_machine_holds_is_no_obstacle(
     }
     model = {"kind": "checkpoint", "path": "someone/something", "expected": expected}
     _, found = checked(tmp_path, model=model)
-    assert "this machine has 24.0 GB and no GPU" in found["memory"].detail
+    assert "this machine has 24.0 GB" in found["memory"].detail
     monkeypatch.setattr(memory_findings, "memory_bytes", lambda: 10**15)
     _, found = checked(tmp_path, model=model)
     assert found["memory"].outcome == "ok"
-    monkeypatch.setattr(memory_findings, "list_gpus", lambda: ["NVIDIA H200, 143771 MiB"])
-    _, found = checked(tmp_path, model=model)
+    gpu = {**model, "device": "cuda", "backend": "triton"}
+    _, found = checked(tmp_path, model=gpu, learner={**TINY["learner"], "threads": 1})
     assert found["memory"].outcome == "obstacle"
+
+
+def test_validate_device_that_is_not_here_is_an_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = {**TINY["model"], "device": "cuda", "backend": "triton"}
+    result, found = checked(tmp_path, model=model, rl={**TINY["rl"], "max_gap_at_lag_0": 0.5})
+    assert found["device"].outcome == "obstacle"
+    assert "needs a visible NVIDIA GPU" in found["device"].detail
+    assert "network" not in found
+    assert result.passed(strict=False)
 
 
 def test_validate_large_network_is_never_built(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,3 +39,20 @@ def test_engine_every_end_id_of_the_tokenizer_ends_a_response() -> None:
     for rollout in group.rollouts:
         assert rollout.segments[0].trained.sum() == 1
         assert rollout.segments[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", ["smollm", "qwen3_moe", "deepseek_v3"])
+def test_engine_past_a_block_of_keys_and_of_the_vocabulary_equals_the_learner_bit_for_bit(name: str) -> None:
+    """Prompts of up to 300 tokens (three blocks of keys) and draws from 1500 tokens (three blocks of the search)."""
+    sizes = {"vocab_size": 1500, "max_position_embeddings": 512}
+    rng = np.random.default_rng(5)
+    requests = [
+        request(f"g{number}", random_prompt(rng, 1500, length), SAMPLING, tuple(range(number, number + samples)))
+        for number, (length, samples) in enumerate([(300, 3), (90, 2), (120, 4), (7, 1)])
+    ]
+    groups = BuiltinEngine(family_model(name, **sizes), TOKENIZER, BuiltinSettings()).run(requests)
+    assert len({int(token) for group in groups for token in group.rollouts[0].segments[0].token_ids}) > 100
+    assert_learner_walks_the_same_path(groups, 1.0, family_model(name, **sizes))
+    chunked = BuiltinEngine(family_model(name, **sizes), TOKENIZER, BuiltinSettings(max_batch_tokens=64))
+    for entry, wanted in zip(requests, groups, strict=True):
+        assert_same_samples(chunked.run([entry])[0], wanted)
