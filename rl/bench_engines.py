@@ -123,7 +123,7 @@ def run(
         target = Path("docs/results")
         target.mkdir(parents=True, exist_ok=True)
         (target / f"{RESULT_NAME}.md").write_text(page)
-        raw = [result.model_dump(mode="json") for result in results]
+        raw = [result.model_dump(mode="json", exclude={"case": {"folder"}}) for result in results]
         (target / f"{RESULT_NAME}.json").write_text(json.dumps(raw, indent=1) + "\n")
         typer.echo(f"wrote {target / RESULT_NAME}.md and .json")
 
