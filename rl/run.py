@@ -186,9 +186,7 @@ class _Setup:
         on_gpu = [statistics, self.learner.statistics()] if self.recipe.model.device == "cuda" else []
         state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry["gpu_peak_bytes"] for entry in on_gpu)])
         state.counters |= {
-            f"rollout/{name}": statistics[name]
-            for name in ("replaced_workers", "over_cap")
-            if statistics.get(name)
+            f"rollout/{name}": statistics[name] for name in ("replaced_workers", "over_cap") if statistics.get(name)
         }
         return after
 
