@@ -36,7 +36,10 @@ def unmet_demands(use: EngineUse) -> list[str]:
     problems = [
         f"{demand}: {reason}" for demand, capability in demands(use) if (reason := refusal(capability, use.engine))
     ]
-    return problems + _gap(use)
+    rl = use.rl
+    if rl.steps and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0:
+        problems += filter(None, [gap_problem(use.engine, use.model)])
+    return problems
 
 
 def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
@@ -69,22 +72,19 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         yield "runtime=inline", Capability.INLINE
 
 
-def _gap(use: EngineUse) -> list[str]:
-    """A bound of 0 needs one implementation, of one arithmetic, on both sides."""
-    compared = use.rl.keep_routing == "sampler" and use.rl.keep_sampling_mask == "on"
-    if not use.rl.steps or not compared or use.rl.max_gap_at_lag_0 > 0:
-        return []
-    reason = f"model.implementation={use.model.implementation} rounds differently"
-    if use.model.implementation == "own":
-        reason = refusal(Capability.ZERO_GAP, use.engine)
-        if not reason and isinstance(use.engine, VllmSettings) and use.model.device != "cpu":
-            reason = f"the engine computes on CPU, the learner with model.device={use.model.device}"
-        if not reason and (use.model.device, use.model.backend) == ("cuda", "torch"):
+def gap_problem(engine: BuiltinSettings | VllmSettings, model: NewModel | CheckpointModel) -> str:
+    """Why `rl.max_gap_at_lag_0: 0` cannot hold, and what to set; empty if it can: one implementation, of one arithmetic, on both sides."""
+    reason = f"model.implementation={model.implementation} rounds differently"
+    if model.implementation == "own":
+        reason = refusal(Capability.ZERO_GAP, engine)
+        if not reason and isinstance(engine, VllmSettings) and model.device != "cpu":
+            reason = f"the engine computes on CPU, the learner with model.device={model.device}"
+        if not reason and (model.device, model.backend) == ("cuda", "torch"):
             reason = "on a GPU the library's products depend on the batch (model.backend=triton's do not)"
     if not reason:
-        return []
-    hint = GAP_HINTS[use.engine.dtype if isinstance(use.engine, VllmSettings) else "float32"]
-    return [
+        return ""
+    hint = GAP_HINTS[engine.dtype if isinstance(engine, VllmSettings) else "float32"]
+    return (
         f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
         f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."
-    ]
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 from samepath.model.config_file import read_config
 from samepath.model.lora import check_targets
 from samepath.model.policy import Policy
+from samepath.rl.engine_demands import gap_problem
 from samepath.rl.recipe import Recipe
 from samepath.rollout.engine_settings import BuiltinSettings
 
@@ -30,10 +31,14 @@ def check_checkpoint(recipe: Recipe, folder: Path) -> None:
 
 
 def check_policy(recipe: Recipe, policy: Policy) -> None:
-    """Raise ValueError if the recipe trains an indexer that the policy has not, or asks a GPU for a gap of 0 that its attention cannot give."""
+    """Raise ValueError if the recipe trains an indexer that the policy has not, or asks for a gap of 0 that the two sides cannot give."""
     rl = recipe.rl
-    compared = rl.steps and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on"
-    if recipe.model.device == "cuda" and compared and rl.max_gap_at_lag_0 == 0 and not policy.shape.sparse_layers:
+    # A dense model's path is the same without replay, so its gap is held to the limit too (the recipe alone cannot know that it is dense).
+    same_path = rl.keep_routing == "sampler" or not policy.shape.moe_layers
+    exact = bool(rl.steps) and same_path and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0
+    if exact and (problem := gap_problem(recipe.engine, recipe.model)):
+        raise ValueError(problem)
+    if exact and recipe.model.device == "cuda" and not policy.shape.sparse_layers:
         raise ValueError(
             "rl.max_gap_at_lag_0=0 on a GPU needs sparse attention: attention over all keys runs through the library's products there, whose "
             "order of additions depends on the batch. Set rl.max_gap_at_lag_0=0.01 and watch policy/gap_at_lag_0."

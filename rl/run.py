@@ -27,9 +27,10 @@ from samepath.rl.summary import write_summary
 from samepath.rl.task_row import Task
 from samepath.rl.tasks import build_task
 from samepath.rl.tracking import RunStatus, Tracker, build_tracker
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.pool import InlinePool, RolloutPool, worker_environment
 from samepath.rollout.process_pool import ProcessPool
+from samepath.rollout.vllm_version import require_vllm
 from samepath.rollout.worker import peak_memory_bytes
 
 RECIPE_FILE = "recipe.yaml"
@@ -63,6 +64,9 @@ def resume_run(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
 def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: int) -> dict[str, Any]:
     """Everything that can be wrong with the recipe is checked before any work is done."""
     run_dir, recipe_dir = recipe.run_dir, Path(state.recipe_dir)
+    if isinstance(recipe.engine, VllmSettings) and (recipe.runtime == "inline" or recipe.ray.address == "local"):
+        # The workers run in this environment.
+        require_vllm(recipe.engine)
     task = build_task(recipe.task, recipe_dir)
     started = time.monotonic()
     with RewardRunner(recipe.reward) as runner:

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from samepath.rl import engine_demands
+from samepath.rl.policy_checks import check_policy
 from samepath.rl.recipe_node import RecipeError
+from samepath.rl.run import start_run
+from samepath.rl.run_state import STATE_FILE
+from samepath.rollout import vllm_version
 from samepath.rollout.capabilities import TABLE, Capability, capability_table, no, refusal
+from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from tests.families import family_model
 
 ROOT = Path(__file__).resolve().parents[2]
 VLLM = ("engine={kind: vllm, network: own, dtype: float32, return_sampling_mask: true}",)
@@ -96,3 +102,22 @@ def test_refusal_names_the_setting_or_the_reason() -> None:
         Capability.FINGERPRINTS, VllmSettings()
     )
     assert refusal(Capability.FINGERPRINTS, BuiltinSettings()) == ""
+
+
+def test_run_whose_vllm_is_not_installed_stops_before_any_work(tiny_recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(vllm_version, "installed_vllm", lambda: None)
+    recipe = tiny_recipe(*VLLM, "runtime=inline")
+    with pytest.raises(EngineUnavailableError, match="make setup-vllm"):
+        start_run(recipe, tmp_path)
+    assert not (recipe.run_dir / STATE_FILE).exists()
+
+
+def test_dense_model_without_replay_is_held_to_the_gap_that_its_engine_can_give(tiny_recipe) -> None:
+    """The recipe alone does not know that the model is dense; the loaded policy does."""
+    engine = ("engine={kind: vllm, dtype: float32, network: vllm, return_sampling_mask: true}", "rl.keep_routing=off")
+    dense = family_model("llama")
+    with pytest.raises(ValueError, match=r"Set rl\.max_gap_at_lag_0=0\.01"):
+        check_policy(tiny_recipe(*engine), dense)
+    check_policy(tiny_recipe(*engine, "rl.max_gap_at_lag_0=0.01"), dense)
+    check_policy(tiny_recipe("rl.keep_routing=off"), dense)
+    check_policy(tiny_recipe(*engine), family_model("qwen3_moe"))
