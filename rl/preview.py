@@ -24,9 +24,12 @@ from samepath.rollout.types import Prompt, Rollout
 
 
 def sample_source(source: Path, prompt: str, count: int, changes: Mapping[str, Any], seed: int) -> Sequence[Rollout]:
-    """Answer one prompt with a recipe's newest checkpoint (or its own model), a run's, or a checkpoint folder's weights."""
+    """Answer one prompt with a recipe's newest checkpoint (or its own model), a run's, or a checkpoint folder's weights.
+
+    Responses end where the recipe's end (its stop ids and strings); a checkpoint folder has none but the tokenizer's end.
+    """
     model, tokenizer = _model_of(source)
-    sampling = SamplingSettings.model_validate(dict(changes))
+    sampling = SamplingSettings.model_validate({**_stops_of(source), **changes})
     request = GroupRequest(
         group_id="sample",
         prompt=Prompt(prompt_id="sample", text=prompt, token_ids=tokenizer.encode(prompt)),
@@ -70,6 +73,14 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         "mean_length": result.mean_length,
         "temperature": recipe.evaluation.temperature,
     }
+
+
+def _stops_of(source: Path) -> dict[str, Any]:
+    """What ends a response in the recipe that `source` is or was made by."""
+    path = source / RECIPE_FILE if source.is_dir() else source
+    if not path.is_file():
+        return {}
+    return load_recipe(path, [], Recipe).sampling.model_dump(include={"stop_token_ids", "stop_strings"})
 
 
 def _model_of(source: Path) -> Any:
