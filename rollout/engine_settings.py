@@ -69,6 +69,10 @@ class VllmSettings(BaseModel):
         if self.network == "own" and (self.device, self.dtype) != ("cpu", "float32"):
             raise ValueError(f"network=own runs with device=cpu and dtype=float32; got {self.device} and {self.dtype}")
         if self.device == "cpu":
+            if self.network == "vllm" and self.page_size % 32:
+                raise ValueError(
+                    f"page_size must be a multiple of 32 for vLLM's own attention on CPU; got {self.page_size}. Set page_size=32."
+                )
             for name, wanted in (("latent_kernels", False), ("eager", True), ("tensor_parallel", 1)):
                 if getattr(self, name) != wanted:
                     raise ValueError(f"{name}={getattr(self, name)} needs device=cuda")

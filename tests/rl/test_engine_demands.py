@@ -121,3 +121,10 @@ def test_dense_model_without_replay_is_held_to_the_gap_that_its_engine_can_give(
     check_policy(tiny_recipe(*engine, "rl.max_gap_at_lag_0=0.01"), dense)
     check_policy(tiny_recipe("rl.keep_routing=off"), dense)
     check_policy(tiny_recipe(*engine), family_model("qwen3_moe"))
+
+
+def test_pages_that_vllm_attention_on_cpu_cannot_have_are_refused_with_the_settings() -> None:
+    with pytest.raises(ValueError, match="multiple of 32"):
+        VllmSettings(page_size=16)
+    assert VllmSettings(page_size=16, network="own", dtype="float32").page_size == 16
+    assert VllmSettings(page_size=16, device="cuda").page_size == 16
