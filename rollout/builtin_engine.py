@@ -10,7 +10,7 @@ Axes: N rows of a pass, B decoding samples, S key positions, V vocabulary.
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ from samepath.rollout.pages import PagePool
 from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.sampling import draw, learner_logprobs, uniforms
+from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
 
 
-class BuiltinEngine:
+class BuiltinEngine(SteppedEngine):
     """Turns group requests into finished groups. Not thread-safe: one caller steps it."""
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, settings: BuiltinSettings) -> None:
@@ -117,18 +118,6 @@ class BuiltinEngine:
         finished = self._advance(hidden_ND, chunks, num_decoding)
         self.counters.seconds += time.perf_counter() - started
         return finished
-
-    def run(self, requests: Sequence[GroupRequest]) -> list[Group]:
-        """Submit all, step until done, return the groups in request order."""
-        done = {}
-        for request in requests:
-            failed = self.submit(request)
-            if failed is not None:
-                done[failed.group_id] = failed
-        while self.busy:
-            for group in self.step():
-                done[group.group_id] = group
-        return [done[request.group_id] for request in requests]
 
     def _admit(self) -> None:
         """Start waiting groups in order while rows and pages last; everything a group can need is reserved now, so none stalls."""

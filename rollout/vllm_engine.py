@@ -4,7 +4,7 @@ The process belongs to it: vLLM makes `torch.set_num_threads` and other function
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from samepath.rollout.published_weights import PublishedWeights
 from samepath.rollout.recording import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group, Prompt
 from samepath.rollout.vllm_record import bind_routes, recorded_rollout
 from samepath.rollout.vllm_start import start_vllm
@@ -29,7 +30,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """vLLM samples at the first where less is asked, and refuses more than the second."""
 
 
-class VllmEngine:
+class VllmEngine(SteppedEngine):
     """Turns group requests into finished groups. Not thread-safe: one caller steps it."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, settings: VllmSettings) -> None:
@@ -100,18 +101,6 @@ class VllmEngine:
         self.counters.steps += 1
         self.counters.seconds += time.perf_counter() - started
         return finished
-
-    def run(self, requests: Sequence[GroupRequest]) -> list[Group]:
-        """Submit all, step until done, return the groups in request order."""
-        done = {}
-        for request in requests:
-            failed = self.submit(request)
-            if failed is not None:
-                done[failed.group_id] = failed
-        while self.busy:
-            for group in self.step():
-                done[group.group_id] = group
-        return [done[request.group_id] for request in requests]
 
     def abort(self) -> list[Group]:
         """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`."""
