@@ -55,7 +55,7 @@ def _load_pair_operands(
     """Role of one warpgroup: copy the program's channels of Q and dO, then tile after tile of dS and P."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     NARROW: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
-    q_half, q_rest, o_half = queries
+    q_half, q_rest, o_half, _ones = queries
     ds_tiles, p_tiles = tiles
     loaded, full, empty = barriers
     head = gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
@@ -76,10 +76,11 @@ def _load_pair_operands(
 
 
 @gluon.jit
-def _multiply_pairs(pair_rows, half, count, queries, tiles, barriers, STAGE: gl.constexpr):
-    """Role of a warpgroup: dSᵀ·Q + Pᵀ·dO of every second tile."""
+def _multiply_pairs(pair_rows, mass_row, half, count, queries, tiles, barriers, STAGE: gl.constexpr):
+    """Role of a warpgroup: dSᵀ·Q + Pᵀ·dO of every second tile, and Pᵀ·1."""
     WIDE: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16])
     NARROW: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 32, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 8, 16])
     # What the products' layouts become when channels are renamed.
     EIGHTS: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [8, 0], [0, 32], [0, 64], [0, 128]],
@@ -95,11 +96,16 @@ def _multiply_pairs(pair_rows, half, count, queries, tiles, barriers, STAGE: gl.
         [],
         [64, 32],
     )
-    q_half, q_rest, o_half = queries
+    q_half, q_rest, o_half, ones = queries
     ds_tiles, p_tiles = tiles
     loaded, full, empty = barriers
     zero = gl.zeros([KEYS, HALF], gl.float32, WIDE)
     zero_rest = gl.zeros([KEYS, HALF_REST], gl.float32, NARROW)
+    zero_sums = gl.zeros([KEYS, 8], gl.float32, SUMS)
+    sum_key = gl.expand_dims(gl.arange(0, KEYS, gl.SliceLayout(1, SUMS)), 1)
+    # All 8 columns hold the same sum; one is written.
+    sum_column = gl.expand_dims(gl.arange(0, 8, gl.SliceLayout(0, SUMS)), 0)
+    sum_here = sum_column + half * 8 == 0
     key = gl.arange(0, KEYS, gl.SliceLayout(1, EIGHTS))
     channel = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, EIGHTS))
     place = gl.expand_dims(key * (MAIN + REST), 1) + gl.expand_dims(channel, 0)
@@ -119,8 +125,10 @@ def _multiply_pairs(pair_rows, half, count, queries, tiles, barriers, STAGE: gl.
         wide = hopper.warpgroup_mma(ds, q_half.index(nothing), zero, use_acc=False, is_async=True)
         narrow = hopper.warpgroup_mma(ds, q_rest.index(nothing), zero_rest, use_acc=False, is_async=True)
         wide = hopper.warpgroup_mma(p, o_half.index(nothing), wide, is_async=True)
-        wide, narrow = hopper.warpgroup_mma_wait(0, deps=[wide, narrow])
+        sums = hopper.warpgroup_mma(p, ones.index(nothing).permute((1, 0)), zero_sums, use_acc=False, is_async=True)
+        wide, narrow, sums = hopper.warpgroup_mma_wait(0, deps=[wide, narrow, sums])
         mbarrier.arrive(empty.index(STAGE), count=1)
+        gl.store(mass_row + first + sum_key + sum_column, sums, mask=sum_here & (first + sum_key < count))
         here = pair_rows + first * (MAIN + REST)
         rest = _rename(narrow.to(gl.bfloat16), EIGHTS_REST)
         gl.store(here + rest_place, rest, mask=gl.expand_dims(first + rest_key < count, 1))
@@ -135,6 +143,7 @@ def _pair_gradients(
     probs,
     grads,
     pairs,
+    mass,
     num_heads,
     num_selected,
     num_places,
@@ -152,6 +161,9 @@ def _pair_gradients(
     q_half = gl.allocate_shared_memory(TYPE, [1, HEADS, HALF], SHARED)
     q_rest = gl.allocate_shared_memory(TYPE, [1, HEADS, HALF_REST], SHARED_REST)
     o_half = gl.allocate_shared_memory(TYPE, [1, HEADS, HALF], SHARED)
+    ones = gl.allocate_shared_memory(TYPE, [1, 8, HEADS], SHARED)
+    ones.index(0).store(gl.full([8, HEADS], 1.0, TYPE, gl.BlockedLayout([1, 8], [4, 8], [2, 2], [1, 0])))
+    hopper.fence_async_shared()
     ds_tiles = gl.allocate_shared_memory(TYPE, [2, HEADS, KEYS], SHARED)
     p_tiles = gl.allocate_shared_memory(TYPE, [2, HEADS, KEYS], SHARED)
     loaded = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -163,14 +175,16 @@ def _pair_gradients(
         mbarrier.init(full.index(stage), count=128)
         mbarrier.init(empty.index(stage), count=1)
     count = gl.load(counts + row)
-    pair_rows = pairs + (block.to(gl.int64) * gl.num_programs(1) + row) * num_selected * (MAIN + REST)
-    queries = (q_half, q_rest, o_half)
+    first_pair = (block.to(gl.int64) * gl.num_programs(1) + row) * num_selected
+    pair_rows = pairs + first_pair * (MAIN + REST)
+    mass_row = mass + first_pair
+    queries = (q_half, q_rest, o_half, ones)
     tiles = (ds_tiles, p_tiles)
     barriers = (loaded, full, empty)
     gl.warp_specialize(
         [
-            (_multiply_pairs, (pair_rows, half, count, queries, tiles, barriers, 0)),
-            (_multiply_pairs, (pair_rows, half, count, queries, tiles, barriers, 1)),
+            (_multiply_pairs, (pair_rows, mass_row, half, count, queries, tiles, barriers, 0)),
+            (_multiply_pairs, (pair_rows, mass_row, half, count, queries, tiles, barriers, 1)),
             (
                 _load_pair_operands,
                 (
@@ -310,13 +324,14 @@ def backward_rows(
     num_rows, num_heads, key_width = q_NHK.shape
     num_selected = indices_NC.shape[1]
     programs, blocks = head_blocks(num_heads)
-    probs, grads, mass_NC = attention_scores(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, (grad_out_NHV, delta_NH))
-    pairs = torch.empty(programs * num_rows * num_selected, key_width, dtype=kv_SK.dtype, device=kv_SK.device)
+    probs, grads = attention_scores(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, grad_out_NHV, delta_NH)
+    mass = torch.zeros(programs, num_rows, num_selected, dtype=torch.float32, device=kv_SK.device)
+    pairs = torch.empty(mass.numel(), key_width, dtype=kv_SK.dtype, device=kv_SK.device)
     sizes = (num_heads, num_selected, probs.shape[2])
     grid = (2, num_rows, programs)
     heads = 64 * blocks
     _query_gradients[grid](
         kv_SK, indices_NC, count_N, grads, grad_q_NHK, *sizes, HEADS=heads, STAGES=4, num_warps=4 * blocks
     )
-    _pair_gradients[grid](q_NHK, grad_out_NHV, count_N, probs, grads, pairs, *sizes, HEADS=heads, num_warps=4)
-    return pairs, mass_NC
+    _pair_gradients[grid](q_NHK, grad_out_NHV, count_N, probs, grads, pairs, mass, *sizes, HEADS=heads, num_warps=4)
+    return pairs, mass.sum(0)

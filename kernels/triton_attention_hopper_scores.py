@@ -68,7 +68,7 @@ def _gather_parts(kv, rows_of, count, ring, full, empty):
 
 @gluon.jit
 def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: gl.constexpr):
-    """Role of a warpgroup: P and dS of its 64 heads, and their mass."""
+    """Role of a warpgroup: P and dS of its 64 heads, or their mass."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -80,7 +80,8 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
         [64, 64],
     )
     q, grad_out, lse, delta, q_row, live_heads, count, scale, p_rows, ds_rows = row_values
-    num_places, queries, ring, full, empty = shared
+    num_tiles, queries, ring, full, empty = shared
+    LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     first_head = BLOCK * HEADS
     heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
     for part in gl.static_range(PARTS):
@@ -111,9 +112,10 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
     lse_H = gl.load(lse + q_row + row_head, mask=row_head < live_heads, other=float("inf")) * LOG2_E
     delta_H = gl.load(delta + q_row + row_head, mask=row_head < live_heads, other=0.0) * scale
     slot = _slot_of(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES)))
+    line_slot = _slot_of(gl.arange(0, KEYS, LINE))
     store_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
     store_key = gl.arange(0, KEYS, gl.SliceLayout(0, STORE))
-    place = gl.expand_dims(store_head * num_places, 1) + gl.expand_dims(store_key, 0)
+    place = gl.expand_dims(store_head * (num_tiles * KEYS), 1) + gl.expand_dims(store_key, 0)
     for tile in range((count + KEYS - 1) // KEYS):
         scores = zero
         grads = zero
@@ -140,35 +142,39 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
         else:
             scores, grads = hopper.warpgroup_mma_wait(0, deps=[scores, grads])
         mbarrier.arrive(empty.index(PARTS - 1), count=1)
-        slots = tile * KEYS + slot
-        live = slots < count
+        live = tile * KEYS + slot < count
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
         probs = gl.where(gl.expand_dims(live, 0), probs, 0.0)
-        if not MASS_ONLY:
+        if MASS_ONLY:
+            gl.store(
+                mass_row + tile * KEYS + line_slot,
+                gl.convert_layout(gl.sum(probs, 0), LINE),
+                mask=tile * KEYS + line_slot < count,
+            )
+        else:
             # Keys that are not live are rows of zeros, so dS is 0 with P.
             grads = probs * (grads * scale - gl.expand_dims(delta_H, 1))
             here = place + tile * KEYS
             gl.store(p_rows + here, _neighbours(probs.to(gl.bfloat16), STORE))
             gl.store(ds_rows + here, _neighbours(grads.to(gl.bfloat16), STORE))
-        gl.store(mass_row + slots, gl.sum(probs, 0), mask=live)
 
 
 @gluon.jit
 def _attention_scores(
     q,
     kv,
-    grad_out,
     indices,
     counts,
     lse,
+    scale,
+    grad_out,
     delta,
     probs,
     grads,
     mass,
-    scale,
     num_heads,
     num_selected,
-    num_places,
+    num_tiles,
     BLOCKS: gl.constexpr,
     MASS_ONLY: gl.constexpr,
 ):
@@ -189,13 +195,13 @@ def _attention_scores(
         mbarrier.init(empty.index(part), count=BLOCKS)
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
-    block_rows = (row * padded_heads + first_head) * num_places
+    block_rows = (row * padded_heads + first_head) * (num_tiles * KEYS)
     p_rows = probs + block_rows
     ds_rows = grads + block_rows
     # Each warpgroup has a line of its own.
     line = (gl.program_id(0) * BLOCKS * num_rows + gl.program_id(1)).to(gl.int64) * num_selected
     ours = (q, grad_out, lse, delta, q_row, live_heads, count, scale, p_rows, ds_rows)
-    shared = (num_places, queries, ring, full, empty)
+    shared = (num_tiles, queries, ring, full, empty)
     lines = mass + line
     other_lines = lines + num_rows.to(gl.int64) * num_selected
     if BLOCKS == 2:
@@ -224,6 +230,36 @@ def head_blocks(num_heads: int) -> tuple[int, int]:
     return (1, 1) if num_heads <= HEADS.value else (triton.cdiv(num_heads, 2 * HEADS.value), 2)
 
 
+def _run(
+    q_NHK: Tensor,
+    kv_SK: Tensor,
+    indices_NC: Tensor,
+    count_N: Tensor,
+    lse_NH: Tensor,
+    scale: float,
+    upstream: tuple[Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
+    mass_only: bool,
+) -> None:
+    programs, blocks = head_blocks(q_NHK.shape[1])
+    _attention_scores[(programs, q_NHK.shape[0])](
+        q_NHK,
+        kv_SK,
+        indices_NC,
+        count_N,
+        lse_NH,
+        scale,
+        *upstream,
+        *results,
+        q_NHK.shape[1],
+        indices_NC.shape[1],
+        triton.cdiv(indices_NC.shape[1], KEYS.value),
+        BLOCKS=blocks,
+        MASS_ONLY=mass_only,
+        num_warps=4,
+    )
+
+
 def attention_scores(
     q_NHK: Tensor,
     kv_SK: Tensor,
@@ -231,38 +267,26 @@ def attention_scores(
     count_N: Tensor,
     lse_NH: Tensor,
     scale: float,
-    upstream: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(P, dS, mass_NC); `upstream` is (dO, Σ dO·O), and without it only the mass is computed.
-
-    P and dS are bfloat16 [N, H, C] with heads padded to whole programs and keys to whole tiles; tiles beyond a row's count are not written.
-    """
+    grad_out_NHV: Tensor,
+    delta_NH: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(P, dS), bfloat16 [N, H, C]; heads padded to whole programs, keys to whole tiles, and tiles beyond a row's count are not written."""
     num_rows, num_heads, _ = q_NHK.shape
-    num_selected = indices_NC.shape[1]
     programs, blocks = head_blocks(num_heads)
-    mass = torch.zeros(programs * blocks, num_rows, num_selected, dtype=torch.float32, device=q_NHK.device)
-    num_places = triton.cdiv(num_selected, KEYS.value) * KEYS.value
+    num_places = triton.cdiv(indices_NC.shape[1], KEYS.value) * KEYS.value
     shape = (num_rows, programs * blocks * HEADS.value, num_places)
-    grad_out_NHV, delta_NH = upstream or (q_NHK, lse_NH)
-    probs, grads = (torch.empty(shape if upstream else 0, dtype=q_NHK.dtype, device=q_NHK.device) for _ in range(2))
-    if mass.numel():
-        _attention_scores[(programs, num_rows)](
-            q_NHK,
-            kv_SK,
-            grad_out_NHV,
-            indices_NC,
-            count_N,
-            lse_NH,
-            delta_NH,
-            probs,
-            grads,
-            mass,
-            scale,
-            num_heads,
-            num_selected,
-            num_places,
-            BLOCKS=blocks,
-            MASS_ONLY=upstream is None,
-            num_warps=4,
-        )
-    return probs, grads, mass.sum(0)
+    probs, grads = (torch.empty(shape, dtype=q_NHK.dtype, device=q_NHK.device) for _ in range(2))
+    upstream = (grad_out_NHV, delta_NH)
+    _run(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, upstream, (probs, grads, lse_NH), False)
+    return probs, grads
+
+
+def attention_mass(
+    q_NHK: Tensor, kv_SK: Tensor, indices_NC: Tensor, count_N: Tensor, lse_NH: Tensor, scale: float
+) -> Tensor:
+    """float32 [N, C], as `triton_attention_mass.attention_mass`."""
+    num_rows, num_heads, _ = q_NHK.shape
+    programs, blocks = head_blocks(num_heads)
+    mass = torch.zeros(programs * blocks, num_rows, indices_NC.shape[1], dtype=torch.float32, device=q_NHK.device)
+    _run(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, (q_NHK, lse_NH), (q_NHK, q_NHK, mass), True)
+    return mass.sum(0)
