@@ -305,7 +305,7 @@ def _backward_rows(saved: SavedRows, grad_out_NHV: Tensor, grad_q_NHK: Tensor, s
         pairs_PK, mass_NC = _backward_by_tiles(saved, grad_out_NHV, delta_NH, grad_q_NHK, tiles)
     blocks = pairs_PK.shape[0] // saved.indices_NC.numel()
     add_pairs_in_order(pairs_PK, saved.indices_NC, saved.count_N, blocks, sums_SK, tiles.hopper)
-    return mass_NC  # type: ignore[no-any-return]
+    return mass_NC
 
 
 def _backward_by_tiles(
