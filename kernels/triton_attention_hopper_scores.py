@@ -67,10 +67,28 @@ def _gather_parts(kv, rows_of, count, ring, full, empty):
 
 
 @gluon.jit
+def _upstream_parts(grad_out, rows, live, ring, FIRST: gl.constexpr, BLOCK: gl.constexpr):
+    """Four parts of a warpgroup's output gradients as left operands; each warpgroup has four slots of the ring for that."""
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
+    for part in gl.static_range(4):
+        copy_rows(grad_out, rows, live, ring.index(BLOCK * 4 + part), (FIRST + part) * PART, MAIN, PART, COPY)
+    async_copy.commit_group()
+    async_copy.wait_group(0)
+    gl.thread_barrier()
+    first = ring.index(BLOCK * 4).load(LEFT)
+    second = ring.index(BLOCK * 4 + 1).load(LEFT)
+    third = ring.index(BLOCK * 4 + 2).load(LEFT)
+    fourth = ring.index(BLOCK * 4 + 3).load(LEFT)
+    gl.thread_barrier()
+    return first, second, third, fourth
+
+
+@gluon.jit
 def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: gl.constexpr):
     """Role of a warpgroup: P and dS of its 64 heads, or their mass."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     STORE: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [8, 0], [0, 32]],
@@ -87,19 +105,11 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
     for part in gl.static_range(PARTS):
         target = queries.index(BLOCK * PARTS + part)
         copy_rows(q, q_row + heads, heads < live_heads, target, part * PART, MAIN + REST, PART, COPY)
-    upstream = ()
+    # Left operands come through the ring, which has only half the room.
     if not MASS_ONLY:
-        for half in gl.static_range(2):
-            for part in gl.static_range(4):
-                target = ring.index(BLOCK * 4 + part)
-                first = (half * 4 + part) * PART
-                copy_rows(grad_out, q_row + heads, heads < live_heads, target, first, MAIN, PART, COPY)
-            async_copy.commit_group()
-            async_copy.wait_group(0)
-            gl.thread_barrier()
-            for part in gl.static_range(4):
-                upstream = upstream + (ring.index(BLOCK * 4 + part).load(LEFT),)  # noqa: RUF005 (Gluon has no stars)
-            gl.thread_barrier()
+        front = _upstream_parts(grad_out, q_row + heads, heads < live_heads, ring, 0, BLOCK)
+        back = _upstream_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, BLOCK)
+        upstream = front + back
     async_copy.commit_group()
     async_copy.wait_group(0)
     hopper.fence_async_shared()
