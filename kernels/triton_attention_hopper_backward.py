@@ -11,7 +11,8 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from samepath.kernels.triton_attention_hopper import MAIN, REST, copy_rows
 from samepath.kernels.triton_attention_hopper_scores import attention_scores, head_blocks
@@ -22,6 +23,8 @@ HALF = gl.constexpr(256)
 """Value channels of a program."""
 HALF_REST = gl.constexpr(32)
 """Rotary channels of a program."""
+UNITS = gl.constexpr(5)
+"""Tiles of dS or P in flight of the pair gradients."""
 
 
 @gluon.jit
@@ -37,46 +40,37 @@ def _rename(values, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _load_pair_operands(
-    q,
-    grad_out,
-    p_rows,
-    ds_rows,
-    q_row,
-    live_heads,
-    half,
-    count,
-    num_places,
-    queries,
-    tiles,
-    barriers,
-    HEADS: gl.constexpr,
-):
-    """Role of one warpgroup: copy the program's channels of Q and dO, then tile after tile of dS and P."""
+def _load_pair_operands(operands, place, queries, units, barriers):
+    """Role of one warpgroup: copy the program's channels of Q and dO, then dS and P of tile after tile."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     NARROW: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    q_rows, grad_out_rows, probs, grads = operands
+    live_heads, half, first_tile, tile_step, count = place
     q_half, q_rest, o_half, _ones = queries
-    ds_tiles, p_tiles = tiles
     loaded, full, empty = barriers
+    HEADS: gl.constexpr = q_half.shape[1]
     head = gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
     live = head < live_heads
-    copy_rows(q, q_row + head, live, q_half.index(0), half * HALF, MAIN + REST, HALF, COPY)
+    copy_rows(q_rows, head, live, q_half.index(0), half * HALF, MAIN + REST, HALF, COPY)
     narrow = gl.arange(0, HEADS, gl.SliceLayout(1, NARROW))
     first = MAIN + half * HALF_REST
-    copy_rows(q, q_row + narrow, narrow < live_heads, q_rest.index(0), first, MAIN + REST, HALF_REST, NARROW)
-    copy_rows(grad_out, q_row + head, live, o_half.index(0), half * HALF, MAIN, HALF, COPY)
-    async_copy.mbarrier_arrive(loaded, increment_count=False)
-    place = gl.expand_dims(head * num_places, 1) + gl.expand_dims(gl.arange(0, KEYS, gl.SliceLayout(0, COPY)), 0)
+    copy_rows(q_rows, narrow, narrow < live_heads, q_rest.index(0), first, MAIN + REST, HALF_REST, NARROW)
+    async_copy.mbarrier_arrive(loaded.index(0), increment_count=False)
+    copy_rows(grad_out_rows, head, live, o_half.index(0), half * HALF, MAIN, HALF, COPY)
+    async_copy.mbarrier_arrive(loaded.index(1), increment_count=False)
     for tile in range((count + KEYS - 1) // KEYS):
-        stage = tile % 2
-        mbarrier.wait(empty.index(stage), ((tile // 2) & 1) ^ 1)
-        async_copy.async_copy_global_to_shared(ds_tiles.index(stage), ds_rows + place + tile * KEYS)
-        async_copy.async_copy_global_to_shared(p_tiles.index(stage), p_rows + place + tile * KEYS)
-        async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
+        here = first_tile + tile * tile_step
+        for which in gl.static_range(2):
+            unit = 2 * tile + which
+            slot = unit % UNITS
+            mbarrier.wait(empty.index(slot), ((unit // UNITS) & 1) ^ 1)
+            mbarrier.expect(full.index(slot), HEADS * KEYS * 2)
+            source = probs if which else grads
+            tma.async_copy_global_to_shared(source, [here, 0], full.index(slot), units.index(slot))
 
 
 @gluon.jit
-def _multiply_pairs(pair_rows, mass_row, half, count, queries, tiles, barriers, STAGE: gl.constexpr):
+def _multiply_pairs(mine, queries, units, barriers, TURN: gl.constexpr):
     """Role of a warpgroup: dSᵀ·Q + Pᵀ·dO of every second tile, and Pᵀ·1."""
     WIDE: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16])
     NARROW: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 32, 16])
@@ -96,8 +90,8 @@ def _multiply_pairs(pair_rows, mass_row, half, count, queries, tiles, barriers, 
         [],
         [64, 32],
     )
+    pair_rows, mass_row, half, count = mine
     q_half, q_rest, o_half, ones = queries
-    ds_tiles, p_tiles = tiles
     loaded, full, empty = barriers
     zero = gl.zeros([KEYS, HALF], gl.float32, WIDE)
     zero_rest = gl.zeros([KEYS, HALF_REST], gl.float32, NARROW)
@@ -112,22 +106,28 @@ def _multiply_pairs(pair_rows, mass_row, half, count, queries, tiles, barriers, 
     rest_key = gl.arange(0, KEYS, gl.SliceLayout(1, EIGHTS_REST))
     rest_channel = MAIN + half * HALF_REST + gl.arange(0, HALF_REST, gl.SliceLayout(0, EIGHTS_REST))
     rest_place = gl.expand_dims(rest_key * (MAIN + REST), 1) + gl.expand_dims(rest_channel, 0)
-    mbarrier.wait(loaded, 0)
-    num_turns = ((count + KEYS - 1) // KEYS + 1 - STAGE) // 2
-    for turn in range(num_turns):
-        first = (turn * 2 + STAGE) * KEYS
-        mbarrier.wait(full.index(STAGE), turn & 1)
-        hopper.fence_async_shared()
+    mbarrier.wait(loaded.index(0), 0)
+    mbarrier.wait(loaded.index(1), 0)
+    hopper.fence_async_shared()
+    for turn in range(((count + KEYS - 1) // KEYS + 1 - TURN) // 2):
+        tile = turn * 2 + TURN
+        first = tile * KEYS
+        ds_slot = 2 * tile % UNITS
+        p_slot = (2 * tile + 1) % UNITS
         # 0 always, but the compiler cannot know: it would keep the addresses of all operands in registers.
         nothing = turn >> 26
-        ds = ds_tiles.index(STAGE + nothing).permute((1, 0))
-        p = p_tiles.index(STAGE + nothing).permute((1, 0))
+        mbarrier.wait(full.index(ds_slot), (2 * tile // UNITS) & 1)
+        ds = units.index(ds_slot).permute((1, 0))
         wide = hopper.warpgroup_mma(ds, q_half.index(nothing), zero, use_acc=False, is_async=True)
         narrow = hopper.warpgroup_mma(ds, q_rest.index(nothing), zero_rest, use_acc=False, is_async=True)
+        mbarrier.wait(full.index(p_slot), ((2 * tile + 1) // UNITS) & 1)
+        p = units.index(p_slot).permute((1, 0))
         wide = hopper.warpgroup_mma(p, o_half.index(nothing), wide, is_async=True)
         sums = hopper.warpgroup_mma(p, ones.index(nothing).permute((1, 0)), zero_sums, use_acc=False, is_async=True)
+        wide, narrow, sums = hopper.warpgroup_mma_wait(2, deps=[wide, narrow, sums])
+        mbarrier.arrive(empty.index(ds_slot), count=1)
         wide, narrow, sums = hopper.warpgroup_mma_wait(0, deps=[wide, narrow, sums])
-        mbarrier.arrive(empty.index(STAGE), count=1)
+        mbarrier.arrive(empty.index(p_slot), count=1)
         gl.store(mass_row + first + sum_key + sum_column, sums, mask=sum_here & (first + sum_key < count))
         here = pair_rows + first * (MAIN + REST)
         rest = _rename(narrow.to(gl.bfloat16), EIGHTS_REST)
@@ -146,7 +146,7 @@ def _pair_gradients(
     mass,
     num_heads,
     num_selected,
-    num_places,
+    num_tiles,
     HEADS: gl.constexpr,
 ):
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -155,70 +155,52 @@ def _pair_gradients(
     half = gl.program_id(0)
     row = gl.program_id(1).to(gl.int64)
     block = gl.program_id(2)
+    num_blocks = gl.num_programs(2)
     first_head = block * HEADS
     q_row = row * num_heads + first_head
-    block_rows = ((row * gl.num_programs(2) + block) * HEADS) * num_places
     q_half = gl.allocate_shared_memory(TYPE, [1, HEADS, HALF], SHARED)
     q_rest = gl.allocate_shared_memory(TYPE, [1, HEADS, HALF_REST], SHARED_REST)
     o_half = gl.allocate_shared_memory(TYPE, [1, HEADS, HALF], SHARED)
     ones = gl.allocate_shared_memory(TYPE, [1, 8, HEADS], SHARED)
     ones.index(0).store(gl.full([8, HEADS], 1.0, TYPE, gl.BlockedLayout([1, 8], [4, 8], [2, 2], [1, 0])))
     hopper.fence_async_shared()
-    ds_tiles = gl.allocate_shared_memory(TYPE, [2, HEADS, KEYS], SHARED)
-    p_tiles = gl.allocate_shared_memory(TYPE, [2, HEADS, KEYS], SHARED)
-    loaded = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    units = gl.allocate_shared_memory(TYPE, [UNITS, HEADS, KEYS], SHARED)
+    loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [UNITS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [UNITS, 1], mbarrier.MBarrierLayout())
     # All 128 loading threads arrive.
-    mbarrier.init(loaded, count=128)
-    for stage in gl.static_range(2):
-        mbarrier.init(full.index(stage), count=128)
-        mbarrier.init(empty.index(stage), count=1)
+    mbarrier.init(loaded.index(0), count=128)
+    mbarrier.init(loaded.index(1), count=128)
+    for slot in gl.static_range(UNITS):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(empty.index(slot), count=1)
+    hopper.fence_async_shared()
     count = gl.load(counts + row)
     first_pair = (block.to(gl.int64) * gl.num_programs(1) + row) * num_selected
-    pair_rows = pairs + first_pair * (MAIN + REST)
-    mass_row = mass + first_pair
+    first_tile = (gl.program_id(1) * num_tiles * num_blocks + block) * HEADS
+    mine = (pairs + first_pair * (MAIN + REST), mass + first_pair, half, count)
+    operands = (q + q_row * (MAIN + REST), grad_out + q_row * MAIN, probs, grads)
     queries = (q_half, q_rest, o_half, ones)
-    tiles = (ds_tiles, p_tiles)
     barriers = (loaded, full, empty)
+    place = (num_heads - first_head, half, first_tile, num_blocks * HEADS, count)
     gl.warp_specialize(
         [
-            (_multiply_pairs, (pair_rows, mass_row, half, count, queries, tiles, barriers, 0)),
-            (_multiply_pairs, (pair_rows, mass_row, half, count, queries, tiles, barriers, 1)),
-            (
-                _load_pair_operands,
-                (
-                    q,
-                    grad_out,
-                    probs + block_rows,
-                    grads + block_rows,
-                    q_row,
-                    num_heads - first_head,
-                    half,
-                    count,
-                    num_places,
-                    queries,
-                    tiles,
-                    barriers,
-                    HEADS,
-                ),
-            ),
+            (_multiply_pairs, (mine, queries, units, barriers, 0)),
+            (_multiply_pairs, (mine, queries, units, barriers, 1)),
+            (_load_pair_operands, (operands, place, queries, units, barriers)),
         ],
         [4, 4],
-        [216, 72],
+        [208, 88],
     )
 
 
 @gluon.jit
-def _load_query_operands(
-    kv, rows_of, ds_rows, half, count, num_places, tiles, full, empty, HEADS: gl.constexpr, STAGES: gl.constexpr
-):
+def _load_query_operands(kv, rows_of, grads, place, tiles, full, empty, HEADS: gl.constexpr, STAGES: gl.constexpr):
     """Role of one warpgroup: copy dS and the program's channels of the keys, tile after tile."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     NARROW: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
     ds_tiles, k_tiles, k_rest_tiles = tiles
-    head = gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
-    place = gl.expand_dims(head * num_places, 1) + gl.expand_dims(gl.arange(0, KEYS, gl.SliceLayout(0, COPY)), 0)
+    half, first_tile, tile_step, count = place
     slots = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
     narrow = gl.arange(0, KEYS, gl.SliceLayout(1, NARROW))
     for tile in range((count + KEYS - 1) // KEYS):
@@ -229,7 +211,10 @@ def _load_query_operands(
         rows = gl.load(rows_of + first + slots, mask=live, other=0)
         rows_narrow = gl.load(rows_of + first + narrow, mask=live_narrow, other=0)
         mbarrier.wait(empty.index(stage), ((tile // STAGES) & 1) ^ 1)
-        async_copy.async_copy_global_to_shared(ds_tiles.index(stage), ds_rows + place + first)
+        mbarrier.expect(full.index(stage), HEADS * KEYS * 2)
+        tma.async_copy_global_to_shared(
+            grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage)
+        )
         copy_rows(kv, rows, live, k_tiles.index(stage), half * HALF, MAIN + REST, HALF, COPY)
         channel = MAIN + half * HALF_REST
         copy_rows(kv, rows_narrow, live_narrow, k_rest_tiles.index(stage), channel, MAIN + REST, HALF_REST, NARROW)
@@ -248,7 +233,6 @@ def _add_keys(grad_q_rows, live_heads, half, count, tiles, full, empty, HEADS: g
     for tile in range((count + KEYS - 1) // KEYS):
         stage = tile % STAGES
         mbarrier.wait(full.index(stage), (tile // STAGES) & 1)
-        hopper.fence_async_shared()
         wide = hopper.warpgroup_mma(ds_tiles.index(stage), k_tiles.index(stage), wide, is_async=True)
         narrow = hopper.warpgroup_mma(ds_tiles.index(stage), k_rest_tiles.index(stage), narrow, is_async=True)
         wide, narrow = hopper.warpgroup_mma_wait(2, deps=[wide, narrow])
@@ -274,7 +258,7 @@ def _query_gradients(
     grad_q,
     num_heads,
     num_selected,
-    num_places,
+    num_tiles,
     HEADS: gl.constexpr,
     STAGES: gl.constexpr,
 ):
@@ -291,18 +275,21 @@ def _query_gradients(
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
-        # All 128 loading threads arrive.
-        mbarrier.init(full.index(stage), count=128)
+        # All 128 loading threads arrive, and the tensor map's copy.
+        mbarrier.init(full.index(stage), count=129)
         mbarrier.init(empty.index(stage), count=1)
+    hopper.fence_async_shared()
     count = gl.load(counts + row)
-    ds_rows = grads + ((row * gl.num_programs(2) + block) * HEADS) * num_places
+    num_blocks = gl.num_programs(2)
+    first_tile = (gl.program_id(1) * num_tiles * num_blocks + block) * HEADS
+    place = (half, first_tile, num_blocks * HEADS, count)
     grad_q_rows = grad_q + (row * num_heads + first_head) * (MAIN + REST)
     tiles = (ds_tiles, k_tiles, k_rest_tiles)
     rows_of = indices + row * num_selected
     gl.warp_specialize(
         [
             (_add_keys, (grad_q_rows, num_heads - first_head, half, count, tiles, full, empty, HEADS, STAGES)),
-            (_load_query_operands, (kv, rows_of, ds_rows, half, count, num_places, tiles, full, empty, HEADS, STAGES)),
+            (_load_query_operands, (kv, rows_of, grads, place, tiles, full, empty, HEADS, STAGES)),
         ],
         [4],
         [72],
@@ -327,11 +314,18 @@ def backward_rows(
     probs, grads = attention_scores(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, grad_out_NHV, delta_NH)
     mass = torch.zeros(programs, num_rows, num_selected, dtype=torch.float32, device=kv_SK.device)
     pairs = torch.empty(mass.numel(), key_width, dtype=kv_SK.dtype, device=kv_SK.device)
-    sizes = (num_heads, num_selected, probs.shape[2])
+    sizes = (num_heads, num_selected, probs.shape[1])
     grid = (2, num_rows, programs)
     heads = 64 * blocks
-    _query_gradients[grid](
-        kv_SK, indices_NC, count_N, grads, grad_q_NHK, *sizes, HEADS=heads, STAGES=4, num_warps=4 * blocks
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    probs_map, grads_map = (
+        TensorDescriptor.from_tensor(tensor.view(-1, KEYS.value), [heads, KEYS.value], layout)
+        for tensor in (probs, grads)
     )
-    _pair_gradients[grid](q_NHK, grad_out_NHV, count_N, probs, grads, pairs, mass, *sizes, HEADS=heads, num_warps=4)
+    _query_gradients[grid](
+        kv_SK, indices_NC, count_N, grads_map, grad_q_NHK, *sizes, HEADS=heads, STAGES=4, num_warps=4 * blocks
+    )
+    _pair_gradients[grid](
+        q_NHK, grad_out_NHV, count_N, probs_map, grads_map, pairs, mass, *sizes, HEADS=heads, num_warps=4
+    )
     return pairs, mass.sum(0)

@@ -98,7 +98,7 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
         [64, 64],
     )
     q, grad_out, lse, delta, q_row, live_heads, count, scale, p_rows, ds_rows = row_values
-    num_tiles, queries, ring, full, empty = shared
+    padded_heads, queries, ring, full, empty = shared
     LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     first_head = BLOCK * HEADS
     heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
@@ -125,15 +125,15 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
     line_slot = _slot_of(gl.arange(0, KEYS, LINE))
     store_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
     store_key = gl.arange(0, KEYS, gl.SliceLayout(0, STORE))
-    place = gl.expand_dims(store_head * (num_tiles * KEYS), 1) + gl.expand_dims(store_key, 0)
+    place = gl.expand_dims(store_head * KEYS, 1) + gl.expand_dims(store_key, 0)
     for tile in range((count + KEYS - 1) // KEYS):
         scores = zero
         grads = zero
         # 0 always, but the compiler cannot know: it would keep all 72 addresses of operands in registers.
         nothing = tile >> 26
         for part in gl.static_range(PARTS):
+            # What asynchronous copies wrote, and no register, needs no fence before the tensor cores read it.
             mbarrier.wait(full.index(part), tile & 1)
-            hopper.fence_async_shared()
             keys = ring.index(part + nothing).permute((1, 0))
             query_part = queries.index(BLOCK * PARTS + part + nothing)
             scores = hopper.warpgroup_mma(query_part, keys, scores, use_acc=part > 0, is_async=True)
@@ -164,7 +164,7 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
         else:
             # Keys that are not live are rows of zeros, so dS is 0 with P.
             grads = probs * (grads * scale - gl.expand_dims(delta_H, 1))
-            here = place + tile * KEYS
+            here = place + tile * (padded_heads * KEYS)
             gl.store(p_rows + here, _neighbours(probs.to(gl.bfloat16), STORE))
             gl.store(ds_rows + here, _neighbours(grads.to(gl.bfloat16), STORE))
 
@@ -205,13 +205,13 @@ def _attention_scores(
         mbarrier.init(empty.index(part), count=BLOCKS)
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
-    block_rows = (row * padded_heads + first_head) * (num_tiles * KEYS)
+    block_rows = (row * num_tiles * padded_heads + first_head) * KEYS
     p_rows = probs + block_rows
     ds_rows = grads + block_rows
     # Each warpgroup has a line of its own.
     line = (gl.program_id(0) * BLOCKS * num_rows + gl.program_id(1)).to(gl.int64) * num_selected
     ours = (q, grad_out, lse, delta, q_row, live_heads, count, scale, p_rows, ds_rows)
-    shared = (num_tiles, queries, ring, full, empty)
+    shared = (padded_heads, queries, ring, full, empty)
     lines = mass + line
     other_lines = lines + num_rows.to(gl.int64) * num_selected
     if BLOCKS == 2:
@@ -280,11 +280,11 @@ def attention_scores(
     grad_out_NHV: Tensor,
     delta_NH: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(P, dS), bfloat16 [N, H, C]; heads padded to whole programs, keys to whole tiles, and tiles beyond a row's count are not written."""
+    """(P, dS), bfloat16 [N, tiles, H, keys of a tile]; heads padded to whole programs, and tiles beyond a row's count are not written."""
     num_rows, num_heads, _ = q_NHK.shape
     programs, blocks = head_blocks(num_heads)
-    num_places = triton.cdiv(indices_NC.shape[1], KEYS.value) * KEYS.value
-    shape = (num_rows, programs * blocks * HEADS.value, num_places)
+    num_tiles = triton.cdiv(indices_NC.shape[1], KEYS.value)
+    shape = (num_rows, num_tiles, programs * blocks * HEADS.value, KEYS.value)
     probs, grads = (torch.empty(shape, dtype=q_NHK.dtype, device=q_NHK.device) for _ in range(2))
     upstream = (grad_out_NHV, delta_NH)
     _run(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, upstream, (probs, grads, lse_NH), False)
