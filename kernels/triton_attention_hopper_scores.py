@@ -26,6 +26,8 @@ PART = gl.constexpr(64)
 """Channels of a slot of the ring."""
 PARTS = gl.constexpr(9)
 """Slots: the ring holds one tile of MAIN + REST channels."""
+GROUP = gl.constexpr(3)
+"""Slots that are handed over together."""
 VALUE_PARTS = gl.constexpr(8)
 """Slots whose channels belong to the value."""
 
@@ -58,10 +60,12 @@ def _gather_parts(kv, rows_of, count, ring, full, empty):
         rows_ahead = gl.load(rows_of + ahead, mask=ahead < count, other=0)
         for part in gl.static_range(PARTS):
             # The first arrivals on `empty` say that the ring has served its other purpose.
-            mbarrier.wait(empty.index(part), tile & 1)
+            if part % GROUP == 0:
+                mbarrier.wait(empty.index(part // GROUP), tile & 1)
             copy_rows(kv, rows, live, ring.index(part), part * PART, MAIN + REST, PART, COPY)
             # Each thread arrives when its own copies have landed.
-            async_copy.mbarrier_arrive(full.index(part), increment_count=False)
+            if part % GROUP == GROUP - 1:
+                async_copy.mbarrier_arrive(full.index(part // GROUP), increment_count=False)
         slots = ahead
         rows = rows_ahead
 
@@ -114,8 +118,8 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
     async_copy.wait_group(0)
     hopper.fence_async_shared()
     gl.thread_barrier()
-    for part in gl.static_range(PARTS):
-        mbarrier.arrive(empty.index(part), count=1)
+    for group in gl.static_range(PARTS // GROUP):
+        mbarrier.arrive(empty.index(group), count=1)
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
     # A padded head must give P = 0 without NaN.
@@ -133,25 +137,27 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
         nothing = tile >> 26
         for part in gl.static_range(PARTS):
             # What asynchronous copies wrote, and no register, needs no fence before the tensor cores read it.
-            mbarrier.wait(full.index(part), tile & 1)
+            if part % GROUP == 0:
+                mbarrier.wait(full.index(part // GROUP), tile & 1)
             keys = ring.index(part + nothing).permute((1, 0))
             query_part = queries.index(BLOCK * PARTS + part + nothing)
             scores = hopper.warpgroup_mma(query_part, keys, scores, use_acc=part > 0, is_async=True)
             if not MASS_ONLY and part < VALUE_PARTS:
                 grads = hopper.warpgroup_mma(upstream[part], keys, grads, use_acc=part > 0, is_async=True)
-            if part > 0:
+            if part % GROUP == GROUP - 1 and part >= GROUP:
+                # All but this group's products are done.
                 if MASS_ONLY:
-                    scores = hopper.warpgroup_mma_wait(1, deps=[scores])
+                    scores = hopper.warpgroup_mma_wait(GROUP, deps=[scores])
                 elif part < VALUE_PARTS:
-                    scores, grads = hopper.warpgroup_mma_wait(2, deps=[scores, grads])
+                    scores, grads = hopper.warpgroup_mma_wait(2 * GROUP, deps=[scores, grads])
                 else:
-                    scores, grads = hopper.warpgroup_mma_wait(1, deps=[scores, grads])
-                mbarrier.arrive(empty.index(part - 1), count=1)
+                    scores, grads = hopper.warpgroup_mma_wait(2 * GROUP - 1, deps=[scores, grads])
+                mbarrier.arrive(empty.index(part // GROUP - 1), count=1)
         if MASS_ONLY:
             scores = hopper.warpgroup_mma_wait(0, deps=[scores])
         else:
             scores, grads = hopper.warpgroup_mma_wait(0, deps=[scores, grads])
-        mbarrier.arrive(empty.index(PARTS - 1), count=1)
+        mbarrier.arrive(empty.index(PARTS // GROUP - 1), count=1)
         live = tile * KEYS + slot < count
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
         probs = gl.where(gl.expand_dims(live, 0), probs, 0.0)
@@ -197,12 +203,12 @@ def _attention_scores(
     live_heads = num_heads - first_head
     queries = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS * PARTS, HEADS, PART], SHARED)
     ring = gl.allocate_shared_memory(gl.bfloat16, [PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    for part in gl.static_range(PARTS):
+    full = gl.allocate_shared_memory(gl.int64, [PARTS // GROUP, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [PARTS // GROUP, 1], mbarrier.MBarrierLayout())
+    for group in gl.static_range(PARTS // GROUP):
         # All 128 gathering threads arrive.
-        mbarrier.init(full.index(part), count=128)
-        mbarrier.init(empty.index(part), count=BLOCKS)
+        mbarrier.init(full.index(group), count=128)
+        mbarrier.init(empty.index(group), count=BLOCKS)
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
     block_rows = (row * num_tiles * padded_heads + first_head) * KEYS
