@@ -175,8 +175,7 @@ def attend_decode(
     Returns:
         (out_NHV in q's type, lse_NH float32 natural logarithm); rows without keys give 0 and −inf.
     """
-    num_rows, num_heads, key_width = q_NHK.shape
-    num_selected = indices_NC.shape[1]
+    num_rows, num_heads, _ = q_NHK.shape
     cut = cut or default_cut(q_NHK)
     if cut.part % cut.keys:
         raise ValueError(
@@ -186,35 +185,10 @@ def attend_decode(
     lse_NH = torch.empty(num_rows, num_heads, dtype=torch.float32, device=q_NHK.device)
     if not lse_NH.numel():
         return out_NHV, lse_NH
-    num_parts = max(1, triton.cdiv(num_selected, cut.part))
+    num_parts = max(1, triton.cdiv(indices_NC.shape[1], cut.part))
     partial_NPHV = torch.empty(num_rows, num_parts, num_heads, value_width, dtype=torch.float32, device=q_NHK.device)
     partial_lse_NPH = torch.empty(num_rows, num_parts, num_heads, dtype=torch.float32, device=q_NHK.device)
-    heads = max(16, min(cut.heads, triton.next_power_of_2(num_heads)))
-    blocks = triton.cdiv(num_heads, heads)
-    main, rest = split_width(key_width)
-    _attend_parts[(num_rows * num_parts * blocks,)](
-        q_NHK,
-        kv_SK,
-        indices_NC,
-        count_N,
-        partial_NPHV,
-        partial_lse_NPH,
-        scale,
-        num_heads,
-        num_selected,
-        num_parts,
-        blocks,
-        KEY_WIDTH=key_width,
-        VALUE_WIDTH=value_width,
-        MAIN=main,
-        REST=rest,
-        HEADS=heads,
-        KEYS=cut.keys,
-        PART=cut.part,
-        OPERAND=operand_type(q_NHK.dtype),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-    )
+    _launch_parts(q_NHK, kv_SK, indices_NC, count_N, scale, (partial_NPHV, partial_lse_NPH), cut)
     _add_parts[(num_rows * num_heads,)](
         partial_NPHV,
         partial_lse_NPH,
@@ -230,6 +204,45 @@ def attend_decode(
         num_warps=4,
     )
     return out_NHV, lse_NH
+
+
+def _launch_parts(
+    q_NHK: Tensor,
+    kv_SK: Tensor,
+    indices_NC: Tensor,
+    count_N: Tensor,
+    scale: float,
+    partial: tuple[Tensor, Tensor],
+    cut: Cut,
+) -> None:
+    """Fill the parts' outputs and LSE where they hold keys."""
+    num_rows, num_heads, key_width = q_NHK.shape
+    num_parts = partial[0].shape[1]
+    heads = max(16, min(cut.heads, triton.next_power_of_2(num_heads)))
+    blocks = triton.cdiv(num_heads, heads)
+    main, rest = split_width(key_width)
+    _attend_parts[(num_rows * num_parts * blocks,)](
+        q_NHK,
+        kv_SK,
+        indices_NC,
+        count_N,
+        *partial,
+        scale,
+        num_heads,
+        indices_NC.shape[1],
+        num_parts,
+        blocks,
+        KEY_WIDTH=key_width,
+        VALUE_WIDTH=partial[0].shape[3],
+        MAIN=main,
+        REST=rest,
+        HEADS=heads,
+        KEYS=cut.keys,
+        PART=cut.part,
+        OPERAND=operand_type(q_NHK.dtype),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+    )
 
 
 def default_cut(q_NHK: Tensor) -> Cut:
