@@ -11,7 +11,7 @@ from tests.poison import poison_fresh_memory
 DEVICE = require_triton()
 
 from samepath.kernels.expert_product import expert_product
-from samepath.kernels.triton_grouped_product import group_rows
+from samepath.kernels.triton_expert_rows import group_rows, spread_rows
 
 SHAPES = [(1, 2, 1, 3, 1), (16, 8, 4, 6, 2), (37, 16, 8, 5, 3), (40, 40, 5, 33, 2)]
 """(N tokens, D width, E experts, F expert width, X chosen)."""
@@ -91,13 +91,61 @@ def test_expert_product_slots_are_summed_in_slot_order() -> None:
 
 def test_group_rows_places_pairs_by_expert_in_token_order() -> None:
     """Expert 2 has tokens 0 and 1 (pairs 1 and 3), expert 0 pair 0, expert 1 pair 2; each has 16 rows."""
-    layout = group_rows(torch.tensor([[0, 2], [1, 2]], device=DEVICE), 3, 16)
+    layout, _ = group_rows(torch.tensor([[0, 2], [1, 2]], device=DEVICE), 3, 16)
     assert layout.row_of_pair.tolist() == [0, 32, 16, 33]
     assert layout.expert_of_tile[:3].tolist() == [0, 1, 2]
     assert (layout.expert_of_tile[3:] == -1).all()
-    assert layout.first_row_E.tolist() == [0, 16, 32, 48]
-    assert layout.pair_of_row[[0, 16, 32, 33]].tolist() == [0, 2, 1, 3]
-    assert int((layout.pair_of_row >= 0).sum()) == 4
+    assert layout.first_tile_E.tolist() == layout.first_block_E.tolist() == [0, 1, 2, 3]
+    pairs = layout.pair_of_row[:48].tolist()
+    assert [pairs[row] for row in (0, 16, 32, 33)] == [0, 2, 1, 3]
+    assert sum(pair >= 0 for pair in pairs) == 4
+    assert layout.counters.tolist() == [0] * len(layout.counters)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40, 700])
+def test_group_rows_gives_every_expert_whole_blocks_and_copies_tokens(num_tokens: int) -> None:
+    """Against a loop: skewed routing, an expert without rows, tiles of two blocks."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    num_experts, num_slots, block = 8, 3, 16
+    chance = torch.rand(num_tokens, num_experts, generator=generator)
+    chance[:, 0] += 0.5
+    chance[:, 5] = -1.0
+    ids_NX = chance.topk(num_slots, 1).indices
+    x_ND = torch.randn(num_tokens, 24, generator=generator)
+    layout, x_RD = group_rows(ids_NX.to(DEVICE), num_experts, block, 2, x_ND.to(DEVICE))
+    row_of_pair, pair_of_row, expert_of_tile, first_tile, first_block = [0] * ids_NX.numel(), [], [], [0], [0]
+    for expert in range(num_experts):
+        pairs = (ids_NX.flatten() == expert).nonzero().flatten().tolist()
+        blocks = -(-len(pairs) // block)
+        for place, pair in enumerate(pairs):
+            row_of_pair[pair] = first_block[-1] * block + place
+        pair_of_row += pairs + [-1] * (blocks * block - len(pairs))
+        expert_of_tile += [expert] * (-(-blocks // 2))
+        first_block.append(first_block[-1] + blocks)
+        first_tile.append(len(expert_of_tile))
+    used = len(pair_of_row)
+    assert layout.num_rows >= used
+    assert layout.row_of_pair.tolist() == row_of_pair
+    assert layout.pair_of_row[:used].tolist() == pair_of_row
+    assert layout.expert_of_tile[: first_tile[-1]].tolist() == expert_of_tile
+    assert (layout.expert_of_tile[first_tile[-1] :] == -1).all()
+    assert (layout.first_tile_E.tolist(), layout.first_block_E.tolist()) == (first_tile, first_block)
+    spread_ND = x_ND.repeat_interleave(num_slots, 0)
+    assert torch.equal(x_RD.cpu()[row_of_pair], spread_ND)
+    both = spread_rows(x_ND.to(DEVICE), -x_ND.to(DEVICE), layout)
+    padding = [row for row, pair in enumerate(pair_of_row) if pair < 0]
+    for rows_RD, sign in zip(both, (1, -1), strict=True):
+        assert torch.equal(rows_RD.cpu()[row_of_pair], sign * spread_ND)
+        assert (rows_RD.cpu()[padding] == 0).all()
+
+
+def test_expert_product_without_tokens_gives_nothing_and_zero_gradients() -> None:
+    problem = on_device(make_problem((3, 8, 4, 6, 2)))
+    weights = [weight.float().requires_grad_() for weight in (problem.gate_up_EGD, problem.down_EDF)]
+    x_ND, gates_NX = problem.x_ND[:0].float(), problem.gates_NX[:0].float()
+    out_ND = expert_product(x_ND, gates_NX, problem.ids_NX[:0], weights[0], weights[1], "triton")
+    assert out_ND.shape == (0, 8)
+    assert all((grad == 0).all() for grad in torch.autograd.grad(out_ND.sum(), weights))
 
 
 @pytest.mark.gpu
