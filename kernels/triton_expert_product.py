@@ -5,6 +5,7 @@ Axes: N tokens, D width, E experts, F expert width, X experts chosen a token, R 
 """
 
 import importlib
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +41,12 @@ def fits_hopper(x_ND: Tensor, down_EDF: Tensor) -> bool:
     """
     if interpreting() or x_ND.dtype != torch.bfloat16 or down_EDF.shape[1] % 64 or down_EDF.shape[2] % 128:
         return False
-    return torch.cuda.get_device_capability(x_ND.device)[0] == 9
+    return _capability(x_ND.device) == 9
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _hopper() -> ModuleType:

@@ -148,6 +148,76 @@ def test_expert_product_without_tokens_gives_nothing_and_zero_gradients() -> Non
     assert all((grad == 0).all() for grad in torch.autograd.grad(out_ND.sum(), weights))
 
 
+def small_weights(shape: tuple[int, ...]) -> Problem:
+    """A problem whose results are about 1; expert 0 gets every second token twice as often, the last one none."""
+    problem = make_problem(shape)
+    num_tokens, width, experts, units, chosen = shape
+    problem.gate_up_EGD *= 2 / width**0.5
+    problem.down_EDF *= 2 / units**0.5
+    chance = torch.rand(num_tokens, experts, generator=torch.Generator().manual_seed(1))
+    chance[::2, 0] += 1.0
+    chance[:, -1] = -1.0
+    problem.ids_NX = chance.topk(chosen, 1).indices
+    return problem
+
+
+WIDE_SHAPES = [
+    (300, 512, 16, 384, 4),
+    (37, 192, 8, 128, 3),
+    (700, 320, 5, 640, 2),
+    (1, 64, 3, 128, 2),
+    (90, 72, 4, 40, 2),
+]
+"""Shapes of `SHAPES`' order, in bfloat16: widths that the kernels for Hopper take, and in the last some that they do not."""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", WIDE_SHAPES)
+def test_expert_product_bfloat16_equals_reference_forward_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    problem = small_weights(shape)
+    wanted = problem.run("reference", torch.float64)
+    problem = on_device(problem)
+    poison_fresh_memory(monkeypatch)
+    for got, truth in zip(run(problem, torch.bfloat16), wanted, strict=True):
+        assert float((got.double() - truth).norm() / truth.norm()) < 0.02
+    *_, grad_gate_up, grad_down = run(problem, torch.bfloat16)
+    assert (grad_gate_up[-1] == 0).all()
+    assert (grad_down[-1] == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", WIDE_SHAPES[:3])
+def test_expert_product_bfloat16_rows_are_equal_alone_in_a_batch_and_with_gradients(shape: tuple[int, ...]) -> None:
+    problem = on_device(small_weights(shape))
+    weights = (problem.gate_up_EGD.bfloat16(), problem.down_EDF.bfloat16())
+    x_ND, gates_NX = problem.x_ND.bfloat16(), problem.gates_NX.float()
+    whole_ND = expert_product(x_ND, gates_NX, problem.ids_NX, *weights, "triton")
+    trained_ND = expert_product(x_ND.requires_grad_(), gates_NX, problem.ids_NX, *weights, "triton")
+    assert torch.equal(trained_ND, whole_ND)
+    for rows in (torch.tensor([3]), torch.arange(5, 29), torch.randperm(shape[0])):
+        rows = rows.to(DEVICE)
+        part_ND = expert_product(x_ND.detach()[rows], gates_NX[rows], problem.ids_NX[rows], *weights, "triton")
+        assert torch.equal(part_ND, whole_ND[rows])
+
+
+@pytest.mark.gpu
+def test_expert_product_runs_under_a_graph_with_other_routing() -> None:
+    """Captured with one routing, replayed with another: nothing of the launch depends on the routing."""
+    problem = on_device(small_weights((48, 256, 16, 256, 4)))
+    weights = (problem.gate_up_EGD.bfloat16(), problem.down_EDF.bfloat16())
+    x_ND, gates_NX, ids_NX = problem.x_ND.bfloat16(), problem.gates_NX.float(), problem.ids_NX.clone()
+    expert_product(x_ND, gates_NX, ids_NX, *weights, "triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out_ND = expert_product(x_ND, gates_NX, ids_NX, *weights, "triton")
+    for shift in (0, 1, 5):
+        ids_NX.copy_((problem.ids_NX + shift) % 16)
+        graph.replay()
+        assert torch.equal(out_ND, expert_product(x_ND, gates_NX, ids_NX, *weights, "triton"))
+
+
 @pytest.mark.gpu
 def test_expert_product_bfloat16_real_size_repeats_and_is_near() -> None:
     problem = make_problem((300, 512, 16, 384, 4))
