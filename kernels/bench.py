@@ -69,6 +69,16 @@ def flops(operation: str, shape: str, count: float, run: Callable[[], object], r
     return Measurement(operation=operation, shape=shape, ms=ms, rate=count / ms / 1e9, unit="TFLOPS")
 
 
+def captured(run: Callable[[], object]) -> Callable[[], None]:
+    """`run` as the replay of a CUDA graph, without the launches' own time."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 class Bench:
     """Runs the groups of measurements; all random numbers come from one seeded generator."""
 
@@ -219,6 +229,26 @@ class Bench:
             weight = gate_up.detach().transpose(1, 2)
             grouped = partial(torch._grouped_mm, rows, weight, offs=offsets)
             results.append(flops("torch._grouped_mm, gate and up alone", shape, count * 2 / 3, grouped))
+        return results + self.few_tokens()
+
+    def few_tokens(self) -> list[Measurement]:
+        """Expert product of decoding steps under a CUDA graph; the rate is that of the used experts' weights."""
+        results = []
+        experts, slots, width, units = 64, 6, 2048, 1408
+        gate_up = self.normal(experts, 2 * units, width) / width**0.5
+        down = self.normal(experts, width, units) / units**0.5
+        for tokens in (16, 64, 256):
+            ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
+            gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda")
+            kernels = triton_kernels("expert_product")
+            step = partial(kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
+            ms = milliseconds(captured(step))
+            used = int(ids_NX.unique().numel())
+            shape = f"{tokens} tokens, {slots} of {experts} experts ({used} used), {width} × {units}, bf16"
+            rate = used * 6 * width * units / ms / 1e9
+            results.append(
+                Measurement(operation="expert product, decoding", shape=shape, ms=ms, rate=rate, unit="TB/s")
+            )
         return results
 
     def head(self) -> list[Measurement]:
