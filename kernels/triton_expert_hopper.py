@@ -28,7 +28,6 @@ COLUMNS = gl.constexpr(256)
 HALF = gl.constexpr(128)
 INNER = gl.constexpr(64)
 """Inner width of a stage."""
-STAGES = gl.constexpr(4)
 SLOTS = gl.constexpr(2)
 """Tiles of which the consumers may be told ahead."""
 GATED, TRANSPOSED, PLAIN, OUTER = (gl.constexpr(mode) for mode in range(4))
@@ -104,7 +103,7 @@ def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.cons
 
 
 @gluon.jit
-def _produce(left, right, places, sizes, num_experts, counter, a_shared, b_shared, work, barriers, MODE: gl.constexpr):
+def _produce(left, right, places, sizes, num_experts, counter, a_shared, b_shared, work, barriers, MODE: gl.constexpr, STAGES: gl.constexpr):
     """Role of one warp: take the next tile, tell the consumers, fetch its operands stage after stage."""
     expert_of_tile, first_tile, first_block = places
     height, width, inner = sizes
@@ -157,14 +156,26 @@ def _produce(left, right, places, sizes, num_experts, counter, a_shared, b_share
 
 
 @gluon.jit
-def _write(target, staging, value, row, column):
-    """Start the store of half a block's columns through shared memory."""
-    tma.store_wait(0)
+def _write(target, staging, value, row, column, PLACE: gl.constexpr, BUFFERS: gl.constexpr):
+    """Start the store of some of a block's columns through a buffer of shared memory; PLACE + 1 stores back it was last used."""
+    tma.store_wait(BUFFERS - 1)
     gl.thread_barrier()
-    staging.store(value.to(gl.bfloat16))
+    buffer = staging.index(PLACE)
+    buffer.store(value.to(gl.bfloat16))
     hopper.fence_async_shared()
     gl.thread_barrier()
-    tma.async_copy_shared_to_global(target, [row, column], staging)
+    tma.async_copy_shared_to_global(target, [row, column], buffer)
+
+
+@gluon.jit
+def _write_half(target, staging, value, row, column, FIRST: gl.constexpr, BUFFERS: gl.constexpr, WIDTH: gl.constexpr):
+    """Start the stores of half a block's columns, WIDTH at a time."""
+    if WIDTH == HALF:
+        _write(target, staging, value, row, column, FIRST % BUFFERS, BUFFERS)
+    else:
+        one, two = gl.split(value.reshape([BLOCK, 2, HALF // 2]).permute([0, 2, 1]))
+        _write(target, staging, one, row, column, 0, BUFFERS)
+        _write(target, staging, two, row, column + HALF // 2, 1, BUFFERS)
 
 
 @gluon.jit
@@ -181,6 +192,10 @@ def _consume(
     MODE: gl.constexpr,
     KEEP: gl.constexpr,
     BEHIND: gl.constexpr,
+    STAGES: gl.constexpr,
+    BUFFERS: gl.constexpr,
+    WIDTH: gl.constexpr,
+    GATHERED: gl.constexpr = False,
 ):
     """Role of a consumer: multiply and write one block of each tile. A stage is given back BEHIND steps late, so that products never stop."""
     full, empty, told, heard = barriers
@@ -210,6 +225,8 @@ def _consume(
                 elif MODE != PLAIN:
                     b = b.permute((1, 0))
                 mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+                if GATHERED:
+                    hopper.fence_async_shared()
                 total = hopper.warpgroup_mma(a, b, total, is_async=True)
                 total = hopper.warpgroup_mma_wait(BEHIND, deps=[total])
                 gl.thread_barrier()
@@ -223,13 +240,14 @@ def _consume(
             # Both halves of a column lie in one thread, so nothing moves.
             first, second = gl.split(total.reshape([BLOCK, 2, HALF]).permute([0, 2, 1]))
             if MODE == GATED:
-                _write(out, staging, first / (1.0 + gl.exp(-first)) * second, row, column * HALF)
+                hidden = first / (1.0 + gl.exp(-first)) * second
+                _write_half(out, staging, hidden, row, column * HALF, 0, BUFFERS, WIDTH)
                 if KEEP:
-                    _write(products, staging, first, row, column * HALF)
-                    _write(products, staging, second, row, width + column * HALF)
+                    _write_half(products, staging, first, row, column * HALF, 1, BUFFERS, WIDTH)
+                    _write_half(products, staging, second, row, width + column * HALF, 2, BUFFERS, WIDTH)
             else:
-                _write(out, staging, first, row, column * COLUMNS)
-                _write(out, staging, second, row, column * COLUMNS + HALF)
+                _write_half(out, staging, first, row, column * COLUMNS, 0, BUFFERS, WIDTH)
+                _write_half(out, staging, second, row, column * COLUMNS + HALF, 1, BUFFERS, WIDTH)
         elif count > 0:
             for _k in range(steps):
                 stage = step % STAGES
@@ -257,6 +275,9 @@ def _products(
     MODE: gl.constexpr,
     KEEP: gl.constexpr,
     BEHIND: gl.constexpr,
+    STAGES: gl.constexpr,
+    BUFFERS: gl.constexpr,
+    WIDTH: gl.constexpr,
 ):
     a_shared = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
     if MODE == GATED:
@@ -269,7 +290,8 @@ def _products(
     else:
         b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, INNER, COLUMNS], SHARED)
         b_shared = b_fetched
-    staging = gl.allocate_shared_memory(gl.bfloat16, [CONSUMERS, BLOCK, HALF], SHARED)
+    one = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
+    two = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
     work = gl.allocate_shared_memory(gl.int32, [SLOTS * 4, 1], LINE)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -285,12 +307,11 @@ def _products(
     bars = (full, empty, told, heard)
     places = (expert_of_tile, first_tile, first_block)
     sizes = (height, width, inner)
-    one, two = staging.index(0), staging.index(1)
     gl.warp_specialize(
         [
-            (_consume, (out, products, width, a_shared, b_shared, one, work, bars, 0, MODE, KEEP, BEHIND)),
-            (_consume, (out, products, width, a_shared, b_shared, two, work, bars, 1, MODE, KEEP, BEHIND)),
-            (_produce, (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE)),
+            (_consume, (out, products, width, a_shared, b_shared, one, work, bars, 0, MODE, KEEP, BEHIND, STAGES, BUFFERS, WIDTH)),
+            (_consume, (out, products, width, a_shared, b_shared, two, work, bars, 1, MODE, KEEP, BEHIND, STAGES, BUFFERS, WIDTH)),
+            (_produce, (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE, STAGES)),
         ],
         [4, 1],
         [240, 24],
@@ -315,6 +336,9 @@ def _run(
     sizes: tuple[int, int, int],
     keep: bool = False,
     behind: int = 1,
+    stages: int = 4,
+    buffers: int = 1,
+    part: int = 128,
 ) -> None:
     """Fill the third operand (and, if kept, the fourth) with the products of the first two."""
     left, right, out, products = operands
@@ -322,8 +346,8 @@ def _run(
     _products[(_multiprocessors(left.device),)](
         _map(left, [BLOCK.value, INNER.value]),
         _map(right, boxes.get(mode, [INNER.value, COLUMNS.value])),
-        _map(out, [BLOCK.value, HALF.value]),
-        _map(products, [BLOCK.value, HALF.value]),
+        _map(out, [BLOCK.value, part]),
+        _map(products, [BLOCK.value, part]),
         layout.expert_of_tile,
         layout.first_tile_E,
         layout.first_block_E,
@@ -333,6 +357,9 @@ def _run(
         MODE=mode,
         KEEP=keep,
         BEHIND=behind,
+        STAGES=stages,
+        BUFFERS=buffers,
+        WIDTH=part,
         num_warps=4,
     )
 
