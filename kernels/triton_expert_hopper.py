@@ -16,6 +16,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from samepath.kernels.triton_expert_rows import Layout
 
@@ -103,7 +104,20 @@ def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.cons
 
 
 @gluon.jit
-def _produce(left, right, places, sizes, num_experts, counter, a_shared, b_shared, work, barriers, MODE: gl.constexpr, STAGES: gl.constexpr):
+def _produce(
+    left,
+    right,
+    places,
+    sizes,
+    num_experts,
+    counter,
+    a_shared,
+    b_shared,
+    work,
+    barriers,
+    MODE: gl.constexpr,
+    STAGES: gl.constexpr,
+):
     """Role of one warp: take the next tile, tell the consumers, fetch its operands stage after stage."""
     expert_of_tile, first_tile, first_block = places
     height, width, inner = sizes
@@ -278,6 +292,7 @@ def _products(
     STAGES: gl.constexpr,
     BUFFERS: gl.constexpr,
     WIDTH: gl.constexpr,
+    EARLY: gl.constexpr = False,
 ):
     a_shared = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
     if MODE == GATED:
@@ -304,14 +319,58 @@ def _products(
         mbarrier.init(told.index(slot), count=1)
         mbarrier.init(heard.index(slot), count=CONSUMERS)
     hopper.fence_async_shared()
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     bars = (full, empty, told, heard)
     places = (expert_of_tile, first_tile, first_block)
     sizes = (height, width, inner)
     gl.warp_specialize(
         [
-            (_consume, (out, products, width, a_shared, b_shared, one, work, bars, 0, MODE, KEEP, BEHIND, STAGES, BUFFERS, WIDTH)),
-            (_consume, (out, products, width, a_shared, b_shared, two, work, bars, 1, MODE, KEEP, BEHIND, STAGES, BUFFERS, WIDTH)),
-            (_produce, (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE, STAGES)),
+            (
+                _consume,
+                (
+                    out,
+                    products,
+                    width,
+                    a_shared,
+                    b_shared,
+                    one,
+                    work,
+                    bars,
+                    0,
+                    MODE,
+                    KEEP,
+                    BEHIND,
+                    STAGES,
+                    BUFFERS,
+                    WIDTH,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    out,
+                    products,
+                    width,
+                    a_shared,
+                    b_shared,
+                    two,
+                    work,
+                    bars,
+                    1,
+                    MODE,
+                    KEEP,
+                    BEHIND,
+                    STAGES,
+                    BUFFERS,
+                    WIDTH,
+                ),
+            ),
+            (
+                _produce,
+                (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE, STAGES),
+            ),
         ],
         [4, 1],
         [240, 24],
@@ -339,6 +398,7 @@ def _run(
     stages: int = 4,
     buffers: int = 1,
     part: int = 128,
+    early: bool = False,
 ) -> None:
     """Fill the third operand (and, if kept, the fourth) with the products of the first two."""
     left, right, out, products = operands
@@ -360,6 +420,8 @@ def _run(
         STAGES=stages,
         BUFFERS=buffers,
         WIDTH=part,
+        EARLY=early,
+        launch_pdl=early,
         num_warps=4,
     )
 

@@ -215,11 +215,12 @@ class _ExpertProduct(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         if ids_NX.numel() and fits_hopper(x_ND, down_EDF):
             hopper = _hopper()
-            layout, x_RD = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value, x_ND)
+            layout = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value)
+            x_RD, _ = spread_rows(x_ND, x_ND, layout)
             hidden_RF, products = hopper.gated_units(x_RD, gate_up_EGD, layout, keep)
             y_RD = hopper.grouped_product(hidden_RF, down_EDF, layout, transposed=True)
         else:
-            layout, _ = group_rows(ids_NX, gate_up_EGD.shape[0], default_tiles(x_ND.dtype).rows)
+            layout = group_rows(ids_NX, gate_up_EGD.shape[0], default_tiles(x_ND.dtype).rows)
             hidden_RF, products = gated_units(x_ND, gate_up_EGD, layout, keep)
             y_RD = grouped_product(hidden_RF, down_EDF, layout, gathered=False, transposed=True)
         if keep:

@@ -1,4 +1,4 @@
-"""Rows grouped by expert (Triton): one kernel gives every (token, slot) pair its row, others carry tokens to rows and back.
+"""Rows grouped by expert (Triton): two small kernels give every (token, slot) pair its row, others carry tokens to rows and back.
 
 Each expert's rows start at a whole block. No size depends on the routing, so nothing waits for the host: there is room for the worst case, and
 what lies behind the last used block is never touched. Axes: N tokens, X slots a token, D width, E experts, R padded rows.
@@ -15,6 +15,8 @@ from samepath.kernels.triton_loading import interpreting
 
 COUNTERS = 4
 """Numbers set to 0 for the kernels that follow, which hand out their work by them and leave them 0."""
+MAX_BLOCKS = 128
+"""Blocks of pairs, at most: a program each."""
 SPREAD_ROWS, SPREAD_WIDTH = 8, 1024
 """Rows and channels that one program of `spread_rows` copies."""
 
@@ -46,129 +48,170 @@ class Layout:
         return self.pair_of_row.shape[0]
 
 
+@triton.jit(do_not_specialize=["num_pairs"])
+def _count_pairs(ids, counts, num_pairs, pairs, EXPERTS: tl.constexpr, STEP: tl.constexpr):
+    """How many pairs of a block go to each expert."""
+    start = tl.program_id(0) * pairs
+    count = tl.zeros((EXPERTS,), tl.int32)
+    for first in range(start, start + pairs, STEP):
+        pair = first + tl.arange(0, STEP)
+        expert = tl.load(ids + pair, mask=pair < num_pairs, other=0).to(tl.int32)
+        count += tl.histogram(expert, EXPERTS, mask=pair < num_pairs)
+    tl.store(counts + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), count)
+
+
 @triton.jit
-def _count_pairs(ids, start, stop, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
-    """How many of the pairs start … stop − 1 go to each expert."""
-    counts = tl.zeros((EXPERTS,), tl.int32)
-    for first in range(start, stop, CHUNK):
-        pair = first + tl.arange(0, CHUNK)
-        expert = tl.load(ids + pair, mask=pair < stop, other=0).to(tl.int32)
-        counts += tl.histogram(expert, EXPERTS, mask=pair < stop)
-    return counts
+def _place_experts(
+    total,
+    pair_of_row,
+    expert_of_tile,
+    first_tile,
+    first_block,
+    num_tiles,
+    num_experts,
+    EXPERTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """First row of each expert, from the pairs it has; the programs share the writing of what is known of tiles and of padding."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    expert = tl.arange(0, EXPERTS)
+    blocks = (total + BLOCK_ROWS - 1) // BLOCK_ROWS
+    block_end = tl.cumsum(blocks, 0)
+    tile_end = tl.cumsum((blocks + TILE_BLOCKS - 1) // TILE_BLOCKS, 0)
+    if program == 0:
+        tl.store(first_tile, 0)
+        tl.store(first_block, 0)
+        tl.store(first_tile + 1 + expert, tile_end, mask=expert < num_experts)
+        tl.store(first_block + 1 + expert, block_end, mask=expert < num_experts)
+    for first in range(program * TILES, num_tiles, TILES * programs):
+        tile = first + tl.arange(0, TILES)
+        # A tile belongs to the first expert whose tiles end behind it.
+        owner = tl.sum((tile_end[None, :] <= tile[:, None]).to(tl.int32), 1)
+        tl.store(expert_of_tile + tile, tl.where(owner < num_experts, owner, -1), mask=tile < num_tiles)
+    first_row = (block_end - blocks) * BLOCK_ROWS
+    for one in range(program, num_experts, programs):
+        row = tl.sum(tl.where(expert == one, first_row + total, 0), 0) + tl.arange(0, BLOCK_ROWS)
+        end = tl.sum(tl.where(expert == one, block_end, 0), 0) * BLOCK_ROWS
+        tl.store(pair_of_row + row, tl.full((BLOCK_ROWS,), -1, tl.int32), mask=row < end)
+    return first_row
 
 
-@triton.jit(do_not_specialize=["num_pairs", "num_tiles", "num_experts", "num_slots"])
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks", "num_tiles", "num_experts"])
 def _place_rows(
     ids,
+    counts,
     row_of_pair,
     pair_of_row,
     expert_of_tile,
     first_tile,
     first_block,
     counters,
-    tokens,
-    rows,
     num_pairs,
+    pairs,
+    num_blocks,
     num_tiles,
     num_experts,
-    num_slots,
-    width,
     EXPERTS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCKS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
-    COPY: tl.constexpr,
+    TILES: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):
-    """Give the pairs of a block their rows, and copy their tokens there. Every program counts all pairs itself, so none waits for another."""
+    """Give each pair of a block its row: pairs of one expert follow each other in pair order."""
     program = tl.program_id(0)
-    start = program * PAIRS
-    before = _count_pairs(ids, 0, start, EXPERTS, CHUNK)
-    total = before + _count_pairs(ids, start, num_pairs, EXPERTS, CHUNK)
-    blocks = (total + BLOCK_ROWS - 1) // BLOCK_ROWS
-    block_end = tl.cumsum(blocks, 0)
-    tiles = (blocks + TILE_BLOCKS - 1) // TILE_BLOCKS
-    tile_end = tl.cumsum(tiles, 0)
     expert = tl.arange(0, EXPERTS)
+    total = tl.zeros((EXPERTS,), tl.int32)
+    before = tl.zeros((EXPERTS,), tl.int32)
+    for first in range(0, num_blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        place = counts + block[:, None] * EXPERTS + expert[None, :]
+        here = tl.load(place, mask=(block < num_blocks)[:, None], other=0)
+        total += tl.sum(here, 0)
+        before += tl.sum(tl.where((block < program)[:, None], here, 0), 0)
     if program == 0:
-        tl.store(first_tile + expert, tile_end - tiles, mask=expert <= num_experts)
-        tl.store(first_block + expert, block_end - blocks, mask=expert <= num_experts)
         tl.store(counters + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
-    for first in range(program * 16, num_tiles, 16 * tl.num_programs(0)):
-        tile = first + tl.arange(0, 16)
-        # A tile belongs to the first expert whose tiles end behind it.
-        owner = tl.sum((tile_end[None, :] <= tile[:, None]).to(tl.int32), 1)
-        tl.store(expert_of_tile + tile, tl.where(owner < num_experts, owner, -1), mask=tile < num_tiles)
-    first_row = (block_end - blocks) * BLOCK_ROWS
-    for one in range(program, num_experts, tl.num_programs(0)):
-        row = tl.sum(tl.where(expert == one, first_row + total, 0), 0) + tl.arange(0, BLOCK_ROWS)
-        end = tl.sum(tl.where(expert == one, block_end, 0), 0) * BLOCK_ROWS
-        tl.store(pair_of_row + row, tl.full((BLOCK_ROWS,), -1, tl.int32), mask=row < end)
-    pair = start + tl.arange(0, PAIRS)
-    live = pair < num_pairs
-    own = tl.load(ids + pair, mask=live, other=-1).to(tl.int32)
-    other_pair = start + tl.arange(0, PAIRS)
-    other = tl.load(ids + other_pair, mask=other_pair < num_pairs, other=-1).to(tl.int32)
-    earlier = (other[None, :] == own[:, None]) & (other_pair[None, :] < pair[:, None])
-    row = tl.sum(tl.where(own[:, None] == expert[None, :], (first_row + before)[None, :], 0), 1)
-    row += tl.sum(earlier.to(tl.int32), 1)
-    tl.store(row_of_pair + pair, row, mask=live)
-    tl.store(pair_of_row + row, pair, mask=live)
-    if COPY:
-        token = (pair // num_slots).to(tl.int64)[:, None] * width
-        place = row.to(tl.int64)[:, None] * width
-        for first in range(0, width, COPY):
-            channel = (first + tl.arange(0, COPY))[None, :]
-            keep = live[:, None] & (channel < width)
-            tl.store(rows + place + channel, tl.load(tokens + token + channel, mask=keep), mask=keep)
+    next_row = before + _place_experts(
+        total,
+        pair_of_row,
+        expert_of_tile,
+        first_tile,
+        first_block,
+        num_tiles,
+        num_experts,
+        EXPERTS,
+        BLOCK_ROWS,
+        TILE_BLOCKS,
+        TILES,
+    )
+    for first in range(program * pairs, program * pairs + pairs, STEP):
+        pair = first + tl.arange(0, STEP)
+        live = pair < num_pairs
+        own = tl.load(ids + pair, mask=live, other=-1).to(tl.int32)
+        other_pair = first + tl.arange(0, STEP)
+        other = tl.load(ids + other_pair, mask=other_pair < num_pairs, other=-1).to(tl.int32)
+        earlier = (other[None, :] == own[:, None]) & (other_pair[None, :] < pair[:, None])
+        hits = own[:, None] == expert[None, :]
+        row = tl.sum(tl.where(hits, next_row[None, :], 0), 1) + tl.sum(earlier.to(tl.int32), 1)
+        next_row += tl.sum(hits.to(tl.int32), 0)
+        tl.store(row_of_pair + pair, row, mask=live)
+        tl.store(pair_of_row + row, pair, mask=live)
 
 
-def group_rows(
-    ids_NX: Tensor, num_experts: int, block_rows: int, tile_blocks: int = 1, x_ND: Tensor | None = None
-) -> tuple[Layout, Tensor]:
-    """(layout, `[R, D]` each pair's token at its row, anything on padding; [0, D] without `x_ND`): one small kernel.
+def group_rows(ids_NX: Tensor, num_experts: int, block_rows: int, tile_blocks: int = 1) -> Layout:
+    """Group pairs by expert, in token order within an expert; two small kernels.
 
     Args:
         block_rows: an expert's rows are padded to a multiple of this. tile_blocks: blocks a tile; an expert's last tile may have fewer.
     """
     num_pairs = ids_NX.numel()
     used = min(num_experts, num_pairs)
-    num_blocks = (num_pairs + (block_rows - 1) * used) // block_rows
-    num_tiles = (num_blocks + (tile_blocks - 1) * used) // tile_blocks
-    sizes = (num_pairs, num_blocks * block_rows, num_tiles, num_experts + 1, num_experts + 1, COUNTERS)
+    num_row_blocks = (num_pairs + (block_rows - 1) * used) // block_rows
+    num_tiles = (num_row_blocks + (tile_blocks - 1) * used) // tile_blocks
+    experts = max(32, triton.next_power_of_2(num_experts))
+    step = 16 if interpreting() else 128
+    # Few blocks, because each program of the second kernel reads the counts of all.
+    pairs = step * triton.cdiv(max(1, num_pairs), step * MAX_BLOCKS)
+    num_blocks = triton.cdiv(num_pairs, pairs)
+    sizes = (
+        num_pairs,
+        num_row_blocks * block_rows,
+        num_tiles,
+        num_experts + 1,
+        num_experts + 1,
+        COUNTERS,
+        num_blocks * experts,
+    )
     # One piece of memory; every part starts at 16 bytes, so that no alignment asks for another compilation.
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + (size + 3) // 4 * 4)
-    numbers = (torch.empty if num_pairs else torch.zeros)(starts[-1], dtype=torch.int32, device=ids_NX.device)
-    parts = [numbers[start : start + size] for start, size in zip(starts, sizes)]
-    source = ids_NX.contiguous() if x_ND is None else x_ND
-    rows_RD = source.new_empty(0 if x_ND is None else num_blocks * block_rows, source.shape[1])
-    few = num_pairs <= 2048
-    pairs = 16 if few else 128
+    sizes = [size for exact in sizes for size in (exact, -exact % 4)]
+    numbers = (torch.empty if num_pairs else torch.zeros)(sum(sizes), dtype=torch.int32, device=ids_NX.device)
+    *parts, counts = numbers.split(sizes)[::2]
     if num_pairs:
-        _place_rows[(triton.cdiv(num_pairs, pairs),)](
-            ids_NX.contiguous(),
+        ids = ids_NX.contiguous()
+        _count_pairs[(num_blocks,)](ids, counts, num_pairs, pairs, EXPERTS=experts, STEP=step)
+        _place_rows[(num_blocks,)](
+            ids,
+            counts,
             *parts,
-            source,
-            rows_RD,
             num_pairs,
+            pairs,
+            num_blocks,
             num_tiles,
             num_experts,
-            ids_NX.shape[1],
-            source.shape[1],
-            EXPERTS=max(32, triton.next_power_of_2(num_experts + 1)),
-            PAIRS=pairs,
-            CHUNK=1024 if few else 8192,
+            EXPERTS=experts,
+            STEP=step,
+            BLOCKS=max(1, min(32, 8192 // experts)),
             BLOCK_ROWS=block_rows,
             TILE_BLOCKS=tile_blocks,
-            COPY=0 if x_ND is None else 512 if few else 128,
+            TILES=16,
             COUNTERS=COUNTERS,
-            num_warps=1 if interpreting() else 8 if few else 16,
+            num_warps=1 if interpreting() else 8,
         )
     row_of_pair, pair_of_row, expert_of_tile, first_tile_E, first_block_E, counters = parts
-    layout = Layout(
+    return Layout(
         row_of_pair=row_of_pair,
         pair_of_row=pair_of_row,
         expert_of_tile=expert_of_tile,
@@ -178,7 +221,6 @@ def group_rows(
         num_slots=ids_NX.shape[1],
         block_rows=block_rows,
     )
-    return layout, rows_RD
 
 
 @triton.jit(do_not_specialize=["num_slots"])
@@ -234,8 +276,20 @@ def spread_rows(first_ND: Tensor, second_ND: Tensor, layout: Layout) -> tuple[Te
 
 
 @triton.jit
-def _combine(rows, gates, row_of_pair, out, width, SLOTS: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr):
+def _combine(
+    rows,
+    gates,
+    row_of_pair,
+    out,
+    width,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GATED: tl.constexpr,
+    EARLY: tl.constexpr = False,
+):
     """out[n] = Σ_x gate·row, slot after slot; each token reads its own rows, so nothing is added by atomics."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float32)
@@ -248,7 +302,7 @@ def _combine(rows, gates, row_of_pair, out, width, SLOTS: tl.constexpr, WIDTH: t
     tl.store(out + token * width + channel, total.to(out.dtype.element_ty), mask=channel < width)
 
 
-def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout) -> Tensor:
+def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout, early: bool = False) -> Tensor:
     """[N, D] sum of each token's rows in slot order, times the gates if given."""
     num_tokens = layout.row_of_pair.shape[0] // layout.num_slots
     width = rows_RD.shape[1]
@@ -264,5 +318,7 @@ def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout) -> Tensor:
             SLOTS=layout.num_slots,
             WIDTH=block,
             GATED=gates_NX is not None,
+            EARLY=early,
+            **({"launch_pdl": True} if early else {}),
         )
     return out_ND

@@ -91,7 +91,7 @@ def test_expert_product_slots_are_summed_in_slot_order() -> None:
 
 def test_group_rows_places_pairs_by_expert_in_token_order() -> None:
     """Expert 2 has tokens 0 and 1 (pairs 1 and 3), expert 0 pair 0, expert 1 pair 2; each has 16 rows."""
-    layout, _ = group_rows(torch.tensor([[0, 2], [1, 2]], device=DEVICE), 3, 16)
+    layout = group_rows(torch.tensor([[0, 2], [1, 2]], device=DEVICE), 3, 16)
     assert layout.row_of_pair.tolist() == [0, 32, 16, 33]
     assert layout.expert_of_tile[:3].tolist() == [0, 1, 2]
     assert (layout.expert_of_tile[3:] == -1).all()
@@ -102,8 +102,8 @@ def test_group_rows_places_pairs_by_expert_in_token_order() -> None:
     assert layout.counters.tolist() == [0] * len(layout.counters)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 40, 700])
-def test_group_rows_gives_every_expert_whole_blocks_and_copies_tokens(num_tokens: int) -> None:
+@pytest.mark.parametrize("num_tokens", [1, 40, 1100])
+def test_group_rows_gives_every_expert_whole_blocks(num_tokens: int) -> None:
     """Against a loop: skewed routing, an expert without rows, tiles of two blocks."""
     generator = torch.Generator().manual_seed(num_tokens)
     num_experts, num_slots, block = 8, 3, 16
@@ -112,7 +112,7 @@ def test_group_rows_gives_every_expert_whole_blocks_and_copies_tokens(num_tokens
     chance[:, 5] = -1.0
     ids_NX = chance.topk(num_slots, 1).indices
     x_ND = torch.randn(num_tokens, 24, generator=generator)
-    layout, x_RD = group_rows(ids_NX.to(DEVICE), num_experts, block, 2, x_ND.to(DEVICE))
+    layout = group_rows(ids_NX.to(DEVICE), num_experts, block, 2)
     row_of_pair, pair_of_row, expert_of_tile, first_tile, first_block = [0] * ids_NX.numel(), [], [], [0], [0]
     for expert in range(num_experts):
         pairs = (ids_NX.flatten() == expert).nonzero().flatten().tolist()
@@ -131,7 +131,6 @@ def test_group_rows_gives_every_expert_whole_blocks_and_copies_tokens(num_tokens
     assert (layout.expert_of_tile[first_tile[-1] :] == -1).all()
     assert (layout.first_tile_E.tolist(), layout.first_block_E.tolist()) == (first_tile, first_block)
     spread_ND = x_ND.repeat_interleave(num_slots, 0)
-    assert torch.equal(x_RD.cpu()[row_of_pair], spread_ND)
     both = spread_rows(x_ND.to(DEVICE), -x_ND.to(DEVICE), layout)
     padding = [row for row, pair in enumerate(pair_of_row) if pair < 0]
     for rows_RD, sign in zip(both, (1, -1), strict=True):
