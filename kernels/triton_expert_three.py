@@ -159,7 +159,11 @@ def _produce(
             at = (expert, block, count, column, start, k)
             _fetch(left, right, a_shared, b_shared, full.index(stage), stage, at, sizes, MODE)
             step += 1
-        item = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+        if MODE == OUTER:
+            # Many small tiles of about one size, so the next one need not be asked for.
+            item += gl.num_programs(0)
+        else:
+            item = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
     slot = turn % SLOTS
     mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
     _say(work, slot * 4 + 1, 0)
