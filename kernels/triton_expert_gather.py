@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 from samepath.kernels.triton_expert_hopper import (
     BLOCK,
@@ -20,6 +20,7 @@ from samepath.kernels.triton_expert_hopper import (
     _multiprocessors,
     _row_tile,
 )
+from samepath.kernels.triton_gluon import block_barrier, copy_to_shared, tile_to_shared, view_shared
 
 
 @gluon.jit
@@ -64,7 +65,7 @@ def _produce_gathered(
         _say(work, slot * 4 + 1, count)
         _say(work, slot * 4 + 2, column)
         _say(work, slot * 4 + 3, steps)
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(told.index(slot), count=1)
         turn += 1
         pair = gl.load(pair_of_row + block * BLOCK + slots, mask=slots < count * BLOCK, other=-1)
@@ -77,9 +78,9 @@ def _produce_gathered(
             bar = full.index(stage)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(bar, COLUMNS * INNER * 2)
-            tma.async_copy_global_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 2))
-            tma.async_copy_global_to_shared(right, [row + width, k * INNER], bar, b_shared.index(stage * 2 + 1))
-            async_copy.async_copy_global_to_shared(a_rows.index(stage), pointers, mask=live)
+            tile_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 2))
+            tile_to_shared(right, [row + width, k * INNER], bar, b_shared.index(stage * 2 + 1))
+            copy_to_shared(a_rows.index(stage), pointers, mask=live)
             async_copy.mbarrier_arrive(bar, increment_count=False)
             pointers += INNER
             step += 1
@@ -87,7 +88,7 @@ def _produce_gathered(
     slot = turn % SLOTS
     mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
     _say(work, slot * 4 + 1, 0)
-    gl.thread_barrier()
+    block_barrier()
     mbarrier.arrive(told.index(slot), count=1)
     async_copy.wait_group(0)
     if gl.atomic_add(counter + 1, 1) == gl.num_programs(0) - 1:
@@ -117,9 +118,9 @@ def _gathered_units(
     WIDTH: gl.constexpr,
 ):
     a_rows = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK * CONSUMERS, INNER], SHARED)
-    a_shared = a_rows._reinterpret(gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
+    a_shared = view_shared(a_rows, gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
     b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
-    b_shared = b_fetched._reinterpret(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
+    b_shared = view_shared(b_fetched, gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
     one = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
     two = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
     work = gl.allocate_shared_memory(gl.int32, [SLOTS * 4, 1], LINE)

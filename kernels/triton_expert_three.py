@@ -19,6 +19,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from samepath.kernels.triton_expert_rows import Layout
+from samepath.kernels.triton_gluon import block_barrier, tile_from_shared, tile_to_shared, view_shared
 
 CONSUMERS = gl.constexpr(3)
 """Warpgroups that multiply: the blocks of a whole tile."""
@@ -90,11 +91,11 @@ def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.cons
             place = [(start + k) * BLOCK, (block + i) * BLOCK]
         else:
             place = [(block + i) * BLOCK, k * INNER]
-        tma.async_copy_global_to_shared(left, place, bar, a_shared.index(stage * CONSUMERS + i), pred=i < count)
+        tile_to_shared(left, place, bar, a_shared.index(stage * CONSUMERS + i), pred=i < count)
     if MODE == GATED:
         row = expert * 2 * width + column * HALF
-        tma.async_copy_global_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 2))
-        tma.async_copy_global_to_shared(right, [row + width, k * INNER], bar, b_shared.index(stage * 2 + 1))
+        tile_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 2))
+        tile_to_shared(right, [row + width, k * INNER], bar, b_shared.index(stage * 2 + 1))
     else:
         if MODE == TRANSPOSED:
             place = [expert * width + column * COLUMNS, k * INNER]
@@ -102,7 +103,7 @@ def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.cons
             place = [expert * inner + k * INNER, column * COLUMNS]
         else:
             place = [(start + k) * BLOCK, column * COLUMNS]
-        tma.async_copy_global_to_shared(right, place, bar, b_shared.index(stage))
+        tile_to_shared(right, place, bar, b_shared.index(stage))
 
 
 @gluon.jit
@@ -150,7 +151,7 @@ def _produce(
         _say(work, slot * 4 + 1, count)
         _say(work, slot * 4 + 2, column)
         _say(work, slot * 4 + 3, steps)
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(told.index(slot), count=1)
         turn += 1
         for k in range(steps):
@@ -167,7 +168,7 @@ def _produce(
     slot = turn % SLOTS
     mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
     _say(work, slot * 4 + 1, 0)
-    gl.thread_barrier()
+    block_barrier()
     mbarrier.arrive(told.index(slot), count=1)
     # The last program leaves the counters as it found them.
     if gl.atomic_add(counter + 1, 1) == gl.num_programs(0) - 1:
@@ -179,12 +180,12 @@ def _produce(
 def _write(target, staging, value, row, column, PLACE: gl.constexpr, BUFFERS: gl.constexpr):
     """Start the store of some of a block's columns through a buffer of shared memory; PLACE + 1 stores back it was last used."""
     tma.store_wait(BUFFERS - 1)
-    gl.thread_barrier()
+    block_barrier()
     buffer = staging.index(PLACE)
     buffer.store(value.to(gl.bfloat16))
     hopper.fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(target, [row, column], buffer)
+    block_barrier()
+    tile_from_shared(target, [row, column], buffer)
 
 
 @gluon.jit
@@ -231,7 +232,7 @@ def _consume(
         count = _hear(work, slot * 4 + 1)
         column = _hear(work, slot * 4 + 2)
         steps = _hear(work, slot * 4 + 3)
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(heard.index(slot), count=1)
         turn += 1
         if count > INDEX:
@@ -249,12 +250,12 @@ def _consume(
                     hopper.fence_async_shared()
                 total = hopper.warpgroup_mma(a, b, total, is_async=True)
                 total = hopper.warpgroup_mma_wait(BEHIND, deps=[total])
-                gl.thread_barrier()
+                block_barrier()
                 mbarrier.arrive(empty.index((step + STAGES - BEHIND) % STAGES), count=1, pred=k >= BEHIND)
                 step += 1
             if BEHIND:
                 total = hopper.warpgroup_mma_wait(0, deps=[total])
-                gl.thread_barrier()
+                block_barrier()
                 mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1, pred=steps > 0)
             row = out_row + INDEX * BLOCK
             # Both halves of a column lie in one thread, so nothing moves.
@@ -272,7 +273,7 @@ def _consume(
             for _k in range(steps):
                 stage = step % STAGES
                 mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-                gl.thread_barrier()
+                block_barrier()
                 mbarrier.arrive(empty.index(stage), count=1)
                 step += 1
     tma.store_wait(0)
@@ -304,7 +305,7 @@ def _products(
     if MODE == GATED:
         # Gate and up rows arrive apart and are multiplied as one matrix.
         b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
-        b_shared = b_fetched._reinterpret(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
+        b_shared = view_shared(b_fetched, gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
     elif MODE == TRANSPOSED:
         b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
         b_shared = b_fetched
