@@ -20,7 +20,7 @@ class Window:
     keys_BS: Tensor
     """int64, row of the key store of each position; padding is 0. S is a multiple of 16."""
     longest: int
-    """Largest of `ends_BT`."""
+    """At least the largest of `ends_BT`: a bound that the host knows."""
     in_order: bool = False
     """One query a sequence, and `rows_BT` counts 0, 1, 2 …: a decoding batch."""
     hidden_BS: Tensor | None = None
@@ -32,7 +32,7 @@ class Window:
             rows_BT=self.rows_BT[start:stop],
             ends_BT=self.ends_BT[start:stop],
             keys_BS=self.keys_BS[start:stop],
-            longest=int(self.ends_BT[start:stop].max()),
+            longest=self.longest,
             hidden_BS=None if self.hidden_BS is None else self.hidden_BS[start:stop],
         )
 

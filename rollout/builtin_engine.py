@@ -14,24 +14,23 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.kernels.backend import round_up
-from samepath.kernels.logprob import padded_logits
-from samepath.kernels.window import AttentionPlan
 from samepath.model.checkpoint import load_published
-from samepath.model.key_store import CachedKeys, SlotCache
-from samepath.model.model_input import ModelInput
+from samepath.model.key_store import SlotCache
 from samepath.model.network import CausalLM
-from samepath.model.plan import Span, merge_plans, plan_decode, plan_spans
 from samepath.model.tokenizer import Tokenizer
-from samepath.model.trace import ForwardTrace
 from samepath.rollout.counters import EngineCounters
+from samepath.rollout.decode_graph import Capture, CudaCapture, DecodeGraphs, wants_graphs
+from samepath.rollout.drawing import HostDrawn, draw_rows
 from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.pages import PagePool
 from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
-from samepath.rollout.sampling import draw, learner_logprobs, uniforms
+from samepath.rollout.sample_rows import SampleRows
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
 
@@ -39,7 +38,13 @@ from samepath.rollout.types import Group
 class BuiltinEngine(SteppedEngine):
     """Turns group requests into finished groups. Not thread-safe: one caller steps it."""
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, settings: BuiltinSettings) -> None:
+    def __init__(
+        self, model: CausalLM, tokenizer: Tokenizer, settings: BuiltinSettings, capture: Capture | None = None
+    ) -> None:
+        """`capture` runs decode passes over static memory whatever the settings say; None leaves it to them.
+
+        Raises EngineUnavailableError if the settings ask for CUDA graphs where there can be none.
+        """
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
         self.weight_version = 0
         self.counters = EngineCounters()
@@ -47,9 +52,10 @@ class BuiltinEngine(SteppedEngine):
         num_slots = (self._pages.num_pages + 1) * settings.page_size
         self._device = model.norm.device
         self._cache = SlotCache(model.config, num_slots, model.norm.dtype, self._device)
-        self._table = np.zeros((settings.max_sequences, model.config.max_position_embeddings + 16), np.int64)
-        self._lengths = np.zeros(settings.max_sequences, np.int64)
-        self._free_rows = list(range(settings.max_sequences))[::-1]
+        self._tables = SampleRows(settings.max_sequences, round_up(model.config.max_position_embeddings))
+        if capture is None and wants_graphs(settings, self._device, model.backend):
+            capture = CudaCapture(self._device)
+        self._graphs = None if capture is None else DecodeGraphs(model, self._cache, settings.max_sequences, capture)
         self._waiting: deque[GroupState] = deque()
         self._prefilling: deque[GroupState] = deque()
         self._samples: list[SampleState] = []
@@ -100,6 +106,8 @@ class BuiltinEngine(SteppedEngine):
         """
         with torch.no_grad():
             load_published(self.model, tensors)
+        if self._graphs is not None:
+            self._graphs.check_addresses()
         self._pages.forget_all()
         for state in self._prefilling:
             state.publishable = False
@@ -113,10 +121,32 @@ class BuiltinEngine(SteppedEngine):
         chunks = self._prefill_chunks()
         if not chunks and not self._samples:
             return []
-        hidden_ND, num_decoding = self._forward(chunks)
+        rows = np.fromiter((sample.row for sample in self._samples), np.int64, len(self._samples))
+        finished = self._step_eagerly(rows, chunks) if self._graphs is None else self._step_by_graph(rows, chunks)
         self.counters.steps += 1
-        finished = self._advance(hidden_ND, chunks, num_decoding)
         self.counters.seconds += time.perf_counter() - started
+        return finished
+
+    def _step_eagerly(self, rows: NDArray[np.int64], chunks: list[tuple[GroupState, int]]) -> list[Group]:
+        """One pass for all."""
+        hidden_ND = self._mixed(rows, chunks)
+        decoding = list(self._samples)
+        self._tables.lengths_R[rows] += 1
+        forked, source_rows = self._count_prompts(chunks, len(rows))
+        return self._draw([*decoding, *forked], [*range(len(rows)), *source_rows], hidden_ND)
+
+    def _step_by_graph(self, rows: NDArray[np.int64], chunks: list[tuple[GroupState, int]]) -> list[Group]:
+        """A graph for the decoding samples, and beside it a pass for the chunks; a row has the same bits either way."""
+        assert self._graphs is not None
+        decoding = list(self._samples)
+        launched = self._graphs.launch(rows, self._tables) if decoding else None
+        hidden_ND = self._mixed(rows[:0], chunks) if chunks else None
+        finished = []
+        if launched is not None:
+            self._tables.lengths_R[rows] += 1
+            finished += self._record(decoding, rows, launched.read())
+        if hidden_ND is not None:
+            finished += self._draw(*self._count_prompts(chunks, 0), hidden_ND)
         return finished
 
     def _admit(self) -> None:
@@ -128,7 +158,7 @@ class BuiltinEngine(SteppedEngine):
             state = self._waiting[0]
             needed = state.request.pages_needed(size)
             if (
-                len(state.request.seeds) > len(self._free_rows) - reserved_rows
+                len(state.request.seeds) > len(self._tables.free) - reserved_rows
                 or needed > self._pages.available - reserved_pages
             ):
                 return
@@ -155,54 +185,24 @@ class BuiltinEngine(SteppedEngine):
             room -= count
         return chunks
 
-    def _forward(self, chunks: list[tuple[GroupState, int]]) -> tuple[Tensor, int]:
-        """Run decode rows, then prompt chunks; returns final hidden states and the number of decode rows."""
-        num_decoding = len(self._samples)
-        num_rows = round_up(num_decoding + sum(count for _, count in chunks))
-        token_ids, positions, slots = (
-            np.zeros(num_rows, np.int64),
-            np.zeros(num_rows, np.int64),
-            np.zeros(num_rows, np.int64),
-        )
-        plan: AttentionPlan | None = None
-        if num_decoding:
-            rows = np.fromiter((sample.row for sample in self._samples), np.int64, num_decoding)
-            lengths = self._lengths[rows]
-            token_ids[:num_decoding] = [sample.tokens[-1] for sample in self._samples]
-            positions[:num_decoding] = lengths
-            slots[:num_decoding] = self._table[rows, lengths]
-            keys_BS = torch.from_numpy(self._table[rows, : round_up(int(lengths.max()) + 1)])
-            ends_B = torch.from_numpy(lengths + 1)
-            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.config.window_heads)
-        spans, row = [], num_decoding
-        for state, count in chunks:
-            first, stop = state.computed, state.computed + count
-            prompt_slots = self._pages.slots(state.prompt_pages)
-            token_ids[row : row + count] = state.request.prompt.token_ids[first:stop]
-            positions[row : row + count] = np.arange(first, stop)
-            slots[row : row + count] = prompt_slots[first:stop]
-            spans.append(Span(row=row - num_decoding, first=first, count=count, keys=torch.from_numpy(prompt_slots)))
-            row += count
-        if spans:
-            prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.config.window_heads)
-            plan = prefill_plan if plan is None else merge_plans(plan, prefill_plan, num_decoding, num_rows)
-        assert plan is not None
-        slots_N = torch.from_numpy(slots).to(self._device)
-        trace = ForwardTrace(record_fingerprints=True)
-        batch = ModelInput(token_ids_N=torch.from_numpy(token_ids), positions_N=torch.from_numpy(positions), plan=plan)
-        hidden_ND = self.model(batch, CachedKeys(self._cache, slots_N), trace)
-        if trace.routes:
-            self._cache.routes[slots_N] = trace.stacked_routes()
-        if trace.fingerprints:
-            self._cache.fingerprints[slots_N] = trace.stacked_fingerprints()
-        return hidden_ND, num_decoding
+    def _mixed(self, rows: NDArray[np.int64], chunks: list[tuple[GroupState, int]]) -> Tensor:
+        """Final hidden states of the samples in `rows`, then of the prompts' chunks."""
+        pieces = [
+            PromptPiece(
+                token_ids=state.request.prompt.token_ids[state.computed : state.computed + count],
+                first=state.computed,
+                slots=self._pages.slots(state.prompt_pages),
+            )
+            for state, count in chunks
+        ]
+        return mixed_pass(self.model, self._cache, self._tables, rows, pieces)
 
-    def _advance(self, hidden_ND: Tensor, chunks: list[tuple[GroupState, int]], num_decoding: int) -> list[Group]:
-        """Count the computed tokens, fork finished prompts, draw one token for every ready sample."""
-        for sample in self._samples:
-            self._lengths[sample.row] += 1
-        ready, source_rows = list(self._samples), list(range(num_decoding))
-        row = num_decoding
+    def _count_prompts(self, chunks: list[tuple[GroupState, int]], row: int) -> tuple[list[SampleState], list[int]]:
+        """Count the computed tokens and fork finished prompts: (new samples, row of the pass that each draws from).
+
+        The first chunk stands in `row`.
+        """
+        ready, source_rows = [], []
         for state, count in chunks:
             state.computed += count
             row += count
@@ -212,9 +212,7 @@ class BuiltinEngine(SteppedEngine):
                 forked = self._fork(state)
                 ready += forked
                 source_rows += [row - 1] * len(forked)
-        if not ready:
-            return []
-        return self._draw(ready, hidden_ND[torch.tensor(source_rows, device=self._device)])
+        return ready, source_rows
 
     def _fork(self, state: GroupState) -> list[SampleState]:
         """Give each sample its own row: full prompt pages shared, the tail page copied, pages for the response taken."""
@@ -228,38 +226,47 @@ class BuiltinEngine(SteppedEngine):
         for index in range(len(request.seeds)):
             self._pages.share(shared)
             pages = shared + self._pages.take(own)
-            row = self._free_rows.pop()
-            slots = self._pages.slots(pages)
-            self._table[row, : len(slots)] = slots
-            self._table[row, len(slots) :] = 0
-            self._lengths[row] = length
-            samples.append(SampleState(group=state, index=index, row=row, pages=pages))
+            samples.append(SampleState(group=state, index=index, row=self._tables.free.pop(), pages=pages))
+        slots = [self._pages.slots(sample.pages) for sample in samples]
+        self._tables.take(samples, slots, length)
+        if self._graphs is not None:
+            self._graphs.place([sample.row for sample in samples], self._tables)
         if length % size:
-            tail = torch.from_numpy(self._pages.slots(state.prompt_pages)[len(shared) * size : length])
-            targets = torch.from_numpy(
-                np.concatenate([self._table[sample.row, len(shared) * size : length] for sample in samples])
-            )
-            self._cache.copy_slots(tail.repeat(len(samples)).to(self._device), targets.to(self._device))
+            tail = slice(len(shared) * size, length)
+            sources = torch.from_numpy(self._pages.slots(state.prompt_pages)[tail]).repeat(len(samples))
+            targets = torch.from_numpy(np.concatenate([own_slots[tail] for own_slots in slots]))
+            self._cache.copy_slots(sources.to(self._device), targets.to(self._device))
         self._pages.release(state.prompt_pages)
         self._samples += samples
         return samples
 
-    def _draw(self, ready: list[SampleState], hidden_BD: Tensor) -> list[Group]:
-        seeds = np.array([sample.group.request.seeds[sample.index] for sample in ready], np.uint64)
-        counters = np.array([len(sample.tokens) for sample in ready], np.int64)
-        logits_BV = padded_logits(hidden_BD, self.model.head_weight, self.model.backend)
-        drawn = draw(logits_BV, [sample.group.request.sampling for sample in ready], uniforms(seeds, counters))
+    def _draw(self, ready: list[SampleState], source_rows: list[int], hidden_ND: Tensor) -> list[Group]:
+        """Draw a token for each ready sample from its row of the pass."""
+        if not ready:
+            return []
+        rows = np.fromiter((sample.row for sample in ready), np.int64, len(ready))
+        settings_5B, uniforms_B = self._tables.draw_inputs(rows)
+        drawn = draw_rows(
+            self.model,
+            hidden_ND[torch.tensor(source_rows, device=self._device)],
+            torch.from_numpy(settings_5B).to(self._device),
+            torch.from_numpy(uniforms_B).to(self._device),
+            truncates=self._tables.truncates(rows),
+        )
+        return self._record(ready, rows, drawn.to_host())
+
+    def _record(self, ready: list[SampleState], rows: NDArray[np.int64], drawn: HostDrawn) -> list[Group]:
+        """Note each sample's new token; returns the groups that this ends."""
+        self._tables.count_drawn(rows, drawn.tokens)
         self.counters.sampled_tokens += len(ready)
         self.counters.over_cap += drawn.over_cap
-        kept = None if drawn.kept_BV is None else drawn.kept_BV.cpu().numpy()
-        logprobs_B = learner_logprobs(drawn, hidden_BD, self.model.head_weight, self.model.backend)
         finished = []
-        for place, (sample, token, logprob) in enumerate(zip(ready, drawn.tokens_B.tolist(), logprobs_B.tolist())):
+        for place, (sample, token, logprob) in enumerate(zip(ready, drawn.tokens, drawn.logprobs, strict=True)):
             sample.tokens.append(token)
             sample.logprobs.append(logprob)
             sample.versions.append(self.weight_version)
-            if kept is not None:
-                sample.supports.append(kept[place].nonzero()[0].astype(np.int32))
+            if drawn.supports is not None:
+                sample.supports.append(drawn.supports[place])
             reason = finish_reason(sample, token, self.tokenizer)
             if reason and self._finish(sample, reason):
                 finished.append(group_so_far(sample.group))
@@ -268,9 +275,9 @@ class BuiltinEngine(SteppedEngine):
     def _finish(self, sample: SampleState, reason: str) -> bool:
         """Record the rollout and free its row and pages; True if it was the last of its group."""
         group = sample.group
-        slots = torch.from_numpy(self._table[sample.row, : self._lengths[sample.row]].copy())
+        slots = torch.from_numpy(self._tables.slots_RS[sample.row, : self._tables.lengths_R[sample.row]].copy())
         group.rollouts[sample.index] = finished_rollout(sample, reason, self._cache, slots, self.tokenizer)
         self._samples.remove(sample)
-        self._free_rows.append(sample.row)
+        self._tables.free.append(sample.row)
         self._pages.release(sample.pages)
         return len(group.rollouts) == len(group.request.seeds)

@@ -21,6 +21,10 @@ class BuiltinSettings(BaseModel):
     page_size: int = Field(16, ge=1, le=256, description="tokens of a cache page")
     cache_tokens: int = Field(32768, ge=64, description="capacity of the key cache, tokens")
     prefix_cache: bool = Field(True, description="reuse full prompt pages between groups of one weight version")
+    cuda_graph: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="decode by replaying CUDA graphs: `auto` with `model.device: cuda` and `model.backend: triton`, `on` demands both",
+    )
 
 
 class VllmSettings(BaseModel):

@@ -78,4 +78,4 @@ def assert_learner_walks_the_same_path(groups: Sequence[Group], temperature: flo
 def assert_nothing_leaked(engine: BuiltinEngine) -> None:
     assert not engine.busy
     assert engine._pages.available == engine._pages.num_pages
-    assert sorted(engine._free_rows) == list(range(engine.settings.max_sequences))
+    assert sorted(engine._tables.free) == list(range(engine.settings.max_sequences))

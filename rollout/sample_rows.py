@@ -1,0 +1,74 @@
+"""The decoding samples' state in arrays, one row a sample: what a decode pass is told, and what planning needs.
+
+Axes: R rows of the tables, B samples of a pass, S positions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rollout.request import SampleState
+from samepath.rollout.sampling import SETTING_ROWS, setting_rows, uniforms
+
+INPUT_ROWS = 4 + SETTING_ROWS
+"""Rows of `SampleRows.inputs`."""
+
+
+class SampleRows:
+    """Tables of `count` rows and one more, whose slots are all scratch: padding of a pass points there."""
+
+    def __init__(self, count: int, longest: int) -> None:
+        self.slots_RS = np.zeros((count + 1, longest), np.int64)
+        """Slot of each position."""
+        self.lengths_R = np.zeros(count + 1, np.int64)
+        """Tokens whose keys are in the cache."""
+        self.drawn_R = np.zeros(count + 1, np.int64)
+        """Tokens drawn."""
+        self._last_R = np.zeros(count + 1, np.int64)
+        self._seeds_R = np.zeros(count + 1, np.uint64)
+        self._settings_5R = np.zeros((SETTING_ROWS, count + 1))
+        self._truncates_R = np.zeros(count + 1, np.bool_)
+        self.free = list(range(count))[::-1]
+
+    def take(self, samples: Sequence[SampleState], slots: Sequence[NDArray[np.int64]], length: int) -> None:
+        """Fill the rows of new samples of one group, whose prompt of `length` tokens is in the cache."""
+        request = samples[0].group.request
+        rows = [sample.row for sample in samples]
+        self.slots_RS[rows] = 0
+        for row, own in zip(rows, slots):
+            own = own[: self.slots_RS.shape[1]]
+            self.slots_RS[row, : len(own)] = own
+        self.lengths_R[rows], self.drawn_R[rows] = length, 0
+        self._seeds_R[rows] = np.array([request.seeds[sample.index] for sample in samples], np.uint64)
+        self._settings_5R[:, rows] = setting_rows([request.sampling])
+        self._truncates_R[rows] = request.sampling.truncates
+
+    def count_drawn(self, rows: NDArray[np.int64], tokens: Sequence[int]) -> None:
+        """One more token of each row, which a later pass runs."""
+        self._last_R[rows] = tokens
+        self.drawn_R[rows] += 1
+
+    def truncates(self, rows: NDArray[np.int64]) -> bool:
+        """True if any of the rows may leave tokens out."""
+        return bool(self._truncates_R[rows].any())
+
+    def draw_inputs(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(`setting_rows` [5, B], uniform numbers [B]) of the rows' next draws."""
+        return self._settings_5R[:, rows], uniforms(self._seeds_R[rows], self.drawn_R[rows])
+
+    def fill_inputs(self, rows: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
+        """Write what one decode pass takes: token, position, row, uniform number and settings, floats by their bits, [9, ≥ B].
+
+        Columns from B on are padding: token 0 at position 0 of the scratch row, drawn greedily.
+        """
+        count = len(rows)
+        settings_5B, uniforms_B = self.draw_inputs(rows)
+        inputs[0, :count], inputs[1, :count], inputs[2, :count] = self._last_R[rows], self.lengths_R[rows], rows
+        inputs[3, :count], inputs[4:, :count] = uniforms_B.view(np.int64), settings_5B.view(np.int64)
+        inputs[:, count:] = 0
+        inputs[2, count:] = len(self.lengths_R) - 1
+
+    def last(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Last drawn token of each row."""
+        return self._last_R[rows]
