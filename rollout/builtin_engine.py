@@ -10,7 +10,7 @@ Axes: N rows of a pass, B decoding samples, S key positions, V vocabulary.
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -144,7 +144,8 @@ class BuiltinEngine(SteppedEngine):
         finished = []
         if launched is not None:
             self._tables.lengths_R[rows] += 1
-            finished += self._record(decoding, rows, launched.read())
+            finished += self._record(decoding, rows, self._waited(launched.read))
+            self.counters.graph_s += launched.device_s
         if hidden_ND is not None:
             finished += self._draw(*self._count_prompts(chunks, 0), hidden_ND)
         return finished
@@ -253,7 +254,14 @@ class BuiltinEngine(SteppedEngine):
             torch.from_numpy(uniforms_B).to(self._device),
             truncates=self._tables.truncates(rows),
         )
-        return self._record(ready, rows, drawn.to_host())
+        return self._record(ready, rows, self._waited(drawn.to_host))
+
+    def _waited(self, read: Callable[[], HostDrawn]) -> HostDrawn:
+        """Read what the device drew, and count the time."""
+        started = time.perf_counter()
+        drawn = read()
+        self.counters.waited_s += time.perf_counter() - started
+        return drawn
 
     def _record(self, ready: list[SampleState], rows: NDArray[np.int64], drawn: HostDrawn) -> list[Group]:
         """Note each sample's new token; returns the groups that this ends."""

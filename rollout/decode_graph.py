@@ -145,20 +145,23 @@ class DecodeGraphs:
         )
         size = INPUT_ROWS * bucket.rows
         tables.fill_inputs(rows, self._host_inputs[:size].view(INPUT_ROWS, -1).numpy())
+        events = None
+        if self._inputs.device.type == "cuda":
+            events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            events[0].record()
         self._inputs[:size].copy_(self._host_inputs[:size], non_blocking=True)
+        # Behind the copy: a capture runs the pass, and what it writes must be what this step writes.
         self._replay(bucket)()
         self._host_report[: 3 * bucket.rows].copy_(self._report[: 3 * bucket.rows], non_blocking=True)
         if bucket.truncates:
             self._host_words_BW[: bucket.rows].copy_(self._words_BW[: bucket.rows], non_blocking=True)
-        done = None
-        if self._inputs.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
+        if events is not None:
+            events[1].record()
         return Launched(
             count=len(rows),
             report_3B=self._host_report[: 3 * bucket.rows].view(3, -1),
             words_BW=self._host_words_BW if bucket.truncates else None,
-            done=done,
+            events=events,
         )
 
     def _replay(self, bucket: Bucket) -> Callable[[], None]:
@@ -197,12 +200,17 @@ class Launched:
     """Host memory that its report comes to."""
     words_BW: Tensor | None
     """Host memory that its candidates come to."""
-    done: torch.cuda.Event | None
-    """Recorded behind the copies; None on a CPU."""
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None
+    """Recorded before and behind the pass and its copies; None on a CPU."""
 
     def read(self) -> HostDrawn:
         """Wait for the device and read; to be called before the next launch."""
-        if self.done is not None:
-            self.done.synchronize()
+        if self.events is not None:
+            self.events[1].synchronize()
         words_BW = None if self.words_BW is None else self.words_BW[: self.count].numpy()
         return read_report(self.report_3B[:, : self.count].numpy(), words_BW)
+
+    @property
+    def device_s(self) -> float:
+        """Seconds of the pass on the device, once it was read; 0 on a CPU."""
+        return 0.0 if self.events is None else self.events[0].elapsed_time(self.events[1]) / 1000
