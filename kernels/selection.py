@@ -130,7 +130,13 @@ def splitmix64(values: Tensor) -> Tensor:
     return mixed ^ ((mixed >> 31) & 0x1FFFFFFFF)
 
 
-def selection_fingerprint(positions_NC: Tensor, count_N: Tensor) -> Tensor:
-    """Order-free 64-bit fingerprint of each row's set of in-sequence positions: the wrapped sum of their hashes, int64 [N]."""
+def selection_fingerprint(positions_NC: Tensor, count_N: Tensor, backend: Backend = "torch") -> Tensor:
+    """Order-free 64-bit fingerprint of each row's set of in-sequence positions: the wrapped sum of their hashes, int64 [N].
+
+    Integers, so every backend gives the same bits; `triton` takes one kernel.
+    """
+    if backend == "triton":
+        kernels = triton_kernels("fingerprint", positions_NC, count_N)
+        return kernels.selection_fingerprint(positions_NC, count_N)  # type: ignore[no-any-return]
     valid_NC = torch.arange(positions_NC.shape[1], device=positions_NC.device) < count_N[:, None]
     return (splitmix64(positions_NC.long()) * valid_NC).sum(1)

@@ -133,7 +133,7 @@ class LatentAttention(nn.Module):
             index_keys_SJ = store.update_index(self.layer, index_key_NJ)
             rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
             if trace.record_fingerprints:
-                trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N))
+                trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N, self.backend))
             out_NHR, _, mass_NC = attend(
                 q_NHK,
                 rows_GSK[0],
