@@ -47,8 +47,9 @@ class Indexer(nn.Module):
         k_NJ = layer_norm(
             linear(x_ND, self.key, self.backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
         )
-        q_NIJ = torch.cat([rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None]), q_NIJ[..., rope:]], -1)
-        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ), k_NJ[:, rope:]], -1)
+        rotated_NIJ = rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None], self.backend)
+        q_NIJ = torch.cat([rotated_NIJ, q_NIJ[..., rope:]], -1)
+        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ, self.backend), k_NJ[:, rope:]], -1)
         return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.backend) * (heads**-0.5 * width**-0.5)
 
     @torch.no_grad()
@@ -164,12 +165,12 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = torch.split(q_N_H_, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         absorb_HKR, _ = self._key_up()
         q_NHR = head_product(q_nope, absorb_HKR, self.backend)
-        q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None])], -1)
+        q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None], self.backend)], -1)
         latent, k_rope = torch.split(
             linear(x_ND, self.key_down, self.backend), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
         latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.backend)
-        return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ)], -1)
+        return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ, self.backend)], -1)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:
         """(W_UK [H, nope, R] that is absorbed into the query, W_UVᵀ [H, R, V] that is applied to the output)."""

@@ -188,7 +188,11 @@ def main() -> None:
                 found.append(groups)
             if not same_bits(*found):
                 raise SystemExit(f"eager and graph passes of {rows} rows (top-p {top_p:g}) differ")
-    record = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "results": [asdict(one) for one in results]}
+    record = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "results": [asdict(one) for one in results],
+    }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(results))
 

@@ -41,9 +41,7 @@ def decode_pass(
     keys_BS = slots_RS[rows_B, :num_keys]
     if keys_BS.shape[1] < num_keys:
         raise ValueError(f"the table of slots must be at least {num_keys} wide; it is {keys_BS.shape[1]}")
-    plan = plan_decode(
-        positions_B + 1, keys_BS, len(tokens_B), model.config.window_heads, longest=num_keys
-    )
+    plan = plan_decode(positions_B + 1, keys_BS, len(tokens_B), model.config.window_heads, longest=num_keys)
     slots_B = slots_RS[rows_B, positions_B]
     batch = ModelInput(token_ids_N=tokens_B, positions_N=positions_B, plan=plan)
     hidden_BD = run_network(model, cache, batch, slots_B)

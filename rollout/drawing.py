@@ -44,9 +44,7 @@ class HostDrawn:
     """Rows drawn from the full vocabulary because their support exceeded its cap."""
 
 
-def draw_rows(
-    model: CausalLM, hidden_BD: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncates: bool
-) -> Drawn:
+def draw_rows(model: CausalLM, hidden_BD: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncates: bool) -> Drawn:
     """Draw one token a row from the final hidden states; nothing waits for the host.
 
     Recorded is the log-probability as the learner computes it: a fused head adds a row's exponentials in another order than the

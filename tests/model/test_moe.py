@@ -1,6 +1,5 @@
 """Mixture of experts: replay of recorded routes, gates, the shared expert."""
 
-import pytest
 import torch
 
 from samepath.kernels.expert_choice import gate_weights

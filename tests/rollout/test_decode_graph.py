@@ -185,7 +185,16 @@ def test_row_bucket_grows_by_halves_and_stays_below_the_limit() -> None:
     found = sorted({row_bucket(count, 300) for count in range(1, 301)})
     assert found == [16, 32, 48, 64, 96, 128, 192, 256, 304]
     assert all(row_bucket(count, 300) >= count for count in range(1, 301))
-    assert [row_bucket(count, 300) for count in (16, 17, 32, 33, 48, 49, 256, 257)] == [16, 32, 32, 48, 48, 64, 256, 304]
+    assert [row_bucket(count, 300) for count in (16, 17, 32, 33, 48, 49, 256, 257)] == [
+        16,
+        32,
+        32,
+        48,
+        48,
+        64,
+        256,
+        304,
+    ]
 
 
 def test_key_bucket_doubles_and_stays_below_the_longest_sequence() -> None:
