@@ -65,13 +65,10 @@ class CudaCapture:
 
 def wants_graphs(settings: BuiltinSettings, device: torch.device, backend: Backend) -> bool:
     """Whether passes are captured. Raises EngineUnavailableError if `cuda_graph: on` meets a device or backend that cannot."""
-    fits = device.type == "cuda" and backend == "triton"
-    if settings.cuda_graph == "on" and not fits:
-        raise EngineUnavailableError(
-            f"engine.cuda_graph=on needs model.device=cuda and model.backend=triton, whose kernels never wait for the host; got "
-            f"{device.type} and {backend}. Set these, or engine.cuda_graph=auto or off."
-        )
-    return fits and settings.cuda_graph != "off"
+    problem = settings.graph_problem(device.type, backend)
+    if problem:
+        raise EngineUnavailableError(problem)
+    return settings.cuda_graph != "off" and (device.type, backend) == ("cuda", "triton")
 
 
 def row_bucket(count: int, most: int) -> int:

@@ -13,7 +13,6 @@ from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.decode_graph import MOST_GRAPHS, Bucket, DecodeGraphs, key_bucket, row_bucket, wants_graphs
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from tests.conftest import tiny_model
 from tests.engine_runs import (
@@ -23,14 +22,12 @@ from tests.engine_runs import (
     assert_nothing_leaked,
     assert_same_samples,
     make_engine,
+    mixed_requests,
     steps_until_done,
 )
 from tests.families import FAMILIES, family_model
 from tests.rollout.test_builtin_engine import Workload, engine_settings, workloads
 from tests.tiny_runs import random_prompt, request
-
-GREEDY = SamplingSettings(temperature=0.0, max_new_tokens=11)
-STOPPED = SamplingSettings(max_new_tokens=25, stop_token_ids=(9,), stop_strings=("12", "7-"))
 
 
 def repeat(function: Callable[[], None]) -> Callable[[], None]:
@@ -41,17 +38,6 @@ def repeat(function: Callable[[], None]) -> Callable[[], None]:
 
 def graph_engine(sizes: BuiltinSettings | None = None) -> BuiltinEngine:
     return BuiltinEngine(tiny_model(), TOKENIZER, sizes or BuiltinSettings(), repeat)
-
-
-def mixed_requests() -> list[GroupRequest]:
-    """Every kind of draw side by side, on prompts of 1 to 60 tokens."""
-    rng = np.random.default_rng(1)
-    return [
-        request(f"g{n}", random_prompt(rng, 18, length), sampling, range(n, n + samples))
-        for n, (length, sampling, samples) in enumerate(
-            zip((1, 60, 17, 33, 5, 16), (*SAMPLINGS, GREEDY, STOPPED), (9, 2, 3, 1, 4, 6), strict=True)
-        )
-    ]
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
