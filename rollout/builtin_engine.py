@@ -28,7 +28,7 @@ from samepath.rollout.drawing import HostDrawn, draw_rows
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.pages import PagePool
-from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far
+from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far, read_slots
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.sample_rows import SampleRows
 from samepath.rollout.stepped_engine import SteppedEngine
@@ -67,19 +67,7 @@ class BuiltinEngine(SteppedEngine):
 
     def submit(self, request: GroupRequest) -> Group | None:
         """Queue a group. A request that can never run comes back at once as a group of failed rollouts."""
-        length = len(request.prompt.token_ids) + request.sampling.max_new_tokens
-        failure = ""
-        if not request.prompt.token_ids:
-            failure = "no_tokens"
-        elif length > self.model.config.max_position_embeddings:
-            failure = "prompt_too_long"
-        elif (
-            request.pages_needed(self.settings.page_size) > self._pages.num_pages
-            or len(request.seeds) > self.settings.max_sequences
-        ):
-            failure = "out_of_cache"
-        elif not all(0 <= token < self.model.config.vocab_size for token in request.prompt.token_ids):
-            failure = "token_out_of_range"
+        failure = request.impossible(self.model.config, self.settings, self._pages.num_pages)
         if failure:
             return failed_rollouts(request, failure)
         self._waiting.append(GroupState(request=request, submitted_s=time.monotonic()))
@@ -91,8 +79,7 @@ class BuiltinEngine(SteppedEngine):
             id(state): state
             for state in [*self._waiting, *self._prefilling, *(sample.group for sample in self._samples)]
         }
-        for sample in list(self._samples):
-            self._finish(sample, "abort")
+        self._finish([(sample, "abort") for sample in self._samples])
         for state in self._prefilling:
             self._pages.release(state.prompt_pages)
         self._waiting.clear()
@@ -203,20 +190,22 @@ class BuiltinEngine(SteppedEngine):
 
         The first chunk stands in `row`.
         """
-        ready, source_rows = [], []
+        done, last_rows = [], []
         for state, count in chunks:
             state.computed += count
             row += count
             self.counters.prefill_tokens += count
             if state.computed == len(state.request.prompt.token_ids):
                 self._prefilling.remove(state)
-                forked = self._fork(state)
-                ready += forked
-                source_rows += [row - 1] * len(forked)
-        return ready, source_rows
+                done.append(state)
+                last_rows.append(row - 1)
+        forked = [self._fork(state) for state in done]
+        self._copy_tails(done, forked)
+        self._samples += (samples := [sample for group in forked for sample in group])
+        return samples, [row for row, group in zip(last_rows, forked) for _ in group]
 
     def _fork(self, state: GroupState) -> list[SampleState]:
-        """Give each sample its own row: full prompt pages shared, the tail page copied, pages for the response taken."""
+        """Give each sample its own row: full prompt pages shared, pages for the prompt's tail and the response taken."""
         request, size = state.request, self.settings.page_size
         length = len(request.prompt.token_ids)
         if self.settings.prefix_cache and state.publishable:
@@ -228,18 +217,23 @@ class BuiltinEngine(SteppedEngine):
             self._pages.share(shared)
             pages = shared + self._pages.take(own)
             samples.append(SampleState(group=state, index=index, row=self._tables.free.pop(), pages=pages))
-        slots = [self._pages.slots(sample.pages) for sample in samples]
-        self._tables.take(samples, slots, length)
-        if self._graphs is not None:
-            self._graphs.place([sample.row for sample in samples], self._tables)
-        if length % size:
-            tail = slice(len(shared) * size, length)
-            sources = torch.from_numpy(self._pages.slots(state.prompt_pages)[tail]).repeat(len(samples))
-            targets = torch.from_numpy(np.concatenate([own_slots[tail] for own_slots in slots]))
-            self._cache.copy_slots(sources.to(self._device), targets.to(self._device))
-        self._pages.release(state.prompt_pages)
-        self._samples += samples
+        self._tables.take(samples, [self._pages.slots(sample.pages) for sample in samples], length)
         return samples
+
+    def _copy_tails(self, states: list[GroupState], forked: list[list[SampleState]]) -> None:
+        """Copy each prompt's last, incomplete page to its samples, all in one go, and let go of the prompts' own pages."""
+        sources, targets, rows = [], [], [sample.row for samples in forked for sample in samples]
+        for state, samples in zip(states, forked):
+            length = len(state.request.prompt.token_ids)
+            tail = slice(length - length % self.settings.page_size, length)
+            sources += [self._pages.slots(state.prompt_pages)[tail]] * len(samples)
+            targets += [self._tables.slots_RS[sample.row, tail] for sample in samples]
+            self._pages.release(state.prompt_pages)
+        if rows and self._graphs is not None:
+            self._graphs.place(rows, self._tables)
+        if sum(map(len, sources)):
+            moves = torch.from_numpy(np.stack([np.concatenate(sources), np.concatenate(targets)])).to(self._device)
+            self._cache.copy_slots(moves[0], moves[1])
 
     def _draw(self, ready: list[SampleState], source_rows: list[int], hidden_ND: Tensor) -> list[Group]:
         """Draw a token for each ready sample from its row of the pass."""
@@ -268,7 +262,7 @@ class BuiltinEngine(SteppedEngine):
         self._tables.count_drawn(rows, drawn.tokens)
         self.counters.sampled_tokens += len(ready)
         self.counters.over_cap += drawn.over_cap
-        finished = []
+        ended = []
         for place, (sample, token, logprob) in enumerate(zip(ready, drawn.tokens, drawn.logprobs, strict=True)):
             sample.tokens.append(token)
             sample.logprobs.append(logprob)
@@ -276,16 +270,24 @@ class BuiltinEngine(SteppedEngine):
             if drawn.supports is not None:
                 sample.supports.append(drawn.supports[place])
             reason = finish_reason(sample, token, self.tokenizer)
-            if reason and self._finish(sample, reason):
-                finished.append(group_so_far(sample.group))
-        return finished
+            if reason:
+                ended.append((sample, reason))
+        return self._finish(ended)
 
-    def _finish(self, sample: SampleState, reason: str) -> bool:
-        """Record the rollout and free its row and pages; True if it was the last of its group."""
-        group = sample.group
-        slots = torch.from_numpy(self._tables.slots_RS[sample.row, : self._tables.lengths_R[sample.row]].copy())
-        group.rollouts[sample.index] = finished_rollout(sample, reason, self._cache, slots, self.tokenizer)
-        self._samples.remove(sample)
-        self._tables.free.append(sample.row)
-        self._pages.release(sample.pages)
-        return len(group.rollouts) == len(group.request.seeds)
+    def _finish(self, ended: list[tuple[SampleState, str]]) -> list[Group]:
+        """Record the rollouts, with their reasons, and free their rows and pages; returns the groups that are complete."""
+        if not ended:
+            return []
+        tables = self._tables
+        records = read_slots(self._cache, [tables.slots_RS[one.row, : tables.lengths_R[one.row]] for one, _ in ended])
+        groups = []
+        for (sample, reason), record in zip(ended, records, strict=True):
+            group = sample.group
+            group.rollouts[sample.index] = finished_rollout(sample, reason, record, self.tokenizer)
+            tables.free.append(sample.row)
+            self._pages.release(sample.pages)
+            if len(group.rollouts) == len(group.request.seeds):
+                groups.append(group_so_far(group))
+        gone = {id(sample) for sample, _ in ended}
+        self._samples = [sample for sample in self._samples if id(sample) not in gone]
+        return groups

@@ -47,7 +47,7 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """Run once on a side stream (kernels are compiled, libraries set up), then capture."""
@@ -144,7 +144,7 @@ class DecodeGraphs:
         tables.fill_inputs(rows, self._host_inputs[:size].view(INPUT_ROWS, -1).numpy())
         events = None
         if self._inputs.device.type == "cuda":
-            events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            events = (_timed_event(), _timed_event())
             events[0].record()
         self._inputs[:size].copy_(self._host_inputs[:size], non_blocking=True)
         # Behind the copy: a capture runs the pass, and what it writes must be what this step writes.
@@ -181,6 +181,10 @@ class DecodeGraphs:
         self._report[: 3 * bucket.rows].view(3, -1).copy_(drawn.report_3B)
         if drawn.words_BW is not None:
             self._words_BW[: bucket.rows].copy_(drawn.words_BW)
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _addresses(model: CausalLM) -> list[int]:
