@@ -56,6 +56,13 @@ class AttentionPlan:
     source_N: Tensor
     """int64 [N] index into the concatenated windows' queries; padding rows point at an entry that sees no key."""
 
+    @property
+    def row_by_row(self) -> bool:
+        """True if batch row n is query n of the only window: its results need no other order."""
+        return (
+            len(self.windows) == 1 and self.windows[0].in_order and len(self.source_N) == len(self.windows[0].rows_BT)
+        )
+
     def to(self, device: torch.device) -> "AttentionPlan":
         """The same on a device."""
         if self.source_N.device == device:

@@ -13,7 +13,7 @@ from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.dense_rows import linear, rms_norm
 from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
-from samepath.kernels.selection import select, select_all, selection_fingerprint
+from samepath.kernels.selection import key_rows, select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention import DenseWindows, attend
 from samepath.kernels.window import AttentionPlan, Window
 from samepath.model.config import ModelConfig
@@ -60,13 +60,11 @@ class Indexer(nn.Module):
         rows, positions, counts = [], [], []
         for window in plan.windows:
             local, count = self._select_window(q_NIJ, k_SJ, weights_NI, window, num_selected)
-            width = window.rows_BT.shape[1]
-            chosen = window.keys_BS.gather(1, local.clamp(min=0).long().view(-1, width * num_selected)).view(
-                -1, num_selected
-            )
-            rows.append(chosen.to(torch.int32).masked_fill_(local < 0, -1))
+            rows.append(key_rows(window.keys_BS, local, self.backend))
             positions.append(local)
             counts.append(count)
+        if plan.row_by_row:
+            return rows[0], positions[0], counts[0]
         nothing = torch.full((1, num_selected), -1, dtype=torch.int32, device=q_NIJ.device)
         source_N = plan.source_N
         return (
@@ -81,7 +79,10 @@ class Indexer(nn.Module):
         ends = window.ends_BT.flatten()
         if window.longest <= num_selected:
             return select_all(torch.zeros_like(ends), ends, num_selected)
-        logits_BTS = index_logits(q_NIJ[window.rows_BT], k_SJ[window.keys_BS], weights_NI[window.rows_BT], self.backend)
+        # A decoding batch's rows are its queries, in order.
+        in_order = window.in_order and len(q_NIJ) == len(ends)
+        q_BTIJ, weights_BTI = (rows[:, None] if in_order else rows[window.rows_BT] for rows in (q_NIJ, weights_NI))
+        logits_BTS = index_logits(q_BTIJ, k_SJ[window.keys_BS], weights_BTI, self.backend)
         return select(logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend)
 
 
