@@ -12,6 +12,7 @@ from samepath.model.network import CausalLM
 from samepath.model.plan import plan_decode
 from samepath.model.trace import ForwardTrace
 from samepath.rollout.drawing import Drawn, draw_rows
+from samepath.rollout.sample_rows import RUN_ROWS
 
 
 def run_network(model: CausalLM, cache: SlotCache, batch: ModelInput, slots_N: Tensor) -> Tensor:
@@ -25,24 +26,31 @@ def run_network(model: CausalLM, cache: SlotCache, batch: ModelInput, slots_N: T
     return hidden_ND
 
 
+def run_rows(model: CausalLM, cache: SlotCache, slots_RS: Tensor, inputs_3B: Tensor, num_keys: int) -> Tensor:
+    """Final hidden states [B, D] of tokens, each with a key window of its own.
+
+    Args:
+        slots_RS: slot of each position of each row of the table, on the model's device.
+        inputs_3B: int64 token, position and row of the table, on the model's device.
+        num_keys: length of the key windows, a multiple of 16 that is above every position.
+    """
+    tokens_B, positions_B, rows_B = inputs_3B
+    if num_keys > slots_RS.shape[1]:
+        raise ValueError(f"key windows of {num_keys} need a table of slots that wide; it is {slots_RS.shape[1]}")
+    keys_BS = slots_RS[rows_B, :num_keys]
+    plan = plan_decode(positions_B + 1, keys_BS, len(tokens_B), model.config.window_heads, longest=num_keys)
+    batch = ModelInput(token_ids_N=tokens_B, positions_N=positions_B, plan=plan)
+    return run_network(model, cache, batch, slots_RS[rows_B, positions_B])
+
+
 def decode_pass(
     model: CausalLM, cache: SlotCache, slots_RS: Tensor, inputs_9B: Tensor, num_keys: int, *, truncates: bool
 ) -> Drawn:
     """Run the last token of every row and draw the next.
 
-    Args:
-        slots_RS: slot of each position of each row, on the model's device.
-        inputs_9B: int64 inputs as `SampleRows.fill_inputs` writes them, on the model's device.
-        num_keys: length of the key windows, a multiple of 16 that is above every row's position.
-        truncates: whether a row may leave tokens out.
+    `inputs_9B` are those of `run_rows`, uniform number and `setting_rows` (float64 by their bits); `truncates` says whether a row may leave tokens
+    out.
     """
-    tokens_B, positions_B, rows_B = inputs_9B[:3]
-    numbers_6B = inputs_9B[3:].view(torch.float64)
-    keys_BS = slots_RS[rows_B, :num_keys]
-    if keys_BS.shape[1] < num_keys:
-        raise ValueError(f"the table of slots must be at least {num_keys} wide; it is {keys_BS.shape[1]}")
-    plan = plan_decode(positions_B + 1, keys_BS, len(tokens_B), model.config.window_heads, longest=num_keys)
-    slots_B = slots_RS[rows_B, positions_B]
-    batch = ModelInput(token_ids_N=tokens_B, positions_N=positions_B, plan=plan)
-    hidden_BD = run_network(model, cache, batch, slots_B)
+    hidden_BD = run_rows(model, cache, slots_RS, inputs_9B[:RUN_ROWS], num_keys)
+    numbers_6B = inputs_9B[RUN_ROWS:].view(torch.float64)
     return draw_rows(model, hidden_BD, numbers_6B[1:], numbers_6B[0], truncates=truncates)

@@ -29,8 +29,8 @@ class PromptPiece:
     """The tokens to run."""
     first: int
     """Position of the first."""
-    slots: NDArray[np.int64]
-    """Slot of each position of the prompt."""
+    row: int
+    """Row of the tables that the prompt has."""
 
 
 def mixed_pass(
@@ -56,8 +56,8 @@ def mixed_pass(
         stop = piece.first + count
         token_ids[row : row + count] = piece.token_ids
         positions[row : row + count] = np.arange(piece.first, stop)
-        slots[row : row + count] = piece.slots[piece.first : stop]
-        keys = torch.from_numpy(piece.slots)
+        slots[row : row + count] = tables.slots_RS[piece.row, piece.first : stop]
+        keys = torch.from_numpy(tables.slots_RS[piece.row])
         spans.append(Span(row=row - num_decoding, first=piece.first, count=count, keys=keys))
         row += count
     if spans:

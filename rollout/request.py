@@ -60,6 +60,8 @@ class GroupState:
     """What was asked."""
     submitted_s: float
     """Monotonic time of submission."""
+    row: int = -1
+    """Row of the engine's tables while the prompt runs; -1 before."""
     prompt_pages: list[int] = field(default_factory=list)
     """Pages that hold the prompt; released when every sample has its own references."""
     computed: int = 0

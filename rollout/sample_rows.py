@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 from samepath.rollout.request import SampleState
 from samepath.rollout.sampling import SETTING_ROWS, setting_rows, uniforms
 
-INPUT_ROWS = 4 + SETTING_ROWS
-"""Rows of `SampleRows.inputs`."""
+RUN_ROWS = 3
+"""What a row of a pass is told: token, position, row of the tables."""
+DRAW_ROWS = 1 + SETTING_ROWS
+"""What a draw is told: uniform number and settings, floats by their bits."""
+INPUT_ROWS = RUN_ROWS + DRAW_ROWS
+"""What a row of a decode pass is told: both."""
 
 
 class SampleRows:
@@ -57,17 +61,32 @@ class SampleRows:
         """(`setting_rows` [5, B], uniform numbers [B]) of the rows' next draws."""
         return self._settings_5R[:, rows], uniforms(self._seeds_R[rows], self.drawn_R[rows])
 
-    def fill_inputs(self, rows: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
-        """Write what one decode pass takes: token, position, row, uniform number and settings, floats by their bits, [9, ≥ B].
+    def fill_run(self, rows: NDArray[np.int64], inputs_3B: NDArray[np.int64]) -> None:
+        """Write token, position and row of the samples' next pass; columns from their number on are padding."""
+        count = len(rows)
+        inputs_3B[0, :count], inputs_3B[1, :count], inputs_3B[2, :count] = (
+            self._last_R[rows],
+            self.lengths_R[rows],
+            rows,
+        )
+        self.fill_padding(inputs_3B, count)
 
-        Columns from B on are padding: token 0 at position 0 of the scratch row, drawn greedily.
-        """
+    def fill_padding(self, inputs_3B: NDArray[np.int64], count: int) -> None:
+        """Let columns from `count` on run token 0 at position 0 of the scratch row."""
+        inputs_3B[:2, count:] = 0
+        inputs_3B[2, count:] = len(self.lengths_R) - 1
+
+    def fill_draw(self, rows: NDArray[np.int64], inputs_6B: NDArray[np.int64]) -> None:
+        """Write uniform number and settings of the samples' next draw; columns from their number on draw greedily."""
         count = len(rows)
         settings_5B, uniforms_B = self.draw_inputs(rows)
-        inputs[0, :count], inputs[1, :count], inputs[2, :count] = self._last_R[rows], self.lengths_R[rows], rows
-        inputs[3, :count], inputs[4:, :count] = uniforms_B.view(np.int64), settings_5B.view(np.int64)
-        inputs[:, count:] = 0
-        inputs[2, count:] = len(self.lengths_R) - 1
+        inputs_6B[0, :count], inputs_6B[1:, :count] = uniforms_B.view(np.int64), settings_5B.view(np.int64)
+        inputs_6B[:, count:] = 0
+
+    def take_prompt(self, row: int, slots: NDArray[np.int64]) -> None:
+        """Fill the row of a prompt that is about to run."""
+        self.slots_RS[row] = 0
+        self.slots_RS[row, : len(slots)] = slots[: self.slots_RS.shape[1]]
 
     def last(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Last drawn token of each row."""

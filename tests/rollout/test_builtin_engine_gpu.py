@@ -69,7 +69,7 @@ def test_graphs_of_every_family_equal_launched_passes_bit_for_bit(name: str, dty
 
     (engine, groups), (plain, wanted) = run("on"), run("off")
     assert engine._graphs is not None
-    assert engine._graphs.captured > 1
+    assert engine._graphs.graphs.captured > 1
     assert plain._graphs is None
     for group, other in zip(groups, wanted, strict=True):
         assert_same_samples(group, other)
@@ -87,10 +87,10 @@ def test_graphs_take_new_weights_in_mid_response_without_a_new_capture() -> None
         engine.submit(entry)
         for _ in range(6):
             engine.step()
-        captured = engine._graphs.captured if engine._graphs else 0
+        captured = engine._graphs.graphs.captured if engine._graphs else 0
         engine.load_weights(new, version=1)
         found.append(steps_until_done(engine)[0])
-        assert captured == (engine._graphs.captured if engine._graphs else 0)
+        assert captured == (engine._graphs.graphs.captured if engine._graphs else 0)
     assert_same_samples(*found)
     assert set(found[0].rollouts[0].segments[0].weight_version) == {-1, 0, 1}
 

@@ -1,7 +1,5 @@
 """Passes over static memory give the bits of ordinary ones; on a CPU the capture runs the pass anew each time."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -9,14 +7,22 @@ from hypothesis import given, settings
 
 from samepath.kernels.backend import Backend
 from samepath.model.checkpoint import published_tensors
+from samepath.rollout import decode_graph
 from samepath.rollout.builtin_engine import BuiltinEngine
-from samepath.rollout.decode_graph import MOST_GRAPHS, Bucket, DecodeGraphs, key_bucket, row_bucket, wants_graphs
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.graph_capture import (
+    MOST_GRAPHS,
+    Bucket,
+    Graphs,
+    Work,
+    key_bucket,
+    row_bucket,
+    wants_graphs,
+)
 from samepath.rollout.sampling import SamplingSettings
 from tests.conftest import tiny_model
 from tests.engine_runs import (
-    SAMPLINGS,
     TOKENIZER,
     assert_learner_walks_the_same_path,
     assert_nothing_leaked,
@@ -30,10 +36,14 @@ from tests.rollout.test_builtin_engine import Workload, engine_settings, workloa
 from tests.tiny_runs import random_prompt, request
 
 
-def repeat(function: Callable[[], None]) -> Callable[[], None]:
+def repeat(work: Work) -> Work:
     """What a graph does, without one: the same work on the same memory. Runs once before, as a capture does."""
-    function()
-    return function
+    work()
+    return work
+
+
+def captures(engine: BuiltinEngine) -> int:
+    return engine._graphs.graphs.captured if engine._graphs else 0
 
 
 def graph_engine(sizes: BuiltinSettings | None = None) -> BuiltinEngine:
@@ -85,9 +95,26 @@ def test_static_passes_across_buckets_of_rows_and_keys_change_nothing() -> None:
     for group, wanted in zip(engine.run(entries), plain.run(entries), strict=True):
         assert_same_samples(group, wanted)
     assert engine._graphs is not None
-    kept = set(engine._graphs._replays)
+    kept = [bucket for bucket in engine._graphs.graphs.buckets if bucket.kind == "decode"]
     assert {bucket.keys for bucket in kept} == {128, 256}
     assert {16, 96} <= {bucket.rows for bucket in kept}
+
+
+@pytest.mark.parametrize("most", [16, 64, 512])
+def test_static_passes_run_prompts_by_graph_or_in_their_own_size_with_the_same_bits(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's prompts, in chunks of up to 40 tokens beside decoding samples, are below or above what a graph runs."""
+    monkeypatch.setattr(decode_graph, "MOST_PROMPT_ROWS", most)
+    sizes = BuiltinSettings(max_batch_tokens=40, max_sequences=16, page_size=4)
+    engine, plain = graph_engine(sizes), BuiltinEngine(tiny_model(), TOKENIZER, sizes)
+    for group, wanted in zip(engine.run(mixed_requests()), plain.run(mixed_requests()), strict=True):
+        assert_same_samples(group, wanted)
+    assert_nothing_leaked(engine)
+    assert engine._graphs is not None
+    prompts = [bucket for bucket in engine._graphs.graphs.buckets if bucket.kind == "prompt"]
+    assert prompts
+    assert max(bucket.rows for bucket in prompts) <= most
 
 
 @pytest.mark.parametrize("steps", [0, 1, 6])
@@ -101,21 +128,21 @@ def test_static_passes_take_new_weights_without_a_new_capture(steps: int) -> Non
         for entry in entries:
             one.submit(entry)
         groups = [group for _ in range(steps) for group in one.step()]
-        captured = 0 if one._graphs is None else one._graphs.captured
+        captured = captures(one)
         one.load_weights(new, version=1)
         groups += one.step()
         found.append({group.group_id: group for group in groups + steps_until_done(one)})
-        assert one._graphs is None or steps < 6 or captured > 0
+        assert one is plain or steps < 6 or captured > 0
     for entry in entries:
         assert_same_samples(found[0][entry.group_id], found[1][entry.group_id])
-    captured = engine._graphs.captured if engine._graphs else 0
+    captured = captures(engine)
     engine.load_weights(published_tensors(tiny_model()), version=2)
     again, wanted = engine.run(entries), make_engine()
     wanted.weight_version = 2
     for group, other in zip(again, wanted.run(entries), strict=True):
         assert_same_samples(group, other)
-    assert engine._graphs is not None
-    assert engine._graphs.captured - captured <= 4
+    # A few sizes may be new, but no size is captured again.
+    assert captures(engine) - captured <= 6
 
 
 def test_weights_that_move_are_refused() -> None:
@@ -152,19 +179,21 @@ def test_padding_rows_write_to_the_scratch_slot_alone() -> None:
     assert bool(engine._cache.rows[:, :, 0].isfinite().all())
 
 
-def test_graphs_unused_for_longest_are_dropped() -> None:
-    engine = graph_engine()
-    assert isinstance(engine._graphs, DecodeGraphs)
-    graphs = engine._graphs
-    for keys in range(MOST_GRAPHS + 3):
-        graphs._replays[Bucket(rows=16, keys=keys, truncates=False)] = lambda: None
-        if len(graphs._replays) > MOST_GRAPHS:
-            graphs._replays.popitem(last=False)
-    (group,) = engine.run([request("g", (5, 6), SAMPLINGS[0], (1,))])
-    assert len(graphs._replays) == MOST_GRAPHS
-    assert Bucket(rows=16, keys=3, truncates=False) not in graphs._replays
-    assert Bucket(rows=16, keys=128, truncates=False) in graphs._replays
-    assert_same_samples(group, make_engine().run([request("g", (5, 6), SAMPLINGS[0], (1,))])[0])
+def test_graphs_are_captured_once_and_those_unused_for_longest_are_dropped() -> None:
+    done = []
+
+    def capture(work: Work) -> Work:
+        work()
+        return lambda: done.append("replay")
+
+    graphs = Graphs(capture)
+    buckets = [Bucket(kind="decode", rows=16 * number, keys=128) for number in range(1, MOST_GRAPHS + 2)]
+    for bucket in (buckets[0], *buckets[:MOST_GRAPHS], buckets[0], buckets[MOST_GRAPHS]):
+        graphs.run(bucket, lambda rows=bucket.rows: done.append(rows))
+    assert graphs.captured == MOST_GRAPHS + 1
+    assert done[:4] == [16, "replay", "replay", 32]
+    assert done.count("replay") == MOST_GRAPHS + 3
+    assert graphs.buckets == (*buckets[2:MOST_GRAPHS], buckets[0], buckets[MOST_GRAPHS])
 
 
 def test_row_bucket_grows_by_halves_and_stays_below_the_limit() -> None:
