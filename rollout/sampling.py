@@ -98,11 +98,12 @@ def candidates(logits_BV: Tensor, temperature_B: Tensor, settings_5B: Tensor) ->
     ranks_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
     _, top_k_B, top_p_B, min_p_B, cap_B = settings_5B
     truncates_B = (top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0)
-    top_p_B1, min_p_B1 = (values_B.to(order.values.dtype)[:, None] for values_B in (top_p_B, min_p_B))
-    before_BV = order.values.cumsum(-1) - order.values
+    min_p_B1 = min_p_B.to(order.values.dtype)[:, None]
+    # In float64: how a library groups the additions of a row may follow the number of rows, and must not decide.
+    before_BV = order.values.cumsum(-1, dtype=torch.float64) - order.values
     kept_sorted_BV = (
         ((ranks_V < top_k_B[:, None]) | (top_k_B == 0)[:, None])
-        & ((before_BV < top_p_B1) | (top_p_B1 >= 1))
+        & ((before_BV < top_p_B[:, None]) | (top_p_B >= 1)[:, None])
         & (order.values >= min_p_B1 * order.values[:, :1])
     )
     # The best token is always kept.
@@ -122,7 +123,7 @@ def invert_cumulative(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
         return _first_beyond(logprobs_BV.double().exp().cumsum(-1), uniforms_B[:, None])
     missing = -logprobs_BV.shape[1] % DRAW_BLOCK
     probs_BKW = pad(logprobs_BV.exp(), (0, missing)).view(len(uniforms_B), -1, DRAW_BLOCK)
-    sums_BK = probs_BKW.sum(-1).double()
+    sums_BK = probs_BKW.sum(-1, dtype=torch.float64)
     cumulative_BK = sums_BK.cumsum(-1)
     block_B1 = _first_beyond(cumulative_BK, uniforms_B[:, None])[:, None]
     own_B1 = sums_BK.gather(1, block_B1)
