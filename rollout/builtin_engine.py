@@ -52,6 +52,7 @@ class BuiltinEngine(SteppedEngine):
         self._pages = PagePool(settings.cache_tokens // settings.page_size, settings.page_size)
         num_slots = (self._pages.num_pages + 1) * settings.page_size
         self._device = model.norm.device
+        self._end_ids = np.array(sorted(tokenizer.end_ids), np.int64)
         self._cache = SlotCache(model.config, num_slots, model.norm.dtype, self._device)
         self._tables = SampleRows(settings.max_sequences, round_up(model.config.max_position_embeddings))
         if capture is None and wants_graphs(settings, self._device, model.backend):
@@ -208,19 +209,18 @@ class BuiltinEngine(SteppedEngine):
 
     def _record(self, ready: list[SampleState], rows: NDArray[np.int64], drawn: HostDrawn) -> list[Group]:
         """Note each sample's new token; returns the groups that this ends."""
-        self._tables.count_drawn(rows, drawn.tokens)
+        self._tables.count_drawn(rows, drawn.tokens, drawn.logprobs, self.weight_version)
         self.counters.sampled_tokens += len(ready)
         self.counters.over_cap += drawn.over_cap
+        if drawn.supports is not None:
+            for sample, ids in zip(ready, drawn.supports, strict=True):
+                sample.supports.append(ids)
         ended = []
-        for place, (sample, token, logprob) in enumerate(zip(ready, drawn.tokens, drawn.logprobs, strict=True)):
-            sample.tokens.append(token)
-            sample.logprobs.append(logprob)
-            sample.versions.append(self.weight_version)
-            if drawn.supports is not None:
-                sample.supports.append(drawn.supports[place])
-            reason = finish_reason(sample, token, self.tokenizer)
+        for place in self._tables.may_end(rows, self._end_ids):
+            self._tables.write_back(ready[place])
+            reason = finish_reason(ready[place], self.tokenizer)
             if reason:
-                ended.append((sample, reason))
+                ended.append((ready[place], reason))
         return self._finish(ended)
 
     def _finish(self, ended: list[tuple[SampleState, str]]) -> list[Group]:
@@ -232,6 +232,7 @@ class BuiltinEngine(SteppedEngine):
         groups = []
         for (sample, reason), record in zip(ended, records, strict=True):
             group = sample.group
+            tables.write_back(sample)
             group.rollouts[sample.index] = finished_rollout(sample, reason, record, self.tokenizer)
             tables.free.append(sample.row)
             self._pages.release(sample.pages)

@@ -34,9 +34,9 @@ class Drawn:
 class HostDrawn:
     """The same, read by the host."""
 
-    tokens: list[int]
+    tokens: NDArray[np.int64]
     """Token ids."""
-    logprobs: list[float]
+    logprobs: NDArray[np.float64]
     """Their log-probabilities, nats."""
     supports: list[NDArray[np.int32]] | None
     """Candidates of each row, ascending; empty for the full vocabulary. None if no row may truncate."""
@@ -69,8 +69,8 @@ def read_report(report_3B: NDArray[np.float64], words_BW: NDArray[np.int32] | No
             f"{report_3B[0, row]:.0f}. The weights hold numbers that are not finite, or a kernel is wrong."
         )
     return HostDrawn(
-        tokens=report_3B[0].astype(np.int64).tolist(),
-        logprobs=report_3B[1].tolist(),
+        tokens=report_3B[0].astype(np.int64),
+        logprobs=report_3B[1].copy(),
         supports=None if words_BW is None else kept_ids(words_BW),
         over_cap=int(report_3B[2].sum()),
     )

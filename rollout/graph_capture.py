@@ -11,7 +11,7 @@ from samepath.kernels.backend import Backend, round_up
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import BuiltinSettings
 
-SHORTEST_WINDOW = 128
+SHORTEST_WINDOW = 64
 """Key window of the smallest bucket, positions; the others are its doubles."""
 
 MOST_GRAPHS = 64
@@ -68,7 +68,7 @@ def row_bucket(count: int, most: int) -> int:
 
 
 def key_bucket(longest: int, most: int) -> int:
-    """Key window of the pass whose longest row sees `longest` positions: 128, 256, 512 …, at most `most` rounded up to 16."""
+    """Key window of the pass whose longest row sees `longest` positions: 64, 128, 256 …, at most `most` rounded up to 16."""
     return min(max(SHORTEST_WINDOW, 1 << (longest - 1).bit_length()), round_up(most))
 
 

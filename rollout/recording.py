@@ -14,9 +14,9 @@ from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.types import MISSING_ROUTE, Group, Rollout, Segment, Support
 
 
-def finish_reason(sample: SampleState, token: int, tokenizer: Tokenizer) -> str:
-    """Why the sample ends with `token`, its last one: `stop`, `length`, or empty if it goes on."""
-    sampling = sample.group.request.sampling
+def finish_reason(sample: SampleState, tokenizer: Tokenizer) -> str:
+    """Why the sample ends with its last token: `stop`, `length`, or empty if it goes on."""
+    sampling, token = sample.group.request.sampling, sample.tokens[-1]
     if not sampling.ignore_stop:
         if token in tokenizer.end_ids or token in sampling.stop_token_ids:
             return "stop"

@@ -85,7 +85,7 @@ class SampleState:
     pages: list[int]
     """Pages it holds a reference to."""
     tokens: list[int] = field(default_factory=list)
-    """Sampled token ids."""
+    """Sampled token ids; these and the next two are kept in the engine's tables until they are asked for."""
     logprobs: list[float] = field(default_factory=list)
     """Their log-probabilities."""
     versions: list[int] = field(default_factory=list)

@@ -29,6 +29,13 @@ class SampleRows:
         """Tokens whose keys are in the cache."""
         self.drawn_R = np.zeros(count + 1, np.int64)
         """Tokens drawn."""
+        # Memory that nothing is written to costs nothing.
+        self._tokens_RS = np.zeros((count + 1, longest), np.int32)
+        self._logprobs_RS = np.zeros((count + 1, longest), np.float32)
+        self._versions_RS = np.zeros((count + 1, longest), np.int32)
+        self._limits_R = np.zeros(count + 1, np.int64)
+        self._may_stop_R = np.zeros(count + 1, np.bool_)
+        self._own_stops_R = np.zeros(count + 1, np.bool_)
         self._last_R = np.zeros(count + 1, np.int64)
         self._seeds_R = np.zeros(count + 1, np.uint64)
         self._settings_5R = np.zeros((SETTING_ROWS, count + 1))
@@ -46,12 +53,37 @@ class SampleRows:
         self.lengths_R[rows], self.drawn_R[rows] = length, 0
         self._seeds_R[rows] = np.array([request.seeds[sample.index] for sample in samples], np.uint64)
         self._settings_5R[:, rows] = setting_rows([request.sampling])
-        self._truncates_R[rows] = request.sampling.truncates
+        sampling = request.sampling
+        self._truncates_R[rows] = sampling.truncates
+        self._limits_R[rows], self._may_stop_R[rows] = sampling.max_new_tokens, not sampling.ignore_stop
+        self._own_stops_R[rows] = bool(sampling.stop_token_ids or sampling.stop_strings)
 
-    def count_drawn(self, rows: NDArray[np.int64], tokens: Sequence[int]) -> None:
-        """One more token of each row, which a later pass runs."""
+    def count_drawn(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.int64], logprobs: NDArray[np.float64], version: int
+    ) -> None:
+        """One more token of each row, drawn under a weight version, which a later pass runs."""
+        place = self.drawn_R[rows]
+        self._tokens_RS[rows, place], self._logprobs_RS[rows, place], self._versions_RS[rows, place] = (
+            tokens,
+            logprobs,
+            version,
+        )
         self._last_R[rows] = tokens
-        self.drawn_R[rows] += 1
+        self.drawn_R[rows] = place + 1
+
+    def may_end(self, rows: NDArray[np.int64], end_ids: NDArray[np.int64]) -> list[int]:
+        """Places among the rows of those that may end with their last token: for all others no one has to look closer."""
+        ends = np.isin(self._last_R[rows], end_ids) | self._own_stops_R[rows]
+        places = (self.drawn_R[rows] >= self._limits_R[rows]) | (ends & self._may_stop_R[rows])
+        found: list[int] = places.nonzero()[0].tolist()
+        return found
+
+    def write_back(self, sample: SampleState) -> None:
+        """Give the sample its tokens so far, their log-probabilities and weight versions."""
+        drawn = slice(0, int(self.drawn_R[sample.row]))
+        sample.tokens = self._tokens_RS[sample.row, drawn].tolist()
+        sample.logprobs = self._logprobs_RS[sample.row, drawn].tolist()
+        sample.versions = self._versions_RS[sample.row, drawn].tolist()
 
     def truncates(self, rows: NDArray[np.int64]) -> bool:
         """True if any of the rows may leave tokens out."""

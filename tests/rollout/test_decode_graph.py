@@ -213,8 +213,8 @@ def test_row_bucket_grows_by_halves_and_stays_below_the_limit() -> None:
 
 
 def test_key_bucket_doubles_and_stays_below_the_longest_sequence() -> None:
-    assert [key_bucket(longest, 1000) for longest in (1, 128, 129, 256, 257, 512, 513, 1000)] == [
-        128, 128, 256, 256, 512, 512, 1008, 1008,
+    assert [key_bucket(longest, 1000) for longest in (1, 64, 65, 128, 129, 512, 513, 1000)] == [
+        64, 64, 128, 128, 256, 512, 1008, 1008,
     ]  # fmt: skip
     assert key_bucket(1, 40) == 48
 
