@@ -1,0 +1,211 @@
+"""Tile product x · weightᵀ for Hopper by warps with roles (Gluon): one warp copies, one or two warpgroups multiply and finish their tiles.
+
+Programs stay and take tile after tile, so that the copies of the next tile run under the end of this one. Every element is the sum over the
+inner width from first to last, 16 products at a time, whatever the tile: rows keep their bits in any batch, and tiles may follow the shape.
+
+Axes: N rows, D inner width, O columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+PART_ROWS = gl.constexpr(64)
+"""Rows of a warpgroup."""
+
+
+@gluon.jit
+def tile_place(tile, num_row_tiles, num_column_tiles, GROUP: gl.constexpr):
+    """(row tile, column tile): GROUP row tiles go through the columns together and share them in L2."""
+    group = tile // (GROUP * num_column_tiles)
+    inside = tile % (GROUP * num_column_tiles)
+    height = gl.minimum(num_row_tiles - group * GROUP, GROUP)
+    return group * GROUP + inside % height, inside // height
+
+
+@gluon.jit
+def copy_tiles(x_map, weight_map, x_tiles, weight_tiles, full, empty, num_row_tiles, num_column_tiles, width, GROUP: gl.constexpr):
+    """Role of one warp: fill the buffers, tile after tile and step after step, as they become empty."""
+    STAGES: gl.constexpr = x_tiles.shape[0]
+    ROWS: gl.constexpr = x_tiles.shape[1]
+    COLUMNS: gl.constexpr = weight_tiles.shape[1]
+    INNER: gl.constexpr = x_tiles.shape[2]
+    step = 0
+    for tile in range(gl.program_id(0), num_row_tiles * num_column_tiles, gl.num_programs(0)):
+        row_tile, column_tile = tile_place(tile, num_row_tiles, num_column_tiles, GROUP)
+        for first in range(0, width, INNER):
+            stage = step % STAGES
+            mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            mbarrier.expect(full.index(stage), (ROWS + COLUMNS) * INNER * 2)
+            tma.async_copy_global_to_shared(x_map, [row_tile * ROWS, first], full.index(stage), x_tiles.index(stage))
+            tma.async_copy_global_to_shared(
+                weight_map, [column_tile * COLUMNS, first], full.index(stage), weight_tiles.index(stage)
+            )
+            step += 1
+
+
+@gluon.jit
+def multiply_tile(x_tiles, weight_tiles, full, empty, step, num_steps, PART: gl.constexpr):
+    """Product of one tile for one warpgroup, which takes PART_ROWS rows from PART · PART_ROWS."""
+    STAGES: gl.constexpr = x_tiles.shape[0]
+    COLUMNS: gl.constexpr = weight_tiles.shape[1]
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    product = gl.zeros([PART_ROWS, COLUMNS], gl.float32, LAYOUT)
+    for number in range(num_steps):
+        stage = (step + number) % STAGES
+        mbarrier.wait(full.index(stage), ((step + number) // STAGES) & 1)
+        x_part = x_tiles.index(stage).slice(PART * PART_ROWS, PART_ROWS)
+        product = hopper.warpgroup_mma(x_part, weight_tiles.index(stage).permute((1, 0)), product, is_async=True)
+        # The step before this one has been multiplied when at most one is under way.
+        product = hopper.warpgroup_mma_wait(1, deps=[product])
+        gl.thread_barrier()
+        mbarrier.arrive(empty.index((step + number + STAGES - 1) % STAGES), count=1, pred=number > 0)
+    product = hopper.warpgroup_mma_wait(0, deps=[product])
+    gl.thread_barrier()
+    mbarrier.arrive(empty.index((step + num_steps - 1) % STAGES), count=1)
+    return product
+
+
+@gluon.jit
+def store_part(out_map, out_tiles, values, row, column, PART: gl.constexpr):
+    """Write a warpgroup's [PART_ROWS, columns] through its tile of shared memory."""
+    tma.store_wait(0)
+    gl.thread_barrier()
+    out_tiles.index(PART).store(values)
+    hopper.fence_async_shared()
+    gl.thread_barrier()
+    tma.async_copy_shared_to_global(out_map, [row, column], out_tiles.index(PART))
+
+
+@gluon.jit
+def store_tile(out_map, out_tiles, values, row, column, PART: gl.constexpr):
+    """Write a warpgroup's tile in parts as wide as its tile of shared memory."""
+    COLUMNS: gl.constexpr = values.shape[1]
+    WIDTH: gl.constexpr = out_tiles.shape[2]
+    if COLUMNS == WIDTH:
+        store_part(out_map, out_tiles, values, row, column, PART)
+    else:
+        gl.static_assert(COLUMNS == 2 * WIDTH)
+        left, right = values.reshape([PART_ROWS, 2, WIDTH]).permute([0, 2, 1]).split()
+        store_part(out_map, out_tiles, left, row, column, PART)
+        store_part(out_map, out_tiles, right, row, column + WIDTH, PART)
+
+
+@gluon.jit
+def _write_tiles(out, out_tiles, x_tiles, weight_tiles, full, empty, num_rows, num_columns, num_row_tiles, num_column_tiles, num_steps, PART: gl.constexpr, GROUP: gl.constexpr, MAPPED: gl.constexpr):
+    """Role of a warpgroup: multiply and write."""
+    ROWS: gl.constexpr = x_tiles.shape[1]
+    COLUMNS: gl.constexpr = weight_tiles.shape[1]
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    step = 0
+    for tile in range(gl.program_id(0), num_row_tiles * num_column_tiles, gl.num_programs(0)):
+        row_tile, column_tile = tile_place(tile, num_row_tiles, num_column_tiles, GROUP)
+        product = multiply_tile(x_tiles, weight_tiles, full, empty, step, num_steps, PART)
+        step += num_steps
+        first_row = row_tile * ROWS + PART * PART_ROWS
+        if MAPPED:
+            store_tile(out, out_tiles, product.to(out.dtype), first_row, column_tile * COLUMNS, PART)
+        else:
+            row = first_row + gl.arange(0, PART_ROWS, gl.SliceLayout(1, LAYOUT))
+            column = column_tile * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
+            place = gl.expand_dims(row.to(gl.int64) * num_columns, 1) + gl.expand_dims(column, 0)
+            keep = gl.expand_dims(row < num_rows, 1) & gl.expand_dims(column < num_columns, 0)
+            gl.store(out + place, product.to(out.dtype.element_ty), mask=keep)
+    if MAPPED:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def make_buffers(ROWS: gl.constexpr, COLUMNS: gl.constexpr, INNER: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr):
+    """(x tiles, weight tiles, full, empty): buffers of the steps in flight, and their barriers."""
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    x_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, INNER], SHARED)
+    weight_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=PARTS)
+    return x_tiles, weight_tiles, full, empty
+
+
+@gluon.jit
+def _product(x_map, weight_map, out, num_rows, num_columns, width, ROWS: gl.constexpr, COLUMNS: gl.constexpr, INNER: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, MAPPED: gl.constexpr):
+    PARTS: gl.constexpr = ROWS // PART_ROWS
+    UPPER: gl.constexpr = 0
+    LOWER: gl.constexpr = 1
+    x_tiles, weight_tiles, full, empty = make_buffers(ROWS, COLUMNS, INNER, STAGES, PARTS)
+    if MAPPED:
+        out_tiles = gl.allocate_shared_memory(out.dtype, [PARTS, PART_ROWS, out.block_shape[1]], out.layout)
+    else:
+        out_tiles = x_tiles
+    num_row_tiles = gl.cdiv(num_rows, ROWS)
+    num_column_tiles = gl.cdiv(num_columns, COLUMNS)
+    num_steps = gl.cdiv(width, INNER)
+    if PARTS == 1:
+        gl.warp_specialize(
+            [
+                (_write_tiles, (out, out_tiles, x_tiles, weight_tiles, full, empty, num_rows, num_columns, num_row_tiles, num_column_tiles, num_steps, UPPER, GROUP, MAPPED)),
+                (copy_tiles, (x_map, weight_map, x_tiles, weight_tiles, full, empty, num_row_tiles, num_column_tiles, width, GROUP)),
+            ],
+            [1],
+            [24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_write_tiles, (out, out_tiles, x_tiles, weight_tiles, full, empty, num_rows, num_columns, num_row_tiles, num_column_tiles, num_steps, UPPER, GROUP, MAPPED)),
+                (_write_tiles, (out, out_tiles, x_tiles, weight_tiles, full, empty, num_rows, num_columns, num_row_tiles, num_column_tiles, num_steps, LOWER, GROUP, MAPPED)),
+                (copy_tiles, (x_map, weight_map, x_tiles, weight_tiles, full, empty, num_row_tiles, num_column_tiles, width, GROUP)),
+            ],
+            [4, 1],
+            [240, 24],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Shape of the tiles; changes the speed alone."""
+
+    rows: int = 128
+    columns: int = 256
+    inner: int = 64
+    stages: int = 4
+    group: int = 16
+
+
+def row_map(rows: Tensor, height: int, width: int) -> TensorDescriptor:
+    """Tensor map of bfloat16 rows in tiles [height, width]."""
+    shared = gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * width), element_bitwidth=16, rank=2)
+    return TensorDescriptor.from_tensor(rows, [height, width], shared)
+
+
+def product(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype, tiles: Tiles, programs: int) -> Tensor:
+    num_rows, width = x_ND.shape
+    num_columns = weight_OD.shape[0]
+    out_NO = torch.empty(num_rows, num_columns, dtype=out_type, device=x_ND.device)
+    mapped = out_type == torch.bfloat16
+    count = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(num_columns, tiles.columns)
+    _product[(min(programs, count),)](
+        row_map(x_ND, tiles.rows, tiles.inner),
+        row_map(weight_OD, tiles.columns, tiles.inner),
+        row_map(out_NO, 64, min(128, tiles.columns)) if mapped else out_NO,
+        num_rows,
+        num_columns,
+        width,
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        INNER=tiles.inner,
+        STAGES=tiles.stages,
+        GROUP=tiles.group,
+        MAPPED=mapped,
+        num_warps=4,
+    )
+    return out_NO
