@@ -1,4 +1,4 @@
-"""Tiles of the log-probability head for Hopper (Gluon): the products of `triton_product_hopper` with the sums, or the gradient, at their end.
+"""Tiles of the log-probability head for Hopper (Gluon): `triton_product_hopper`'s products with the sums, or the gradient, at their end.
 
 Axes: N rows, D width, V vocabulary.
 """
@@ -8,20 +8,32 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-from samepath.kernels.triton_product_hopper import PART_ROWS, copy_tiles, make_buffers, multiply_tile, row_map, store_tile, tile_place
+from samepath.kernels.triton_logprob_tiles import HeadRows
+from samepath.kernels.triton_product_hopper import (
+    PART_ROWS,
+    Tiles,
+    copy_tiles,
+    make_buffers,
+    multiply_tile,
+    num_programs,
+    row_map,
+    store_tile,
+    tile_place,
+)
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 OUTSIDE = gl.constexpr(-1e38)
-"""Product of columns beyond the vocabulary: e is 0 there, and 0 · −inf would be NaN."""
+"""Product of columns beyond the vocabulary or the support: e is 0 there, and 0 · −inf would be NaN."""
 
 
 @gluon.jit
 def _kept_columns(bitmap, row, first_column, num_rows, num_words, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
     """Which columns are in each row's support."""
-    GROUPED: gl.constexpr = gl.zeros([PART_ROWS, COLUMNS], gl.int32, LAYOUT).reshape([PART_ROWS, COLUMNS // 32, 32]).type.layout
+    GROUPED: gl.constexpr = (
+        gl.zeros([PART_ROWS, COLUMNS], gl.int32, LAYOUT).reshape([PART_ROWS, COLUMNS // 32, 32]).type.layout
+    )
     row = gl.convert_layout(row, gl.SliceLayout(1, gl.SliceLayout(2, GROUPED)))
     word = first_column // 32 + gl.arange(0, COLUMNS // 32, gl.SliceLayout(0, gl.SliceLayout(2, GROUPED)))
     place = gl.expand_dims(row.to(gl.int64) * num_words, 1) + gl.expand_dims(word, 0)
@@ -59,36 +71,51 @@ def _sum_exps(products, scale, top):
 
 
 @gluon.jit
+def _row_scale(temperature, row, num_rows):
+    """1 / temperature of each row."""
+    return 1.0 / gl.load(temperature + row, mask=row < num_rows, other=1.0).to(gl.float32)
+
+
+@gluon.jit
+def _targets_here(targets, row, num_rows, first_column, COLUMNS: gl.constexpr):
+    """(target of each row as a column of this tile, whether it is one)."""
+    target = gl.load(targets + row, mask=row < num_rows, other=-1).to(gl.int32) - first_column
+    return target, (target >= 0) & (target < COLUMNS)
+
+
+@gluon.jit
 def _sum_tiles(
-    temperature, targets, bitmap, sums, target_logits, x_tiles, weight_tiles, full, empty,
-    num_rows, vocab_size, num_words, num_row_tiles, num_column_tiles, num_steps,
-    PART: gl.constexpr, GROUP: gl.constexpr, RESTRICTED: gl.constexpr,
+    rows, bitmap, results, sizes, buffers, grid, PART: gl.constexpr, GROUP: gl.constexpr, RESTRICTED: gl.constexpr
 ):
     """Role of a warpgroup: per row and tile the maximum, Σe, Σz·e, and maximum and Σe over the support."""
-    ROWS: gl.constexpr = x_tiles.shape[1]
+    targets, temperature = rows
+    sums, target_logits = results
+    num_rows, vocab_size, num_words = sizes
+    x_tiles, weight_tiles, _, _ = buffers
+    num_row_tiles, num_column_tiles, num_steps = grid
     COLUMNS: gl.constexpr = weight_tiles.shape[1]
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
     step = 0
     for tile in range(gl.program_id(0), num_row_tiles * num_column_tiles, gl.num_programs(0)):
-        row_tile, column_tile = tile_place(tile, num_row_tiles, num_column_tiles, GROUP)
-        row = row_tile * ROWS + PART * PART_ROWS + gl.arange(0, PART_ROWS, gl.SliceLayout(1, LAYOUT))
-        column = column_tile * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
+        row_tile, column_tile = tile_place(tile, grid, GROUP)
+        row = row_tile * x_tiles.shape[1] + PART * PART_ROWS + gl.arange(0, PART_ROWS, gl.SliceLayout(1, LAYOUT))
+        first_column = column_tile * COLUMNS
         live = row < num_rows
-        target = gl.load(targets + row, mask=live, other=-1).to(gl.int32)
-        natural = 1.0 / gl.load(temperature + row, mask=live, other=1.0).to(gl.float32)
-        products = multiply_tile(x_tiles, weight_tiles, full, empty, step, num_steps, PART)
+        target, here = _targets_here(targets, row, num_rows, first_column, COLUMNS)
+        natural = _row_scale(temperature, row, num_rows)
+        products = multiply_tile(buffers, step, num_steps, PART)
         step += num_steps
-        if (column_tile + 1) * COLUMNS > vocab_size:
-            products = gl.where(gl.expand_dims(column < vocab_size, 0), products, OUTSIDE)
+        if first_column + COLUMNS > vocab_size:
+            products = gl.where(gl.expand_dims(first_column + column < vocab_size, 0), products, OUTSIDE)
         if RESTRICTED:
-            kept = _kept_columns(bitmap, row, column_tile * COLUMNS, num_rows, num_words, COLUMNS, LAYOUT)
-        here = (target >= column_tile * COLUMNS) & (target < (column_tile + 1) * COLUMNS)
+            kept = _kept_columns(bitmap, row, first_column, num_rows, num_words, COLUMNS, LAYOUT)
         # Few tiles hold a target of their rows.
         if gl.max(here.to(gl.int32), 0) > 0:
             hit = gl.expand_dims(column, 0) == gl.expand_dims(target, 1)
             if RESTRICTED:
                 hit = hit & kept
-                here = here & (gl.sum(hit.to(gl.int32), 1) > 0)
+                here = gl.sum(hit.to(gl.int32), 1) > 0
             found = gl.sum(gl.where(hit, products, 0.0), 1)
             gl.store(target_logits + row, found * natural, mask=live & here)
         scale = natural * LOG2_E
@@ -109,21 +136,37 @@ def _sum_tiles(
 
 @gluon.jit
 def _tile_sums(
-    x_map, weight_map, temperature, targets, bitmap, sums, target_logits, num_rows, vocab_size, width, num_words,
-    ROWS: gl.constexpr, COLUMNS: gl.constexpr, INNER: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, RESTRICTED: gl.constexpr,
+    hidden_map,
+    weight_map,
+    targets,
+    temperature,
+    bitmap,
+    sums,
+    target_logits,
+    num_rows,
+    vocab_size,
+    width,
+    num_words,
+    ROWS: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    INNER: gl.constexpr,
+    STAGES: gl.constexpr,
+    GROUP: gl.constexpr,
+    RESTRICTED: gl.constexpr,
 ):
-    PARTS: gl.constexpr = ROWS // PART_ROWS
     UPPER: gl.constexpr = 0
     LOWER: gl.constexpr = 1
-    x_tiles, weight_tiles, full, empty = make_buffers(ROWS, COLUMNS, INNER, STAGES, PARTS)
-    num_row_tiles = gl.cdiv(num_rows, ROWS)
-    num_column_tiles = gl.cdiv(vocab_size, COLUMNS)
-    num_steps = gl.cdiv(width, INNER)
-    if PARTS == 1:
+    buffers = make_buffers(ROWS, COLUMNS, INNER, STAGES)
+    rows = (targets, temperature)
+    results = (sums, target_logits)
+    sizes = (num_rows, vocab_size, num_words)
+    grid = (gl.cdiv(num_rows, ROWS), gl.cdiv(vocab_size, COLUMNS), gl.cdiv(width, INNER))
+    maps = (hidden_map, weight_map)
+    if ROWS == PART_ROWS:
         gl.warp_specialize(
             [
-                (_sum_tiles, (temperature, targets, bitmap, sums, target_logits, x_tiles, weight_tiles, full, empty, num_rows, vocab_size, num_words, num_row_tiles, num_column_tiles, num_steps, UPPER, GROUP, RESTRICTED)),
-                (copy_tiles, (x_map, weight_map, x_tiles, weight_tiles, full, empty, num_row_tiles, num_column_tiles, width, GROUP)),
+                (_sum_tiles, (rows, bitmap, results, sizes, buffers, grid, UPPER, GROUP, RESTRICTED)),
+                (copy_tiles, (maps, buffers, grid, GROUP)),
             ],
             [1],
             [24],
@@ -131,9 +174,9 @@ def _tile_sums(
     else:
         gl.warp_specialize(
             [
-                (_sum_tiles, (temperature, targets, bitmap, sums, target_logits, x_tiles, weight_tiles, full, empty, num_rows, vocab_size, num_words, num_row_tiles, num_column_tiles, num_steps, UPPER, GROUP, RESTRICTED)),
-                (_sum_tiles, (temperature, targets, bitmap, sums, target_logits, x_tiles, weight_tiles, full, empty, num_rows, vocab_size, num_words, num_row_tiles, num_column_tiles, num_steps, LOWER, GROUP, RESTRICTED)),
-                (copy_tiles, (x_map, weight_map, x_tiles, weight_tiles, full, empty, num_row_tiles, num_column_tiles, width, GROUP)),
+                (_sum_tiles, (rows, bitmap, results, sizes, buffers, grid, UPPER, GROUP, RESTRICTED)),
+                (_sum_tiles, (rows, bitmap, results, sizes, buffers, grid, LOWER, GROUP, RESTRICTED)),
+                (copy_tiles, (maps, buffers, grid, GROUP)),
             ],
             [4, 1],
             [240, 24],
@@ -142,33 +185,43 @@ def _tile_sums(
 
 @gluon.jit
 def _gradient_tiles(
-    temperature, targets, bitmap, normalisers, upstream, out_map, out_tiles, x_tiles, weight_tiles, full, empty,
-    first_column, num_rows, num_words, num_row_tiles, num_column_tiles, num_steps,
-    PART: gl.constexpr, GROUP: gl.constexpr, RESTRICTED: gl.constexpr,
+    rows,
+    bitmap,
+    out_map,
+    out_tiles,
+    sizes,
+    buffers,
+    grid,
+    PART: gl.constexpr,
+    GROUP: gl.constexpr,
+    RESTRICTED: gl.constexpr,
 ):
     """Role of a warpgroup: (onehot − softmax) · upstream / temperature."""
-    ROWS: gl.constexpr = x_tiles.shape[1]
+    targets, temperature, normalisers, upstream = rows
+    first_column, num_rows, num_words = sizes
+    x_tiles, weight_tiles, _, _ = buffers
+    num_row_tiles, num_column_tiles, num_steps = grid
     COLUMNS: gl.constexpr = weight_tiles.shape[1]
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
     step = 0
     for tile in range(gl.program_id(0), num_row_tiles * num_column_tiles, gl.num_programs(0)):
-        row_tile, column_tile = tile_place(tile, num_row_tiles, num_column_tiles, GROUP)
-        first_row = row_tile * ROWS + PART * PART_ROWS
+        row_tile, column_tile = tile_place(tile, grid, GROUP)
+        first_row = row_tile * x_tiles.shape[1] + PART * PART_ROWS
         row = first_row + gl.arange(0, PART_ROWS, gl.SliceLayout(1, LAYOUT))
-        column = first_column + column_tile * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
         live = row < num_rows
-        target = gl.load(targets + row, mask=live, other=-1).to(gl.int32)
-        natural = 1.0 / gl.load(temperature + row, mask=live, other=1.0).to(gl.float32)
+        target, here = _targets_here(targets, row, num_rows, first_column + column_tile * COLUMNS, COLUMNS)
+        natural = _row_scale(temperature, row, num_rows)
         factor = gl.load(upstream + row, mask=live, other=0.0) * natural
         base = gl.load(normalisers + row, mask=live, other=0.0) * LOG2_E
-        products = multiply_tile(x_tiles, weight_tiles, full, empty, step, num_steps, PART)
+        products = multiply_tile(buffers, step, num_steps, PART)
         step += num_steps
         scale = gl.expand_dims(natural * LOG2_E, 1).broadcast_to(products.shape)
-        values = gl.exp2(gl.fma(products, scale, gl.expand_dims(-base, 1).broadcast_to(products.shape))) * gl.expand_dims(-factor, 1)
+        shift = gl.expand_dims(-base, 1).broadcast_to(products.shape)
+        values = gl.exp2(gl.fma(products, scale, shift)) * gl.expand_dims(-factor, 1)
         if RESTRICTED:
-            kept = _kept_columns(bitmap, row, first_column + column_tile * COLUMNS, num_rows, num_words, COLUMNS, LAYOUT)
+            kept = _kept_columns(bitmap, row, column_tile * COLUMNS, num_rows, num_words, COLUMNS, LAYOUT)
             values = gl.where(kept, values, 0.0)
-        here = (target >= first_column + column_tile * COLUMNS) & (target < first_column + (column_tile + 1) * COLUMNS)
         if gl.max(here.to(gl.int32), 0) > 0:
             hit = gl.expand_dims(column, 0) == gl.expand_dims(target, 1)
             values = gl.where(hit, values + gl.expand_dims(factor, 1), values)
@@ -178,50 +231,117 @@ def _gradient_tiles(
 
 @gluon.jit
 def _logit_gradients(
-    x_map, weight_map, out_map, temperature, targets, bitmap, normalisers, upstream, first_column, num_rows, num_columns, width, num_words,
-    ROWS: gl.constexpr, COLUMNS: gl.constexpr, INNER: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, RESTRICTED: gl.constexpr,
+    hidden_map,
+    weight_map,
+    out_map,
+    targets,
+    temperature,
+    bitmap,
+    normalisers,
+    upstream,
+    first_column,
+    num_rows,
+    num_columns,
+    width,
+    num_words,
+    ROWS: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    INNER: gl.constexpr,
+    STAGES: gl.constexpr,
+    GROUP: gl.constexpr,
+    RESTRICTED: gl.constexpr,
 ):
-    PARTS: gl.constexpr = ROWS // PART_ROWS
     UPPER: gl.constexpr = 0
     LOWER: gl.constexpr = 1
-    x_tiles, weight_tiles, full, empty = make_buffers(ROWS, COLUMNS, INNER, STAGES, PARTS)
-    out_tiles = gl.allocate_shared_memory(gl.bfloat16, [PARTS, PART_ROWS, out_map.block_shape[1]], out_map.layout)
-    num_row_tiles = gl.cdiv(num_rows, ROWS)
-    num_column_tiles = gl.cdiv(num_columns, COLUMNS)
-    num_steps = gl.cdiv(width, INNER)
+    WIDTH: gl.constexpr = out_map.block_shape[1]
+    buffers = make_buffers(ROWS, COLUMNS, INNER, STAGES)
+    out_tiles = gl.allocate_shared_memory(gl.bfloat16, [ROWS // PART_ROWS, PART_ROWS, WIDTH], out_map.layout)
+    rows = (targets, temperature, normalisers, upstream)
+    sizes = (first_column, num_rows, num_words)
+    grid = (gl.cdiv(num_rows, ROWS), gl.cdiv(num_columns, COLUMNS), gl.cdiv(width, INNER))
+    maps = (hidden_map, weight_map)
     gl.warp_specialize(
         [
-            (_gradient_tiles, (temperature, targets, bitmap, normalisers, upstream, out_map, out_tiles, x_tiles, weight_tiles, full, empty, first_column, num_rows, num_words, num_row_tiles, num_column_tiles, num_steps, UPPER, GROUP, RESTRICTED)),
-            (_gradient_tiles, (temperature, targets, bitmap, normalisers, upstream, out_map, out_tiles, x_tiles, weight_tiles, full, empty, first_column, num_rows, num_words, num_row_tiles, num_column_tiles, num_steps, LOWER, GROUP, RESTRICTED)),
-            (copy_tiles, (x_map, weight_map, x_tiles, weight_tiles, full, empty, num_row_tiles, num_column_tiles, width, GROUP)),
+            (_gradient_tiles, (rows, bitmap, out_map, out_tiles, sizes, buffers, grid, UPPER, GROUP, RESTRICTED)),
+            (_gradient_tiles, (rows, bitmap, out_map, out_tiles, sizes, buffers, grid, LOWER, GROUP, RESTRICTED)),
+            (copy_tiles, (maps, buffers, grid, GROUP)),
         ],
         [4, 1],
         [240, 24],
     )
 
 
-def tile_sums(rows, bitmap, sums, target_logits, tiles, programs):
-    hidden_ND, weight_VD, targets_N, temperature_N = rows
-    num_rows, width = hidden_ND.shape
-    vocab_size = weight_VD.shape[0]
-    count = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(vocab_size, tiles.columns)
-    _tile_sums[(min(programs, count),)](
-        row_map(hidden_ND, tiles.rows, tiles.inner), row_map(weight_VD, tiles.columns, tiles.inner),
-        temperature_N, targets_N, sums if bitmap is None else bitmap, sums, target_logits,
-        num_rows, vocab_size, width, triton.cdiv(vocab_size, 32),
-        ROWS=tiles.rows, COLUMNS=tiles.columns, INNER=tiles.inner, STAGES=tiles.stages, GROUP=tiles.group, RESTRICTED=bitmap is not None, num_warps=4,
+def columns_a_tile(dtype: torch.dtype) -> int:
+    """Vocabulary columns of one tile of `tile_sums`."""
+    return Tiles().columns
+
+
+def tile_sums(
+    rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits: Tensor, tiles: Tiles | None = None
+) -> None:
+    """As `triton_logprob_tiles.tile_sums`. A row's sums have the same bits in tiles of 64 and of 128 rows."""
+    num_rows, width = rows.hidden_ND.shape
+    vocab_size = rows.weight_VD.shape[0]
+    tiles = tiles or Tiles(rows=64 if num_rows <= 64 else 128)
+    num_tiles = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(vocab_size, tiles.columns)
+    _tile_sums[(num_programs(sums.device, num_tiles),)](
+        row_map(rows.hidden_ND, tiles.rows, tiles.inner),
+        row_map(rows.weight_VD, tiles.columns, tiles.inner),
+        rows.targets_N,
+        rows.temperature_N,
+        sums if bitmap is None else bitmap,
+        sums,
+        target_logits,
+        num_rows,
+        vocab_size,
+        width,
+        triton.cdiv(vocab_size, 32),
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        INNER=tiles.inner,
+        STAGES=tiles.stages,
+        GROUP=tiles.group,
+        RESTRICTED=bitmap is not None,
+        num_warps=4,
     )
 
 
-def logit_gradients(rows, normaliser_N, upstream_N, bitmap, columns, gradients, tiles, programs):
-    hidden_ND, weight_VD, targets_N, temperature_N = rows
-    start, stop = columns
-    num_rows, width = hidden_ND.shape
-    count = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(stop - start, tiles.columns)
-    _logit_gradients[(min(programs, count),)](
-        row_map(hidden_ND, tiles.rows, tiles.inner), row_map(weight_VD[start:stop], tiles.columns, tiles.inner), row_map(gradients, 64, 128),
-        temperature_N, targets_N, normaliser_N if bitmap is None else bitmap, normaliser_N, upstream_N,
-        start, num_rows, stop - start, width, triton.cdiv(weight_VD.shape[0], 32),
-        ROWS=tiles.rows, COLUMNS=tiles.columns, INNER=tiles.inner, STAGES=tiles.stages, GROUP=tiles.group, RESTRICTED=bitmap is not None, num_warps=4,
+def logit_gradients(
+    rows: HeadRows,
+    normaliser_N: Tensor,
+    upstream_N: Tensor,
+    bitmap: Tensor | None,
+    first_column: int,
+    gradients: Tensor,
+) -> None:
+    """As `triton_logprob_tiles.logit_gradients`."""
+    tiles = Tiles()
+    num_rows, num_columns = gradients.shape
+    weight = rows.weight_VD[first_column : first_column + num_columns]
+    # The copy engine writes rows at multiples of 16 bytes; the last columns of an odd vocabulary go by way of wider rows.
+    wide = gradients if num_columns % 8 == 0 else gradients.new_empty(num_rows, triton.cdiv(num_columns, 8) * 8)
+    num_tiles = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(num_columns, tiles.columns)
+    _logit_gradients[(num_programs(gradients.device, num_tiles),)](
+        row_map(rows.hidden_ND, tiles.rows, tiles.inner),
+        row_map(weight, tiles.columns, tiles.inner),
+        row_map(wide, PART_ROWS.value, 128),
+        rows.targets_N,
+        rows.temperature_N,
+        normaliser_N if bitmap is None else bitmap,
+        normaliser_N,
+        upstream_N,
+        first_column,
+        num_rows,
+        num_columns,
+        rows.hidden_ND.shape[1],
+        triton.cdiv(num_columns, 32),
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        INNER=tiles.inner,
+        STAGES=tiles.stages,
+        GROUP=tiles.group,
+        RESTRICTED=bitmap is not None,
+        num_warps=4,
     )
-    return gradients
+    if wide is not gradients:
+        gradients.copy_(wide[:, :num_columns])

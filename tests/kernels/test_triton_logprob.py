@@ -53,7 +53,8 @@ def test_head_logprobs_equal_reference_forward_and_gradients(
     problem = on_device(make_problem(shape, with_support))
     wanted = problem.run("reference", torch.float64)
     poison_fresh_memory(monkeypatch)
-    monkeypatch.setattr(triton_logprob, "COLUMNS_AT_ONCE", 64)
+    monkeypatch.setattr(triton_logprob, "GRADIENT_BYTES", 1)
+    monkeypatch.setattr(triton_logprob, "STEP_COLUMNS", 48)
     for got, truth in zip(problem.run("triton", torch.float32), wanted, strict=True):
         torch.testing.assert_close(got.double(), truth, rtol=0, atol=2e-5 * max(1.0, float(truth.abs().max())))
 
@@ -88,7 +89,7 @@ def test_head_logprobs_target_outside_its_support_is_refused() -> None:
 def test_support_bitmap_sets_the_recorded_tokens_and_all_where_none_are() -> None:
     """Tokens 0, 31 and 32 are bits 0 and 31 of word 0 and bit 0 of word 1."""
     support = SupportRows(counts_N=torch.tensor([3, 0], device=DEVICE), ids=torch.tensor([0, 31, 32], device=DEVICE))
-    bitmap = triton_logprob.support_bitmap(support, 0, 2, 40)
+    bitmap = triton_logprob.support_bitmap(support, (0, 2), (0, 40))
     assert bitmap is not None
     assert bitmap.tolist() == [[1 - 2**31, 1], [-1, -1]]
 
