@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels import triton_logprob_tiles
+import samepath.kernels.triton_logprob_tiles as plain_tiles
 from samepath.kernels.logprob import SupportRows
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_logprob_tiles import LOG2_E, HeadRows
@@ -36,7 +36,7 @@ def _tiles(rows: HeadRows) -> ModuleType:
     """The tile kernels that serve these rows, whatever their number."""
     if fits_hopper(rows.hidden_ND, rows.weight_VD):
         return hopper_kernels("logprob_hopper")
-    return triton_logprob_tiles
+    return plain_tiles
 
 
 @triton.jit
