@@ -134,7 +134,7 @@ def _sum_tiles(
             gl.store(place + 4 * num_rows, gl.where(some, total, 0.0), mask=live)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["num_rows", "vocab_size", "width", "num_words"])
 def _tile_sums(
     hidden_map,
     weight_map,
@@ -229,7 +229,7 @@ def _gradient_tiles(
     tma.store_wait(0)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["first_column", "num_rows", "num_columns", "width", "num_words"])
 def _logit_gradients(
     hidden_map,
     weight_map,

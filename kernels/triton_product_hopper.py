@@ -145,7 +145,7 @@ def _write_tiles(out, out_tiles, sizes, buffers, grid, PART: gl.constexpr, GROUP
         tma.store_wait(0)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["num_rows", "width"])
 def _product(
     x_map,
     weight_map,
