@@ -313,9 +313,10 @@ def logit_gradients(
     bitmap: Tensor | None,
     first_column: int,
     gradients: Tensor,
+    tiles: Tiles | None = None,
 ) -> None:
     """As `triton_logprob_tiles.logit_gradients`."""
-    tiles = Tiles()
+    tiles = tiles or Tiles()
     num_rows, num_columns = gradients.shape
     weight = rows.weight_VD[first_column : first_column + num_columns]
     # The copy engine writes rows at multiples of 16 bytes; the last columns of an odd vocabulary go by way of wider rows.

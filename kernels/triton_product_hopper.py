@@ -18,6 +18,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from samepath.kernels.triton_gluon import block_barrier, tile_from_shared, tile_to_shared
+
 PART_ROWS = gl.constexpr(64)
 """Rows of a warpgroup."""
 
@@ -51,10 +53,8 @@ def copy_tiles(maps, buffers, grid, GROUP: gl.constexpr):
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             # What is outside the matrices is copied as 0 and counts as bytes too.
             mbarrier.expect(place, (ROWS + COLUMNS) * INNER * 2)
-            tma.async_copy_global_to_shared(x_map, [row_tile * ROWS, number * INNER], place, x_tiles.index(stage))
-            tma.async_copy_global_to_shared(
-                weight_map, [column_tile * COLUMNS, number * INNER], place, weight_tiles.index(stage)
-            )
+            tile_to_shared(x_map, [row_tile * ROWS, number * INNER], place, x_tiles.index(stage))
+            tile_to_shared(weight_map, [column_tile * COLUMNS, number * INNER], place, weight_tiles.index(stage))
             step += 1
 
 
@@ -73,10 +73,10 @@ def multiply_tile(buffers, step, num_steps, PART: gl.constexpr):
         product = hopper.warpgroup_mma(x_part, weight_tiles.index(stage).permute((1, 0)), product, is_async=True)
         # With at most one step under way the one before it is done.
         product = hopper.warpgroup_mma_wait(1, deps=[product])
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(empty.index((step + number + STAGES - 1) % STAGES), count=1, pred=number > 0)
     product = hopper.warpgroup_mma_wait(0, deps=[product])
-    gl.thread_barrier()
+    block_barrier()
     mbarrier.arrive(empty.index((step + num_steps - 1) % STAGES), count=1)
     return product
 
@@ -84,11 +84,11 @@ def multiply_tile(buffers, step, num_steps, PART: gl.constexpr):
 @gluon.jit
 def _store_part(out_map, out_tiles, values, row, column, PART: gl.constexpr):
     tma.store_wait(0)
-    gl.thread_barrier()
+    block_barrier()
     out_tiles.index(PART).store(values)
     hopper.fence_async_shared()
-    gl.thread_barrier()
-    tma.async_copy_shared_to_global(out_map, [row, column], out_tiles.index(PART))
+    block_barrier()
+    tile_from_shared(out_map, [row, column], out_tiles.index(PART))
 
 
 @gluon.jit
