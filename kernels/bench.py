@@ -49,24 +49,34 @@ class Measurement:
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 7) -> float:
-    """Median time of `run` between two CUDA events, after two warm-up calls."""
+    """Median time of `run` between two CUDA events, after two warm-up calls. The host launches ahead, as it does in a training step."""
     for _ in range(2):
         run()
-    times = []
+    pairs = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return float(statistics.median(times))
+        pairs.append((start, stop))
+    torch.cuda.synchronize()
+    return float(statistics.median(start.elapsed_time(stop) for start, stop in pairs))
 
 
 def flops(operation: str, shape: str, count: float, run: Callable[[], object], repeats: int = 7) -> Measurement:
     """A measurement in TFLOPS."""
     ms = milliseconds(run, repeats)
     return Measurement(operation=operation, shape=shape, ms=ms, rate=count / ms / 1e9, unit="TFLOPS")
+
+
+def captured(run: Callable[[], object]) -> Callable[[], None]:
+    """`run` as the replay of a CUDA graph, without the launches' own time."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 class Bench:
@@ -124,9 +134,8 @@ class Bench:
             )
             upstream = self.normal(*out_NHV.shape)
             back = 2 * HEADS * (3 * KEY_WIDTH + 2 * VALUE_WIDTH) * pairs
-            for name, fixed in (("deterministic", True), ("atomic", False)):
-                run = partial(backward.attend_backward, saved, upstream, deterministic=fixed)
-                results.append(flops(f"sparse backward, {name}", shape, back, run, 3))
+            run = partial(backward.attend_backward, saved, upstream)
+            results.append(flops("sparse backward, deterministic", shape, back, run, 3))
             run = partial(mass.attention_mass, *arguments[:4], lse_NH, SCALE)
             results.append(flops("attention mass", shape, 2 * HEADS * KEY_WIDTH * pairs, run, 3))
         rows = 64
@@ -219,6 +228,26 @@ class Bench:
             weight = gate_up.detach().transpose(1, 2)
             grouped = partial(torch._grouped_mm, rows, weight, offs=offsets)
             results.append(flops("torch._grouped_mm, gate and up alone", shape, count * 2 / 3, grouped))
+        return results + self.few_tokens()
+
+    def few_tokens(self) -> list[Measurement]:
+        """Expert product of decoding steps under a CUDA graph; the rate is that of the used experts' weights."""
+        results = []
+        experts, slots, width, units = 64, 6, 2048, 1408
+        gate_up = self.normal(experts, 2 * units, width) / width**0.5
+        down = self.normal(experts, width, units) / units**0.5
+        for tokens in (16, 64, 256):
+            ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
+            gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda")
+            kernels = triton_kernels("expert_product")
+            step = partial(kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
+            ms = milliseconds(captured(step))
+            used = int((torch.bincount(ids_NX.flatten()) > 0).sum())
+            shape = f"{tokens} tokens, {slots} of {experts} experts ({used} used), {width} × {units}, bf16"
+            rate = used * 6 * width * units / ms / 1e9
+            results.append(
+                Measurement(operation="expert product, decoding", shape=shape, ms=ms, rate=rate, unit="TB/s")
+            )
         return results
 
     def head(self) -> list[Measurement]:
