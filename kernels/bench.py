@@ -134,9 +134,8 @@ class Bench:
             )
             upstream = self.normal(*out_NHV.shape)
             back = 2 * HEADS * (3 * KEY_WIDTH + 2 * VALUE_WIDTH) * pairs
-            for name, fixed in (("deterministic", True), ("atomic", False)):
-                run = partial(backward.attend_backward, saved, upstream, deterministic=fixed)
-                results.append(flops(f"sparse backward, {name}", shape, back, run, 3))
+            run = partial(backward.attend_backward, saved, upstream)
+            results.append(flops("sparse backward, deterministic", shape, back, run, 3))
             run = partial(mass.attention_mass, *arguments[:4], lse_NH, SCALE)
             results.append(flops("attention mass", shape, 2 * HEADS * KEY_WIDTH * pairs, run, 3))
         rows = 64

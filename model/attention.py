@@ -13,7 +13,7 @@ from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.dense_rows import linear, rms_norm
 from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
-from samepath.kernels.selection import select, select_all, selection_fingerprint
+from samepath.kernels.selection import key_rows, select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention import DenseWindows, attend
 from samepath.kernels.window import AttentionPlan, Window
 from samepath.model.config import ModelConfig
@@ -47,8 +47,9 @@ class Indexer(nn.Module):
         k_NJ = layer_norm(
             linear(x_ND, self.key, self.backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
         )
-        q_NIJ = torch.cat([rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None]), q_NIJ[..., rope:]], -1)
-        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ), k_NJ[:, rope:]], -1)
+        rotated_NIJ = rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None], self.backend)
+        q_NIJ = torch.cat([rotated_NIJ, q_NIJ[..., rope:]], -1)
+        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ, self.backend), k_NJ[:, rope:]], -1)
         return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.backend) * (heads**-0.5 * width**-0.5)
 
     @torch.no_grad()
@@ -59,13 +60,11 @@ class Indexer(nn.Module):
         rows, positions, counts = [], [], []
         for window in plan.windows:
             local, count = self._select_window(q_NIJ, k_SJ, weights_NI, window, num_selected)
-            width = window.rows_BT.shape[1]
-            chosen = window.keys_BS.gather(1, local.clamp(min=0).long().view(-1, width * num_selected)).view(
-                -1, num_selected
-            )
-            rows.append(chosen.to(torch.int32).masked_fill_(local < 0, -1))
+            rows.append(key_rows(window.keys_BS, local, self.backend))
             positions.append(local)
             counts.append(count)
+        if plan.row_by_row:
+            return rows[0], positions[0], counts[0]
         nothing = torch.full((1, num_selected), -1, dtype=torch.int32, device=q_NIJ.device)
         source_N = plan.source_N
         return (
@@ -80,7 +79,10 @@ class Indexer(nn.Module):
         ends = window.ends_BT.flatten()
         if window.longest <= num_selected:
             return select_all(torch.zeros_like(ends), ends, num_selected)
-        logits_BTS = index_logits(q_NIJ[window.rows_BT], k_SJ[window.keys_BS], weights_NI[window.rows_BT], self.backend)
+        # A decoding batch's rows are its queries, in order.
+        in_order = window.in_order and len(q_NIJ) == len(ends)
+        q_BTIJ, weights_BTI = (rows[:, None] if in_order else rows[window.rows_BT] for rows in (q_NIJ, weights_NI))
+        logits_BTS = index_logits(q_BTIJ, k_SJ[window.keys_BS], weights_BTI, self.backend)
         return select(logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend)
 
 
@@ -133,7 +135,7 @@ class LatentAttention(nn.Module):
             index_keys_SJ = store.update_index(self.layer, index_key_NJ)
             rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
             if trace.record_fingerprints:
-                trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N))
+                trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N, self.backend))
             out_NHR, _, mass_NC = attend(
                 q_NHK,
                 rows_GSK[0],
@@ -164,12 +166,12 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = torch.split(q_N_H_, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         absorb_HKR, _ = self._key_up()
         q_NHR = head_product(q_nope, absorb_HKR, self.backend)
-        q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None])], -1)
+        q_NHK = torch.cat([q_NHR, rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None], self.backend)], -1)
         latent, k_rope = torch.split(
             linear(x_ND, self.key_down, self.backend), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
         latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.backend)
-        return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ)], -1)
+        return q_latent, q_NHK, torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ, self.backend)], -1)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:
         """(W_UK [H, nope, R] that is absorbed into the query, W_UVᵀ [H, R, V] that is applied to the output)."""
