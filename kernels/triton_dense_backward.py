@@ -66,7 +66,7 @@ class SavedRows:
 
 
 @triton.jit
-def _seeing_queries(ends, num_queries, first_key):
+def seeing_queries(ends, num_queries, first_key):
     """(first query that sees the key, last one + 1, largest end) of a sequence; an empty range if none does."""
     low = num_queries
     high = 0
@@ -81,7 +81,7 @@ def _seeing_queries(ends, num_queries, first_key):
 
 
 @triton.jit
-def _add_part(target, place, live, values, first, stride, WIDTH: tl.constexpr, STOP: tl.constexpr, ADD: tl.constexpr):
+def add_part(target, place, live, values, first, stride, WIDTH: tl.constexpr, STOP: tl.constexpr, ADD: tl.constexpr):
     """Store or add channels first … of some rows' gradients; no other program has these rows."""
     channel = tl.arange(0, WIDTH)
     pointers = target + place[:, None] * stride + first + channel[None, :]
@@ -129,7 +129,7 @@ def _backward_keys(
     slots = first_key + tl.arange(0, KEYS)
     rows = rows_BT + sequence * num_queries
     ends = ends_BT + sequence * num_queries
-    low, high, longest = _seeing_queries(ends, num_queries, first_key)
+    low, high, longest = seeing_queries(ends, num_queries, first_key)
     live = slots < longest
     key_rows = tl.load(keys_BS + sequence * num_keys + slots, mask=live, other=0)
     keys = store + group * group_stride
@@ -168,15 +168,15 @@ def _backward_keys(
         if KEY_REST:
             grad_k_rest = tl.dot(ds, q_rest, grad_k_rest, input_precision="ieee")
     place = (sequence * num_keys + slots if PAIRS else key_rows) * tl.num_programs(1) + group
-    _add_part(target, place, live, grad_k * scale, 0, row_width, KEY_MAIN, KEY_WIDTH, not PAIRS)
-    _add_part(target, place, live, grad_v, value_start, row_width, VALUE_MAIN, VALUE_WIDTH, not PAIRS)
+    add_part(target, place, live, grad_k * scale, 0, row_width, KEY_MAIN, KEY_WIDTH, not PAIRS)
+    add_part(target, place, live, grad_v, value_start, row_width, VALUE_MAIN, VALUE_WIDTH, not PAIRS)
     if KEY_REST:
-        _add_part(
+        add_part(
             target, place, live, grad_k_rest * scale, KEY_MAIN, row_width, KEY_REST, KEY_WIDTH - KEY_MAIN, not PAIRS
         )
     if VALUE_REST:
         first_rest = value_start + VALUE_MAIN
-        _add_part(
+        add_part(
             target, place, live, grad_v_rest, first_rest, row_width, VALUE_REST, VALUE_WIDTH - VALUE_MAIN, not PAIRS
         )
 
