@@ -87,9 +87,10 @@ def load_parts(
 ):
     """The two parts of some rows; the second repeats the first where there is none."""
     main = load_rows(base, rows, 0, WIDTH, stride, live, MAIN, MAIN <= WIDTH).to(OPERAND)
+    rest = main
     if REST:
-        return main, load_rows(base, rows, MAIN, WIDTH, stride, live, REST, MAIN + REST == WIDTH).to(OPERAND)
-    return main, main
+        rest = load_rows(base, rows, MAIN, WIDTH, stride, live, REST, MAIN + REST == WIDTH).to(OPERAND)
+    return main, rest
 
 
 @triton.jit
