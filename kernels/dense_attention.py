@@ -56,10 +56,22 @@ def dense_attend(
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
     if backend == "triton":
-        kernels = triton_kernels("dense_attention", q_NHK, rows_GSW, plan.source_N)
-        out_NHV, _ = kernels.attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)
-        return out_NHV  # type: ignore[no-any-return]
+        out_NHV, _ = dense_attend_with_lse(
+            q_NHK, rows_GSW, plan, scale=scale, value_start=value_start, value_width=value_width
+        )
+        return out_NHV
     return _attend(q_NHK, rows_GSW, plan, scale, value)
+
+
+def dense_attend_with_lse(
+    q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, *, scale: float, value_start: int, value_width: int
+) -> tuple[Tensor, Tensor]:
+    """`dense_attend` on the `triton` backend, and the natural logsumexp of each row's and head's scaled scores, float32 `[N, H]` without gradient.
+
+    A row that sees no key has −inf.
+    """
+    kernels = triton_kernels("dense_attention", q_NHK, rows_GSW, plan.source_N)
+    return kernels.attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)  # type: ignore[no-any-return]
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:

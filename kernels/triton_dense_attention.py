@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels import triton_dense_backward
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
 from samepath.kernels.triton_attention_forward import attend_forward
-from samepath.kernels.triton_dense_forward import attend_forward as attend_forward_grouped
+from samepath.kernels.triton_dense_backward import SavedRows as WindowRows
+from samepath.kernels.triton_dense_backward import attend_backward as grouped_backward
+from samepath.kernels.triton_dense_forward import attend_forward as grouped_forward
 from samepath.kernels.window import AttentionPlan
 
 INDEX_ELEMENTS = 1 << 24
@@ -52,7 +53,7 @@ class _Attend(torch.autograd.Function):
         value_width: int,
     ) -> tuple[Tensor, Tensor]:
         q_NHK, rows_GSW = q_NHK.contiguous(), rows_GSW.contiguous()
-        run = attend_forward_grouped if value_start else _latent_forward
+        run = grouped_forward if value_start else _latent_forward
         out_NHV, lse_NH = run(q_NHK, rows_GSW, plan, scale, value_start, value_width)
         ctx.save_for_backward(q_NHK, rows_GSW, out_NHV, lse_NH)
         ctx.plan, ctx.scale, ctx.value_start = plan, scale, value_start
@@ -62,7 +63,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_NHK, rows_GSW, out_NHV, lse_NH = ctx.saved_tensors
-        saved = triton_dense_backward.SavedRows(
+        saved = WindowRows(
             q_NHK=q_NHK,
             rows_GSW=rows_GSW,
             out_NHV=out_NHV,
@@ -71,7 +72,7 @@ class _Attend(torch.autograd.Function):
             scale=ctx.scale,
             value_start=ctx.value_start,
         )
-        run = triton_dense_backward.attend_backward if ctx.value_start else _latent_backward
+        run = grouped_backward if ctx.value_start else _latent_backward
         grad_q_NHK, grad_rows_GSW = run(saved, grads[0].contiguous())
         return grad_q_NHK, grad_rows_GSW, None, None, None, None
 
@@ -117,7 +118,7 @@ def _latent_forward(
     return out_NHV[:num_rows], lse_NH[:num_rows]
 
 
-def _latent_backward(saved: triton_dense_backward.SavedRows, grad_out_NHV: Tensor) -> tuple[Tensor, Tensor]:
+def _latent_backward(saved: WindowRows, grad_out_NHV: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the queries and of the key rows; those of a key are added piece by piece in the plan's order."""
     q_NHK, rows_GSW = saved.q_NHK, saved.rows_GSW
     num_rows, num_heads, width = q_NHK.shape

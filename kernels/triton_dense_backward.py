@@ -309,8 +309,25 @@ def _window_gradients(
     target = sums_SGW
     if pairs:
         target = torch.empty(num_sequences, num_keys, num_groups, width, dtype=torch.float32, device=sums_SGW.device)
-    inputs = (saved.q_NHK, saved.rows_GSW, grad_out_NHV, part.rows_BT, part.ends_BT, part.keys_BS, saved.lse_NH, delta_NH)
-    sizes = (num_queries, num_keys, num_heads, num_heads // num_groups, saved.rows_GSW.stride(0), width, saved.value_start)
+    inputs = (
+        saved.q_NHK,
+        saved.rows_GSW,
+        grad_out_NHV,
+        part.rows_BT,
+        part.ends_BT,
+        part.keys_BS,
+        saved.lse_NH,
+        delta_NH,
+    )
+    sizes = (
+        num_queries,
+        num_keys,
+        num_heads,
+        num_heads // num_groups,
+        saved.rows_GSW.stride(0),
+        width,
+        saved.value_start,
+    )
     shape = {
         **key_shape(saved.q_NHK.shape[2]),
         **value_shape(grad_out_NHV.shape[2]),

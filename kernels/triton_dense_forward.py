@@ -314,15 +314,11 @@ def _merge_segments(
     for first in range(0, tl.max(end, 0), SEGMENT):
         live = first < end
         at = (first // SEGMENT) * (tl.full((), 0, tl.int64) + num_rows) + place
-        values, rest = load_parts(
-            partial, at, live, VALUE_WIDTH, VALUE_WIDTH, VALUE_MAIN, VALUE_REST, tl.float32
-        )
+        values, rest = load_parts(partial, at, live, VALUE_WIDTH, VALUE_WIDTH, VALUE_MAIN, VALUE_REST, tl.float32)
         top = tl.load(tops + at, mask=live, other=LOWEST)
         total = tl.load(totals + at, mask=live, other=0.0)
         state = _merge(state, (values, rest, top, total), VALUE_REST)
-    _store_result(
-        state, out, lse, row * num_heads + place % num_heads, end > 0, VALUE_WIDTH, VALUE_MAIN, VALUE_REST
-    )
+    _store_result(state, out, lse, row * num_heads + place % num_heads, end > 0, VALUE_WIDTH, VALUE_MAIN, VALUE_REST)
 
 
 def attend_forward(

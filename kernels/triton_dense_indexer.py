@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from samepath.kernels.dense_indexer import Teacher
 from samepath.kernels.triton_attention_backward import add_pairs_in_order
-from samepath.kernels.triton_dense_backward import seeing_queries, add_part
+from samepath.kernels.triton_dense_backward import add_part, seeing_queries
 from samepath.kernels.triton_dense_mass import window_mass
 from samepath.kernels.triton_index_logits import index_logits
 from samepath.kernels.triton_loading import interpreting
@@ -26,16 +27,6 @@ from samepath.kernels.window import AttentionPlan
 
 PIECE_ELEMENTS = 1 << 27
 """Elements of the mass that are held at once (512 MiB), and as many index logits in the forward."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teacher:
-    """Main attention whose probabilities the indexer learns, constants."""
-
-    q_NHK: Tensor
-    kv_SK: Tensor
-    lse_NH: Tensor
-    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,9 +251,7 @@ class _DenseIndexerLoss(torch.autograd.Function):
         for piece in _pieces(plan):
             mass_BTS = _mass(teacher, piece)
             bounds = (torch.zeros_like(piece.ends_BT, dtype=torch.int32), piece.ends_BT.to(torch.int32))
-            logits_BTS = index_logits(
-                q_NIJ[piece.rows_BT], k_SJ[piece.keys_BS], weights_NI[piece.rows_BT], bounds
-            )
+            logits_BTS = index_logits(q_NIJ[piece.rows_BT], k_SJ[piece.keys_BS], weights_NI[piece.rows_BT], bounds)
             _row_losses[(piece.rows_BT.numel(),)](
                 mass_BTS,
                 logits_BTS,

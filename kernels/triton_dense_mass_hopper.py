@@ -47,7 +47,23 @@ def _copy_queries(q, rows, ends, first_query, num_queries, num_heads, num_steps,
 
 
 @gluon.jit
-def _add_heads(rows, ends, lse, mass, first_query, first_key, num_queries, num_keys, num_heads, num_steps, factor, ring, keys, full, empty):
+def _add_heads(
+    rows,
+    ends,
+    lse,
+    mass,
+    first_query,
+    first_key,
+    num_queries,
+    num_keys,
+    num_heads,
+    num_steps,
+    factor,
+    ring,
+    keys,
+    full,
+    empty,
+):
     """Role of one warpgroup: add the probabilities of head after head, then store them."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
     query = first_query + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.dense_attention import dense_attend
+from samepath.kernels.dense_attention import dense_attend, dense_attend_with_lse
+from samepath.kernels.dense_indexer import Teacher, dense_indexer_loss
 from samepath.kernels.dense_rows import linear, rms_norm
 from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
@@ -131,26 +132,67 @@ class LatentAttention(nn.Module):
         else:
             q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, rope_N2Q)
             index_keys_SJ = store.update_index(self.layer, index_key_NJ)
-            rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
-            if trace.record_fingerprints:
-                trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N))
-            out_NHR, _, mass_NC = attend(
-                q_NHK,
-                rows_GSK[0],
-                rows_NC,
-                count_N,
-                scale=self.config.softmax_scale,
-                value_width=self.config.kv_lora_rank,
-                backend=self.backend,
-                dense=DenseWindows(plan=plan, positions_NC=positions_NC),
-                with_mass=trace.train_indexer,
-            )
-            if trace.train_indexer:
-                selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC, self.backend)
-                trace.record_indexer_loss(self.layer, indexer_loss(selected_NC, mass_NC, count_N))
+            index = (q_NIJ, index_keys_SJ, weights_NI)
+            if self._learns_from_all_keys(plan, trace, num_selected):
+                out_NHR = self._attend_all(q_NHK, rows_GSK, index, plan, trace)
+            else:
+                out_NHR = self._attend_selected(q_NHK, rows_GSK[0], index, plan, trace, num_selected)
         _, up_HRV = self._key_up()
         out_NHV = head_product(out_NHR, up_HRV, self.backend)
         return linear(out_NHV.flatten(1), self.output, self.backend)
+
+    def _learns_from_all_keys(self, plan: AttentionPlan, trace: ForwardTrace, num_selected: int) -> bool:
+        """True if nothing is left out of any row's selection, so that the indexer's loss needs no list of keys: same keys, same order, same bits."""
+        wanted = self.backend == "triton" and trace.train_indexer and not trace.record_fingerprints
+        return wanted and all(window.longest <= num_selected for window in plan.windows)
+
+    def _attend_all(
+        self,
+        q_NHK: Tensor,
+        rows_GSK: Tensor,
+        index: tuple[Tensor, Tensor, Tensor],
+        plan: AttentionPlan,
+        trace: ForwardTrace,
+    ) -> Tensor:
+        """Attention `[N, H, R]` over all keys; reports the indexer's loss over all of them."""
+        scale = self.config.softmax_scale
+        out_NHR, lse_NH = dense_attend_with_lse(
+            q_NHK, rows_GSK, plan, scale=scale, value_start=0, value_width=self.config.kv_lora_rank
+        )
+        teacher = Teacher(q_NHK=q_NHK.detach(), kv_SK=rows_GSK[0].detach(), lse_NH=lse_NH, scale=scale)
+        trace.record_indexer_loss(self.layer, dense_indexer_loss(*index, teacher, plan, "triton"))
+        return out_NHR
+
+    def _attend_selected(
+        self,
+        q_NHK: Tensor,
+        rows_SK: Tensor,
+        index: tuple[Tensor, Tensor, Tensor],
+        plan: AttentionPlan,
+        trace: ForwardTrace,
+        num_selected: int,
+    ) -> Tensor:
+        """Attention `[N, H, R]` over the indexer's selection; reports what `trace` asks for."""
+        assert self.indexer is not None
+        q_NIJ, index_keys_SJ, weights_NI = index
+        rows_NC, positions_NC, count_N = self.indexer.select(q_NIJ, index_keys_SJ, weights_NI, plan, num_selected)
+        if trace.record_fingerprints:
+            trace.record_fingerprint(self.layer, selection_fingerprint(positions_NC, count_N))
+        out_NHR, _, mass_NC = attend(
+            q_NHK,
+            rows_SK,
+            rows_NC,
+            count_N,
+            scale=self.config.softmax_scale,
+            value_width=self.config.kv_lora_rank,
+            backend=self.backend,
+            dense=DenseWindows(plan=plan, positions_NC=positions_NC),
+            with_mass=trace.train_indexer,
+        )
+        if trace.train_indexer:
+            selected_NC = selected_index_logits(q_NIJ, index_keys_SJ, weights_NI, rows_NC, self.backend)
+            trace.record_indexer_loss(self.layer, indexer_loss(selected_NC, mass_NC, count_N))
+        return out_NHR
 
     def _project(self, x_ND: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(query latent, absorbed queries [N, H, K], key rows [N, K])."""

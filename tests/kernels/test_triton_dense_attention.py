@@ -9,11 +9,11 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels import triton_dense_attention, triton_dense_backward, triton_dense_forward
+from samepath.kernels import triton_dense_forward
 from samepath.kernels.backend import Backend, round_up
 from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.window import AttentionPlan
-from samepath.model.plan import Span, plan_decode, plan_spans
+from samepath.model.plan import Span, plan_spans
 
 SHAPES = [(6, 2, 16, 16), (4, 4, 48, 32), (7, 1, 24, 80), (32, 1, 16, 16)]
 """Query heads, key heads, key width, value width; the value stands behind the key."""

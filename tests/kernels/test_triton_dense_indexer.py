@@ -1,6 +1,6 @@
 """The indexer's loss over all keys on Triton against its definition in float64, with gradients."""
 
-import math
+from typing import Literal
 
 import pytest
 import torch
@@ -11,9 +11,8 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels import triton_dense_indexer, triton_dense_mass
 from samepath.kernels.backend import round_up
-from samepath.kernels.triton_dense_indexer import Teacher, dense_indexer_loss
+from samepath.kernels.dense_indexer import Teacher, dense_indexer_loss
 from samepath.kernels.window import AttentionPlan
 from samepath.model.plan import Span, plan_spans
 
@@ -78,13 +77,13 @@ class Problem:
         losses_N = torch.stack(losses)
         return losses_N.detach(), *torch.autograd.grad(losses_N, leaves, self.upstream_N)
 
-    def run(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def run(self, dtype: torch.dtype, backend: Literal["reference", "triton"] = "triton") -> tuple[Tensor, ...]:
         """The same by the kernels."""
         leaves = [part.to(dtype).detach().requires_grad_() for part in self.indexer]
         teacher = Teacher(
             q_NHK=self.q_NHK.to(dtype), kv_SK=self.kv_SK.to(dtype), lse_NH=self.lse_NH.float(), scale=self.scale
         )
-        losses_N = dense_indexer_loss(*leaves, teacher, self.plan.to(DEVICE))
+        losses_N = dense_indexer_loss(*leaves, teacher, self.plan.to(DEVICE), backend)
         return losses_N.detach(), *torch.autograd.grad(losses_N, leaves, self.upstream_N.float())
 
 
