@@ -96,7 +96,9 @@ def _window_forward(
         k_main = load_rows(k_base, key, 0, KEY_WIDTH, k_stride, inside, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if REST:
-            k_rest = load_rows(k_base, key, MAIN, KEY_WIDTH, k_stride, inside, REST, MAIN + REST == KEY_WIDTH).to(OPERAND)
+            k_rest = load_rows(k_base, key, MAIN, KEY_WIDTH, k_stride, inside, REST, MAIN + REST == KEY_WIDTH).to(
+                OPERAND
+            )
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
         keep = key[None, :] < end[:, None]
         if MASKED:
@@ -165,9 +167,13 @@ def _window_backward_keys(
     k_main = load_rows(k_base, key_row, 0, KEY_WIDTH, k_stride, inside, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
     grad_main = tl.zeros((KEYS, MAIN), tl.float32)
     if REST:
-        k_rest = load_rows(k_base, key_row, MAIN, KEY_WIDTH, k_stride, inside, REST, MAIN + REST == KEY_WIDTH).to(OPERAND)
+        k_rest = load_rows(k_base, key_row, MAIN, KEY_WIDTH, k_stride, inside, REST, MAIN + REST == KEY_WIDTH).to(
+            OPERAND
+        )
         grad_rest = tl.zeros((KEYS, REST), tl.float32)
-    values = load_rows(v + head * v_head, key_row, 0, VALUE_WIDTH, v_row, inside, VALUES, VALUES <= VALUE_WIDTH).to(OPERAND)
+    values = load_rows(v + head * v_head, key_row, 0, VALUE_WIDTH, v_row, inside, VALUES, VALUES <= VALUE_WIDTH).to(
+        OPERAND
+    )
     grad_values = tl.zeros((KEYS, VALUES), tl.float32)
     factor = scale * LOG2_E
     # Query t of a sequence sees the keys before its first query's end + t.
@@ -265,7 +271,9 @@ def _window_backward_queries(
         k_main = load_rows(k_base, key, 0, KEY_WIDTH, k_stride, inside, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if REST:
-            k_rest = load_rows(k_base, key, MAIN, KEY_WIDTH, k_stride, inside, REST, MAIN + REST == KEY_WIDTH).to(OPERAND)
+            k_rest = load_rows(k_base, key, MAIN, KEY_WIDTH, k_stride, inside, REST, MAIN + REST == KEY_WIDTH).to(
+                OPERAND
+            )
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
         keep = key[None, :] < end[:, None]
         if MASKED:
@@ -321,9 +329,11 @@ def _window_mass(
     total = tl.zeros((QUERIES, KEYS), tl.float32)
     factor = scale * LOG2_E
     heads = tl.where(tl.max(end, 0) > tl.program_id(1) * KEYS, num_heads, 0)
-    for head in range(0, heads):
+    for head in range(heads):
         q_main = load_rows(q + head * KEY_WIDTH, row, 0, KEY_WIDTH, stride, live, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
-        k_main = load_rows(k + head * KEY_WIDTH, key_row, 0, KEY_WIDTH, stride, inside, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
+        k_main = load_rows(k + head * KEY_WIDTH, key_row, 0, KEY_WIDTH, stride, inside, MAIN, MAIN <= KEY_WIDTH).to(
+            OPERAND
+        )
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if REST:
             q_rest = load_rows(
@@ -376,26 +386,60 @@ def pack_bits(seen_BTS: Tensor) -> Tensor:
 def _widths(key_width: int, value_width: int, dtype: torch.dtype) -> dict[str, object]:
     main, rest = split_width(key_width)
     values = max(16, triton.next_power_of_2(value_width))
-    return {"KEY_WIDTH": key_width, "VALUE_WIDTH": value_width, "MAIN": main, "REST": rest, "VALUES": values, "OPERAND": operand_type(dtype)}
+    return {
+        "KEY_WIDTH": key_width,
+        "VALUE_WIDTH": value_width,
+        "MAIN": main,
+        "REST": rest,
+        "VALUES": values,
+        "OPERAND": operand_type(dtype),
+    }
 
 
 def window_forward(grid: Grid, words: Tensor | None, tiles: WindowTiles | None = None) -> tuple[Tensor, Tensor]:
     """(out_BTHV, lse [B, H, T] in base 2)."""
     num_sequences, num_queries, num_keys, num_heads, key_width, value_width, num_words = grid.sizes()
     tiles = tiles or default_tiles(grid, "forward")
-    out = torch.empty(num_sequences, num_queries, num_heads, value_width, dtype=grid.q_BTHK.dtype, device=grid.q_BTHK.device)
+    out = torch.empty(
+        num_sequences, num_queries, num_heads, value_width, dtype=grid.q_BTHK.dtype, device=grid.q_BTHK.device
+    )
     lse = torch.empty(num_sequences, num_heads, num_queries, dtype=torch.float32, device=out.device)
     _window_forward[(triton.cdiv(num_queries, tiles.queries), num_heads, num_sequences)](
-        grid.q_BTHK, grid.k_BSHK, grid.v_BSHV, grid.ends_BT, words, out, lse, grid.scale,
-        num_queries, num_keys, num_heads, grid.v_BSHV.stride(1), grid.v_BSHV.stride(2), num_words,
-        **_widths(key_width, value_width, out.dtype), QUERIES=tiles.queries, KEYS=tiles.keys, MASKED=words is not None,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        grid.q_BTHK,
+        grid.k_BSHK,
+        grid.v_BSHV,
+        grid.ends_BT,
+        words,
+        out,
+        lse,
+        grid.scale,
+        num_queries,
+        num_keys,
+        num_heads,
+        grid.v_BSHV.stride(1),
+        grid.v_BSHV.stride(2),
+        num_words,
+        **_widths(key_width, value_width, out.dtype),
+        QUERIES=tiles.queries,
+        KEYS=tiles.keys,
+        MASKED=words is not None,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return out, lse
 
 
-def window_backward(grid: Grid, words: Tensor | None, words_T: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor,
-                    key_tiles: WindowTiles | None = None, query_tiles: WindowTiles | None = None, parts="qk"):
+def window_backward(
+    grid: Grid,
+    words: Tensor | None,
+    words_T: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    key_tiles: WindowTiles | None = None,
+    query_tiles: WindowTiles | None = None,
+    parts="qk",
+):
     num_sequences, num_queries, num_keys, num_heads, key_width, value_width, num_words = grid.sizes()
     key_tiles = key_tiles or default_tiles(grid, "keys")
     query_tiles = query_tiles or default_tiles(grid, "queries")
@@ -406,15 +450,44 @@ def window_backward(grid: Grid, words: Tensor | None, words_T: Tensor | None, ou
     rest = (grid.scale, num_queries, num_keys, num_heads, grid.v_BSHV.stride(1), grid.v_BSHV.stride(2))
     if "k" in parts:
         _window_backward_keys[(triton.cdiv(num_keys, key_tiles.keys), num_heads, num_sequences)](
-            grid.q_BTHK, grid.k_BSHK, grid.v_BSHV, grid.ends_BT, words_T, grad_out, lse, delta, grad_k, grad_v,
-            *rest, -(-num_queries // 64) * 2, **widths, QUERIES=key_tiles.queries, KEYS=key_tiles.keys, MASKED=words is not None,
-            num_warps=key_tiles.num_warps, num_stages=key_tiles.num_stages,
+            grid.q_BTHK,
+            grid.k_BSHK,
+            grid.v_BSHV,
+            grid.ends_BT,
+            words_T,
+            grad_out,
+            lse,
+            delta,
+            grad_k,
+            grad_v,
+            *rest,
+            -(-num_queries // 64) * 2,
+            **widths,
+            QUERIES=key_tiles.queries,
+            KEYS=key_tiles.keys,
+            MASKED=words is not None,
+            num_warps=key_tiles.num_warps,
+            num_stages=key_tiles.num_stages,
         )
     if "q" in parts:
         _window_backward_queries[(triton.cdiv(num_queries, query_tiles.queries), num_heads, num_sequences)](
-            grid.q_BTHK, grid.k_BSHK, grid.v_BSHV, grid.ends_BT, words, grad_out, lse, delta, grad_q,
-            *rest, num_words, **widths, QUERIES=query_tiles.queries, KEYS=query_tiles.keys, MASKED=words is not None,
-            num_warps=query_tiles.num_warps, num_stages=query_tiles.num_stages,
+            grid.q_BTHK,
+            grid.k_BSHK,
+            grid.v_BSHV,
+            grid.ends_BT,
+            words,
+            grad_out,
+            lse,
+            delta,
+            grad_q,
+            *rest,
+            num_words,
+            **widths,
+            QUERIES=query_tiles.queries,
+            KEYS=query_tiles.keys,
+            MASKED=words is not None,
+            num_warps=query_tiles.num_warps,
+            num_stages=query_tiles.num_stages,
         )
     return grad_q, grad_k, grad_v
 
@@ -427,8 +500,23 @@ def window_mass(grid: Grid, words: Tensor | None, lse: Tensor, tiles: WindowTile
     for name in ("VALUE_WIDTH", "VALUES"):
         widths.pop(name)
     _window_mass[(triton.cdiv(num_queries, tiles.queries), triton.cdiv(num_keys, tiles.keys), num_sequences)](
-        grid.q_BTHK, grid.k_BSHK, grid.ends_BT, words, lse, mass, grid.scale, num_queries, num_keys, num_heads, num_words,
-        **widths, QUERIES=tiles.queries, KEYS=tiles.keys, MASKED=words is not None, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        grid.q_BTHK,
+        grid.k_BSHK,
+        grid.ends_BT,
+        words,
+        lse,
+        mass,
+        grid.scale,
+        num_queries,
+        num_keys,
+        num_heads,
+        num_words,
+        **widths,
+        QUERIES=tiles.queries,
+        KEYS=tiles.keys,
+        MASKED=words is not None,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return mass
 
@@ -436,4 +524,9 @@ def window_mass(grid: Grid, words: Tensor | None, lse: Tensor, tiles: WindowTile
 def default_tiles(grid: Grid, kernel: str) -> WindowTiles:
     if interpreting():
         return WindowTiles(queries=32, keys=32, num_warps=4, num_stages=1)
-    return {"forward": WindowTiles(), "keys": WindowTiles(queries=64, keys=128, num_stages=2), "queries": WindowTiles(num_stages=2), "mass": WindowTiles(keys=128, num_stages=2)}[kernel]
+    return {
+        "forward": WindowTiles(),
+        "keys": WindowTiles(queries=64, keys=128, num_stages=2),
+        "queries": WindowTiles(num_stages=2),
+        "mass": WindowTiles(keys=128, num_stages=2),
+    }[kernel]

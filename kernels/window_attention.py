@@ -36,7 +36,11 @@ def window_attend(
     Returns:
         (out_BTHV, mass_BTC or [B, T, 0]). Queries of the padding give anything finite. Raises ValueError on shapes that do not fit.
     """
-    if q_BTHK.shape[:2] != window.rows_BT.shape or k_BSHK.shape[:3] != v_BSHV.shape[:3] or q_BTHK.shape[2:] != k_BSHK.shape[2:]:
+    if (
+        q_BTHK.shape[:2] != window.rows_BT.shape
+        or k_BSHK.shape[:3] != v_BSHV.shape[:3]
+        or q_BTHK.shape[2:] != k_BSHK.shape[2:]
+    ):
         raise ValueError(
             f"window_attend needs q [B,T,H,K], k [B,S,H,K], v [B,S,H,V] and a window of B × T queries; got {tuple(q_BTHK.shape)}, "
             f"{tuple(k_BSHK.shape)}, {tuple(v_BSHV.shape)}, {tuple(window.rows_BT.shape)}"
@@ -77,9 +81,7 @@ def selected_keys(positions_BTC: Tensor, num_keys: int) -> Tensor:
     return kept.scatter_(2, positions_BTC.long() + 1, True)[..., 1:]
 
 
-def _library_attend(
-    q_BTHK: Tensor, k_BSHK: Tensor, v_BSHV: Tensor, seen_BTS: Tensor | None, scale: float
-) -> Tensor:
+def _library_attend(q_BTHK: Tensor, k_BSHK: Tensor, v_BSHV: Tensor, seen_BTS: Tensor | None, scale: float) -> Tensor:
     """The library's kernel; without a mask query t sees the keys up to t."""
     out_BHTV = scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),

@@ -201,9 +201,7 @@ class LatentAttention(KernelModule):
             parts.append(self._absorbed(rows.part(division.rows_M), division.absorbed, num_selected, with_mass))
         for window in division.expanded:
             selection = None
-            if self.indexer is not None and (
-                trace.record_fingerprints or with_mass or window.longest > num_selected
-            ):
+            if self.indexer is not None and (trace.record_fingerprints or with_mass or window.longest > num_selected):
                 selection = self.indexer.select_window(rows, window, num_selected)
             parts.append(self._expanded(rows, window, selection, with_mass))
         return merged(parts, division.source_N, num_selected)

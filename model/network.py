@@ -60,6 +60,15 @@ class DecoderLayer(KernelModule):
         return x_ND + routed_ND
 
 
+class _FusedShape(ModelConfig):
+    """Sizes of a network whose kernel adds the index logits over heads as it goes."""
+
+    @property
+    def window_heads(self) -> int:
+        """One number a query and key is held."""
+        return 1
+
+
 class CausalLM(Policy):
     """A network of any family and size; the head is applied by the caller to the rows it needs."""
 
@@ -79,7 +88,9 @@ class CausalLM(Policy):
 
     @property
     def shape(self) -> ModelConfig:
-        """The configuration itself."""
+        """The configuration itself, or what fused kernels make of it."""
+        if self.backend == "triton" and self.config.index_topk:
+            return _FusedShape.model_construct(**dict(self.config))
         return self.config
 
     @property

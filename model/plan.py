@@ -112,9 +112,7 @@ def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int,
     """Stack two plans: `second`'s batch rows follow `rows_of_first` rows of `first`; `num_rows` is the padded N of both."""
     size_first = sum(window.rows_BT.numel() for window in first.windows)
     size_second = sum(window.rows_BT.numel() for window in second.windows)
-    moved = tuple(
-        replace(window, rows_BT=window.rows_BT + rows_of_first, in_order=False) for window in second.windows
-    )
+    moved = tuple(replace(window, rows_BT=window.rows_BT + rows_of_first, in_order=False) for window in second.windows)
     source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64)
     source_N[:rows_of_first] = first.source_N[:rows_of_first]
     rest = num_rows - rows_of_first

@@ -38,7 +38,10 @@ class PlacedModel(BaseModel):
 
     batch_invariant: bool = Field(
         True,
-        description="a row's bits do not depend on its batch, so sampler and learner agree exactly; `false` (`device: cuda`, `backend: triton`) runs dense attention below a measured length and the library's products, which is faster and leaves a gap",
+        description=(
+            "a row's bits do not depend on its batch, so sampler and learner agree exactly; `false` (with `device: cuda`, `backend: triton`) "
+            "runs dense attention below a measured length, and the library's products: faster, and it leaves a gap"
+        ),
     )
 
     @property

@@ -48,9 +48,7 @@ def forked_input(config: ModelConfig, prompt: int, responses: Sequence[int]) -> 
         positions_N[row : row + count] = torch.arange(prompt, prompt + count)
         spans.append(Span(row=row, first=prompt, count=count, keys=keys))
         row += count
-    return ModelInput(
-        token_ids_N=ids_N, positions_N=positions_N, plan=plan_spans(spans, total, config.window_heads)
-    )
+    return ModelInput(token_ids_N=ids_N, positions_N=positions_N, plan=plan_spans(spans, total, config.window_heads))
 
 
 def everything(model: CausalLM, batch: ModelInput, rows: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -137,7 +135,9 @@ def test_decode_rows_beside_a_prompt_give_the_same() -> None:
     for network in (model, free(model)):
         cache = SlotCache(config, 97, torch.float64)
         cache.rows.copy_(torch.randn(cache.rows.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
-        cache.index.copy_(torch.randn(cache.index.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+        cache.index.copy_(
+            torch.randn(cache.index.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        )
         trace = ForwardTrace(record_fingerprints=True)
         results.append((network(batch, CachedKeys(cache, slots), trace)[:15], trace.stacked_fingerprints()[:15]))
     division = divide(plan, TOPK).division
