@@ -4,7 +4,7 @@ Axes: N rows of the batch, B sequences of a window, T query rows of a sequence, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,7 +87,8 @@ def _window(bucket: list[Span]) -> Window:
         ends_BT[place, : piece.count] = torch.arange(piece.first + 1, piece.first + piece.count + 1)
         end = piece.first + piece.count
         keys_BS[place, :end] = piece.keys[:end]
-    return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest)
+    whole = all(piece.first == 0 for piece in bucket)
+    return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest, whole=whole)
 
 
 def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int) -> AttentionPlan:
@@ -111,16 +112,7 @@ def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int,
     """Stack two plans: `second`'s batch rows follow `rows_of_first` rows of `first`; `num_rows` is the padded N of both."""
     size_first = sum(window.rows_BT.numel() for window in first.windows)
     size_second = sum(window.rows_BT.numel() for window in second.windows)
-    moved = tuple(
-        Window(
-            rows_BT=window.rows_BT + rows_of_first,
-            ends_BT=window.ends_BT,
-            keys_BS=window.keys_BS,
-            longest=window.longest,
-            hidden_BS=window.hidden_BS,
-        )
-        for window in second.windows
-    )
+    moved = tuple(replace(window, rows_BT=window.rows_BT + rows_of_first, in_order=False) for window in second.windows)
     source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64)
     source_N[:rows_of_first] = first.source_N[:rows_of_first]
     rest = num_rows - rows_of_first

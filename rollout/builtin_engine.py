@@ -173,7 +173,7 @@ class BuiltinEngine(SteppedEngine):
             slots[:num_decoding] = self._table[rows, lengths]
             keys_BS = torch.from_numpy(self._table[rows, : round_up(int(lengths.max()) + 1)])
             ends_B = torch.from_numpy(lengths + 1)
-            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.config.window_heads)
+            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.shape.window_heads)
         spans, row = [], num_decoding
         for state, count in chunks:
             first, stop = state.computed, state.computed + count
@@ -184,7 +184,7 @@ class BuiltinEngine(SteppedEngine):
             spans.append(Span(row=row - num_decoding, first=first, count=count, keys=torch.from_numpy(prompt_slots)))
             row += count
         if spans:
-            prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.config.window_heads)
+            prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.shape.window_heads)
             plan = prefill_plan if plan is None else merge_plans(plan, prefill_plan, num_decoding, num_rows)
         assert plan is not None
         slots_N = torch.from_numpy(slots).to(self._device)
