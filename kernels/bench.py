@@ -1,7 +1,7 @@
 """Times the GPU kernels at the published model's shapes beside what PyTorch offers: `python -m samepath.kernels.bench --out FILE.json`.
 
 Median of CUDA-event times after warm-up; inputs are random; comparators run in the same process; one layer's attention as a whole stands in
-bench_layer.py. FLOP counts: sparse forward
+bench_layer.py, attention over all keys in bench_dense.py. FLOP counts: sparse forward
 2·H·(576 + 512)·pairs, backward 2·H·(3·576 + 2·512)·pairs, index logits 2·I·K·pairs, expert product 6·rows·D·F (three times that with its
 backward), head 2·N·V·D. Axes: N query rows, S keys, H heads, C selected keys, I indexer heads, D width, E experts, F expert width, V vocabulary.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from samepath.kernels.bench_dense import DenseBench
 from samepath.kernels.bench_layer import LayerBench
 from samepath.kernels.measurement import (
     DENSE_HEADS,
@@ -249,17 +250,18 @@ def main() -> None:
     """Run the chosen groups, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     single = ("ceilings", "attention", "dense", "indexer", "experts", "head")
-    groups = (*single, "prefill", "training", "decode", "short")
+    over_all_keys = ("grouped", "grouped_decode", "warmup")
+    groups = (*single, "prefill", "training", "decode", "short", *over_all_keys)
     parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="JSON file to write")
     options = parser.parse_args()
     problem = triton_problem()
     if problem is not None or not torch.cuda.is_available():
         raise SystemExit(f"the benchmark needs Triton on an NVIDIA GPU: {problem or 'no CUDA device is visible'}.")
-    bench, layer = Bench(), LayerBench()
+    bench, layer, dense = Bench(), LayerBench(), DenseBench()
     results: list[Measurement] = []
     for name in options.only:
-        results += getattr(bench if name in single else layer, name)()
+        results += getattr(bench if name in single else dense if name in over_all_keys else layer, name)()
         torch.cuda.empty_cache()
         print(f"{name} done", flush=True)
     record = {
