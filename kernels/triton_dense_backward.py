@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.triton_attention_backward import add_pairs_in_order, row_deltas
-from samepath.kernels.triton_attention_forward import LOG2_E
-from samepath.kernels.triton_dense_forward import key_shape, load_parts, score_keys, tile_rows, value_shape
+from samepath.kernels.triton_attention_forward import LOG2_E, hopper_kernels
+from samepath.kernels.triton_dense_forward import fits_hopper, key_shape, load_parts, score_keys, tile_rows, value_shape
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 from samepath.kernels.window import AttentionPlan, Window
@@ -269,7 +269,6 @@ def attend_backward(
     """Gradients of the queries and of the key rows `[G, S, W]`, in their types; equal calls give equal bits."""
     q_NHK, rows_GSW = saved.q_NHK, saved.rows_GSW
     num_groups, num_rows, width = rows_GSW.shape
-    tiles = tiles or default_tiles(q_NHK)
     grad_q_NHK = torch.zeros_like(q_NHK)
     sums_SGW = torch.zeros(num_rows, num_groups, width, dtype=torch.float32, device=rows_GSW.device)
     delta_NH = row_deltas(saved.out_NHV, grad_out_NHV) if grad_out_NHV.numel() else saved.lse_NH
@@ -297,7 +296,7 @@ def _window_gradients(
     delta_NH: Tensor,
     part: _Part,
     gradients: tuple[Tensor, Tensor],
-    tiles: BackwardTiles,
+    tiles: BackwardTiles | None,
 ) -> None:
     """Write the query gradients of some sequences and add their key gradients."""
     grad_q_NHK, sums_SGW = gradients
@@ -328,16 +327,36 @@ def _window_gradients(
         width,
         saved.value_start,
     )
-    shape = {
-        **key_shape(saved.q_NHK.shape[2]),
-        **value_shape(grad_out_NHV.shape[2]),
-        "OPERAND": operand_type(saved.q_NHK.dtype),
-    }
+    if tiles is None and fits_hopper(saved.q_NHK, saved.rows_GSW, saved.value_start, grad_out_NHV.shape[2]):
+        hopper_kernels("dense_hopper_backward").backward(
+            inputs[:6], (saved.out_NHV, saved.lse_NH), (grad_q_NHK, target), saved.scale, sizes[3:], pairs
+        )
+    else:
+        _launch_both(inputs, sizes, (grad_q_NHK, target), saved.scale, grad_out_NHV.shape[2], tiles, pairs)
+    if pairs:
+        longest_B = part.ends_BT.amax(1)
+        add_pairs_in_order(target.view(-1, num_groups * width), part.keys_BS, longest_B, 1, sums_SGW.flatten(1))
+
+
+def _launch_both(
+    inputs: tuple[Tensor, ...],
+    sizes: tuple[int, ...],
+    targets: tuple[Tensor, Tensor],
+    scale: float,
+    value_width: int,
+    tiles: BackwardTiles | None,
+    pairs: bool,
+) -> None:
+    q_NHK = inputs[0]
+    num_queries, num_keys, num_heads, shared = sizes[:4]
+    num_groups, num_sequences = num_heads // shared, inputs[3].shape[0]
+    shape = {**key_shape(q_NHK.shape[2]), **value_shape(value_width), "OPERAND": operand_type(q_NHK.dtype)}
+    tiles = tiles or default_tiles(q_NHK)
     by_keys, by_rows = tiles.by_keys, tiles.by_rows
     _backward_keys[(triton.cdiv(num_keys, by_keys.keys), num_groups, num_sequences)](
         *inputs,
-        target,
-        saved.scale,
+        targets[1],
+        scale,
         *sizes,
         **shape,
         ROWS=by_keys.rows,
@@ -346,14 +365,11 @@ def _window_gradients(
         num_warps=by_keys.num_warps,
         num_stages=by_keys.num_stages,
     )
-    if pairs:
-        longest_B = part.ends_BT.amax(1)
-        add_pairs_in_order(target.view(-1, num_groups * width), part.keys_BS, longest_B, 1, sums_SGW.flatten(1))
-    blocks = triton.cdiv(num_queries * num_heads // num_groups, by_rows.rows)
+    blocks = triton.cdiv(num_queries * shared, by_rows.rows)
     _backward_queries[(blocks, num_groups, num_sequences)](
         *inputs,
-        grad_q_NHK,
-        saved.scale,
+        targets[0],
+        scale,
         *sizes,
         **shape,
         ROWS=by_rows.rows,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, load_rows, split_width
+from samepath.kernels.triton_attention_forward import LOG2_E, hopper_kernels, load_rows, split_width
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 from samepath.kernels.window import AttentionPlan, Window
@@ -355,16 +355,14 @@ def _attend_window(
     (num_sequences, num_queries), num_keys = window.rows_BT.shape, window.keys_BS.shape[1]
     num_groups, num_heads = rows_GSW.shape[0], q_NHK.shape[1]
     shared = num_heads // num_groups
-    tiles = tiles or default_tiles(q_NHK, num_queries * shared)
     segments = triton.cdiv(num_keys, SEGMENT)
-    split = num_queries == 1 and segments > 1 and shared <= tiles.rows
+    split = num_queries == 1 and segments > 1 and shared <= 64
     shape = value_shape(out_NHV.shape[2])
     partial, tops, totals = out_NHV, lse_NH, lse_NH
     if split:
         partial = torch.empty(segments, num_sequences, *out_NHV.shape[1:], dtype=torch.float32, device=q_NHK.device)
         tops, totals = (torch.empty(partial.shape[:3], dtype=torch.float32, device=q_NHK.device) for _ in range(2))
-    blocks = triton.cdiv(num_queries * shared, tiles.rows)
-    _attend_forward[(blocks, num_groups, num_sequences * (segments if split else 1))](
+    arguments = (
         q_NHK,
         rows_GSW,
         window.rows_BT,
@@ -383,17 +381,26 @@ def _attend_window(
         rows_GSW.stride(0),
         rows_GSW.shape[2],
         value_start,
-        **key_shape(q_NHK.shape[2]),
-        **shape,
-        ROWS=tiles.rows,
-        KEYS=tiles.keys,
-        SEGMENT=SEGMENT,
-        SPLIT=split,
-        ONE=split or segments == 1,
-        OPERAND=operand_type(q_NHK.dtype),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
     )
+    walk = {"SEGMENT": SEGMENT, "SPLIT": split, "ONE": split or segments == 1}
+    programs = (num_groups, num_sequences * (segments if split else 1))
+    if tiles is None and fits_hopper(q_NHK, rows_GSW, value_start, out_NHV.shape[2]):
+        groups = 1 if num_queries * shared <= 64 else 2
+        grid = (triton.cdiv(num_queries * shared, 64 * groups), *programs)
+        hopper_kernels("dense_hopper").launch_forward(arguments, grid, out_NHV.shape[2], groups, walk)
+    else:
+        tiles = tiles or default_tiles(q_NHK, num_queries * shared)
+        _attend_forward[(triton.cdiv(num_queries * shared, tiles.rows), *programs)](
+            *arguments,
+            **key_shape(q_NHK.shape[2]),
+            **shape,
+            **walk,
+            ROWS=tiles.rows,
+            KEYS=tiles.keys,
+            OPERAND=operand_type(q_NHK.dtype),
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
     if split:
         rows = 16
         _merge_segments[(triton.cdiv(num_sequences * num_heads, rows),)](
@@ -410,6 +417,15 @@ def _attend_window(
             ROWS=rows,
             SEGMENT=SEGMENT,
         )
+
+
+def fits_hopper(q_NHK: Tensor, rows_GSW: Tensor, value_start: int, value_width: int) -> bool:
+    """Whether the kernel written for Hopper serves this call: bfloat16, K = V = 64 or 128, compute capability 9."""
+    if interpreting() or q_NHK.dtype != torch.bfloat16 or q_NHK.shape[2] != value_width or value_width not in (64, 128):
+        return False
+    if rows_GSW.shape[2] % 16 or value_start % 16:
+        return False
+    return torch.cuda.get_device_capability(q_NHK.device)[0] == 9
 
 
 def key_shape(width: int) -> dict[str, int]:

@@ -14,6 +14,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
+from samepath.kernels.triton_gluon import block_barrier, copy_to_shared
+
 WIDTH = gl.constexpr(576)
 """Channels of a key."""
 CHUNK = gl.constexpr(64)
@@ -42,7 +44,7 @@ def _copy_queries(q, rows, ends, first_query, num_queries, num_heads, num_steps,
         slot = step % SLOTS
         mbarrier.wait(empty.index(slot), ((step // SLOTS) & 1) ^ 1)
         # A row holds its heads one after the other, so every step is the next 64 channels.
-        async_copy.async_copy_global_to_shared(ring.index(slot), pointers + step * CHUNK, mask=gl.expand_dims(live, 1))
+        copy_to_shared(ring.index(slot), pointers + step * CHUNK, mask=gl.expand_dims(live, 1))
         async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
 
 
@@ -81,10 +83,10 @@ def _add_heads(
             scores = hopper.warpgroup_mma(ring.index(step % SLOTS), part, scores, use_acc=chunk > 0, is_async=True)
             if chunk > 0:
                 scores = hopper.warpgroup_mma_wait(1, deps=[scores])
-                gl.thread_barrier()
+                block_barrier()
                 mbarrier.arrive(empty.index((step - 1) % SLOTS), count=1)
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(empty.index((head * CHUNKS + CHUNKS - 1) % SLOTS), count=1)
         total += gl.exp2(scores * factor - gl.expand_dims(lse_M, 1))
     column = first_key + gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))
@@ -126,13 +128,11 @@ def _window_mass(q, kv, rows_BT, ends_BT, keys_BS, lse, mass, scale, num_queries
     key_rows = gl.load(keys_BS + sequence * num_keys + slots, mask=live, other=0)
     pointers = kv + gl.expand_dims(key_rows * WIDTH, 1) + gl.expand_dims(channel, 0)
     for chunk in gl.static_range(CHUNKS):
-        async_copy.async_copy_global_to_shared(
-            keys.index(chunk), pointers + chunk * CHUNK, mask=gl.expand_dims(live, 1)
-        )
+        copy_to_shared(keys.index(chunk), pointers + chunk * CHUNK, mask=gl.expand_dims(live, 1))
     async_copy.commit_group()
     async_copy.wait_group(0)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    block_barrier()
     factor = scale * LOG2_E
     second = first_query + ROWS
     gl.warp_specialize(
