@@ -61,12 +61,12 @@ class DecoderLayer(KernelModule):
 
 
 class _FusedShape(ModelConfig):
-    """Sizes of a network whose kernel adds the index logits over heads as it goes."""
+    """Sizes of a network whose kernels keep no head's scores."""
 
     @property
     def window_heads(self) -> int:
-        """One number a query and key is held."""
-        return 1
+        """One index logit a query and key is held, added over heads as it goes; without an indexer nothing."""
+        return min(self.index_topk, 1)
 
 
 class CausalLM(Policy):
@@ -89,7 +89,7 @@ class CausalLM(Policy):
     @property
     def shape(self) -> ModelConfig:
         """The configuration itself, or what fused kernels make of it."""
-        if self.backend == "triton" and self.config.index_topk:
+        if self.backend == "triton":
             return _FusedShape.model_construct(**dict(self.config))
         return self.config
 
