@@ -36,6 +36,7 @@ from samepath.kernels.measurement import (
     Measurement,
     RandomInputs,
     flops,
+    graph_milliseconds,
     forward_and_backward,
     milliseconds,
 )
@@ -91,9 +92,8 @@ class Bench(RandomInputs):
             )
             upstream = self.normal(*out_NHV.shape)
             back = 2 * HEADS * (3 * KEY_WIDTH + 2 * VALUE_WIDTH) * pairs
-            for name, fixed in (("deterministic", True), ("atomic", False)):
-                run = partial(backward.attend_backward, saved, upstream, deterministic=fixed)
-                results.append(flops(f"sparse backward, {name}", shape, back, run, 3))
+            run = partial(backward.attend_backward, saved, upstream)
+            results.append(flops("sparse backward, deterministic", shape, back, run, 3))
             run = partial(mass.attention_mass, *arguments[:4], lse_NH, SCALE)
             results.append(flops("attention mass", shape, 2 * HEADS * KEY_WIDTH * pairs, run, 3))
         rows = 64
@@ -186,6 +186,27 @@ class Bench(RandomInputs):
             weight = gate_up.detach().transpose(1, 2)
             grouped = partial(torch._grouped_mm, rows, weight, offs=offsets)
             results.append(flops("torch._grouped_mm, gate and up alone", shape, count * 2 / 3, grouped))
+        return results + self.few_tokens()
+
+    def few_tokens(self) -> list[Measurement]:
+        """Expert product of decoding steps under a CUDA graph; the rate is that of the used experts' weights."""
+        results = []
+        experts, slots, width, units = 64, 6, 2048, 1408
+        gate_up = self.normal(experts, 2 * units, width) / width**0.5
+        down = self.normal(experts, width, units) / units**0.5
+        for tokens in (16, 64, 256):
+            ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
+            gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda")
+            kernels = triton_kernels("expert_product")
+            step = partial(kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
+            with torch.no_grad():
+                ms = graph_milliseconds(step)
+            used = int((torch.bincount(ids_NX.flatten()) > 0).sum())
+            shape = f"{tokens} tokens, {slots} of {experts} experts ({used} used), {width} × {units}, bf16"
+            rate = used * 6 * width * units / ms / 1e9
+            results.append(
+                Measurement(operation="expert product, decoding", shape=shape, ms=ms, rate=rate, unit="TB/s")
+            )
         return results
 
     def head(self) -> list[Measurement]:

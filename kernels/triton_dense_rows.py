@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samepath.kernels.triton_grouped_product import GROUP_TILES, Tiles, default_tiles, tile_place
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import fits_hopper, hopper_kernels, operand_type
 
 
 @triton.jit
@@ -111,6 +111,9 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype) -> Tensor:
         x_ND, weight_OD = x_ND.contiguous(), weight_OD.contiguous()
         ctx.save_for_backward(x_ND, weight_OD)
+        if fits_hopper(x_ND, weight_OD):
+            product: Tensor = hopper_kernels("product_hopper").product(x_ND, weight_OD, out_type)
+            return product
         out_NO = torch.empty(x_ND.shape[0], weight_OD.shape[0], dtype=out_type, device=x_ND.device)
         tiles = linear_tiles(x_ND.shape[0], weight_OD.shape[0], x_ND.dtype)
         programs = triton.cdiv(x_ND.shape[0], tiles.rows) * triton.cdiv(weight_OD.shape[0], tiles.columns)
