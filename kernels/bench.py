@@ -36,8 +36,8 @@ from samepath.kernels.measurement import (
     Measurement,
     RandomInputs,
     flops,
-    graph_milliseconds,
     forward_and_backward,
+    graph_milliseconds,
     milliseconds,
 )
 from samepath.kernels.sparse_attention import attend
