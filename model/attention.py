@@ -231,7 +231,7 @@ class LatentAttention(KernelModule):
             backend=self.backend,
             with_mass=with_mass,
         )
-        mass_NC = mass_BTC.flatten(0, 1) if with_mass else None
+        mass_NC = None if mass_BTC is None else mass_BTC.flatten(0, 1)
         return Attended(out_NHV=out_BTHV.flatten(0, 1), mass_NC=mass_NC, selection=selection)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:
