@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import indexer_loss
 from samepath.kernels.measurement import (
     DENSE_HEADS,
@@ -39,13 +40,19 @@ from samepath.kernels.measurement import (
     VALUE_WIDTH,
     Measurement,
     RandomInputs,
+    forward_and_backward,
     graph_milliseconds,
     milliseconds,
 )
 from samepath.kernels.triton_loading import triton_kernels
+from samepath.kernels.window import Window
+from samepath.kernels.window_attention import window_attend
 
+NOPE = 128
+"""Channels of a head's key without position, and of its value."""
 DENSE_PEERS = ("dense MHA (SDPA)", "dense MHA (bmm)")
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
+SHORT_LENGTHS = (1024, 2048, 4096, 8192, 12288)
 DECODE_LENGTHS = (2048, 8192, 32768, 131072)
 
 
@@ -112,6 +119,50 @@ class LayerBench(RandomInputs):
             shape = f"last {QUERIES} queries of {length} keys, forward + backward"
             results += compared("layer", shape, {"sparse": sparse_ms, "dense MHA (SDPA)": dense_ms}, "dense MHA (SDPA)")
         return [*results, crossover("forward + backward", points)]
+
+    def short(self) -> list[Measurement]:
+        """Both forms of latent attention over whole contexts, with the products that lead into and out of them; what is hidden is not selected."""
+        results, points = [], []
+        for length in SHORT_LENGTHS:
+            inputs = [
+                self.normal(length, HEADS, NOPE).requires_grad_(),
+                self.normal(length, HEADS, KEY_WIDTH - VALUE_WIDTH).requires_grad_(),
+                self.normal(length, KEY_WIDTH).requires_grad_(),
+                (self.normal(HEADS, 2 * NOPE, VALUE_WIDTH) / VALUE_WIDTH**0.5).requires_grad_(),
+            ]
+            upstream_NHV = self.normal(length, HEADS, NOPE)
+            positions_NC = self.causal_selection(length)
+            found = {}
+            forms: dict[str, Callable[..., Tensor]] = {"absorbed": absorbed_form, "expanded": expanded_form}
+            for name, form in forms.items():
+                run = partial(form, *inputs, positions_NC)
+                with torch.no_grad():
+                    found[name] = milliseconds(run, 3)
+                found[f"{name}, forward + backward"] = milliseconds(
+                    partial(forward_and_backward, run, tuple(inputs), upstream_NHV), 3
+                )
+            ahead = {name: ms for name, ms in found.items() if "," not in name}
+            both = {name: ms for name, ms in found.items() if "," in name}
+            shape = f"{length} tokens, {SELECTED} selected at most"
+            results += compared("latent attention", shape, ahead, "absorbed")
+            results += compared("latent attention", shape, both, "absorbed, forward + backward")
+            expanded_ms, absorbed_ms = both["expanded, forward + backward"], both["absorbed, forward + backward"]
+            points.append((length, expanded_ms, absorbed_ms))
+        # Here the absorbed form is the one that wins at length.
+        turned = [(length, absorbed, expanded) for length, expanded, absorbed in points]
+        return [*results, crossover("absorbed form, forward + backward", turned)]
+
+    def causal_selection(self, length: int) -> Tensor:
+        """int32 [N, C] random positions up to each row's own, ascending, −1 behind the last."""
+        positions_NC = torch.full((length, SELECTED), -1, dtype=torch.int32, device="cuda")
+        keys_S = torch.arange(length, device="cuda")
+        for start in range(0, length, 512):
+            rows = keys_S[start : start + 512, None]
+            noise = torch.rand(len(rows), length, generator=self.random, device="cuda").masked_fill_(keys_S > rows, -1)
+            best = noise.topk(min(SELECTED, length), 1)
+            chosen = best.indices.masked_fill(best.values < 0, length).sort(1).values
+            positions_NC[start : start + 512, : chosen.shape[1]] = chosen.masked_fill(chosen == length, -1).int()
+        return positions_NC
 
     def dense_chunk(self, length: int, *, backward: bool) -> float:
         """Milliseconds of all heads' dense attention of the last queries of a context."""
@@ -213,6 +264,38 @@ def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
     selected_NC = triton_kernels("selected_logits").selected_index_logits(q_NIK, index_SJ, weights_NI, places_NC)
     loss = indexer_loss(selected_NC, mass_NC, count_N).sum()
     return torch.autograd.grad((out_NHV, loss), inputs, (upstream_NHV, torch.ones_like(loss)))
+
+
+def absorbed_form(
+    q_nope_NHE: Tensor, q_rope_NHE: Tensor, kv_SK: Tensor, key_up_HER: Tensor, positions_NC: Tensor
+) -> Tensor:
+    """Output before the output matrix, by latents that all heads share."""
+    q_NHK = torch.cat([head_product(q_nope_NHE, key_up_HER[:, :NOPE], "torch"), q_rope_NHE], -1)
+    count_N = (positions_NC >= 0).sum(1, dtype=torch.int32)
+    attention = triton_kernels("sparse_attention").attend
+    out_NHR = attention(q_NHK, kv_SK, positions_NC, count_N, SCALE, VALUE_WIDTH, False)[0]
+    return head_product(out_NHR, key_up_HER[:, NOPE:].transpose(1, 2), "torch")
+
+
+def expanded_form(
+    q_nope_NHE: Tensor, q_rope_NHE: Tensor, kv_SK: Tensor, key_up_HER: Tensor, positions_NC: Tensor
+) -> Tensor:
+    """The same with a key and a value for each head."""
+    length = kv_SK.shape[0]
+    up_SHE = (kv_SK[:, :VALUE_WIDTH] @ key_up_HER.flatten(0, 1).T).view(length, HEADS, 2 * NOPE)
+    shared_SHE = kv_SK[:, None, VALUE_WIDTH:].expand(-1, HEADS, -1)
+    places = torch.arange(length, device="cuda")[None]
+    window = Window(rows_BT=places, ends_BT=places + 1, keys_BS=places, longest=length, whole=True)
+    out_BTHV, _ = window_attend(
+        torch.cat([q_nope_NHE, q_rope_NHE], -1)[None],
+        torch.cat([up_SHE[..., :NOPE], shared_SHE], -1)[None],
+        up_SHE[None, ..., NOPE:],
+        window,
+        positions_NC[None],
+        scale=SCALE,
+        backend="triton",
+    )
+    return out_BTHV[0]
 
 
 def dense_pass(operands: tuple[Tensor, Tensor, Tensor], upstream: Tensor | None, causal: bool) -> object:

@@ -50,7 +50,7 @@ def milliseconds(run: Callable[[], object], repeats: int = 7) -> float:
 
 def graph_milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
     """Median time of one replay of `run` captured as a CUDA graph."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()

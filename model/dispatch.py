@@ -27,7 +27,7 @@ def divide(plan: AttentionPlan, num_selected: int) -> AttentionPlan:
     if not any(chosen):
         return plan
     sizes = [window.rows_BT.numel() for window in windows]
-    places = torch.arange(sum(sizes)).split(sizes)
+    places = torch.split(torch.arange(sum(sizes)), sizes)
     expanded = [place for place, choice in zip(places, chosen) if choice]
     # Where the batch's rows stood in the whole plan, and whether that is an absorbed window: padding stands behind all.
     is_absorbed_P = torch.zeros(sum(sizes) + 1, dtype=torch.bool)
