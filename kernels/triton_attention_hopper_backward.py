@@ -14,6 +14,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 from samepath.kernels.triton_attention_hopper import HEADS, KEYS, LOG2_E, MAIN, REST, copy_key_rows, copy_rows
+from samepath.kernels.triton_gluon import block_barrier
 
 
 @gluon.jit
@@ -93,7 +94,7 @@ def _score_tiles(
         scores = hopper.warpgroup_mma(k_rest, q_rest.permute((1, 0)), scores, is_async=True)
         grads = hopper.warpgroup_mma(k_main, o_main.permute((1, 0)), zero, use_acc=False, is_async=True)
         scores, grads = hopper.warpgroup_mma_wait(0, deps=[scores, grads])
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(empty, count=1)
         lse_H = lse_line.load(gl.SliceLayout(0, SCORES))
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 0))
@@ -104,7 +105,7 @@ def _score_tiles(
         p_shared.store(probs.to(gl.bfloat16))
         ds_shared.store(rounded)
         hopper.fence_async_shared()
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(ready, count=1)
         gl.store(mass + block_place + slots, gl.sum(probs, 1), mask=live)
         place = (row_place + gl.expand_dims(slots, 1)) * num_heads + gl.expand_dims(head, 0)
@@ -149,7 +150,7 @@ def _key_gradients(target, rows_of, block_place, count, queries, shared, barrier
         wide = hopper.warpgroup_mma(p_shared, o_main, wide, is_async=True)
         narrow = hopper.warpgroup_mma(ds_shared, q_rest, zero, use_acc=False, is_async=True)
         wide, narrow = hopper.warpgroup_mma_wait(0, deps=[wide, narrow])
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(taken, count=1)
         _write_pairs(target, rows_of, block_place, count, first + main_key, wide, 0, MAIN_STORE, ATOMIC)
         _write_pairs(target, rows_of, block_place, count, first + rest_key, narrow, MAIN, REST_STORE, ATOMIC)
@@ -210,7 +211,7 @@ def _backward_keys(
     delta_line.store(gl.load(delta + q_row + line, mask=line < live_heads, other=0.0))
     async_copy.wait_group(0)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    block_barrier()
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
     block_place = (gl.program_id(0).to(gl.int64) * num_rows + gl.program_id(1)) * num_selected
