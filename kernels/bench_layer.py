@@ -208,7 +208,8 @@ class LayerBench(RandomInputs):
             for rows, width in ((1, DENSE_KEY), (length, DENSE_KEY), (length, DENSE_VALUE))
         )
         return {
-            "sparse": partial(sparse_forward, queries, kv_BSK.flatten(0, 1), index_keys),
+            "sparse, batch-invariant": partial(sparse_forward, queries, kv_BSK.flatten(0, 1), index_keys),
+            "sparse": partial(sparse_forward, queries, kv_BSK.flatten(0, 1), index_keys, False),
             "dense MHA (SDPA)": partial(dense_pass, (q, k, v), None, False),
             "dense MHA (bmm)": partial(dense_decode, q, k, v),
             "dense over latents (bmm)": partial(latent_decode, queries[0], kv_BSK),
@@ -245,13 +246,16 @@ def selected_keys(q_BTIK: Tensor, weights_BTI: Tensor, index_keys: tuple[Tensor,
 
 
 def sparse_forward(
-    queries: tuple[Tensor, Tensor, Tensor], kv_SK: Tensor, index_keys: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+    queries: tuple[Tensor, Tensor, Tensor],
+    kv_SK: Tensor,
+    index_keys: tuple[Tensor, Tensor],
+    batch_invariant: bool = True,
+) -> Tensor:
     """The layer's forward; queries are (absorbed, indexer's, its head weights)."""
     q_NHK, q_BTIK, weights_BTI = queries
     places_NC, count_N = selected_keys(q_BTIK, weights_BTI, index_keys)
-    forward = triton_kernels("attention_forward").attend_forward
-    return forward(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH)  # type: ignore[no-any-return]
+    attention = triton_kernels("sparse_attention").attend
+    return attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, False, batch_invariant)[0]  # type: ignore[no-any-return]
 
 
 def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
@@ -260,7 +264,7 @@ def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
     with torch.no_grad():
         places_NC, count_N = selected_keys(q_NIK[None], weights_NI[None], quantised(index_SJ[None]))
     attention = triton_kernels("sparse_attention").attend
-    out_NHV, _, mass_NC = attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, True)
+    out_NHV, _, mass_NC = attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, True, True)
     selected_NC = triton_kernels("selected_logits").selected_index_logits(q_NIK, index_SJ, weights_NI, places_NC)
     loss = indexer_loss(selected_NC, mass_NC, count_N).sum()
     return torch.autograd.grad((out_NHV, loss), inputs, (upstream_NHV, torch.ones_like(loss)))
@@ -273,7 +277,7 @@ def absorbed_form(
     q_NHK = torch.cat([head_product(q_nope_NHE, key_up_HER[:, :NOPE], "torch"), q_rope_NHE], -1)
     count_N = (positions_NC >= 0).sum(1, dtype=torch.int32)
     attention = triton_kernels("sparse_attention").attend
-    out_NHR = attention(q_NHK, kv_SK, positions_NC, count_N, SCALE, VALUE_WIDTH, False)[0]
+    out_NHR = attention(q_NHK, kv_SK, positions_NC, count_N, SCALE, VALUE_WIDTH, False, True)[0]
     return head_product(out_NHR, key_up_HER[:, NOPE:].transpose(1, 2), "torch")
 
 

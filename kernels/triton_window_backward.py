@@ -235,8 +235,8 @@ def window_backward(
     """Gradients of q, k and v, contiguous, in their types."""
     num_sequences, num_queries, num_heads = grid.q_BTHK.shape[:3]
     num_keys = grid.k_BSHK.shape[1]
-    by_keys = by_keys or small_tiles(grid) or WindowTiles(queries=32, keys=128)
-    by_queries = by_queries or small_tiles(grid) or WindowTiles()
+    by_keys = by_keys or small_tiles(grid) or WindowTiles(queries=32, num_warps=4)
+    by_queries = by_queries or small_tiles(grid) or WindowTiles(queries=64, keys=32, num_warps=4, num_stages=3)
     upstream_BTHV = upstream_BTHV.contiguous()
     delta_NH = row_deltas(out_BTHV.flatten(0, 1), upstream_BTHV.flatten(0, 1))
     delta_BHT = delta_NH.view(num_sequences, num_queries, num_heads).transpose(1, 2).contiguous()

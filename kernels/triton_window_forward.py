@@ -30,7 +30,7 @@ class WindowTiles:
     queries: int = 128
     """Query rows of a tile."""
     keys: int = 64
-    """Keys of a tile; 32 or 64 where the mask is read along them (along queries in the key gradients)."""
+    """Keys of a tile. Where the mask is read along them, that is but in the key gradients, 32 or 64; there the queries are."""
     num_warps: int = 8
     """Warps a program."""
     num_stages: int = 2
@@ -340,7 +340,7 @@ def window_forward(grid: Grid, tiles: WindowTiles | None = None) -> tuple[Tensor
     """(out_BTHV, lse [B, H, T] float32 in base 2, +inf for a row without keys)."""
     num_sequences, num_queries, num_heads = grid.q_BTHK.shape[:3]
     num_keys, values = grid.k_BSHK.shape[1], value_widths(grid)
-    tiles = tiles or small_tiles(grid) or WindowTiles(num_stages=3)
+    tiles = tiles or small_tiles(grid) or WindowTiles(queries=64, num_warps=4)
     device = grid.q_BTHK.device
     out_BTHV = torch.empty(*grid.q_BTHK.shape[:3], values["VALUE_WIDTH"], dtype=grid.q_BTHK.dtype, device=device)
     lse_BHT = torch.empty(num_sequences, num_heads, num_queries, dtype=torch.float32, device=device)

@@ -189,6 +189,7 @@ class LatentAttention(KernelModule):
             backend=self.backend,
             dense=DenseWindows(plan=plan, positions_NC=selection.positions_NC),
             with_mass=with_mass,
+            batch_invariant=self.batch_invariant,
         )
         out_NHV = head_product(out_NHR, up_HRV, self.row_backend)
         return Attended(out_NHV=out_NHV, mass_NC=mass_NC if with_mass else None, selection=selection)

@@ -13,11 +13,11 @@ import torch
 from samepath.kernels.window import AttentionPlan, Division, Window
 
 EXPANDED_QUERIES = 128
-"""Fewest queries of a sequence for which its keys are expanded: 2·512·256 multiplications a key and head must be earned by queries that
-cost 2·(1088 − 320) less a key."""
+"""Fewest queries of a sequence for which its keys are expanded: what expanding a key costs (2·512·256 a head) is earned by about 90
+queries that multiply it with 768 channels less each."""
 
-EXPANDED_KEYS = 4
-"""Longest window in expanded form, in multiples of `index_topk`."""
+EXPANDED_KEYS = 2
+"""Longest window in expanded form, in multiples of `index_topk`. PENDING"""
 
 
 def divide(plan: AttentionPlan, num_selected: int) -> AttentionPlan:
