@@ -68,7 +68,7 @@ def in_turn(runs: dict[str, Callable[[], object]], repeats: int = 3) -> dict[str
 
 def graph_milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
     """Median time of one replay of `run` captured as a CUDA graph."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()
