@@ -96,7 +96,7 @@ def fused_logprobs(
     """
     kernels = triton_kernels("logprob", hidden_ND, weight_VD, targets_N, temperature_N)
     bitmap = None if words_NW is None else words_NW.masked_fill((words_NW == 0).all(1, keepdim=True), -1)
-    logprobs_N: Tensor = kernels.head_sums(hidden_ND, weight_VD, targets_N, temperature_N, bitmap).logprobs_N
+    logprobs_N: Tensor = kernels.row_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, bitmap)
     return logprobs_N
 
 

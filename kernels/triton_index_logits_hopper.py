@@ -245,6 +245,8 @@ def index_logits(
     # Queries of two bytes leave room for a shorter ring beside two tiles of keys.
     plan = plan or Plan(stages=2 if q_BTIK.dtype == torch.bfloat16 else 4)
     logits_BTS = torch.empty(num_sequences, num_rows, num_keys, dtype=torch.float32, device=q_BTIK.device)
+    if not logits_BTS.numel():
+        return logits_BTS
     starts, ends = bounds_BT or (logits_BTS, logits_BTS)
     blocks = triton.cdiv(num_keys, KEYS.value * GROUPS.value) * triton.cdiv(num_rows, plan.queries) * num_sequences
     programs = min(blocks, torch.cuda.get_device_properties(q_BTIK.device).multi_processor_count)

@@ -73,13 +73,14 @@ def _join_tiles(
         other_top = tl.load(place, mask=live, other=0.0)
         other = tl.load(place + num_rows, mask=live, other=1.0)
         top, mine, theirs = _join_sums(top, total, other_top, other)
-        total = total * mine + other * theirs
-        products = products * mine + tl.load(place + 2 * num_rows, mask=live, other=0.0) * theirs
+        # Spelled out, so that the sums of all columns and of the kept ones round alike.
+        total = tl.fma(total, mine, other * theirs)
+        products = tl.fma(products, mine, tl.load(place + 2 * num_rows, mask=live, other=0.0) * theirs)
         if RESTRICTED:
             other_top = tl.load(place + 3 * num_rows, mask=live, other=0.0)
             other = tl.load(place + 4 * num_rows, mask=live, other=1.0)
             kept_top, mine, theirs = _join_sums(kept_top, kept_total, other_top, other)
-            kept_total = kept_total * mine + other * theirs
+            kept_total = tl.fma(kept_total, mine, other * theirs)
     normaliser = top + tl.log2(total) / LOG2_E
     kept = normaliser
     if RESTRICTED:
@@ -162,7 +163,7 @@ def head_sums(rows: HeadRows, bitmap: Tensor | None) -> HeadSums:
         return result
     sums = torch.empty(num_tiles, 5, num_rows, dtype=torch.float32, device=device)
     target_logits = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device=device)
-    tiles.tile_sums(rows, bitmap, sums, target_logits)
+    restricted = tiles.tile_sums(rows, bitmap, sums, target_logits)
     block = 32
     _join_tiles[(triton.cdiv(num_rows, block),)](
         sums,
@@ -173,11 +174,27 @@ def head_sums(rows: HeadRows, bitmap: Tensor | None) -> HeadSums:
         normaliser_N,
         num_rows,
         num_tiles,
-        RESTRICTED=bitmap is not None,
+        RESTRICTED=restricted,
         ROWS=block,
         num_warps=1,
     )
     return result
+
+
+def row_logprobs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor, bitmap: Tensor | None
+) -> Tensor:
+    """logprobs_N alone, without gradients, the supports as a bitmap of all columns."""
+    return head_sums(_contiguous(hidden_ND, weight_VD, targets_N, temperature_N), bitmap).logprobs_N
+
+
+def _contiguous(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor) -> HeadRows:
+    return HeadRows(
+        hidden_ND=hidden_ND.contiguous(),
+        weight_VD=weight_VD.contiguous(),
+        targets_N=targets_N.contiguous(),
+        temperature_N=temperature_N.contiguous(),
+    )
 
 
 def head_logprobs(
@@ -200,12 +217,7 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature_N: Tensor,
         support: SupportRows | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = HeadRows(
-            hidden_ND=hidden_ND.contiguous(),
-            weight_VD=weight_VD.contiguous(),
-            targets_N=targets_N.contiguous(),
-            temperature_N=temperature_N.contiguous(),
-        )
+        rows = _contiguous(hidden_ND, weight_VD, targets_N, temperature_N)
         parts = []
         for start in range(0, max(1, hidden_ND.shape[0]), ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, hidden_ND.shape[0])
@@ -216,6 +228,7 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx.support = support
         entropy_N = torch.cat([part.entropy_N for part in parts])
         mass_N = torch.cat([part.mass_N for part in parts])
+        mass_N = torch.ones_like(mass_N) if support is None else mass_N.masked_fill(support.counts_N == 0, 1.0)
         ctx.mark_non_differentiable(entropy_N, mass_N)
         return torch.cat([part.logprobs_N for part in parts]), entropy_N, mass_N
 

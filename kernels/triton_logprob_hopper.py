@@ -14,10 +14,11 @@ from samepath.kernels.triton_logprob_tiles import HeadRows
 from samepath.kernels.triton_product_hopper import (
     PART_ROWS,
     Tiles,
+    box_rows,
     copy_tiles,
     make_buffers,
     multiply_tile,
-    num_programs,
+    multiprocessors,
     row_map,
     store_tile,
     tile_place,
@@ -126,6 +127,7 @@ def _sum_tiles(
         gl.store(place + num_rows, total, mask=live)
         gl.store(place + 2 * num_rows, weighted * natural, mask=live)
         if RESTRICTED:
+            # Where all are kept the same numbers follow by the same operations, so such a row has the bits of one without a support.
             products = gl.where(kept, products, OUTSIDE)
             best = gl.max(products, 1)
             some = best > OUTSIDE
@@ -278,14 +280,14 @@ def columns_a_tile(dtype: torch.dtype) -> int:
 
 def tile_sums(
     rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits: Tensor, tiles: Tiles | None = None
-) -> None:
+) -> bool:
     """As `triton_logprob_tiles.tile_sums`. A row's sums have the same bits in tiles of 64 and of 128 rows."""
     num_rows, width = rows.hidden_ND.shape
     vocab_size = rows.weight_VD.shape[0]
-    tiles = tiles or Tiles(rows=64 if num_rows <= 64 else 128)
+    tiles = tiles or Tiles(rows=64 if num_rows <= 64 else 128, group=8)
     num_tiles = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(vocab_size, tiles.columns)
-    _tile_sums[(num_programs(sums.device, num_tiles),)](
-        row_map(rows.hidden_ND, tiles.rows, tiles.inner),
+    _tile_sums[(min(multiprocessors(sums.device), num_tiles),)](
+        row_map(rows.hidden_ND, box_rows(num_rows, tiles), tiles.inner),
         row_map(rows.weight_VD, tiles.columns, tiles.inner),
         rows.targets_N,
         rows.temperature_N,
@@ -304,6 +306,7 @@ def tile_sums(
         RESTRICTED=bitmap is not None,
         num_warps=4,
     )
+    return bitmap is not None
 
 
 def logit_gradients(
@@ -316,14 +319,14 @@ def logit_gradients(
     tiles: Tiles | None = None,
 ) -> None:
     """As `triton_logprob_tiles.logit_gradients`."""
-    tiles = tiles or Tiles()
+    tiles = tiles or Tiles(group=8)
     num_rows, num_columns = gradients.shape
     weight = rows.weight_VD[first_column : first_column + num_columns]
     # The copy engine writes rows at multiples of 16 bytes; the last columns of an odd vocabulary go by way of wider rows.
     wide = gradients if num_columns % 8 == 0 else gradients.new_empty(num_rows, triton.cdiv(num_columns, 8) * 8)
     num_tiles = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(num_columns, tiles.columns)
-    _logit_gradients[(num_programs(gradients.device, num_tiles),)](
-        row_map(rows.hidden_ND, tiles.rows, tiles.inner),
+    _logit_gradients[(min(multiprocessors(gradients.device), num_tiles),)](
+        row_map(rows.hidden_ND, box_rows(num_rows, tiles), tiles.inner),
         row_map(weight, tiles.columns, tiles.inner),
         row_map(wide, PART_ROWS.value, 128),
         rows.targets_N,

@@ -102,16 +102,16 @@ def _logit_tile(
 
 @triton.jit
 def _kept_columns(bitmap, row, column, num_rows, num_words):
-    """Which columns are in each row's support."""
+    """Which columns are in each row's support: all if there are no words."""
     words = tl.load(
         bitmap + row.to(tl.int64)[:, None] * num_words + column[None, :] // 32,
         mask=(row < num_rows)[:, None] & (column // 32 < num_words)[None, :],
-        other=0,
+        other=-1,
     )
     return ((words >> (column % 32)[None, :]) & 1) > 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_words"])
 def _tile_sums(
     hidden,
     weight,
@@ -124,13 +124,15 @@ def _tile_sums(
     vocab_size,
     width,
     num_words,
-    RESTRICTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """Per row and vocabulary tile: maximum, Σe, Σz·e, and maximum and Σe over the support."""
+    """Per row and vocabulary tile: maximum, Σe, Σz·e, and maximum and Σe over the support.
+
+    One program for rows with and without supports: two would not add up in the same order.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     logits = _logit_tile(
@@ -138,10 +140,8 @@ def _tile_sums(
     )
     live = row < num_rows
     target = tl.load(targets + row, mask=live, other=-1)
-    hit = column[None, :] == target[:, None]
-    if RESTRICTED:
-        kept = _kept_columns(bitmap, row, column, num_rows, num_words)
-        hit = hit & kept
+    kept = _kept_columns(bitmap, row, column, num_rows, num_words)
+    hit = (column[None, :] == target[:, None]) & kept
     found = tl.sum(tl.where(hit, logits, 0.0), 1)
     tl.store(target_logits + row, found, mask=live & (tl.sum(hit.to(tl.int32), 1) > 0))
     top = tl.max(logits, 1)
@@ -152,12 +152,11 @@ def _tile_sums(
     # 0 · −inf beyond the vocabulary would be NaN.
     products = tl.where((column < vocab_size)[None, :], logits, 0.0) * exps
     tl.store(place + 2 * num_rows, tl.sum(products, 1), mask=live)
-    if RESTRICTED:
-        kept_top = tl.max(tl.where(kept, logits, float("-inf")), 1)
-        base = tl.where(kept_top == float("-inf"), 0.0, kept_top)
-        exps = tl.where(kept, tl.exp2((logits - base[:, None]) * LOG2_E), 0.0)
-        tl.store(place + 3 * num_rows, kept_top, mask=live)
-        tl.store(place + 4 * num_rows, tl.sum(exps, 1), mask=live)
+    kept_top = tl.max(tl.where(kept, logits, float("-inf")), 1)
+    base = tl.where(kept_top == float("-inf"), 0.0, kept_top)
+    exps = tl.where(kept, tl.exp2((logits - base[:, None]) * LOG2_E), 0.0)
+    tl.store(place + 3 * num_rows, kept_top, mask=live)
+    tl.store(place + 4 * num_rows, tl.sum(exps, 1), mask=live)
 
 
 @triton.jit
@@ -204,8 +203,8 @@ def _logit_gradients(
     tl.store(gradients + place, values.to(gradients.dtype.element_ty), mask=keep)
 
 
-def tile_sums(rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits: Tensor) -> None:
-    """Fill `sums` [tiles, 5, N], and `target_logits` [N] where the target is in its support."""
+def tile_sums(rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits: Tensor) -> bool:
+    """Fill `sums` [tiles, 5, N], and `target_logits` [N] where the target is in its support; return whether the support's sums are filled."""
     tiles = default_tiles(rows.hidden_ND.dtype)
     num_rows, width = rows.hidden_ND.shape
     vocab_size = rows.weight_VD.shape[0]
@@ -214,14 +213,13 @@ def tile_sums(rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits
         rows.weight_VD,
         rows.temperature_N,
         rows.targets_N,
-        sums if bitmap is None else bitmap,
+        torch.empty(1, dtype=torch.int32, device=sums.device) if bitmap is None else bitmap,
         sums,
         target_logits,
         num_rows,
         vocab_size,
         width,
-        triton.cdiv(vocab_size, 32),
-        RESTRICTED=bitmap is not None,
+        0 if bitmap is None else triton.cdiv(vocab_size, 32),
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
         INNER=tiles.inner,
@@ -229,6 +227,7 @@ def tile_sums(rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
+    return True
 
 
 def logit_gradients(

@@ -44,6 +44,8 @@ def copy_tiles(maps, buffers, grid, GROUP: gl.constexpr):
     ROWS: gl.constexpr = x_tiles.shape[1]
     COLUMNS: gl.constexpr = weight_tiles.shape[1]
     INNER: gl.constexpr = x_tiles.shape[2]
+    # Rows of a box that reaches beyond the matrix come slowly, so the box may be lower than the tile; what is below it reaches no row that counts.
+    BOX: gl.constexpr = x_map.block_shape[0]
     step = 0
     for tile in range(gl.program_id(0), num_row_tiles * num_column_tiles, gl.num_programs(0)):
         row_tile, column_tile = tile_place(tile, grid, GROUP)
@@ -52,8 +54,8 @@ def copy_tiles(maps, buffers, grid, GROUP: gl.constexpr):
             place = full.index(stage)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             # What is outside the matrices is copied as 0 and counts as bytes too.
-            mbarrier.expect(place, (ROWS + COLUMNS) * INNER * 2)
-            tile_to_shared(x_map, [row_tile * ROWS, number * INNER], place, x_tiles.index(stage))
+            mbarrier.expect(place, (BOX + COLUMNS) * INNER * 2)
+            tile_to_shared(x_map, [row_tile * ROWS, number * INNER], place, x_tiles.index(stage).slice(0, BOX))
             tile_to_shared(weight_map, [column_tile * COLUMNS, number * INNER], place, weight_tiles.index(stage))
             step += 1
 
@@ -207,6 +209,36 @@ class Tiles:
     """Row tiles that share columns in L2."""
 
 
+TILES = (
+    Tiles(group=8),
+    Tiles(columns=128, stages=6),
+    Tiles(rows=64, stages=5),
+    Tiles(rows=64, columns=128, stages=8),
+    Tiles(rows=64, columns=64, inner=128, stages=6),
+    Tiles(rows=64, columns=32, inner=128, stages=8),
+    Tiles(rows=64, columns=16, inner=128, stages=8),
+)
+"""Tiles to choose from; of equals the first."""
+
+
+def choose_tiles(num_rows: int, num_columns: int, programs: int) -> Tiles:
+    """The tiles that should take least time on so many programs at once.
+
+    A tile's time goes with what it copies, height + width + 25, or with its products, height · width / 43 (fitted to an H200).
+    """
+
+    def cost(tiles: Tiles) -> float:
+        rounds = triton.cdiv(triton.cdiv(num_rows, tiles.rows) * triton.cdiv(num_columns, tiles.columns), programs)
+        return rounds * max(tiles.rows + tiles.columns + 25, tiles.rows * tiles.columns / 43)
+
+    return min(TILES, key=cost)
+
+
+def box_rows(num_rows: int, tiles: Tiles) -> int:
+    """Rows of x that are copied for a tile: all, or what a batch of few rows needs."""
+    return min(tiles.rows, max(16, triton.next_power_of_2(num_rows)))
+
+
 def row_map(rows: Tensor, height: int, width: int) -> TensorDescriptor:
     """Tensor map of bfloat16 rows, contiguous, in tiles [height, width]."""
     shared = gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * width), element_bitwidth=16, rank=2)
@@ -215,9 +247,9 @@ def row_map(rows: Tensor, height: int, width: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(aligned, [height, width], shared)
 
 
-def num_programs(device: torch.device, num_tiles: int) -> int:
-    """One program a multiprocessor at most."""
-    return min(torch.cuda.get_device_properties(device).multi_processor_count, num_tiles)
+def multiprocessors(device: torch.device) -> int:
+    """How many programs of full size run at once."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def product(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype, tiles: Tiles | None = None) -> Tensor:
@@ -227,11 +259,12 @@ def product(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype, tiles: Tiles
     out_NO = torch.empty(num_rows, num_columns, dtype=out_type, device=x_ND.device)
     if not out_NO.numel():
         return out_NO
-    tiles = tiles or default_tiles(num_rows, num_columns)
+    programs = multiprocessors(x_ND.device)
+    tiles = tiles or choose_tiles(num_rows, num_columns, programs)
     mapped = out_type == torch.bfloat16 and num_columns % 8 == 0
     num_tiles = triton.cdiv(num_rows, tiles.rows) * triton.cdiv(num_columns, tiles.columns)
-    _product[(num_programs(x_ND.device, num_tiles),)](
-        row_map(x_ND, tiles.rows, tiles.inner),
+    _product[(min(programs, num_tiles),)](
+        row_map(x_ND, box_rows(num_rows, tiles), tiles.inner),
         row_map(weight_OD, tiles.columns, tiles.inner),
         row_map(out_NO, PART_ROWS.value, min(128, tiles.columns)) if mapped else out_NO,
         num_rows,
@@ -246,7 +279,3 @@ def product(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype, tiles: Tiles
         num_warps=4,
     )
     return out_NO
-
-
-def default_tiles(num_rows: int, num_columns: int) -> Tiles:
-    return Tiles()

@@ -12,21 +12,21 @@ from samepath.kernels.dense_rows import feed_forward, float32_linear
 from samepath.kernels.expert_choice import ChoiceRule, choose_with_gates, gate_weights
 from samepath.kernels.expert_product import expert_product, sigmoid
 from samepath.model.config import ModelConfig
+from samepath.model.kernel_module import KernelModule
 from samepath.model.trace import ForwardTrace
 
 
-class FeedForward(nn.Module):
+class FeedForward(KernelModule):
     """Dense SwiGLU; gate and up weights stacked in one matrix."""
 
     def __init__(self, width: int, hidden: int, backend: Backend) -> None:
-        super().__init__()
-        self.backend = backend
+        super().__init__(backend)
         self.gate_up = nn.Parameter(torch.empty(2 * hidden, width))
         self.down = nn.Parameter(torch.empty(width, hidden))
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """`[N, D]` to `[N, D]`."""
-        return feed_forward(x_ND, self.gate_up, self.down, self.backend)
+        return feed_forward(x_ND, self.gate_up, self.down, self.row_backend)
 
 
 def router_scores(logits_NE: Tensor, config: ModelConfig) -> Tensor:

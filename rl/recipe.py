@@ -155,9 +155,9 @@ class Recipe(BaseModel):
                 if used:
                     problems.append(f"learner.{name} needs model.implementation: transformers")
             return problems
-        if (model.device, model.dtype) != ("cpu", "float32"):
+        if (model.device, model.dtype, model.batch_invariant) != ("cpu", "float32", True):
             problems.append(
-                "model.device and model.dtype place the own network; a transformers model goes where accelerate puts it, in "
+                "model.device, model.dtype and model.batch_invariant place the own network; a transformers model goes where accelerate puts it, in "
                 "learner.precision. Leave them out, or set model.implementation=own."
             )
         if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:

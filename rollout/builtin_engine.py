@@ -52,7 +52,7 @@ class BuiltinEngine(SteppedEngine):
         self._pages = PagePool(settings.cache_tokens // settings.page_size, settings.page_size)
         num_slots = (self._pages.num_pages + 1) * settings.page_size
         self._device = model.norm.device
-        self._end_ids = np.array(sorted(tokenizer.end_ids), np.int64)
+        self._ends_V = np.isin(np.arange(model.config.vocab_size), sorted(tokenizer.end_ids))
         self._cache = SlotCache(model.config, num_slots, model.norm.dtype, self._device)
         self._tables = SampleRows(settings.max_sequences, round_up(model.config.max_position_embeddings))
         if capture is None and wants_graphs(settings, self._device, model.backend):
@@ -216,7 +216,7 @@ class BuiltinEngine(SteppedEngine):
             for sample, ids in zip(ready, drawn.supports, strict=True):
                 sample.supports.append(ids)
         ended = []
-        for place in self._tables.may_end(rows, self._end_ids):
+        for place in self._tables.may_end(rows, self._ends_V):
             self._tables.write_back(ready[place])
             reason = finish_reason(ready[place], self.tokenizer)
             if reason:

@@ -38,7 +38,7 @@ def run_rows(model: CausalLM, cache: SlotCache, slots_RS: Tensor, inputs_3B: Ten
     if num_keys > slots_RS.shape[1]:
         raise ValueError(f"key windows of {num_keys} need a table of slots that wide; it is {slots_RS.shape[1]}")
     keys_BS = slots_RS[rows_B, :num_keys]
-    plan = plan_decode(positions_B + 1, keys_BS, len(tokens_B), model.config.window_heads, longest=num_keys)
+    plan = plan_decode(positions_B + 1, keys_BS, len(tokens_B), model.shape.window_heads, longest=num_keys)
     batch = ModelInput(token_ids_N=tokens_B, positions_N=positions_B, plan=plan)
     return run_network(model, cache, batch, slots_RS[rows_B, positions_B])
 

@@ -49,7 +49,7 @@ def mixed_pass(
         longest = int(lengths.max()) + 1
         keys_BS = torch.from_numpy(tables.slots_RS[rows, : round_up(longest)])
         ends_B = torch.from_numpy(lengths + 1)
-        plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), model.config.window_heads, longest)
+        plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), model.shape.window_heads, longest)
     spans, row = [], num_decoding
     for piece in pieces:
         count = len(piece.token_ids)
@@ -61,7 +61,7 @@ def mixed_pass(
         spans.append(Span(row=row - num_decoding, first=piece.first, count=count, keys=keys))
         row += count
     if spans:
-        prompt_plan = plan_spans(spans, num_rows - num_decoding, model.config.window_heads)
+        prompt_plan = plan_spans(spans, num_rows - num_decoding, model.shape.window_heads)
         plan = prompt_plan if plan is None else merge_plans(plan, prompt_plan, num_decoding, num_rows)
     assert plan is not None
     batch = ModelInput(token_ids_N=torch.from_numpy(token_ids), positions_N=torch.from_numpy(positions), plan=plan)

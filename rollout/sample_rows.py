@@ -71,9 +71,9 @@ class SampleRows:
         self._last_R[rows] = tokens
         self.drawn_R[rows] = place + 1
 
-    def may_end(self, rows: NDArray[np.int64], end_ids: NDArray[np.int64]) -> list[int]:
-        """Places among the rows of those that may end with their last token: for all others no one has to look closer."""
-        ends = np.isin(self._last_R[rows], end_ids) | self._own_stops_R[rows]
+    def may_end(self, rows: NDArray[np.int64], ends_V: NDArray[np.bool_]) -> list[int]:
+        """Places among the rows of those that may end with their last token, by `ends_V` or their own settings: the others go on."""
+        ends = ends_V[self._last_R[rows]] | self._own_stops_R[rows]
         places = (self.drawn_R[rows] >= self._limits_R[rows]) | (ends & self._may_stop_R[rows])
         found: list[int] = places.nonzero()[0].tolist()
         return found

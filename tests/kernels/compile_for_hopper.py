@@ -66,6 +66,8 @@ torch.mm = lambda left, right, *, out_dtype=None, out=None: (
 from samepath.kernels import (
     triton_attention_forward,
     triton_attention_mass,
+    triton_dense_attention,
+    triton_dense_indexer,
     triton_dense_rows,
     triton_expert_product,
     triton_head_product,
@@ -73,7 +75,9 @@ from samepath.kernels import (
     triton_logprob,
     triton_selected_logits,
 )
+from samepath.kernels.dense_indexer import Teacher
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
+from samepath.kernels.window import AttentionPlan, Window
 
 ROWS, KEYS, SELECTED = 16, 4096, 2048
 
@@ -124,7 +128,36 @@ def dense_rows(dtype: torch.dtype) -> None:
     triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), None)[0].sum().backward()
 
 
+def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: int, num_queries: int) -> None:
+    """Forward and backward on one window, alone and with a second sequence; one query a sequence decodes by segments."""
+    for num_sequences in (1, 2):
+        rows = torch.zeros(num_sequences, num_queries, dtype=torch.int64)
+        keys = torch.zeros(num_sequences, KEYS, dtype=torch.int64)
+        window = Window(rows_BT=rows, ends_BT=rows + 1, keys_BS=keys, longest=KEYS)
+        plan = AttentionPlan(windows=(window,), source_N=torch.zeros(ROWS, dtype=torch.int64))
+        q, store = random(ROWS, heads, width, dtype=dtype), random(groups, KEYS, 2 * width, dtype=dtype)
+        triton_dense_attention.attend(q, store, plan, 0.1, width, width)[0].sum().backward()
+
+
+def warm_up(dtype: torch.dtype) -> None:
+    """The indexer's loss over all keys with its gradients, enough query rows for the Hopper kernel."""
+    rows = torch.zeros(1, 64, dtype=torch.int64)
+    window = Window(rows_BT=rows, ends_BT=rows + 1, keys_BS=torch.zeros(1, KEYS, dtype=torch.int64), longest=KEYS)
+    plan = AttentionPlan(windows=(window,), source_N=torch.zeros(64, dtype=torch.int64))
+    with torch.no_grad():
+        q, kv = random(64, 128, 576, dtype=dtype), random(KEYS, 576, dtype=dtype)
+    teacher = Teacher(q_NHK=q, kv_SK=kv, lse_NH=torch.zeros(64, 128), scale=0.1)
+    index = random(64, 64, 128, dtype=dtype), random(KEYS, 128, dtype=dtype), random(64, 64, dtype=dtype)
+    triton_dense_indexer.dense_indexer_loss(*index, teacher, plan).sum().backward()
+
+
 if __name__ == "__main__":
+    attention_over_all_keys(BF16, 32, 8, 128, 64)
+    attention_over_all_keys(BF16, 14, 2, 64, 1)
+    attention_over_all_keys(BF16, 4, 2, 96, 64)
+    attention_over_all_keys(torch.float32, 8, 2, 128, 64)
+    warm_up(BF16)
+    warm_up(torch.float32)
     attention(BF16, 128, 576, 512)
     attention(BF16, 16, 576, 512)
     attention(torch.float32, 16, 288, 256)

@@ -69,6 +69,27 @@ def test_head_logprobs_row_groups_change_no_forward_bit(monkeypatch: pytest.Monk
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("vocab_size", [18, 1000])
+def test_head_logprobs_rows_without_support_have_the_bits_of_a_batch_without_supports(
+    vocab_size: int, dtype: torch.dtype
+) -> None:
+    problem = on_device(make_problem((50, 24, vocab_size), with_support=True))
+    assert problem.support is not None
+    full_N = problem.support.counts_N == 0
+    assert full_N.any()
+    arguments = (
+        problem.hidden_ND.to(dtype),
+        problem.weight_VD.to(dtype),
+        problem.targets_N,
+        problem.temperature_N.float(),
+    )
+    alone = triton_logprob.head_logprobs(*arguments, None)
+    beside = triton_logprob.head_logprobs(*arguments, problem.support)
+    for got, wanted in zip(beside, alone, strict=True):
+        assert torch.equal(got[full_N], wanted[full_N])
+
+
 def test_head_logprobs_support_of_one_is_certain_with_zero_gradient() -> None:
     problem = make_problem((3, 4, 70), with_support=False)
     problem.support = SupportRows(counts_N=torch.ones(3, dtype=torch.int64), ids=problem.targets_N)

@@ -49,7 +49,7 @@ def wanted_keys(spans: list[Span], num_rows: int) -> list[list[int]]:
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 90), st.integers(1, 60)), min_size=1, max_size=6),
     bound=st.sampled_from([1 << 13, 1 << 15, 1 << 23]),
-    heads=st.sampled_from([1, 3]),
+    heads=st.sampled_from([0, 1, 3]),
 )
 def test_plan_spans_every_row_sees_its_own_past_within_the_bound(
     shapes: list[tuple[int, int]], bound: int, heads: int
@@ -71,6 +71,8 @@ def test_plan_spans_one_long_sequence_is_cut_instead_of_squared() -> None:
     plan = plan_spans(spans, 32768, 4)
     assert len(plan.windows) <= 32768 // 64
     assert max(w.rows_BT.numel() * w.keys_BS.shape[1] * 4 for w in plan.windows) <= plan_module.MAX_WINDOW_ELEMENTS
+    # Kernels that hold no scores take it whole.
+    assert len(plan_spans(spans, 32768, 0).windows) == 1
 
 
 def test_plan_spans_similar_lengths_share_a_window_and_unlike_ones_do_not() -> None:
