@@ -30,12 +30,6 @@ from samepath.kernels.triton_product import operand_type
 PAIR_BYTES = 1 << 32
 """Memory for P, dS and the pair gradients of the rows that are worked on at once."""
 
-SUM_ROWS = 4
-"""Pairs of one key that are read at once."""
-
-SUM_WARPS = 4
-"""Warps that add one key's pairs."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
@@ -189,29 +183,55 @@ def _backward_queries(
 
 
 @triton.jit
-def _ordered_sums(pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr, RENAMED: tl.constexpr):
-    """Add, for one key, the pair gradients in the given order to its sum; RENAMED as the Hopper kernel writes them."""
+def _home(channel, RENAMED: tl.constexpr):
+    """Where the channel that stands at a place of a pair belongs; RENAMED as the Hopper kernels write them."""
+    if RENAMED:
+        return channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
+    return channel
+
+
+@triton.jit
+def _ordered_sums(
+    pairs,
+    order,
+    bounds,
+    sums,
+    width,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    RENAMED: tl.constexpr,
+):
+    """Add, for one key, the pair gradients in the given order to its sum, two in flight."""
     zero = tl.full((), 0, tl.int64)
     key = zero + tl.program_id(0)
-    channel = tl.arange(0, WIDTH)
+    channel = tl.arange(0, MAIN)
+    live = channel < width
     start = tl.load(bounds + key)
     stop = tl.load(bounds + key + 1)
-    # Where the channel that stands at each place belongs.
-    home = channel
-    if RENAMED:
-        home = channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
     if start < stop:
-        total = tl.load(sums + key * width + home, mask=channel < width, other=0.0)
-        for first in range(start, stop, ROWS):
-            place = first + tl.arange(0, ROWS)
-            pair = tl.load(order + place, mask=place < stop, other=0)
-            values = tl.load(
-                pairs + pair[:, None] * width + channel[None, :],
-                mask=(place < stop)[:, None] & (channel < width)[None, :],
-                other=0.0,
-            )
-            total += tl.sum(values.to(tl.float32), 0)
-        tl.store(sums + key * width + home, total, mask=channel < width)
+        home = sums + key * width + _home(channel, RENAMED)
+        total = tl.load(home, mask=live, other=0.0)
+        if REST:
+            rest = MAIN + tl.arange(0, REST)
+            rest_live = rest < width
+            rest_home = sums + key * width + _home(rest, RENAMED)
+            rest_total = tl.load(rest_home, mask=rest_live, other=0.0)
+        for place in range(start, stop, 2):
+            # The last of an odd number is read twice and counts once.
+            following = zero + place + 1
+            share = tl.where(following < stop, 1.0, 0.0)
+            one = pairs + tl.load(order + place) * width
+            two = pairs + tl.load(order + tl.minimum(following, stop - 1)) * width
+            first = tl.load(one + channel, mask=live, other=0.0)
+            second = tl.load(two + channel, mask=live, other=0.0)
+            if REST:
+                rest_first = tl.load(one + rest, mask=rest_live, other=0.0)
+                rest_second = tl.load(two + rest, mask=rest_live, other=0.0)
+                rest_total = rest_total + rest_first.to(tl.float32) + rest_second.to(tl.float32) * share
+            total = total + first.to(tl.float32) + second.to(tl.float32) * share
+        tl.store(home, total, mask=live)
+        if REST:
+            tl.store(rest_home, rest_total, mask=rest_live)
 
 
 @triton.jit
@@ -353,21 +373,23 @@ def add_pairs_in_order(
     """Add the pair gradients [blocks · N · C, K] of each key to its row of `sums_SK`, by block and then by row."""
     num_keys, width = sums_SK.shape
     valid_NC = torch.arange(indices_NC.shape[1], device=count_N.device) < count_N[:, None]
-    keys_NC = indices_NC.masked_fill(~valid_NC, num_keys)
-    keys_P = keys_NC.flatten().repeat(blocks)
-    sorted_P = keys_P.sort(stable=True)
-    every = torch.arange(num_keys + 1, dtype=keys_P.dtype, device=keys_P.device)
+    # A radix sort passes over every byte of its keys.
+    short = torch.int16 if num_keys < 1 << 15 else torch.int32
+    keys_NC = indices_NC.masked_fill(~valid_NC, num_keys).to(short)
+    sorted_P = keys_NC.flatten().repeat(blocks).sort(stable=True)
+    every = torch.arange(num_keys + 1, dtype=short, device=keys_NC.device)
     bounds = torch.searchsorted(sorted_P.values, every)
+    main, rest = split_width(width)
     _ordered_sums[(num_keys,)](
         pairs_PK,
         sorted_P.indices,
         bounds,
         sums_SK,
         width,
-        WIDTH=triton.next_power_of_2(width),
-        ROWS=SUM_ROWS,
+        MAIN=main,
+        REST=rest,
         RENAMED=renamed,
-        num_warps=SUM_WARPS,
+        num_warps=1,
     )
 
 

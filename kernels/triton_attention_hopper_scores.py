@@ -1,11 +1,12 @@
-"""P, dS and the attention mass of sparse attention for Hopper at the published widths (Gluon): the products that need the keys.
+"""P and dS of sparse attention, and its mass, for Hopper at the published widths (Gluon): the products that need the keys as right operands.
 
-A program takes all keys of a row for 128 heads. The queries stay in shared memory and the output gradients, as left operands, in registers; the
-keys pass through a ring of 64 channels a slot, gathered once for both products. One warpgroup gathers, each of the others has 64 heads.
+A program takes all keys of a row for 128 heads. The keys pass through a ring of 64 channels a slot, gathered once for all heads. Left operands stay
+in registers: the output gradients for P and dS, whose queries stay in shared memory, and the queries for the mass. One warpgroup gathers, each of
+the others has 64 heads.
 
 Keys are gathered in an order in which what a thread holds of a row of P, 2 of every 8 keys, becomes 8 neighbours: 16-byte stores, nothing moves.
 
-Axes: N query rows, S key rows, H heads (padded), K key width, V value width, C selected keys (padded to tiles).
+Axes: N query rows, S key rows, H heads (padded), K key width, V value width, C selected keys.
 """
 
 import torch
@@ -26,11 +27,11 @@ KEYS = gl.constexpr(64)
 PART = gl.constexpr(64)
 """Channels of a slot of the ring."""
 PARTS = gl.constexpr(9)
-"""Slots: the ring holds one tile of MAIN + REST channels."""
-GROUP = gl.constexpr(3)
-"""Slots that are handed over together."""
+"""Slots of a tile's MAIN + REST channels."""
 VALUE_PARTS = gl.constexpr(8)
 """Slots whose channels belong to the value."""
+MASS_TILES = gl.constexpr(3)
+"""Tiles that the ring of the mass holds; that of P and dS has room for one."""
 
 
 @gluon.jit
@@ -49,36 +50,36 @@ def _neighbours(values, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _gather_parts(kv, rows_of, count, ring, full, empty):
+def _gather_parts(kv, rows_of, count, ring, barriers, TILES: gl.constexpr):
     """Role of one warpgroup: copy the parts of tile after tile into the ring."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    column = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
-    slots = _slot_of(column)
+    full, empty = barriers
+    slots = _slot_of(gl.arange(0, KEYS, gl.SliceLayout(1, COPY)))
     rows = gl.load(rows_of + slots, mask=slots < count, other=0)
     for tile in range((count + KEYS - 1) // KEYS):
         live = slots < count
-        ahead = slots + KEYS
-        rows_ahead = gl.load(rows_of + ahead, mask=ahead < count, other=0)
+        slots += KEYS
+        # Read ahead, so that the gather of the next tile waits for no index.
+        rows_ahead = gl.load(rows_of + slots, mask=slots < count, other=0)
         for part in gl.static_range(PARTS):
+            slot = tile % TILES * PARTS + part
             # The first arrivals on `empty` say that the ring has served its other purpose.
-            if part % GROUP == 0:
-                mbarrier.wait(empty.index(part // GROUP), tile & 1)
-            copy_rows(kv, rows, live, ring.index(part), part * PART, MAIN + REST, PART, COPY)
+            mbarrier.wait(empty.index(slot), tile // TILES & 1)
+            copy_rows(kv, rows, live, ring.index(slot), part * PART, MAIN + REST, PART, COPY)
             # Each thread arrives when its own copies have landed.
-            if part % GROUP == GROUP - 1:
-                async_copy.mbarrier_arrive(full.index(part // GROUP), increment_count=False)
-        slots = ahead
+            async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
         rows = rows_ahead
 
 
 @gluon.jit
-def _upstream_parts(grad_out, rows, live, ring, FIRST: gl.constexpr, BLOCK: gl.constexpr):
-    """Four parts of a warpgroup's output gradients as left operands; each warpgroup has four slots of the ring for that."""
+def _left_parts(base, rows, live, ring, FIRST: gl.constexpr, WIDTH: gl.constexpr, BLOCK: gl.constexpr):
+    """Four parts of a warpgroup's rows as left operands, through four slots of the ring."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
     for part in gl.static_range(4):
-        copy_rows(grad_out, rows, live, ring.index(BLOCK * 4 + part), (FIRST + part) * PART, MAIN, PART, COPY)
+        if FIRST + part < WIDTH // PART:
+            copy_rows(base, rows, live, ring.index(BLOCK * 4 + part), (FIRST + part) * PART, WIDTH, PART, COPY)
     async_copy.commit_group()
     async_copy.wait_group(0)
     block_barrier()
@@ -91,10 +92,11 @@ def _upstream_parts(grad_out, rows, live, ring, FIRST: gl.constexpr, BLOCK: gl.c
 
 
 @gluon.jit
-def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: gl.constexpr):
-    """Role of a warpgroup: P and dS of its 64 heads, or their mass."""
+def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
+    """Role of a warpgroup: P and dS of its 64 heads."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    # What the products' layout becomes when keys are back in their order.
     STORE: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [8, 0], [0, 32]],
         [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
@@ -102,78 +104,56 @@ def _score_heads(row_values, mass_row, shared, BLOCK: gl.constexpr, MASS_ONLY: g
         [],
         [64, 64],
     )
-    q, grad_out, lse, delta, q_row, live_heads, count, scale, p_rows, ds_rows = row_values
-    padded_heads, queries, ring, full, empty = shared
-    LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    q, grad_out, lse, delta, q_row, live_heads, count, scale = row_values
+    p_rows, ds_rows, padded_heads = results
+    queries, ring = shared
+    full, empty = barriers
     first_head = BLOCK * HEADS
     heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
     for part in gl.static_range(PARTS):
         target = queries.index(BLOCK * PARTS + part)
         copy_rows(q, q_row + heads, heads < live_heads, target, part * PART, MAIN + REST, PART, COPY)
-    # Left operands come through the ring, which has only half the room.
-    if not MASS_ONLY:
-        front = _upstream_parts(grad_out, q_row + heads, heads < live_heads, ring, 0, BLOCK)
-        back = _upstream_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, BLOCK)
-        upstream = front + back
-    async_copy.commit_group()
-    async_copy.wait_group(0)
+    front = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 0, MAIN, BLOCK)
+    back = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, MAIN, BLOCK)
+    upstream = front + back
     hopper.fence_async_shared()
     block_barrier()
-    for group in gl.static_range(PARTS // GROUP):
-        mbarrier.arrive(empty.index(group), count=1)
+    for slot in gl.static_range(PARTS):
+        mbarrier.arrive(empty.index(slot), count=1)
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
     # A padded head must give P = 0 without NaN.
     lse_H = gl.load(lse + q_row + row_head, mask=row_head < live_heads, other=float("inf")) * LOG2_E
     delta_H = gl.load(delta + q_row + row_head, mask=row_head < live_heads, other=0.0) * scale
-    slot = _slot_of(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES)))
-    line_slot = _slot_of(gl.arange(0, KEYS, LINE))
+    key = _slot_of(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES)))
     store_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
     store_key = gl.arange(0, KEYS, gl.SliceLayout(0, STORE))
     place = gl.expand_dims(store_head * KEYS, 1) + gl.expand_dims(store_key, 0)
     for tile in range((count + KEYS - 1) // KEYS):
-        scores = zero
-        grads = zero
+        scores, grads = zero, zero
         # 0 always, but the compiler cannot know: it would keep all 72 addresses of operands in registers.
         nothing = tile >> 26
         for part in gl.static_range(PARTS):
             # What asynchronous copies wrote, and no register, needs no fence before the tensor cores read it.
-            if part % GROUP == 0:
-                mbarrier.wait(full.index(part // GROUP), tile & 1)
+            mbarrier.wait(full.index(part), tile & 1)
             keys = ring.index(part + nothing).permute((1, 0))
             query_part = queries.index(BLOCK * PARTS + part + nothing)
             scores = hopper.warpgroup_mma(query_part, keys, scores, use_acc=part > 0, is_async=True)
-            if not MASS_ONLY and part < VALUE_PARTS:
+            if part < VALUE_PARTS:
                 grads = hopper.warpgroup_mma(upstream[part], keys, grads, use_acc=part > 0, is_async=True)
-            if part % GROUP == GROUP - 1 and part >= GROUP:
-                # All but this group's products are done.
-                if MASS_ONLY:
-                    scores = hopper.warpgroup_mma_wait(GROUP, deps=[scores])
-                elif part < VALUE_PARTS:
-                    scores, grads = hopper.warpgroup_mma_wait(2 * GROUP, deps=[scores, grads])
-                else:
-                    scores, grads = hopper.warpgroup_mma_wait(2 * GROUP - 1, deps=[scores, grads])
-                mbarrier.arrive(empty.index(part // GROUP - 1), count=1)
-        if MASS_ONLY:
-            scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-        else:
-            scores, grads = hopper.warpgroup_mma_wait(0, deps=[scores, grads])
-        mbarrier.arrive(empty.index(PARTS // GROUP - 1), count=1)
-        live = tile * KEYS + slot < count
+            if part > 0:
+                # All but this part's products are done.
+                scores, grads = hopper.warpgroup_mma_wait(2 if part < VALUE_PARTS else 1, deps=[scores, grads])
+                mbarrier.arrive(empty.index(part - 1), count=1)
+        scores, grads = hopper.warpgroup_mma_wait(0, deps=[scores, grads])
+        mbarrier.arrive(empty.index(PARTS - 1), count=1)
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
-        probs = gl.where(gl.expand_dims(live, 0), probs, 0.0)
-        if MASS_ONLY:
-            gl.store(
-                mass_row + tile * KEYS + line_slot,
-                gl.convert_layout(gl.sum(probs, 0), LINE),
-                mask=tile * KEYS + line_slot < count,
-            )
-        else:
-            # Keys that are not live are rows of zeros, so dS is 0 with P.
-            grads = probs * (grads * scale - gl.expand_dims(delta_H, 1))
-            here = place + tile * (padded_heads * KEYS)
-            gl.store(p_rows + here, _neighbours(probs.to(gl.bfloat16), STORE))
-            gl.store(ds_rows + here, _neighbours(grads.to(gl.bfloat16), STORE))
+        probs = gl.where(gl.expand_dims(tile * KEYS + key < count, 0), probs, 0.0)
+        # Keys that are not live are rows of zeros, so dS is 0 with P.
+        grads = probs * (grads * scale - gl.expand_dims(delta_H, 1))
+        here = place + tile * (padded_heads * KEYS)
+        gl.store(p_rows + here, _neighbours(probs.to(gl.bfloat16), STORE))
+        gl.store(ds_rows + here, _neighbours(grads.to(gl.bfloat16), STORE))
 
 
 @gluon.jit
@@ -188,93 +168,134 @@ def _attention_scores(
     delta,
     probs,
     grads,
-    mass,
     num_heads,
     num_selected,
     num_tiles,
     BLOCKS: gl.constexpr,
-    MASS_ONLY: gl.constexpr,
 ):
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     row = gl.program_id(1).to(gl.int64)
-    num_rows = gl.num_programs(1)
     first_head = gl.program_id(0) * (BLOCKS * HEADS)
     padded_heads = gl.num_programs(0) * (BLOCKS * HEADS)
     q_row = row * num_heads + first_head
-    live_heads = num_heads - first_head
     queries = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS * PARTS, HEADS, PART], SHARED)
     ring = gl.allocate_shared_memory(gl.bfloat16, [PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [PARTS // GROUP, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [PARTS // GROUP, 1], mbarrier.MBarrierLayout())
-    for group in gl.static_range(PARTS // GROUP):
+    full = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(PARTS):
         # All 128 gathering threads arrive.
-        mbarrier.init(full.index(group), count=128)
-        mbarrier.init(empty.index(group), count=BLOCKS)
+        mbarrier.init(full.index(slot), count=128)
+        mbarrier.init(empty.index(slot), count=BLOCKS)
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
-    block_rows = (row * num_tiles * padded_heads + first_head) * KEYS
-    p_rows = probs + block_rows
-    ds_rows = grads + block_rows
-    # Each warpgroup has a line of its own.
-    line = (gl.program_id(0) * BLOCKS * num_rows + gl.program_id(1)).to(gl.int64) * num_selected
-    ours = (q, grad_out, lse, delta, q_row, live_heads, count, scale, p_rows, ds_rows)
-    shared = (padded_heads, queries, ring, full, empty)
-    lines = mass + line
-    other_lines = lines + num_rows.to(gl.int64) * num_selected
+    first = (row * num_tiles * padded_heads + first_head) * KEYS
+    row_values = (q, grad_out, lse, delta, q_row, num_heads - first_head, count, scale)
+    results = (probs + first, grads + first, padded_heads)
+    shared = (queries, ring)
+    barriers = (full, empty)
     if BLOCKS == 2:
         gl.warp_specialize(
             [
-                (_score_heads, (ours, lines, shared, 0, MASS_ONLY)),
-                (_score_heads, (ours, other_lines, shared, 1, MASS_ONLY)),
-                (_gather_parts, (kv, rows_of, count, ring, full, empty)),
+                (_score_heads, (row_values, results, shared, barriers, 0)),
+                (_score_heads, (row_values, results, shared, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, 1)),
             ],
             [4, 4],
-            [216, 72] if MASS_ONLY else [232, 40],
+            [232, 40],
         )
     else:
         gl.warp_specialize(
             [
-                (_score_heads, (ours, lines, shared, 0, MASS_ONLY)),
-                (_gather_parts, (kv, rows_of, count, ring, full, empty)),
+                (_score_heads, (row_values, results, shared, barriers, 0)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, 1)),
             ],
             [4],
             [40],
         )
 
 
+@gluon.jit
+def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
+    """Role of a warpgroup: P of its 64 heads, summed."""
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    q, lse, q_row, live_heads, count, scale = row_values
+    full, empty = barriers
+    first_head = BLOCK * HEADS
+    heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
+    live = heads < live_heads
+    front = _left_parts(q, q_row + heads, live, ring, 0, MAIN + REST, BLOCK)
+    back = _left_parts(q, q_row + heads, live, ring, 4, MAIN + REST, BLOCK)
+    rest = _left_parts(q, q_row + heads, live, ring, 8, MAIN + REST, BLOCK)
+    lefts = front + back + rest
+    for slot in gl.static_range(MASS_TILES * PARTS):
+        mbarrier.arrive(empty.index(slot), count=1)
+    zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
+    row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
+    # A padded head must give P = 0 without NaN.
+    lse_H = gl.load(lse + q_row + row_head, mask=row_head < live_heads, other=float("inf")) * LOG2_E
+    key = _slot_of(gl.arange(0, KEYS, LINE))
+    for tile in range((count + KEYS - 1) // KEYS):
+        scores = zero
+        first = tile % MASS_TILES * PARTS
+        for part in gl.static_range(PARTS):
+            mbarrier.wait(full.index(first + part), tile // MASS_TILES & 1)
+            keys = ring.index(first + part).permute((1, 0))
+            scores = hopper.warpgroup_mma(lefts[part], keys, scores, use_acc=part > 0, is_async=True)
+        scores = hopper.warpgroup_mma_wait(0, deps=[scores])
+        block_barrier()
+        for part in gl.static_range(PARTS):
+            mbarrier.arrive(empty.index(first + part), count=1)
+        probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
+        place = tile * KEYS + key
+        gl.store(mass_row + place, gl.convert_layout(gl.sum(probs, 0), LINE), mask=place < count)
+
+
+@gluon.jit
+def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_selected, BLOCKS: gl.constexpr):
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    row = gl.program_id(1).to(gl.int64)
+    first_head = gl.program_id(0) * (BLOCKS * HEADS)
+    ring = gl.allocate_shared_memory(gl.bfloat16, [MASS_TILES * PARTS, KEYS, PART], SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [MASS_TILES * PARTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [MASS_TILES * PARTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(MASS_TILES * PARTS):
+        # All 128 gathering threads arrive.
+        mbarrier.init(full.index(slot), count=128)
+        mbarrier.init(empty.index(slot), count=BLOCKS)
+    count = gl.load(counts + row)
+    rows_of = indices + row * num_selected
+    row_values = (q, lse, row * num_heads + first_head, num_heads - first_head, count, scale)
+    # Each warpgroup has a line of its own.
+    num_rows = gl.num_programs(1)
+    mass_row = mass + (gl.program_id(0) * BLOCKS * num_rows + row) * num_selected
+    barriers = (full, empty)
+    if BLOCKS == 2:
+        other_row = mass_row + num_rows.to(gl.int64) * num_selected
+        gl.warp_specialize(
+            [
+                (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
+                (_sum_heads, (row_values, other_row, ring, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_TILES)),
+            ],
+            [4, 4],
+            [224, 56],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_TILES)),
+            ],
+            [4],
+            [56],
+        )
+
+
 def head_blocks(num_heads: int) -> tuple[int, int]:
     """(programs a row, warpgroups of 64 heads in each)."""
     return (1, 1) if num_heads <= HEADS.value else (triton.cdiv(num_heads, 2 * HEADS.value), 2)
-
-
-def _run(
-    q_NHK: Tensor,
-    kv_SK: Tensor,
-    indices_NC: Tensor,
-    count_N: Tensor,
-    lse_NH: Tensor,
-    scale: float,
-    upstream: tuple[Tensor, Tensor],
-    results: tuple[Tensor, Tensor, Tensor],
-    mass_only: bool,
-) -> None:
-    programs, blocks = head_blocks(q_NHK.shape[1])
-    _attention_scores[(programs, q_NHK.shape[0])](
-        q_NHK,
-        kv_SK,
-        indices_NC,
-        count_N,
-        lse_NH,
-        scale,
-        *upstream,
-        *results,
-        q_NHK.shape[1],
-        indices_NC.shape[1],
-        triton.cdiv(indices_NC.shape[1], KEYS.value),
-        BLOCKS=blocks,
-        MASS_ONLY=mass_only,
-        num_warps=4,
-    )
 
 
 def attention_scores(
@@ -290,11 +311,27 @@ def attention_scores(
     """(P, dS), bfloat16 [N, tiles, H, keys of a tile]; heads padded to whole programs, and tiles beyond a row's count are not written."""
     num_rows, num_heads, _ = q_NHK.shape
     programs, blocks = head_blocks(num_heads)
-    num_tiles = triton.cdiv(indices_NC.shape[1], KEYS.value)
+    num_selected = indices_NC.shape[1]
+    num_tiles = triton.cdiv(num_selected, KEYS.value)
     shape = (num_rows, num_tiles, programs * blocks * HEADS.value, KEYS.value)
     probs, grads = (torch.empty(shape, dtype=q_NHK.dtype, device=q_NHK.device) for _ in range(2))
-    upstream = (grad_out_NHV, delta_NH)
-    _run(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, upstream, (probs, grads, lse_NH), False)
+    _attention_scores[(programs, num_rows)](
+        q_NHK,
+        kv_SK,
+        indices_NC,
+        count_N,
+        lse_NH,
+        scale,
+        grad_out_NHV,
+        delta_NH,
+        probs,
+        grads,
+        num_heads,
+        num_selected,
+        num_tiles,
+        BLOCKS=blocks,
+        num_warps=4,
+    )
     return probs, grads
 
 
@@ -304,6 +341,9 @@ def attention_mass(
     """float32 [N, C], as `triton_attention_mass.attention_mass`."""
     num_rows, num_heads, _ = q_NHK.shape
     programs, blocks = head_blocks(num_heads)
-    mass = torch.zeros(programs * blocks, num_rows, indices_NC.shape[1], dtype=torch.float32, device=q_NHK.device)
-    _run(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, (q_NHK, lse_NH), (q_NHK, q_NHK, mass), True)
+    num_selected = indices_NC.shape[1]
+    mass = torch.zeros(programs * blocks, num_rows, num_selected, dtype=torch.float32, device=q_NHK.device)
+    _attention_mass[(programs, num_rows)](
+        q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, mass, num_heads, num_selected, BLOCKS=blocks, num_warps=4
+    )
     return mass.sum(0)

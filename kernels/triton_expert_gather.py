@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
-from samepath.kernels.triton_expert_hopper import (
+from samepath.kernels.triton_expert_late import (
     BLOCK,
     COLUMNS,
     CONSUMERS,
@@ -58,7 +58,7 @@ def _produce_gathered(
     channel = gl.arange(0, INNER, gl.SliceLayout(0, COPY))
     while item < total:
         expert, block, count, column = _row_tile(item, columns, expert_of_tile, first_tile, first_block)
-        steps = gl.cdiv(inner, INNER)
+        steps = gl.maximum(gl.cdiv(inner, INNER), 2)
         slot = turn % SLOTS
         mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
         _say(work, slot * 4, block * BLOCK)
@@ -112,17 +112,15 @@ def _gathered_units(
     width,
     inner,
     KEEP: gl.constexpr,
-    BEHIND: gl.constexpr,
+    AHEAD: gl.constexpr,
     STAGES: gl.constexpr,
-    BUFFERS: gl.constexpr,
-    WIDTH: gl.constexpr,
 ):
     a_rows = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK * CONSUMERS, INNER], SHARED)
     a_shared = view_shared(a_rows, gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
     b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
     b_shared = view_shared(b_fetched, gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
-    one = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
-    two = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
+    one = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, HALF], SHARED)
+    two = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, HALF], SHARED)
     work = gl.allocate_shared_memory(gl.int32, [SLOTS * 4, 1], LINE)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -138,49 +136,16 @@ def _gathered_units(
     bars = (full, empty, told, heard)
     places = (expert_of_tile, first_tile, first_block)
     sizes = (width, inner)
+    outputs = (out, products)
     gl.warp_specialize(
         [
             (
                 _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    one,
-                    work,
-                    bars,
-                    0,
-                    GATED,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                    True,
-                ),
+                (outputs, width, a_shared, b_shared, one, work, bars, 0, GATED, KEEP, AHEAD, False, STAGES, True),
             ),
             (
                 _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    two,
-                    work,
-                    bars,
-                    1,
-                    GATED,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                    True,
-                ),
+                (outputs, width, a_shared, b_shared, two, work, bars, 1, GATED, KEEP, AHEAD, False, STAGES, True),
             ),
             (
                 _produce_gathered,
@@ -202,19 +167,19 @@ def _gathered_units(
             ),
         ],
         [4, 4],
-        [208, 80],
+        [224, 56],
     )
 
 
-def gathered_units(x_ND, gate_up_EGD, layout, hidden, products, keep, behind=1, stages=4, buffers=1, part=128):
+def gathered_units(x_ND, gate_up_EGD, layout, hidden, products, keep, ahead=1, stages=4):
     num_units, width = gate_up_EGD.shape[1] // 2, gate_up_EGD.shape[2]
     _gathered_units[(_multiprocessors(x_ND.device),)](
         x_ND,
         layout.pair_of_row,
         layout.num_slots,
         _map(gate_up_EGD, [HALF.value, INNER.value]),
-        _map(hidden, [BLOCK.value, part]),
-        _map(products if keep else hidden, [BLOCK.value, part]),
+        _map(hidden, [BLOCK.value, HALF.value]),
+        _map(products if keep else hidden, [BLOCK.value, HALF.value]),
         layout.expert_of_tile,
         layout.first_tile_E,
         layout.first_block_E,
@@ -223,9 +188,7 @@ def gathered_units(x_ND, gate_up_EGD, layout, hidden, products, keep, behind=1, 
         num_units,
         width,
         KEEP=keep,
-        BEHIND=behind,
+        AHEAD=ahead,
         STAGES=stages,
-        BUFFERS=buffers,
-        WIDTH=part,
         num_warps=4,
     )

@@ -216,7 +216,7 @@ class _ExpertProduct(torch.autograd.Function):
         if ids_NX.numel() and fits_hopper(x_ND, down_EDF):
             hopper = _hopper()
             layout = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value)
-            x_RD, _ = spread_rows(x_ND, x_ND, layout)
+            x_RD, _ = spread_rows(x_ND, None, layout)
             hidden_RF, products = hopper.gated_units(x_RD, gate_up_EGD, layout, keep)
             y_RD = hopper.grouped_product(hidden_RF, down_EDF, layout, transposed=True)
         else:

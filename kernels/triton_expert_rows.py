@@ -17,8 +17,6 @@ COUNTERS = 4
 """Numbers set to 0 for the kernels that follow, which hand out their work by them and leave them 0."""
 MAX_BLOCKS = 128
 """Blocks of pairs, at most: a program each."""
-SPREAD_ROWS, SPREAD_WIDTH = 8, 1024
-"""Rows and channels that one program of `spread_rows` copies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,54 +221,73 @@ def group_rows(ids_NX: Tensor, num_experts: int, block_rows: int, tile_blocks: i
     )
 
 
-@triton.jit(do_not_specialize=["num_slots"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def _spread_rows(
     first,
     second,
     first_rows,
     second_rows,
+    row_of_pair,
     pair_of_row,
     last_block,
-    num_slots,
+    num_tokens,
     width,
-    BLOCK_ROWS: tl.constexpr,
-    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TWO: tl.constexpr,
     WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    SOME_ROWS: tl.constexpr,
 ):
-    """Copy the token rows of two matrices to some rows of their pairs; padding becomes 0."""
-    end = tl.load(last_block) * BLOCK_ROWS
-    if tl.program_id(0) * ROWS < end:
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        pair = tl.load(pair_of_row + row, mask=row < end, other=-1)
-        token = tl.where(pair < 0, 0, pair // num_slots).to(tl.int64)
-        channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-        source = token[:, None] * width + channel[None, :]
-        live = (pair >= 0)[:, None] & (channel < width)[None, :]
-        one = tl.load(first + source, mask=live, other=0.0)
-        other = tl.load(second + source, mask=live, other=0.0)
-        place = row.to(tl.int64)[:, None] * width + channel[None, :]
-        inside = (row < end)[:, None] & (channel < width)[None, :]
-        tl.store(first_rows + place, one, mask=inside)
-        tl.store(second_rows + place, other, mask=inside)
+    """Copy a token's row of one or two matrices to the rows of its pairs; with two, programs behind the tokens set padding to 0."""
+    program = tl.program_id(0)
+    channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    if program < num_tokens:
+        place = program.to(tl.int64) * width + channel
+        one = tl.load(first + place, mask=channel < width)
+        if TWO:
+            two = tl.load(second + place, mask=channel < width)
+        for slot in tl.static_range(SLOTS):
+            row = tl.load(row_of_pair + program * SLOTS + slot).to(tl.int64)
+            tl.store(first_rows + row * width + channel, one, mask=channel < width)
+            if TWO:
+                tl.store(second_rows + row * width + channel, two, mask=channel < width)
+    else:
+        start = (program - num_tokens) * BLOCK_ROWS
+        if start < tl.load(last_block) * BLOCK_ROWS:
+            zero = tl.zeros((SOME_ROWS, WIDTH), first_rows.dtype.element_ty)
+            for some in range(start, start + BLOCK_ROWS, SOME_ROWS):
+                row = some + tl.arange(0, SOME_ROWS)
+                pair = tl.load(pair_of_row + row)
+                if tl.min(pair, 0) < 0:
+                    place = row.to(tl.int64)[:, None] * width + channel[None, :]
+                    keep = (pair < 0)[:, None] & (channel < width)[None, :]
+                    tl.store(first_rows + place, zero, mask=keep)
+                    tl.store(second_rows + place, zero, mask=keep)
 
 
-def spread_rows(first_ND: Tensor, second_ND: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Two matrices' token rows at the rows of their pairs `[R, D]`, 0 on padding."""
-    width = first_ND.shape[1]
-    first_RD, second_RD = (one.new_empty(layout.num_rows, width) for one in (first_ND, second_ND))
+def spread_rows(first_ND: Tensor, second_ND: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+    """One or two matrices' token rows at the rows of their pairs `[R, D]`; padding is 0 with two, anything with one."""
+    num_tokens, width = first_ND.shape
+    first_RD = first_ND.new_empty(layout.num_rows, width)
+    second_RD = first_RD if second_ND is None else first_ND.new_empty(layout.num_rows, width)
+    blocks = 0 if second_ND is None else layout.num_rows // layout.block_rows
+    block = min(1024, triton.next_power_of_2(width))
     if layout.num_rows:
-        _spread_rows[(triton.cdiv(layout.num_rows, SPREAD_ROWS), triton.cdiv(width, SPREAD_WIDTH))](
+        _spread_rows[(num_tokens + blocks, triton.cdiv(width, block))](
             first_ND,
-            second_ND,
+            first_ND if second_ND is None else second_ND,
             first_RD,
             second_RD,
+            layout.row_of_pair,
             layout.pair_of_row,
             layout.first_block_E[-1:],
-            layout.num_slots,
+            num_tokens,
             width,
+            SLOTS=layout.num_slots,
+            TWO=second_ND is not None,
+            WIDTH=block,
             BLOCK_ROWS=layout.block_rows,
-            ROWS=SPREAD_ROWS,
-            WIDTH=SPREAD_WIDTH,
+            SOME_ROWS=min(8, layout.block_rows),
         )
     return first_RD, second_RD
 

@@ -192,6 +192,7 @@ class LatentAttention(KernelModule):
             backend=self.backend,
             dense=DenseWindows(plan=plan, positions_NC=selection.positions_NC),
             with_mass=with_mass,
+            batch_invariant=self.batch_invariant,
         )
         out_NHV = head_product(out_NHR, up_HRV, self.row_backend)
         return Attended(out_NHV=out_NHV, mass_NC=mass_NC if with_mass else None, selection=selection)
@@ -253,7 +254,7 @@ class LatentAttention(KernelModule):
             backend=self.backend,
             with_mass=with_mass,
         )
-        mass_NC = mass_BTC.flatten(0, 1) if with_mass else None
+        mass_NC = None if mass_BTC is None else mass_BTC.flatten(0, 1)
         return Attended(out_NHV=out_BTHV.flatten(0, 1), mass_NC=mass_NC, selection=selection)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:

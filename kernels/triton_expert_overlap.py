@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from samepath.kernels.triton_expert_rows import Layout
 from samepath.kernels.triton_gluon import block_barrier, tile_from_shared, tile_to_shared, view_shared
 
-CONSUMERS = gl.constexpr(3)
+CONSUMERS = gl.constexpr(2)
 """Warpgroups that multiply: the blocks of a whole tile."""
 BLOCK = gl.constexpr(64)
 """Rows of a block: the height of the instruction."""
@@ -35,6 +35,7 @@ SLOTS = gl.constexpr(2)
 GATED, TRANSPOSED, PLAIN, OUTER = (gl.constexpr(mode) for mode in range(4))
 """SwiGLU of left · [gate; up]ᵀ; left · rightᵀ; left · right; leftᵀ · right over the rows of each expert."""
 SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+OUTSIDE = gl.constexpr(1 << 30)
 LINE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
@@ -60,9 +61,7 @@ def _row_tile(item, columns, expert_of_tile, first_tile, first_block):
     blocks = gl.load(first_block + expert + 1) - block
     local = item - first * columns
     tile = local % tiles
-    share = blocks // tiles
-    rest = blocks % tiles
-    return expert, block + tile * share + gl.minimum(tile, rest), share + (tile < rest).to(gl.int32), local // tiles
+    return expert, block + tile * CONSUMERS, gl.minimum(blocks - tile * CONSUMERS, CONSUMERS), local // tiles
 
 
 @gluon.jit
@@ -80,7 +79,7 @@ def _outer_tile(item, columns, height, first_block):
 @gluon.jit
 def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.constexpr):
     """Start the copies of one step's operands."""
-    expert, block, count, column, start, k = at
+    expert, block, count, column, start, steps, k = at
     _height, width, inner = sizes
     B_BYTES: gl.constexpr = COLUMNS * INNER * 2
     A_BYTES: gl.constexpr = BLOCK * INNER * 2
@@ -88,14 +87,15 @@ def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.cons
         mbarrier.expect(bar, B_BYTES + i * A_BYTES, pred=count == i)
     for i in gl.static_range(CONSUMERS):
         if MODE == OUTER:
-            place = [(start + k) * BLOCK, (block + i) * BLOCK]
+            # Beyond an expert's rows: outside the matrix, which reads as 0.
+            place = [gl.where(k < steps, (start + k) * BLOCK, OUTSIDE), (block + i) * BLOCK]
         else:
             place = [(block + i) * BLOCK, k * INNER]
         tile_to_shared(left, place, bar, a_shared.index(stage * CONSUMERS + i), pred=i < count)
     if MODE == GATED:
-        row = expert * 2 * width + column * HALF
-        tile_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 2))
-        tile_to_shared(right, [row + width, k * INNER], bar, b_shared.index(stage * 2 + 1))
+        for quarter in gl.static_range(4):
+            row = expert * 2 * width + column * HALF + quarter % 2 * width + quarter // 2 * BLOCK
+            tile_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 4 + quarter))
     else:
         if MODE == TRANSPOSED:
             place = [expert * width + column * COLUMNS, k * INNER]
@@ -143,21 +143,21 @@ def _produce(
         else:
             expert, block, count, column = _row_tile(item, columns, expert_of_tile, first_tile, first_block)
             start = 0
-            steps = gl.cdiv(inner, INNER)
+            steps = gl.maximum(gl.cdiv(inner, INNER), 2)
             out_row = block * BLOCK
         slot = turn % SLOTS
         mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
         _say(work, slot * 4, out_row)
         _say(work, slot * 4 + 1, count)
         _say(work, slot * 4 + 2, column)
-        _say(work, slot * 4 + 3, steps)
+        _say(work, slot * 4 + 3, gl.maximum(steps, 2))
         block_barrier()
         mbarrier.arrive(told.index(slot), count=1)
         turn += 1
-        for k in range(steps):
+        for k in range(gl.maximum(steps, 2)):
             stage = step % STAGES
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
-            at = (expert, block, count, column, start, k)
+            at = (expert, block, count, column, start, steps, k)
             _fetch(left, right, a_shared, b_shared, full.index(stage), stage, at, sizes, MODE)
             step += 1
         if MODE == OUTER:
@@ -176,52 +176,102 @@ def _produce(
         gl.store(counter + 1, 0)
 
 
+FULL = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16]))
+PART = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16]))
+
+
 @gluon.jit
-def _write(target, staging, value, row, column, PLACE: gl.constexpr, BUFFERS: gl.constexpr):
-    """Start the store of some of a block's columns through a buffer of shared memory; PLACE + 1 stores back it was last used."""
-    tma.store_wait(BUFFERS - 1)
+def _halves(total, WIDTH: gl.constexpr):
+    one, two = gl.split(total.reshape([BLOCK, 2, WIDTH]).permute([0, 2, 1]))
+    return one, two
+
+
+@gluon.jit
+def _whole(left, right):
+    both = gl.join(left, right).permute([0, 2, 1]).reshape([BLOCK, COLUMNS])
+    return gl.convert_layout(both, FULL, assert_trivial=True)
+
+
+@gluon.jit
+def _rounded(values, MODE: gl.constexpr):
+    """What is stored of one half of a block's columns: hidden units and both products, or the two quarters and the first again."""
+    first, second = _halves(values, HALF // 2)
+    if MODE == GATED:
+        hidden = (first / (1.0 + gl.exp(-first)) * second).to(gl.bfloat16)
+        return hidden, first.to(gl.bfloat16), second.to(gl.bfloat16)
+    else:
+        return first.to(gl.bfloat16), second.to(gl.bfloat16), first.to(gl.bfloat16)
+
+
+@gluon.jit
+def _write(outputs, width, staging, values, row, column, SIDE: gl.constexpr, MODE: gl.constexpr, KEEP: gl.constexpr):
+    """Start the stores of one half of a block's columns."""
+    out, products = outputs
+    first, second, third = values
+    one = staging.index(0)
+    two = staging.index(1)
+    tma.store_wait(0)
     block_barrier()
-    buffer = staging.index(PLACE)
-    buffer.store(value.to(gl.bfloat16))
+    one.store(first)
+    if MODE != GATED or KEEP:
+        two.store(second)
     hopper.fence_async_shared()
     block_barrier()
-    tile_from_shared(target, [row, column], buffer)
+    if MODE == GATED:
+        place = column * HALF + SIDE * BLOCK
+        tile_from_shared(out, [row, place], one)
+        if KEEP:
+            tile_from_shared(products, [row, place], two)
+            tma.store_wait(0)
+            block_barrier()
+            one.store(third)
+            hopper.fence_async_shared()
+            block_barrier()
+            tile_from_shared(products, [row, width + place], one)
+    else:
+        place = column * COLUMNS + SIDE * HALF
+        tile_from_shared(out, [row, place], one)
+        tile_from_shared(out, [row, place + BLOCK], two)
 
 
 @gluon.jit
-def _write_half(target, staging, value, row, column, FIRST: gl.constexpr, BUFFERS: gl.constexpr, WIDTH: gl.constexpr):
-    """Start the stores of half a block's columns, WIDTH at a time."""
-    if WIDTH == HALF:
-        _write(target, staging, value, row, column, FIRST % BUFFERS, BUFFERS)
-    else:
-        one, two = gl.split(value.reshape([BLOCK, 2, HALF // 2]).permute([0, 2, 1]))
-        _write(target, staging, one, row, column, 0, BUFFERS)
-        _write(target, staging, two, row, column + HALF // 2, 1, BUFFERS)
+def _multiply(total, a_shared, b_shared, a_place, b_place, ADD: gl.constexpr, MODE: gl.constexpr):
+    """Start adding one step's products to a sum."""
+    a = a_shared.index(a_place)
+    b = b_shared.index(b_place)
+    if MODE == OUTER:
+        a = a.permute((1, 0))
+    elif MODE != PLAIN:
+        b = b.permute((1, 0))
+    return hopper.warpgroup_mma(a, b, total, use_acc=ADD, is_async=True)
 
 
 @gluon.jit
 def _consume(
-    out,
-    products,
+    outputs,
     width,
     a_shared,
     b_shared,
+    b_halves,
     staging,
     work,
     barriers,
     INDEX: gl.constexpr,
     MODE: gl.constexpr,
     KEEP: gl.constexpr,
-    BEHIND: gl.constexpr,
+    START: gl.constexpr,
     STAGES: gl.constexpr,
-    BUFFERS: gl.constexpr,
-    WIDTH: gl.constexpr,
-    GATHERED: gl.constexpr = False,
 ):
-    """Role of a consumer: multiply and write one block of each tile. A stage is given back BEHIND steps late, so that products never stop."""
+    """Role of a consumer: multiply and write one block of each tile.
+
+    A tile's left half is a few steps ahead of its right one at the start, and done earlier at the end, so that a half is always multiplied while the
+    other one is written.
+    """
     full, empty, told, heard = barriers
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
-    zero = gl.zeros([BLOCK, COLUMNS], gl.float32, LAYOUT)
+    zero_half = gl.zeros([BLOCK, HALF], gl.float32, PART)
+    kept = _rounded(zero_half, MODE)
+    kept_row = -BLOCK
+    kept_column = 0
     step = 0
     turn = 0
     count = 1
@@ -236,46 +286,52 @@ def _consume(
         mbarrier.arrive(heard.index(slot), count=1)
         turn += 1
         if count > INDEX:
-            total = zero
-            for k in range(steps):
-                stage = step % STAGES
-                a = a_shared.index(stage * CONSUMERS + INDEX)
-                b = b_shared.index(stage)
-                if MODE == OUTER:
-                    a = a.permute((1, 0))
-                elif MODE != PLAIN:
-                    b = b.permute((1, 0))
-                mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-                if GATHERED:
-                    hopper.fence_async_shared()
-                total = hopper.warpgroup_mma(a, b, total, is_async=True)
-                total = hopper.warpgroup_mma_wait(BEHIND, deps=[total])
-                block_barrier()
-                mbarrier.arrive(empty.index((step + STAGES - BEHIND) % STAGES), count=1, pred=k >= BEHIND)
-                step += 1
-            if BEHIND:
-                total = hopper.warpgroup_mma_wait(0, deps=[total])
-                block_barrier()
-                mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1, pred=steps > 0)
             row = out_row + INDEX * BLOCK
-            # Both halves of a column lie in one thread, so nothing moves.
-            first, second = gl.split(total.reshape([BLOCK, 2, HALF]).permute([0, 2, 1]))
-            if MODE == GATED:
-                hidden = first / (1.0 + gl.exp(-first)) * second
-                _write_half(out, staging, hidden, row, column * HALF, 0, BUFFERS, WIDTH)
-                if KEEP:
-                    _write_half(products, staging, first, row, column * HALF, 1, BUFFERS, WIDTH)
-                    _write_half(products, staging, second, row, width + column * HALF, 2, BUFFERS, WIDTH)
+            stage = step % STAGES
+            mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+            left = _multiply(zero_half, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2, False, MODE)
+            if START:
+                # Nothing is kept yet before the first tile; its row lies outside, so nothing is written.
+                _write(outputs, width, staging, kept, kept_row, kept_column, 1, MODE, KEEP)
+            right = _multiply(zero_half, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2 + 1, False, MODE)
+            left, right = hopper.warpgroup_mma_wait(0, deps=[left, right])
+            block_barrier()
+            mbarrier.arrive(empty.index(stage), count=1)
+            step += 1
+            for _k in range(steps - 2):
+                stage = step % STAGES
+                mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+                left = _multiply(left, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2, True, MODE)
+                right = _multiply(right, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2 + 1, True, MODE)
+                left, right = hopper.warpgroup_mma_wait(0, deps=[left, right])
+                block_barrier()
+                mbarrier.arrive(empty.index(stage), count=1)
+                step += 1
+            stage = step % STAGES
+            mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+            left = _multiply(left, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2, True, MODE)
+            right = _multiply(right, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2 + 1, True, MODE)
+            left = hopper.warpgroup_mma_wait(1, deps=[left])
+            _write(outputs, width, staging, _rounded(left, MODE), row, column, 0, MODE, KEEP)
+            right = hopper.warpgroup_mma_wait(0, deps=[right])
+            block_barrier()
+            mbarrier.arrive(empty.index(stage), count=1)
+            step += 1
+            if START:
+                kept = _rounded(right, MODE)
+                kept_row = row
+                kept_column = column
             else:
-                _write_half(out, staging, first, row, column * COLUMNS, 0, BUFFERS, WIDTH)
-                _write_half(out, staging, second, row, column * COLUMNS + HALF, 1, BUFFERS, WIDTH)
+                _write(outputs, width, staging, _rounded(right, MODE), row, column, 1, MODE, KEEP)
         elif count > 0:
-            for _k in range(steps):
+            for k in range(steps):
                 stage = step % STAGES
                 mbarrier.wait(full.index(stage), (step // STAGES) & 1)
                 block_barrier()
                 mbarrier.arrive(empty.index(stage), count=1)
                 step += 1
+    if START:
+        _write(outputs, width, staging, kept, kept_row, kept_column, 1, MODE, KEEP)
     tma.store_wait(0)
 
 
@@ -295,26 +351,27 @@ def _products(
     inner,
     MODE: gl.constexpr,
     KEEP: gl.constexpr,
-    BEHIND: gl.constexpr,
+    START: gl.constexpr,
     STAGES: gl.constexpr,
-    BUFFERS: gl.constexpr,
-    WIDTH: gl.constexpr,
     EARLY: gl.constexpr = False,
+    REGISTERS: gl.constexpr = 240,
 ):
     a_shared = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
     if MODE == GATED:
-        # Gate and up rows arrive apart and are multiplied as one matrix.
-        b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
+        # 64 gate rows, 64 up rows, and the same again: each half of the columns has both products of its units.
+        b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES * 4, BLOCK, INNER], SHARED)
         b_shared = view_shared(b_fetched, gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
+        b_halves = view_shared(b_fetched, gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
     elif MODE == TRANSPOSED:
         b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
         b_shared = b_fetched
+        b_halves = view_shared(b_fetched, gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
     else:
         b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, INNER, COLUMNS], SHARED)
         b_shared = b_fetched
-    one = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
-    two = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
-    three = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
+        b_halves = view_shared(b_fetched, gl.bfloat16, [STAGES * 2, INNER, HALF], SHARED)
+    one = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK, BLOCK], SHARED)
+    two = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK, BLOCK], SHARED)
     work = gl.allocate_shared_memory(gl.int32, [SLOTS * 4, 1], LINE)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -333,75 +390,18 @@ def _products(
     bars = (full, empty, told, heard)
     places = (expert_of_tile, first_tile, first_block)
     sizes = (height, width, inner)
+    outputs = (out, products)
     gl.warp_specialize(
         [
-            (
-                _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    one,
-                    work,
-                    bars,
-                    0,
-                    MODE,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                ),
-            ),
-            (
-                _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    two,
-                    work,
-                    bars,
-                    1,
-                    MODE,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                ),
-            ),
-            (
-                _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    three,
-                    work,
-                    bars,
-                    2,
-                    MODE,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                ),
-            ),
+            (_consume, (outputs, width, a_shared, b_shared, b_halves, one, work, bars, 0, MODE, KEEP, START, STAGES)),
+            (_consume, (outputs, width, a_shared, b_shared, b_halves, two, work, bars, 1, MODE, KEEP, START, STAGES)),
             (
                 _produce,
                 (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE, STAGES),
             ),
         ],
-        [4, 4, 1],
-        [160, 160, 24],
+        [4, 1],
+        [REGISTERS, 24],
     )
 
 
@@ -422,20 +422,18 @@ def _run(
     layout: Layout,
     sizes: tuple[int, int, int],
     keep: bool = False,
-    behind: int = 1,
-    stages: int = 3,
-    buffers: int = 1,
-    part: int = 128,
+    start: bool = True,
+    stages: int = 4,
     early: bool = False,
 ) -> None:
     """Fill the third operand (and, if kept, the fourth) with the products of the first two."""
     left, right, out, products = operands
-    boxes = {GATED: [HALF.value, INNER.value], TRANSPOSED: [COLUMNS.value, INNER.value]}
+    boxes = {GATED: [BLOCK.value, INNER.value], TRANSPOSED: [COLUMNS.value, INNER.value]}
     _products[(_multiprocessors(left.device),)](
         _map(left, [BLOCK.value, INNER.value]),
         _map(right, boxes.get(mode, [INNER.value, COLUMNS.value])),
-        _map(out, [BLOCK.value, part]),
-        _map(products, [BLOCK.value, part]),
+        _map(out, [BLOCK.value, BLOCK.value]),
+        _map(products, [BLOCK.value, BLOCK.value]),
         layout.expert_of_tile,
         layout.first_tile_E,
         layout.first_block_E,
@@ -444,10 +442,8 @@ def _run(
         *sizes,
         MODE=mode,
         KEEP=keep,
-        BEHIND=behind,
+        START=bool(start),
         STAGES=stages,
-        BUFFERS=buffers,
-        WIDTH=part,
         EARLY=early,
         launch_pdl=early,
         num_warps=4,
