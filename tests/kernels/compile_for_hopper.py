@@ -69,14 +69,19 @@ from samepath.kernels import (
     triton_dense_attention,
     triton_dense_indexer,
     triton_dense_rows,
+    triton_expert_choice,
     triton_expert_product,
+    triton_gated_unit,
     triton_head_product,
     triton_index_logits,
     triton_logprob,
+    triton_rotary,
+    triton_selected_keys,
     triton_selected_logits,
 )
 from samepath.kernels.dense_indexer import Teacher
 from samepath.kernels.logprob import SupportRows
+from samepath.kernels.expert_choice import ChoiceRule
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -131,6 +136,23 @@ def dense_rows(dtype: torch.dtype) -> None:
         triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), rows)[0].sum().backward()
 
 
+def without_gradient(dtype: torch.dtype) -> None:
+    """The kernels that stand for several small operations: choice of experts, what follows a selection, rotary embedding, SwiGLU."""
+    for num_experts, rule in (
+        (256, ChoiceRule(num_chosen=8, num_groups=8, open_groups=4, scale=2.5)),
+        (128, ChoiceRule(num_chosen=8)),
+    ):
+        triton_expert_choice.choose(torch.zeros(ROWS, num_experts), torch.zeros(num_experts), rule)
+    positions = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
+    triton_selected_keys.selection_fingerprint(positions, torch.zeros(ROWS, dtype=torch.int32))
+    triton_selected_keys.key_rows(torch.zeros(ROWS, KEYS, dtype=torch.int64), positions)
+    with torch.no_grad():
+        table = random(ROWS, 2, 32, dtype=dtype)
+        triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], table[:, 0], table[:, 1], True)
+        triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], table[:, 0], table[:, 1], False)
+        triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype))
+
+
 def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: int, num_queries: int) -> None:
     """Forward and backward on one window, alone and with a second sequence; one query a sequence decodes by segments."""
     for num_sequences in (1, 2):
@@ -167,3 +189,4 @@ if __name__ == "__main__":
     for dtype in (BF16, torch.float32):
         indexer(dtype)
         dense_rows(dtype)
+        without_gradient(dtype)
