@@ -16,7 +16,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from samepath.kernels.triton_expert_rows import Layout
 from samepath.kernels.triton_gluon import block_barrier, tile_from_shared, tile_to_shared, view_shared
@@ -30,6 +29,8 @@ COLUMNS = gl.constexpr(256)
 HALF = gl.constexpr(128)
 INNER = gl.constexpr(64)
 """Inner width of a stage."""
+STAGES = gl.constexpr(4)
+"""Steps of operands in shared memory."""
 SLOTS = gl.constexpr(2)
 """Tiles of which the consumers may be told ahead."""
 GATED, TRANSPOSED, PLAIN, OUTER = (gl.constexpr(mode) for mode in range(4))
@@ -65,7 +66,7 @@ def _row_tile(item, columns, expert_of_tile, first_tile, first_block):
 
 @gluon.jit
 def _outer_tile(item, columns, height, first_block):
-    """(expert, first row of blocks, the same, blocks, column tile) of an item of outer products, and where its sum over rows starts and stops."""
+    """(expert, first block of the matrix, blocks, column tile) of an item of outer products, and (first block, blocks) of the rows it sums."""
     tall = gl.cdiv(gl.cdiv(height, BLOCK), CONSUMERS)
     expert = item // (tall * columns)
     local = item % (tall * columns)
@@ -117,7 +118,6 @@ def _produce(
     work,
     barriers,
     MODE: gl.constexpr,
-    STAGES: gl.constexpr,
 ):
     """Role of one warp: take the next tile, tell the consumers, fetch its operands stage after stage."""
     expert_of_tile, first_tile, first_block = places
@@ -175,32 +175,19 @@ def _produce(
 
 
 @gluon.jit
-def _write(target, staging, value, row, column, PLACE: gl.constexpr, BUFFERS: gl.constexpr):
-    """Start the store of some of a block's columns through a buffer of shared memory; PLACE + 1 stores back it was last used."""
-    tma.store_wait(BUFFERS - 1)
+def _write(target, staging, value, row, column):
+    """Start the store of half a block's columns through shared memory, once the one before it has left."""
+    tma.store_wait(0)
     block_barrier()
-    buffer = staging.index(PLACE)
-    buffer.store(value.to(gl.bfloat16))
+    staging.store(value.to(gl.bfloat16))
     hopper.fence_async_shared()
     block_barrier()
-    tile_from_shared(target, [row, column], buffer)
-
-
-@gluon.jit
-def _write_half(target, staging, value, row, column, FIRST: gl.constexpr, BUFFERS: gl.constexpr, WIDTH: gl.constexpr):
-    """Start the stores of half a block's columns, WIDTH at a time."""
-    if WIDTH == HALF:
-        _write(target, staging, value, row, column, FIRST % BUFFERS, BUFFERS)
-    else:
-        one, two = gl.split(value.reshape([BLOCK, 2, HALF // 2]).permute([0, 2, 1]))
-        _write(target, staging, one, row, column, 0, BUFFERS)
-        _write(target, staging, two, row, column + HALF // 2, 1, BUFFERS)
+    tile_from_shared(target, [row, column], staging)
 
 
 @gluon.jit
 def _consume(
-    out,
-    products,
+    outputs,
     width,
     a_shared,
     b_shared,
@@ -210,13 +197,9 @@ def _consume(
     INDEX: gl.constexpr,
     MODE: gl.constexpr,
     KEEP: gl.constexpr,
-    BEHIND: gl.constexpr,
-    STAGES: gl.constexpr,
-    BUFFERS: gl.constexpr,
-    WIDTH: gl.constexpr,
-    GATHERED: gl.constexpr = False,
 ):
-    """Role of a consumer: multiply and write one block of each tile. A stage is given back BEHIND steps late, so that products never stop."""
+    """Role of a consumer: multiply and write one block of each tile."""
+    out, products = outputs
     full, empty, told, heard = barriers
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16])
     zero = gl.zeros([BLOCK, COLUMNS], gl.float32, LAYOUT)
@@ -235,7 +218,7 @@ def _consume(
         turn += 1
         if count > INDEX:
             total = zero
-            for k in range(steps):
+            for _k in range(steps):
                 stage = step % STAGES
                 a = a_shared.index(stage * CONSUMERS + INDEX)
                 b = b_shared.index(stage)
@@ -244,29 +227,23 @@ def _consume(
                 elif MODE != PLAIN:
                     b = b.permute((1, 0))
                 mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-                if GATHERED:
-                    hopper.fence_async_shared()
                 total = hopper.warpgroup_mma(a, b, total, is_async=True)
-                total = hopper.warpgroup_mma_wait(BEHIND, deps=[total])
-                block_barrier()
-                mbarrier.arrive(empty.index((step + STAGES - BEHIND) % STAGES), count=1, pred=k >= BEHIND)
-                step += 1
-            if BEHIND:
                 total = hopper.warpgroup_mma_wait(0, deps=[total])
                 block_barrier()
-                mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1, pred=steps > 0)
+                mbarrier.arrive(empty.index(stage), count=1)
+                step += 1
             row = out_row + INDEX * BLOCK
             # Both halves of a column lie in one thread, so nothing moves.
             first, second = gl.split(total.reshape([BLOCK, 2, HALF]).permute([0, 2, 1]))
             if MODE == GATED:
                 hidden = first / (1.0 + gl.exp(-first)) * second
-                _write_half(out, staging, hidden, row, column * HALF, 0, BUFFERS, WIDTH)
+                _write(out, staging, hidden, row, column * HALF)
                 if KEEP:
-                    _write_half(products, staging, first, row, column * HALF, 1, BUFFERS, WIDTH)
-                    _write_half(products, staging, second, row, width + column * HALF, 2, BUFFERS, WIDTH)
+                    _write(products, staging, first, row, column * HALF)
+                    _write(products, staging, second, row, width + column * HALF)
             else:
-                _write_half(out, staging, first, row, column * COLUMNS, 0, BUFFERS, WIDTH)
-                _write_half(out, staging, second, row, column * COLUMNS + HALF, 1, BUFFERS, WIDTH)
+                _write(out, staging, first, row, column * COLUMNS)
+                _write(out, staging, second, row, column * COLUMNS + HALF)
         elif count > 0:
             for _k in range(steps):
                 stage = step % STAGES
@@ -293,12 +270,8 @@ def _products(
     inner,
     MODE: gl.constexpr,
     KEEP: gl.constexpr,
-    BEHIND: gl.constexpr,
-    STAGES: gl.constexpr,
-    BUFFERS: gl.constexpr,
-    WIDTH: gl.constexpr,
-    EARLY: gl.constexpr = False,
 ):
+    """Fill out (and products) with the products of left and right; each program takes tiles until none is left."""
     a_shared = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
     if MODE == GATED:
         # Gate and up rows arrive apart and are multiplied as one matrix.
@@ -310,8 +283,8 @@ def _products(
     else:
         b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, INNER, COLUMNS], SHARED)
         b_shared = b_fetched
-    one = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
-    two = gl.allocate_shared_memory(gl.bfloat16, [BUFFERS, BLOCK, WIDTH], SHARED)
+    one = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, HALF], SHARED)
+    two = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, HALF], SHARED)
     work = gl.allocate_shared_memory(gl.int32, [SLOTS * 4, 1], LINE)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -324,58 +297,15 @@ def _products(
         mbarrier.init(told.index(slot), count=1)
         mbarrier.init(heard.index(slot), count=CONSUMERS)
     hopper.fence_async_shared()
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
     bars = (full, empty, told, heard)
     places = (expert_of_tile, first_tile, first_block)
     sizes = (height, width, inner)
+    outputs = (out, products)
     gl.warp_specialize(
         [
-            (
-                _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    one,
-                    work,
-                    bars,
-                    0,
-                    MODE,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                ),
-            ),
-            (
-                _consume,
-                (
-                    out,
-                    products,
-                    width,
-                    a_shared,
-                    b_shared,
-                    two,
-                    work,
-                    bars,
-                    1,
-                    MODE,
-                    KEEP,
-                    BEHIND,
-                    STAGES,
-                    BUFFERS,
-                    WIDTH,
-                ),
-            ),
-            (
-                _produce,
-                (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE, STAGES),
-            ),
+            (_consume, (outputs, width, a_shared, b_shared, one, work, bars, 0, MODE, KEEP)),
+            (_consume, (outputs, width, a_shared, b_shared, two, work, bars, 1, MODE, KEEP)),
+            (_produce, (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE)),
         ],
         [4, 1],
         [240, 24],
@@ -399,11 +329,6 @@ def _run(
     layout: Layout,
     sizes: tuple[int, int, int],
     keep: bool = False,
-    behind: int = 1,
-    stages: int = 4,
-    buffers: int = 1,
-    part: int = 128,
-    early: bool = False,
 ) -> None:
     """Fill the third operand (and, if kept, the fourth) with the products of the first two."""
     left, right, out, products = operands
@@ -411,8 +336,8 @@ def _run(
     _products[(_multiprocessors(left.device),)](
         _map(left, [BLOCK.value, INNER.value]),
         _map(right, boxes.get(mode, [INNER.value, COLUMNS.value])),
-        _map(out, [BLOCK.value, part]),
-        _map(products, [BLOCK.value, part]),
+        _map(out, [BLOCK.value, HALF.value]),
+        _map(products, [BLOCK.value, HALF.value]),
         layout.expert_of_tile,
         layout.first_tile_E,
         layout.first_block_E,
@@ -421,12 +346,6 @@ def _run(
         *sizes,
         MODE=mode,
         KEEP=keep,
-        BEHIND=behind,
-        STAGES=stages,
-        BUFFERS=buffers,
-        WIDTH=part,
-        EARLY=early,
-        launch_pdl=early,
         num_warps=4,
     )
 

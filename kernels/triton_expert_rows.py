@@ -184,9 +184,9 @@ def group_rows(ids_NX: Tensor, num_experts: int, block_rows: int, tile_blocks: i
         num_blocks * experts,
     )
     # One piece of memory; every part starts at 16 bytes, so that no alignment asks for another compilation.
-    sizes = [size for exact in sizes for size in (exact, -exact % 4)]
-    numbers = (torch.empty if num_pairs else torch.zeros)(sum(sizes), dtype=torch.int32, device=ids_NX.device)
-    *parts, counts = numbers.split(sizes)[::2]
+    padded = [size for exact in sizes for size in (exact, -exact % 4)]
+    numbers = (torch.empty if num_pairs else torch.zeros)(sum(padded), dtype=torch.int32, device=ids_NX.device)
+    *parts, counts = numbers.split(padded)[::2]
     if num_pairs:
         ids = ids_NX.contiguous()
         _count_pairs[(num_blocks,)](ids, counts, num_pairs, pairs, EXPERTS=experts, STEP=step)
@@ -302,11 +302,8 @@ def _combine(
     SLOTS: tl.constexpr,
     WIDTH: tl.constexpr,
     GATED: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ):
     """out[n] = Σ_x gate·row, slot after slot; each token reads its own rows, so nothing is added by atomics."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float32)
@@ -319,7 +316,7 @@ def _combine(
     tl.store(out + token * width + channel, total.to(out.dtype.element_ty), mask=channel < width)
 
 
-def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout, early: bool = False) -> Tensor:
+def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout) -> Tensor:
     """[N, D] sum of each token's rows in slot order, times the gates if given."""
     num_tokens = layout.row_of_pair.shape[0] // layout.num_slots
     width = rows_RD.shape[1]
@@ -335,7 +332,5 @@ def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout, early: boo
             SLOTS=layout.num_slots,
             WIDTH=block,
             GATED=gates_NX is not None,
-            EARLY=early,
-            **({"launch_pdl": True} if early else {}),
         )
     return out_ND

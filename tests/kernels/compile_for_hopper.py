@@ -129,6 +129,8 @@ def dense_rows(dtype: torch.dtype) -> None:
     ids = torch.arange(ROWS * 8).view(ROWS, 8) % 64
     experts = random(64, 2 * 1408, 2048, dtype=dtype), random(64, 2048, 1408, dtype=dtype)
     triton_expert_product.expert_product(x, random(ROWS, 8, dtype=dtype), ids, *experts).sum().backward()
+    with torch.no_grad():
+        triton_expert_product.expert_product(x, random(ROWS, 8, dtype=dtype), ids, *experts)
     targets = torch.zeros(ROWS, dtype=torch.int64)
     head = random(4096, 2048, dtype=dtype)
     support = SupportRows(counts_N=torch.zeros(ROWS, dtype=torch.int64), ids=torch.zeros(0, dtype=torch.int64))
