@@ -54,12 +54,7 @@ def compile_cuda(source: Path, architecture: str, macros: dict[str, int]) -> byt
     program = ctypes.c_void_p()
     text = source.read_bytes()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.name.encode(), 0, None, None)
-    options = [
-        f"--gpu-architecture={architecture}",
-        "--std=c++17",
-        "--device-as-default-execution-space",
-        *(f"-D{name}={macros[name]}" for name in macros),
-    ]
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space", *(f"-D{name}={macros[name]}" for name in macros)]
     values = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     code = nvrtc.nvrtcCompileProgram(program, len(options), values)
     size = ctypes.c_size_t()

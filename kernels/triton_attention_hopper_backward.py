@@ -224,7 +224,9 @@ def _load_query_operands(kv, rows_of, grads, place, tiles, full, empty, ROWS: gl
         narrow_ahead = gl.load(rows_of + narrow, mask=narrow < count, other=0)
         mbarrier.wait(empty.index(stage), ((tile // STAGES) & 1) ^ 1)
         mbarrier.expect(full.index(stage), ROWS * KEYS * 2)
-        tile_to_shared(grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage))
+        tile_to_shared(
+            grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage)
+        )
         copy_rows(kv, rows, live, k_tiles.index(stage), half * HALF, MAIN + REST, HALF, COPY)
         channel = MAIN + half * HALF_REST
         copy_rows(kv, rows_narrow, live_narrow, k_rest_tiles.index(stage), channel, MAIN + REST, HALF_REST, NARROW)

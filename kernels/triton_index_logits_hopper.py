@@ -85,9 +85,7 @@ def _load_blocks(
             for group in gl.static_range(GROUPS):
                 # Behind a sequence's last key come the next one's: their logits are not stored.
                 key_row = sequence * num_keys + first_key + group * KEYS
-                tma.async_copy_global_to_shared(
-                    k, [key_row, 0], k_full.index(tile), k_shared.index(tile * GROUPS + group)
-                )
+                tma.async_copy_global_to_shared(k, [key_row, 0], k_full.index(tile), k_shared.index(tile * GROUPS + group))
             blocks += 1
             for row in range(query_row, query_row + rows):
                 stage = step % STAGES

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from samepath.model.checkpoint import published_tensors
 from samepath.model import dispatch
+from samepath.model.checkpoint import published_tensors
 from samepath.model.network import CausalLM
 from samepath.model.placement import Placement, TypeName
 from samepath.rl.policy_pass import run_policy
