@@ -162,6 +162,31 @@ class Bench(RandomInputs):
                 results.append(
                     Measurement(operation=name, shape=shape, ms=ms, rate=logits_NS.nbytes / ms / 1e9, unit="TB/s")
                 )
+        return results + self.indexer_of_few_rows()
+
+    def indexer_of_few_rows(self) -> list[Measurement]:
+        """Index logits and selection of decoding steps, each row with 128K keys of its own, under a CUDA graph; the rate is that of keys or logits."""
+        index, selection = triton_kernels("index_logits"), triton_kernels("selection")
+        num_keys, results = 131072, []
+        for num_rows in (1, 8, 64):
+            q_BTIK = self.normal(num_rows, 1, INDEX_HEADS, INDEX_WIDTH)
+            weights_BTI = self.normal(num_rows, 1, INDEX_HEADS, dtype=torch.float32)
+            k_BSK = self.normal(num_rows, num_keys, INDEX_WIDTH)
+            codes_q, _ = index.quantise(q_BTIK.flatten(0, 2))
+            codes_k, scales = index.quantise(k_BSK.flatten(0, 1))
+            fp8 = codes_q.view(q_BTIK.shape), codes_k.view(k_BSK.shape), weights_BTI, None, scales.view(num_rows, -1)
+            logits_NS = self.normal(num_rows, num_keys, dtype=torch.float32)
+            starts_N = torch.zeros(num_rows, dtype=torch.int32, device="cuda")
+            bounds = starts_N, starts_N + num_keys
+            shape = f"{num_rows} rows × {num_keys} keys of their own"
+            for name, size, run in (
+                ("index logits bf16, decoding", k_BSK.nbytes, partial(index.index_logits, q_BTIK, k_BSK, weights_BTI)),
+                ("index logits FP8, decoding", codes_k.nbytes, partial(index.index_logits, *fp8)),
+                ("selection, decoding", logits_NS.nbytes, partial(selection.select, logits_NS, *bounds, SELECTED)),
+                ("torch.topk, decoding", logits_NS.nbytes, partial(torch.topk, logits_NS, SELECTED, dim=1)),
+            ):
+                ms = graph_milliseconds(run)
+                results.append(Measurement(operation=name, shape=shape, ms=ms, rate=size / ms / 1e9, unit="TB/s"))
         return results
 
     def experts(self) -> list[Measurement]:

@@ -74,7 +74,6 @@ from samepath.kernels import (
     triton_index_logits,
     triton_logprob,
     triton_selected_logits,
-    triton_selection_gluon,
 )
 from samepath.kernels.dense_indexer import Teacher
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
@@ -100,14 +99,15 @@ def attention(dtype: torch.dtype, heads: int, key_width: int, value_width: int) 
 
 
 def indexer(dtype: torch.dtype) -> None:
-    """Logits, selection, gradients at the selected keys."""
+    """Logits and their gradients at the selected keys."""
     q, k, weights = random(1, ROWS, 64, 128, dtype=dtype), random(1, KEYS, 128, dtype=dtype), random(1, ROWS, 64)
     with torch.no_grad():
-        logits = triton_index_logits.index_logits(q, k, weights)
+        triton_index_logits.index_logits(q, k, weights)
+        bounds = torch.zeros(1, ROWS, dtype=torch.int32), torch.full((1, ROWS), KEYS, dtype=torch.int32)
+        triton_index_logits.index_logits(q, k, weights, bounds)
+        triton_index_logits.index_logits(q, k, weights, bounds, None, triton_index_logits.Tiles())
         triton_index_logits.index_logits_fp8(q, k, weights)
         triton_index_logits.index_logits_fp8(q, k, weights, exact=True)
-        starts = torch.zeros(ROWS, dtype=torch.int64)
-        triton_selection_gluon.select(logits[0], starts, starts + KEYS, SELECTED)
     indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
     triton_selected_logits.selected_index_logits(q[0], k[0], weights[0], indices).sum().backward()
 
