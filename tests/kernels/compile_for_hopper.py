@@ -74,6 +74,8 @@ from samepath.kernels import (
     triton_index_logits,
     triton_logprob,
     triton_selected_logits,
+    triton_sparse_attention,
+    triton_window_attention,
 )
 from samepath.kernels.dense_indexer import Teacher
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
@@ -128,6 +130,23 @@ def dense_rows(dtype: torch.dtype) -> None:
     triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), None)[0].sum().backward()
 
 
+def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:
+    """Attention with a key and a value for each head, masked and not, its mass and its backward; and the attention of few rows."""
+    ends = torch.arange(1, 65)[None]
+    seen = torch.ones(1, 64, KEYS, dtype=torch.bool)
+    for mask in (None, seen):
+        q, k = random(1, 64, 16, key_width, dtype=dtype), random(1, KEYS, 16, key_width, dtype=dtype)
+        values = random(1, KEYS, 16, 2 * value_width, dtype=dtype)[..., value_width:]
+        out, lse = triton_window_attention.window_attend(q, k, values, ends, mask, 0.1)
+        triton_window_attention.head_mass(q, k, ends, mask, lse, 0.1)
+        out.sum().backward()
+    with torch.no_grad():
+        q, kv = random(ROWS, 16, 576, dtype=dtype), random(KEYS, 576, dtype=dtype)
+        counts = torch.full((ROWS,), SELECTED, dtype=torch.int32)
+        indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
+        triton_sparse_attention.attend(q, kv, indices, counts, 0.1, 512, False, False)
+
+
 def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: int, num_queries: int) -> None:
     """Forward and backward on one window, alone and with a second sequence; one query a sequence decodes by segments."""
     for num_sequences in (1, 2):
@@ -164,3 +183,5 @@ if __name__ == "__main__":
     for dtype in (BF16, torch.float32):
         indexer(dtype)
         dense_rows(dtype)
+        windows(dtype, 192, 128)
+    windows(BF16, 40, 24)
