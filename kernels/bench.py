@@ -235,6 +235,22 @@ class Bench(RandomInputs):
             )
         return results
 
+    def rows(self) -> list[Measurement]:
+        """Linear maps of the rows of decoding and of training, under a CUDA graph; eight weights in turn, which L2 does not hold."""
+        results = []
+        linear = triton_kernels("dense_rows").linear
+        for width, outputs in ((7168, 1536), (2048, 5632), (768, 768)):
+            weights = [self.normal(outputs, width) / width**0.5 for _ in range(8)]
+            for num_rows in (16, 64, 256, 4096, 16384):
+                x_ND = self.normal(num_rows, width)
+                shape = f"{num_rows} × {width} → {outputs}, bf16"
+                for name, run in (("linear map", linear), ("linear map by torch.mm", _plain_linear)):
+                    with torch.no_grad():
+                        ms = graph_milliseconds(partial(_map_all, run, x_ND, weights)) / len(weights)
+                    rate = 2 * num_rows * width * outputs / ms / 1e9
+                    results.append(Measurement(operation=name, shape=shape, ms=ms, rate=rate, unit="TFLOPS"))
+        return results
+
     def head(self) -> list[Measurement]:
         """Log-probability head and the matrix library's products alone, in turn."""
         kernels = triton_kernels("logprob")
@@ -254,9 +270,9 @@ class Bench(RandomInputs):
         plain = hidden.detach(), weight.detach()
         ms = in_turn(
             {
-                "head: torch.mm alone": partial(library_products, *plain, backward=False),
+                "head: torch.mm alone": partial(library_products, *plain, None),
                 "head forward": torch.no_grad()(ahead),
-                "head: three products by torch.mm": partial(library_products, *plain, backward=True),
+                "head: three products by torch.mm": partial(library_products, *plain, self.normal(num_rows, 8192)),
                 "head forward + backward": both,
             }
         )
@@ -277,16 +293,28 @@ class Bench(RandomInputs):
         ]
 
 
-def library_products(hidden: Tensor, weight: Tensor, *, backward: bool) -> None:
-    """The products of the head's size, 4096 rows at a time: logits, and with `backward` those that give both gradients."""
+def _plain_linear(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    return x_ND @ weight_OD.T
+
+
+def _map_all(run: Callable[[Tensor, Tensor], Tensor], x_ND: Tensor, weights: list[Tensor]) -> None:
+    for weight_OD in weights:
+        run(x_ND, weight_OD)
+
+
+def library_products(hidden: Tensor, weight: Tensor, slopes: Tensor | None) -> None:
+    """The head's products by the matrix library, each in steps that suit it: logits, and with `slopes` [N, columns] both gradients."""
     logits = hidden.new_empty(4096, weight.shape[0])
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
     for start in range(0, len(hidden), 4096):
         rows = slice(start, start + 4096)
         torch.mm(hidden[rows], weight.T, out=logits)
-        if backward:
+        if slopes is not None:
             torch.mm(logits, weight, out=grad_hidden[rows])
-            torch.mm(logits.T, hidden[rows], out=grad_weight)
+    if slopes is not None:
+        for start in range(0, len(weight), slopes.shape[1]):
+            part = grad_weight[start : start + slopes.shape[1]]
+            torch.mm(slopes[:, : len(part)].T, hidden, out=part)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -320,7 +348,7 @@ def table(results: list[Measurement]) -> str:
 def main() -> None:
     """Run the chosen groups, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    single = ("ceilings", "attention", "dense", "indexer", "experts", "head")
+    single = ("ceilings", "attention", "dense", "indexer", "experts", "rows", "head")
     over_all_keys = ("grouped", "grouped_decode", "warmup")
     groups = (*single, "prefill", "training", "decode", "short", *over_all_keys)
     parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")

@@ -78,6 +78,7 @@ from samepath.kernels import (
     triton_window_attention,
 )
 from samepath.kernels.dense_indexer import Teacher
+from samepath.kernels.logprob import SupportRows
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -127,7 +128,9 @@ def dense_rows(dtype: torch.dtype) -> None:
     triton_expert_product.expert_product(x, random(ROWS, 8, dtype=dtype), ids, *experts).sum().backward()
     targets = torch.zeros(ROWS, dtype=torch.int64)
     head = random(4096, 2048, dtype=dtype)
-    triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), None)[0].sum().backward()
+    support = SupportRows(counts_N=torch.zeros(ROWS, dtype=torch.int64), ids=torch.zeros(0, dtype=torch.int64))
+    for rows in (None, support):
+        triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), rows)[0].sum().backward()
 
 
 def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:

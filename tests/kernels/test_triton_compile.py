@@ -15,6 +15,7 @@ require_triton()
 KERNEL_NAMES = {"_attend_forward", "_backward_keys", "_ordered_sums", "_index_logits", "_index_logits_hopper"}
 KERNEL_NAMES |= {"_grouped_product", "_window_mass", "_key_gradients", "_row_lines", "_merge_segments"}
 KERNEL_NAMES |= {"_window_forward", "_window_backward_keys", "_window_backward_queries", "_pack_bits", "_attend_parts"}
+KERNEL_NAMES |= {"_product", "_tile_sums", "_logit_gradients", "_mark_support"}
 SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
 
 
