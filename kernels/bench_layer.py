@@ -57,16 +57,17 @@ DECODE_LENGTHS = (2048, 8192, 32768, 131072)
 
 
 def crossover(what: str, points: Sequence[tuple[int, float, float]]) -> Measurement:
-    """Where the sparse times fall below the dense ones, linear between measured lengths; points are (keys, sparse ms, dense ms)."""
+    """Where the first times fall below the second ones, linear between measured lengths; points are (keys, first ms, second ms)."""
     shape = f"linear between {', '.join(str(length) for length, _, _ in points)}"
-    found = float("nan")
-    for (low, sparse_low, dense_low), (high, sparse_high, dense_high) in pairwise(points):
-        before, after = sparse_low - dense_low, sparse_high - dense_high
+    (shortest, first_ms, second_ms), (longest, _, _) = points[0], points[-1]
+    found, operation = float(longest), f"{what}: no crossover up to"
+    for (low, first_low, second_low), (high, first_high, second_high) in pairwise(points):
+        before, after = first_low - second_low, first_high - second_high
         if before > 0 >= after:
-            found = low + (high - low) * before / (before - after)
-    if points[0][1] <= points[0][2]:
-        found, shape = float(points[0][0]), f"sparse wins at the shortest measured length, {points[0][0]}"
-    return Measurement(operation=f"crossover: {what}", shape=shape, ms=0.0, rate=found, unit="keys")
+            found, operation = low + (high - low) * before / (before - after), f"{what}: crossover"
+    if first_ms <= second_ms:
+        found, operation = float(shortest), f"{what}: faster from the shortest length on"
+    return Measurement(operation=operation, shape=shape, ms=0.0, rate=found, unit="keys")
 
 
 def compared(what: str, shape: str, times: dict[str, float], peer: str) -> list[Measurement]:
@@ -100,7 +101,7 @@ class LayerBench(RandomInputs):
             points.append((length, sparse_ms, dense_ms))
             shape = f"last {QUERIES} queries of {length} keys, forward"
             results += compared("layer", shape, {"sparse": sparse_ms, "dense MHA (SDPA)": dense_ms}, "dense MHA (SDPA)")
-        return [*results, crossover("forward", points)]
+        return [*results, crossover("sparse against dense, forward", points)]
 
     def training(self) -> list[Measurement]:
         """Forward and backward of the last queries of a context, the indexer's included."""
@@ -118,7 +119,7 @@ class LayerBench(RandomInputs):
             points.append((length, sparse_ms, dense_ms))
             shape = f"last {QUERIES} queries of {length} keys, forward + backward"
             results += compared("layer", shape, {"sparse": sparse_ms, "dense MHA (SDPA)": dense_ms}, "dense MHA (SDPA)")
-        return [*results, crossover("forward + backward", points)]
+        return [*results, crossover("sparse against dense, forward + backward", points)]
 
     def short(self) -> list[Measurement]:
         """Both forms of latent attention over whole contexts, with the products that lead into and out of them; what is hidden is not selected."""
@@ -146,11 +147,8 @@ class LayerBench(RandomInputs):
             shape = f"{length} tokens, {SELECTED} selected at most"
             results += compared("latent attention", shape, ahead, "absorbed")
             results += compared("latent attention", shape, both, "absorbed, forward + backward")
-            expanded_ms, absorbed_ms = both["expanded, forward + backward"], both["absorbed, forward + backward"]
-            points.append((length, expanded_ms, absorbed_ms))
-        # Here the absorbed form is the one that wins at length.
-        turned = [(length, absorbed, expanded) for length, expanded, absorbed in points]
-        return [*results, crossover("absorbed form, forward + backward", turned)]
+            points.append((length, both["absorbed, forward + backward"], both["expanded, forward + backward"]))
+        return [*results, crossover("absorbed against expanded form, forward + backward", points)]
 
     def causal_selection(self, length: int) -> Tensor:
         """int32 [N, C] random positions up to each row's own, ascending, −1 behind the last."""
@@ -195,7 +193,10 @@ class LayerBench(RandomInputs):
                     points[mode].append((length, found["sparse"], found[peer]))
                 del runs
                 torch.cuda.empty_cache()
-            results += [crossover(f"decode of {num_sequences}, {mode}", found) for mode, found in points.items()]
+            results += [
+                crossover(f"sparse against dense, decode of {num_sequences}, {mode}", found)
+                for mode, found in points.items()
+            ]
         return results
 
     def decode_runs(self, num_sequences: int, length: int) -> dict[str, Callable[[], object]]:

@@ -78,6 +78,8 @@ from samepath.kernels import (
     triton_rotary,
     triton_selected_keys,
     triton_selected_logits,
+    triton_sparse_attention,
+    triton_window_attention,
 )
 from samepath.kernels.dense_indexer import Teacher
 from samepath.kernels.logprob import SupportRows
@@ -153,6 +155,21 @@ def without_gradient(dtype: torch.dtype) -> None:
         triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], table[:, 0], table[:, 1], True)
         triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], table[:, 0], table[:, 1], False)
         triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype))
+def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:
+    """Attention with a key and a value for each head, masked and not, its mass and its backward; and the attention of few rows."""
+    ends = torch.arange(1, 65)[None]
+    seen = torch.ones(1, 64, KEYS, dtype=torch.bool)
+    for mask in (None, seen):
+        q, k = random(1, 64, 16, key_width, dtype=dtype), random(1, KEYS, 16, key_width, dtype=dtype)
+        values = random(1, KEYS, 16, 2 * value_width, dtype=dtype)[..., value_width:]
+        out, lse = triton_window_attention.window_attend(q, k, values, ends, mask, 0.1)
+        triton_window_attention.head_mass(q, k, ends, mask, lse, 0.1)
+        out.sum().backward()
+    with torch.no_grad():
+        q, kv = random(ROWS, 16, 576, dtype=dtype), random(KEYS, 576, dtype=dtype)
+        counts = torch.full((ROWS,), SELECTED, dtype=torch.int32)
+        indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
+        triton_sparse_attention.attend(q, kv, indices, counts, 0.1, 512, False, False)
 
 
 def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: int, num_queries: int) -> None:
@@ -192,3 +209,5 @@ if __name__ == "__main__":
         indexer(dtype)
         dense_rows(dtype)
         without_gradient(dtype)
+        windows(dtype, 192, 128)
+    windows(BF16, 40, 24)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from samepath.model import dispatch
 from samepath.model.checkpoint import published_tensors
 from samepath.model.network import CausalLM
 from samepath.model.placement import Placement, TypeName
@@ -116,3 +117,14 @@ def test_library_products_agree_within_rounding() -> None:
     with torch.no_grad():
         seen = run_policy(made(placement), batch, routes_LNX=batch.routes_LNX, use_support=True)
     assert float((seen.logprobs_M - batch.sampler_logprobs_M).abs().max()) < 1e-4
+
+
+def test_rows_that_may_depend_on_their_batch_agree_within_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner attends in expanded form, the engine's graphs in absorbed form with cut keys; no row is near a tie in float32."""
+    monkeypatch.setattr(dispatch, "EXPANDED_QUERIES", 2)
+    placement = Placement(device="cuda", backend="triton", batch_invariant=False)
+    batch = learner_batch(sampled(placement), SAMPLING.temperature, tiny_config())
+    assert dispatch.divide(batch.plan, tiny_config().index_topk).division is not None
+    with torch.no_grad():
+        seen = run_policy(made(placement), batch, routes_LNX=batch.routes_LNX, use_support=True)
+    assert float((seen.logprobs_M - batch.sampler_logprobs_M).abs().max()) < 1e-3
