@@ -13,7 +13,7 @@ from tests.kernels.triton_here import require_triton
 require_triton()
 
 KERNEL_NAMES = {"_attend_forward", "_backward_keys", "_ordered_sums", "_index_logits", "_collect", "_grouped_product"}
-KERNEL_NAMES |= {"_window_mass", "_key_gradients", "_row_lines", "_merge_segments"}
+KERNEL_NAMES |= {"_window_mass", "_key_gradients", "_row_lines", "_merge_segments", "_pair_scores"}
 SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
 
 
