@@ -19,7 +19,7 @@ ROWS = gl.constexpr(64)
 """(Query, head) rows of one attending warpgroup."""
 KEYS = gl.constexpr(128)
 """Keys a tile."""
-FORM = {"AHEAD": False, "LAZY": 0}
+FORM = {"AHEAD": False, "TURNS": False}
 ALONE = {"stages": 2, "maxnreg": 0, "spare": 96}
 LOG2_E = gl.constexpr(1.4426950408889634)
 LOWEST = gl.constexpr(-1e30)
@@ -45,7 +45,7 @@ def gather_keys(
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
     keys, table, begin, num_tiles, high, row_width = gather
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v = barriers
+    full_k, empty_k, full_v, empty_v, _turns = barriers
     slots = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
     base = keys + gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
     # Narrow numbers, so that an address takes one multiplication.
@@ -68,32 +68,22 @@ def gather_keys(
 
 
 @gluon.jit
-def _softmax_step(scores, first, end, low, factor, top, total, LAZY: gl.constexpr):
-    """(probabilities, maximum in use, sum, factor of what was added before) after one more tile of scores."""
+def _softmax_step(scores, first, end, low, factor, top, total):
+    """(probabilities, maximum, sum, factor of what was added before) after one more tile of scores."""
     LAYOUT: gl.constexpr = scores.type.layout
     if first + KEYS > low:
         column = gl.expand_dims(first + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT)), 0)
         scores = gl.where(column < gl.expand_dims(end, 1), scores, float("-inf"))
-    best = gl.max(scores, 1) * factor
-    if LAZY:
-        # Most tiles leave the maximum in use alone, and then nobody rescales; float32 has room for 2^LAZY.
-        new_top = gl.where(best > top + LAZY, best, top)
-    else:
-        new_top = gl.maximum(top, best)
+    new_top = gl.maximum(top, gl.max(scores, 1) * factor)
     rescale = gl.exp2(top - new_top)
     probs = gl.exp2(scores * factor - gl.expand_dims(new_top, 1))
     return probs, new_top, total * rescale + gl.sum(probs, 1), rescale
 
 
 @gluon.jit
-def _rescaled(output, rescale, LAZY: gl.constexpr):
+def _rescaled(output, rescale):
     LAYOUT: gl.constexpr = output.type.layout
-    if LAZY:
-        if gl.min(rescale, 0) < 1.0:
-            output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, LAYOUT)), 1)
-    else:
-        output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, LAYOUT)), 1)
-    return output
+    return output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, LAYOUT)), 1)
 
 
 @gluon.jit
@@ -112,7 +102,7 @@ def _merge_segment(sum_tile, whole_top, whole_total, output, top, total):
 @gluon.jit
 def _attend_rows(
     common, first_row, walk, q_tile, sum_tile, tiles,
-    WIDTH: gl.constexpr, STAGES: gl.constexpr, SEGMENT_TILES: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr, AHEAD: gl.constexpr, LAZY: gl.constexpr,
+    WIDTH: gl.constexpr, STAGES: gl.constexpr, SEGMENT_TILES: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr, AHEAD: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
 ):  # fmt: skip
     """Role of one warpgroup: online softmax of 64 rows over all tiles, segment by segment."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KEYS, 16])
@@ -122,7 +112,7 @@ def _attend_rows(
     q, rows, ends, out, lse, parts = common
     sizes, begin, num_tiles, factor = walk
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v = barriers
+    full_k, empty_k, full_v, empty_v, turns = barriers
     num_queries, shared, group, num_heads = sizes
     places, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, COPY))
     channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
@@ -148,11 +138,14 @@ def _attend_rows(
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
         block_barrier()
         mbarrier.arrive(empty_k.index(0), count=1)
-        probs, top, total, rescale = _softmax_step(scores, begin, end, low, factor, top, total, LAZY)
+        probs, top, total, rescale = _softmax_step(scores, begin, end, low, factor, top, total)
         rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
         for tile in range(num_tiles - 1):
             buffer, following = tile % STAGES, (tile + 1) % STAGES
             mbarrier.wait(full_k.index(following), ((tile + 1) // STAGES) & 1)
+            if TURNS:
+                # Two warpgroups in step would take their exponentials at once, and the tensor cores would wait.
+                mbarrier.wait(turns.index(WHO), (tile & 1) ^ (1 - WHO))
             hopper.fence_async_shared()
             k_tile = k_tiles.index(following).permute((1, 0))
             scores = hopper.warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
@@ -162,14 +155,14 @@ def _attend_rows(
             scores = hopper.warpgroup_mma_wait(1, deps=[scores])
             block_barrier()
             mbarrier.arrive(empty_k.index(following), count=1)
+            if TURNS:
+                mbarrier.arrive(turns.index(1 - WHO), count=1)
             fresh = False
             done_top, done_total = top, total
             if not ONE:
                 fresh = (tile + 1) % SEGMENT_TILES == 0
                 top, total = gl.where(fresh, LOWEST, top), gl.where(fresh, 0.0, total)
-            probs, top, total, rescale = _softmax_step(
-                scores, begin + (tile + 1) * KEYS, end, low, factor, top, total, LAZY
-            )
+            probs, top, total, rescale = _softmax_step(scores, begin + (tile + 1) * KEYS, end, low, factor, top, total)
             output = hopper.warpgroup_mma_wait(0, deps=[output])
             block_barrier()
             mbarrier.arrive(empty_v.index(buffer), count=1)
@@ -180,7 +173,7 @@ def _attend_rows(
                     )
                     # The next segment begins with nothing: the factor of a fresh maximum is 0.
                     output = output * 0.0
-            output = _rescaled(output, rescale, LAZY)
+            output = _rescaled(output, rescale)
             rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
         last = num_tiles - 1
         mbarrier.wait(full_v.index(last % STAGES), (last // STAGES) & 1)
@@ -200,8 +193,8 @@ def _attend_rows(
             scores = hopper.warpgroup_mma_wait(0, deps=[scores])
             block_barrier()
             mbarrier.arrive(empty_k.index(buffer), count=1)
-            probs, top, total, rescale = _softmax_step(scores, begin + tile * KEYS, end, low, factor, top, total, LAZY)
-            output = _rescaled(output, rescale, LAZY)
+            probs, top, total, rescale = _softmax_step(scores, begin + tile * KEYS, end, low, factor, top, total)
+            output = _rescaled(output, rescale)
             rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
             mbarrier.wait(full_v.index(buffer), phase)
             hopper.fence_async_shared()
@@ -246,7 +239,7 @@ def _attend_forward(
     q, store, rows_BT, ends_BT, keys_BS, out, lse, partial, tops, totals,
     scale, num_queries, num_keys, num_heads, shared, group_stride, row_width: gl.constexpr, VALUE_START: gl.constexpr,
     WIDTH: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr, SEGMENT: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr,
-    AHEAD: gl.constexpr, LAZY: gl.constexpr, SPARE: gl.constexpr,
+    AHEAD: gl.constexpr, TURNS: gl.constexpr, SPARE: gl.constexpr,
 ):  # fmt: skip
     """GROUPS attending warpgroups over all segments, or with SPLIT over one segment, whose parts go to `partial`."""
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -287,6 +280,9 @@ def _attend_forward(
     empty_k = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     full_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(turns.index(0), count=1)
+    mbarrier.init(turns.index(1), count=1)
     for buffer in gl.static_range(STAGES):
         # All 128 gathering threads arrive.
         mbarrier.init(full_k.index(buffer), count=128)
@@ -296,7 +292,7 @@ def _attend_forward(
     factor = scale * LOG2_E
     sizes = (num_queries, shared, group, num_heads)
     parts = (partial, tops, totals, part_row)
-    barriers = (full_k, empty_k, full_v, empty_v)
+    barriers = (full_k, empty_k, full_v, empty_v, turns)
     common = (q, rows, ends, out, lse, parts)
     tiles = (k_tiles, v_tiles, barriers)
     gather = (keys, table, begin, num_tiles, high, row_width)
@@ -304,7 +300,7 @@ def _attend_forward(
     if GROUPS == 1:
         gl.warp_specialize(
             [
-                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, LAZY)),
+                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 0)),
                 (gather_keys, (gather, tiles, KEYS, WIDTH, VALUE_START, STAGES)),
             ],
             [4],
@@ -313,8 +309,8 @@ def _attend_forward(
     else:
         gl.warp_specialize(
             [
-                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, LAZY)),
-                (_attend_rows, (common, first_row + ROWS, walk, q_tiles.index(1), sums.index(1), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, LAZY)),
+                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 0)),
+                (_attend_rows, (common, first_row + ROWS, walk, q_tiles.index(1), sums.index(1), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 1)),
                 (gather_keys, (gather, tiles, KEYS, WIDTH, VALUE_START, STAGES)),
             ],
             [4, 4],
@@ -329,5 +325,14 @@ def launch_forward(
     stages = (2 if width == 128 else 4) if groups == 2 else ALONE["stages"]
     more = {"maxnreg": ALONE["maxnreg"]} if groups == 1 and ALONE["maxnreg"] else {}
     _attend_forward[grid](
-        *arguments, WIDTH=width, STAGES=stages, GROUPS=groups, **walk, **FORM, SPARE=ALONE["spare"], num_warps=4, **more
+        *arguments,
+        WIDTH=width,
+        STAGES=stages,
+        GROUPS=groups,
+        **walk,
+        AHEAD=FORM["AHEAD"],
+        TURNS=FORM["TURNS"] and groups == 2,
+        SPARE=ALONE["spare"],
+        num_warps=4,
+        **more,
     )
