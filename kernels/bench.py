@@ -37,6 +37,8 @@ from samepath.kernels.measurement import (
     RandomInputs,
     flops,
     forward_and_backward,
+    graph_milliseconds,
+    in_turn,
     milliseconds,
 )
 from samepath.kernels.sparse_attention import attend
@@ -91,9 +93,8 @@ class Bench(RandomInputs):
             )
             upstream = self.normal(*out_NHV.shape)
             back = 2 * HEADS * (3 * KEY_WIDTH + 2 * VALUE_WIDTH) * pairs
-            for name, fixed in (("deterministic", True), ("atomic", False)):
-                run = partial(backward.attend_backward, saved, upstream, deterministic=fixed)
-                results.append(flops(f"sparse backward, {name}", shape, back, run, 3))
+            run = partial(backward.attend_backward, saved, upstream)
+            results.append(flops("sparse backward, deterministic", shape, back, run, 3))
             run = partial(mass.attention_mass, *arguments[:4], lse_NH, SCALE)
             results.append(flops("attention mass", shape, 2 * HEADS * KEY_WIDTH * pairs, run, 3))
         rows = 64
@@ -186,10 +187,31 @@ class Bench(RandomInputs):
             weight = gate_up.detach().transpose(1, 2)
             grouped = partial(torch._grouped_mm, rows, weight, offs=offsets)
             results.append(flops("torch._grouped_mm, gate and up alone", shape, count * 2 / 3, grouped))
+        return results + self.few_tokens()
+
+    def few_tokens(self) -> list[Measurement]:
+        """Expert product of decoding steps under a CUDA graph; the rate is that of the used experts' weights."""
+        results = []
+        experts, slots, width, units = 64, 6, 2048, 1408
+        gate_up = self.normal(experts, 2 * units, width) / width**0.5
+        down = self.normal(experts, width, units) / units**0.5
+        for tokens in (16, 64, 256):
+            ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
+            gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda")
+            kernels = triton_kernels("expert_product")
+            step = partial(kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
+            with torch.no_grad():
+                ms = graph_milliseconds(step)
+            used = int((torch.bincount(ids_NX.flatten()) > 0).sum())
+            shape = f"{tokens} tokens, {slots} of {experts} experts ({used} used), {width} × {units}, bf16"
+            rate = used * 6 * width * units / ms / 1e9
+            results.append(
+                Measurement(operation="expert product, decoding", shape=shape, ms=ms, rate=rate, unit="TB/s")
+            )
         return results
 
     def head(self) -> list[Measurement]:
-        """Log-probability head beside the product alone."""
+        """Log-probability head and the matrix library's products alone, in turn."""
         kernels = triton_kernels("logprob")
         num_rows, vocab, width = 32768, 129280, 7168
         shape = f"N {num_rows}, V {vocab}, D {width}, bf16"
@@ -197,34 +219,58 @@ class Bench(RandomInputs):
         weight = (self.normal(vocab, width) / width**0.5).requires_grad_()
         targets = torch.randint(0, vocab, (num_rows,), generator=self.random, device="cuda")
         temperature = torch.ones(num_rows, device="cuda")
-        count = 2 * num_rows * vocab * width
-        with torch.no_grad():
-            product = partial(torch.mm, hidden[:4096], weight.T)
-            alone = 8 * milliseconds(product, 5)
         ahead = partial(_first, kernels.head_logprobs, hidden, weight, targets, temperature, None)
         both = partial(forward_and_backward, ahead, (hidden, weight), torch.ones(num_rows, device="cuda"))
         with torch.no_grad():
-            held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            forward = flops("head forward", shape, count, ahead, 3)
-            extra = (torch.cuda.max_memory_allocated() - held) / 1e9
-        torch.cuda.reset_peak_memory_stats()
-        whole = flops("head forward + backward", shape, 3 * count, both, 3)
+            extra = peak_bytes(ahead)
         gradients = hidden.nbytes + weight.nbytes
-        more = (torch.cuda.max_memory_allocated() - held - gradients) / 1e9
-
-        def memory(name: str, gigabytes: float) -> Measurement:
-            return Measurement(operation=name, shape=shape, ms=0.0, rate=gigabytes, unit="GB")
-
+        more = peak_bytes(both) - gradients
+        count = 2 * num_rows * vocab * width
+        plain = hidden.detach(), weight.detach()
+        ms = in_turn(
+            {
+                "head: torch.mm alone": partial(library_products, *plain, backward=False),
+                "head forward": torch.no_grad()(ahead),
+                "head: three products by torch.mm": partial(library_products, *plain, backward=True),
+                "head forward + backward": both,
+            }
+        )
+        counts = [count, count, 3 * count, 3 * count]
         return [
-            Measurement(
-                operation="head: torch.mm alone", shape=shape, ms=alone, rate=count / alone / 1e9, unit="TFLOPS"
+            *(
+                Measurement(operation=name, shape=shape, ms=ms[name], rate=flop / ms[name] / 1e9, unit="TFLOPS")
+                for name, flop in zip(ms, counts, strict=True)
             ),
-            forward,
-            whole,
-            memory("head forward, extra memory", extra),
-            memory("head forward + backward, memory beside the gradients", more),
+            Measurement(operation="head forward, extra memory", shape=shape, ms=0.0, rate=extra / 1e9, unit="GB"),
+            Measurement(
+                operation="head forward + backward, memory beside the gradients",
+                shape=shape,
+                ms=0.0,
+                rate=more / 1e9,
+                unit="GB",
+            ),
         ]
+
+
+def library_products(hidden: Tensor, weight: Tensor, *, backward: bool) -> None:
+    """The products of the head's size, 4096 rows at a time: logits, and with `backward` those that give both gradients."""
+    logits = hidden.new_empty(4096, weight.shape[0])
+    grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
+    for start in range(0, len(hidden), 4096):
+        rows = slice(start, start + 4096)
+        torch.mm(hidden[rows], weight.T, out=logits)
+        if backward:
+            torch.mm(logits, weight, out=grad_hidden[rows])
+            torch.mm(logits.T, hidden[rows], out=grad_weight)
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Most memory that `run` holds at once beside what was there, results included."""
+    run()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - held
 
 
 def _first(run: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> Tensor:

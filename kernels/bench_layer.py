@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import indexer_loss
 from samepath.kernels.measurement import (
     DENSE_HEADS,
@@ -39,13 +40,20 @@ from samepath.kernels.measurement import (
     VALUE_WIDTH,
     Measurement,
     RandomInputs,
+    forward_and_backward,
     graph_milliseconds,
     milliseconds,
 )
 from samepath.kernels.triton_loading import triton_kernels
+from samepath.kernels.window import Window
+from samepath.kernels.window_attention import window_attend
 
+NOPE = 128
+"""Channels of a head's key without position, and of its value."""
+DENSE_PEERS = ("dense MHA (SDPA)", "dense MHA (bmm)")
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
-DECODE_LENGTHS = (8192, 32768, 131072)
+SHORT_LENGTHS = (1024, 2048, 4096, 8192, 12288)
+DECODE_LENGTHS = (2048, 8192, 32768, 131072)
 
 
 def crossover(what: str, points: Sequence[tuple[int, float, float]]) -> Measurement:
@@ -112,6 +120,50 @@ class LayerBench(RandomInputs):
             results += compared("layer", shape, {"sparse": sparse_ms, "dense MHA (SDPA)": dense_ms}, "dense MHA (SDPA)")
         return [*results, crossover("forward + backward", points)]
 
+    def short(self) -> list[Measurement]:
+        """Both forms of latent attention over whole contexts, with the products that lead into and out of them; what is hidden is not selected."""
+        results, points = [], []
+        for length in SHORT_LENGTHS:
+            inputs = [
+                self.normal(length, HEADS, NOPE).requires_grad_(),
+                self.normal(length, HEADS, KEY_WIDTH - VALUE_WIDTH).requires_grad_(),
+                self.normal(length, KEY_WIDTH).requires_grad_(),
+                (self.normal(HEADS, 2 * NOPE, VALUE_WIDTH) / VALUE_WIDTH**0.5).requires_grad_(),
+            ]
+            upstream_NHV = self.normal(length, HEADS, NOPE)
+            positions_NC = self.causal_selection(length)
+            found = {}
+            forms: dict[str, Callable[..., Tensor]] = {"absorbed": absorbed_form, "expanded": expanded_form}
+            for name, form in forms.items():
+                run = partial(form, *inputs, positions_NC)
+                with torch.no_grad():
+                    found[name] = milliseconds(run, 3)
+                found[f"{name}, forward + backward"] = milliseconds(
+                    partial(forward_and_backward, run, tuple(inputs), upstream_NHV), 3
+                )
+            ahead = {name: ms for name, ms in found.items() if "," not in name}
+            both = {name: ms for name, ms in found.items() if "," in name}
+            shape = f"{length} tokens, {SELECTED} selected at most"
+            results += compared("latent attention", shape, ahead, "absorbed")
+            results += compared("latent attention", shape, both, "absorbed, forward + backward")
+            expanded_ms, absorbed_ms = both["expanded, forward + backward"], both["absorbed, forward + backward"]
+            points.append((length, expanded_ms, absorbed_ms))
+        # Here the absorbed form is the one that wins at length.
+        turned = [(length, absorbed, expanded) for length, expanded, absorbed in points]
+        return [*results, crossover("absorbed form, forward + backward", turned)]
+
+    def causal_selection(self, length: int) -> Tensor:
+        """int32 [N, C] random positions up to each row's own, ascending, −1 behind the last."""
+        positions_NC = torch.full((length, SELECTED), -1, dtype=torch.int32, device="cuda")
+        keys_S = torch.arange(length, device="cuda")
+        for start in range(0, length, 512):
+            rows = keys_S[start : start + 512, None]
+            noise = torch.rand(len(rows), length, generator=self.random, device="cuda").masked_fill_(keys_S > rows, -1)
+            best = noise.topk(min(SELECTED, length), 1)
+            chosen = best.indices.masked_fill(best.values < 0, length).sort(1).values
+            positions_NC[start : start + 512, : chosen.shape[1]] = chosen.masked_fill(chosen == length, -1).int()
+        return positions_NC
+
     def dense_chunk(self, length: int, *, backward: bool) -> float:
         """Milliseconds of all heads' dense attention of the last queries of a context."""
         total = 0.0
@@ -126,23 +178,24 @@ class LayerBench(RandomInputs):
         return total
 
     def decode(self) -> list[Measurement]:
-        """One query a sequence over a cache, eager and as a CUDA graph."""
+        """One query a sequence over a cache, eager and as a CUDA graph, against the faster of two dense peers."""
         results = []
         for num_sequences in (1, 8):
-            points, graph_points = [], []
+            points: dict[str, list[tuple[int, float, float]]] = {"eager": [], "graph": []}
             for length in DECODE_LENGTHS:
                 runs = self.decode_runs(num_sequences, length)
                 shape = f"{num_sequences} × 1 query, {length} keys each"
-                eager = {name: milliseconds(run, 10) for name, run in runs.items()}
-                graph = {name: graph_milliseconds(run) for name, run in runs.items()}
-                results += compared("decode, eager", shape, eager, "dense MHA (SDPA)")
-                results += compared("decode, graph", shape, graph, "dense MHA (SDPA)")
-                points.append((length, eager["sparse"], eager["dense MHA (SDPA)"]))
-                graph_points.append((length, graph["sparse"], graph["dense MHA (SDPA)"]))
+                times = {
+                    "eager": {name: milliseconds(run, 10) for name, run in runs.items()},
+                    "graph": {name: graph_milliseconds(run) for name, run in runs.items()},
+                }
+                for mode, found in times.items():
+                    peer = min(DENSE_PEERS, key=found.__getitem__)
+                    results += compared(f"decode, {mode}", shape, found, peer)
+                    points[mode].append((length, found["sparse"], found[peer]))
                 del runs
                 torch.cuda.empty_cache()
-            results.append(crossover(f"decode of {num_sequences}, eager", points))
-            results.append(crossover(f"decode of {num_sequences}, graph", graph_points))
+            results += [crossover(f"decode of {num_sequences}, {mode}", found) for mode, found in points.items()]
         return results
 
     def decode_runs(self, num_sequences: int, length: int) -> dict[str, Callable[[], object]]:
@@ -155,8 +208,10 @@ class LayerBench(RandomInputs):
             for rows, width in ((1, DENSE_KEY), (length, DENSE_KEY), (length, DENSE_VALUE))
         )
         return {
-            "sparse": partial(sparse_forward, queries, kv_BSK.flatten(0, 1), index_keys),
+            "sparse, batch-invariant": partial(sparse_forward, queries, kv_BSK.flatten(0, 1), index_keys),
+            "sparse": partial(sparse_forward, queries, kv_BSK.flatten(0, 1), index_keys, False),
             "dense MHA (SDPA)": partial(dense_pass, (q, k, v), None, False),
+            "dense MHA (bmm)": partial(dense_decode, q, k, v),
             "dense over latents (bmm)": partial(latent_decode, queries[0], kv_BSK),
         }
 
@@ -191,13 +246,16 @@ def selected_keys(q_BTIK: Tensor, weights_BTI: Tensor, index_keys: tuple[Tensor,
 
 
 def sparse_forward(
-    queries: tuple[Tensor, Tensor, Tensor], kv_SK: Tensor, index_keys: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+    queries: tuple[Tensor, Tensor, Tensor],
+    kv_SK: Tensor,
+    index_keys: tuple[Tensor, Tensor],
+    batch_invariant: bool = True,
+) -> Tensor:
     """The layer's forward; queries are (absorbed, indexer's, its head weights)."""
     q_NHK, q_BTIK, weights_BTI = queries
     places_NC, count_N = selected_keys(q_BTIK, weights_BTI, index_keys)
-    forward = triton_kernels("attention_forward").attend_forward
-    return forward(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH)  # type: ignore[no-any-return]
+    attention = triton_kernels("sparse_attention").attend
+    return attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, False, batch_invariant)[0]  # type: ignore[no-any-return]
 
 
 def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
@@ -206,16 +264,54 @@ def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
     with torch.no_grad():
         places_NC, count_N = selected_keys(q_NIK[None], weights_NI[None], quantised(index_SJ[None]))
     attention = triton_kernels("sparse_attention").attend
-    out_NHV, _, mass_NC = attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, True)
+    out_NHV, _, mass_NC = attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, True, True)
     selected_NC = triton_kernels("selected_logits").selected_index_logits(q_NIK, index_SJ, weights_NI, places_NC)
     loss = indexer_loss(selected_NC, mass_NC, count_N).sum()
     return torch.autograd.grad((out_NHV, loss), inputs, (upstream_NHV, torch.ones_like(loss)))
+
+
+def absorbed_form(
+    q_nope_NHE: Tensor, q_rope_NHE: Tensor, kv_SK: Tensor, key_up_HER: Tensor, positions_NC: Tensor
+) -> Tensor:
+    """Output before the output matrix, by latents that all heads share."""
+    q_NHK = torch.cat([head_product(q_nope_NHE, key_up_HER[:, :NOPE], "torch"), q_rope_NHE], -1)
+    count_N = (positions_NC >= 0).sum(1, dtype=torch.int32)
+    attention = triton_kernels("sparse_attention").attend
+    out_NHR = attention(q_NHK, kv_SK, positions_NC, count_N, SCALE, VALUE_WIDTH, False, True)[0]
+    return head_product(out_NHR, key_up_HER[:, NOPE:].transpose(1, 2), "torch")
+
+
+def expanded_form(
+    q_nope_NHE: Tensor, q_rope_NHE: Tensor, kv_SK: Tensor, key_up_HER: Tensor, positions_NC: Tensor
+) -> Tensor:
+    """The same with a key and a value for each head."""
+    length = kv_SK.shape[0]
+    up_SHE = (kv_SK[:, :VALUE_WIDTH] @ key_up_HER.flatten(0, 1).T).view(length, HEADS, 2 * NOPE)
+    shared_SHE = kv_SK[:, None, VALUE_WIDTH:].expand(-1, HEADS, -1)
+    places = torch.arange(length, device="cuda")[None]
+    window = Window(rows_BT=places, ends_BT=places + 1, keys_BS=places, longest=length, whole=True)
+    out_BTHV, _ = window_attend(
+        torch.cat([q_nope_NHE, q_rope_NHE], -1)[None],
+        torch.cat([up_SHE[..., :NOPE], shared_SHE], -1)[None],
+        up_SHE[None, ..., NOPE:],
+        window,
+        positions_NC[None],
+        scale=SCALE,
+        backend="triton",
+    )
+    return out_BTHV[0]
 
 
 def dense_pass(operands: tuple[Tensor, Tensor, Tensor], upstream: Tensor | None, causal: bool) -> object:
     """Dense multi-head attention, with its backward if there is an upstream gradient."""
     out = scaled_dot_product_attention(*operands, is_causal=causal, scale=SCALE)
     return out if upstream is None else torch.autograd.grad(out, operands, upstream)
+
+
+def dense_decode(q_BH1K: Tensor, k_BHSK: Tensor, v_BHSV: Tensor) -> Tensor:
+    """Dense multi-head attention of one query a sequence by the library's products: SDPA's kernels do not cut the keys of one query."""
+    scores_BH1S = torch.matmul(q_BH1K, k_BHSK.transpose(2, 3)).float() * SCALE
+    return torch.matmul(scores_BH1S.softmax(-1).to(v_BHSV.dtype), v_BHSV)
 
 
 def latent_decode(q_BHK: Tensor, kv_BSK: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,23 +35,40 @@ class Measurement:
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 7) -> float:
-    """Median time of `run` between two CUDA events, after two warm-up calls."""
+    """Median time of `run` between two CUDA events, after two warm-up calls. The host launches ahead, as it does in a training step."""
     for _ in range(2):
         run()
-    times = []
+    pairs = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return float(statistics.median(times))
+        pairs.append((start, stop))
+    torch.cuda.synchronize()
+    return float(statistics.median(start.elapsed_time(stop) for start, stop in pairs))
+
+
+def in_turn(runs: dict[str, Callable[[], object]], repeats: int = 3) -> dict[str, float]:
+    """Median milliseconds of long runs that take turns: the card's clock falls under load, and so it falls for all of them."""
+    events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            run()
+            stop.record()
+            events[name].append((start, stop))
+    torch.cuda.synchronize()
+    # The first turn warms up.
+    return {
+        name: statistics.median(start.elapsed_time(stop) for start, stop in pairs[1:]) for name, pairs in events.items()
+    }
 
 
 def graph_milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
     """Median time of one replay of `run` captured as a CUDA graph."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()

@@ -1,10 +1,10 @@
 """Sparse attention backward (Triton): key gradients and attention mass from one pass over each row's tiles, then query gradients.
 
 The first kernel recomputes the probabilities with keys as rows (Pᵀ, dSᵀ), so that both are ready as left operands of dKV = dSᵀ·Q + Pᵀ·dO, and
-leaves dSᵀ in memory; the second multiplies it with the gathered keys. Every product of the backward is thus done once.
+leaves dS in memory; the second multiplies it with the gathered keys. Every product of the backward is thus done once.
 
-Key gradients of one key come from many rows. `deterministic=False` adds them with float32 atomics, whose order changes from run to run;
-`deterministic=True` writes each (row, key) pair's gradient, in the keys' own type, and adds those of a key in row order.
+Key gradients of one key come from many rows: each (row, key) pair's gradient is written, in the keys' own type, and those of a key are added in row
+order. That is deterministic, and faster than float32 atomics, which move twice the bytes.
 
 Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys, P pairs of a row chunk.
 """
@@ -28,13 +28,7 @@ from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 PAIR_BYTES = 1 << 32
-"""Memory for dS and, in the deterministic mode, the pair gradients of the rows that are worked on at once."""
-
-SUM_ROWS = 4
-"""Pairs of one key that are read at once."""
-
-SUM_WARPS = 4
-"""Warps that add one key's pairs."""
+"""Memory for P, dS and the pair gradients of the rows that are worked on at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +44,7 @@ class Tiles:
     num_stages: int = 1
     """Key tiles in flight."""
     hopper: bool = False
-    """Run the kernel written for Hopper at the published widths; it has its own tiles of 64 heads and 64 keys."""
+    """Run the kernels written for Hopper at the published widths, which have tiles of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +60,11 @@ class AttentionGradients:
 
 
 @triton.jit
-def _emit_pairs(
-    target, rows, slots, live, values, first, WIDTH: tl.constexpr, STOP: tl.constexpr, ATOMIC: tl.constexpr
-):
-    """Add to the keys' rows, or store as the pairs' rows, channels first … of a tile's key gradients."""
+def _emit_pairs(target, pairs, live, values, first, WIDTH: tl.constexpr, STOP: tl.constexpr):
+    """Store channels first … of a tile's key gradients as the pairs' rows."""
     channel = first + tl.arange(0, WIDTH)
     keep = live[:, None] & (channel < STOP)[None, :]
-    if ATOMIC:
-        tl.atomic_add(target + rows[:, None] * STOP + channel[None, :], values, mask=keep, sem="relaxed")
-    else:
-        tl.store(target + slots[:, None] * STOP + channel[None, :], values.to(target.dtype.element_ty), mask=keep)
+    tl.store(target + pairs[:, None] * STOP + channel[None, :], values.to(target.dtype.element_ty), mask=keep)
 
 
 @triton.jit
@@ -91,8 +80,6 @@ def _backward_keys(
     mass,
     target,
     scale,
-    first_row,
-    num_rows,
     num_heads,
     num_selected,
     KEY_WIDTH: tl.constexpr,
@@ -101,11 +88,10 @@ def _backward_keys(
     REST: tl.constexpr,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
-    ATOMIC: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
     zero = tl.full((), 0, tl.int64)
-    row = zero + first_row + tl.program_id(1)
+    row = zero + tl.program_id(1)
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
     live_head = head < num_heads
     q_rows = row * num_heads + head
@@ -120,8 +106,8 @@ def _backward_keys(
     delta_H = tl.load(delta + q_rows, mask=live_head, other=0.0)
     count = tl.load(counts + row)
     rows_of = indices + row * num_selected
-    # Where this (head block, row) writes its mass and, in deterministic mode, its pairs.
-    block = (zero + tl.program_id(0)) * num_rows + tl.program_id(1)
+    # Where this (head block, row) writes its mass and its pairs.
+    block = (zero + tl.program_id(0)) * tl.num_programs(1) + row
     for first in range(0, count, KEYS):
         slots = first + tl.arange(0, KEYS)
         live = slots < count
@@ -139,18 +125,18 @@ def _backward_keys(
         probs = tl.where(live[:, None], tl.exp2(scores * (scale * LOG2_E) - lse_H[None, :]), 0.0)
         grads = probs * (grad_probs - delta_H[None, :]) * scale
         tl.store(mass + block * num_selected + slots, tl.sum(probs, 1), mask=live)
-        place = (row * num_selected + slots)[:, None] * num_heads + head[None, :]
+        place = (row * num_heads + head)[None, :] * num_selected + slots[:, None]
         keep = live[:, None] & live_head[None, :]
         tl.store(grad_scores + place, grads.to(grad_scores.dtype.element_ty), mask=keep)
         pairs = block * num_selected + slots
         p, ds = probs.to(OPERAND), grads.to(OPERAND)
         grad_main = tl.dot(p, o_main, tl.dot(ds, q_main, input_precision="ieee"), input_precision="ieee")
-        _emit_pairs(target, key_rows, pairs, live, grad_main, 0, MAIN, KEY_WIDTH, ATOMIC)
+        _emit_pairs(target, pairs, live, grad_main, 0, MAIN, KEY_WIDTH)
         if REST:
             grad_rest = tl.dot(ds, q_rest, input_precision="ieee")
             if VALUE_WIDTH > MAIN:
                 grad_rest = tl.dot(p, o_rest, grad_rest, input_precision="ieee")
-            _emit_pairs(target, key_rows, pairs, live, grad_rest, MAIN, REST, KEY_WIDTH, ATOMIC)
+            _emit_pairs(target, pairs, live, grad_rest, MAIN, REST, KEY_WIDTH)
 
 
 @triton.jit
@@ -186,10 +172,10 @@ def _backward_queries(
         k = load_rows(
             kv, key_rows.to(tl.int64), first_channel, KEY_WIDTH, KEY_WIDTH, live, COLUMNS, KEY_WIDTH % COLUMNS == 0
         )
-        place = (row * num_selected + slots)[:, None] * num_heads + head[None, :]
-        ds = tl.load(grad_scores + place, mask=live[:, None] & live_head[None, :], other=0.0)
+        place = (row * num_heads + head)[:, None] * num_selected + slots[None, :]
+        ds = tl.load(grad_scores + place, mask=live_head[:, None] & live[None, :], other=0.0)
         key_rows = tl.load(rows_of + slots + KEYS, mask=slots + KEYS < count, other=0)
-        accumulator = tl.dot(tl.trans(ds.to(OPERAND)), k.to(OPERAND), accumulator, input_precision="ieee")
+        accumulator = tl.dot(ds.to(OPERAND), k.to(OPERAND), accumulator, input_precision="ieee")
     channel = first_channel + tl.arange(0, COLUMNS)
     place = (row * num_heads + head)[:, None] * KEY_WIDTH + channel[None, :]
     keep = live_head[:, None] & (channel < KEY_WIDTH)[None, :]
@@ -197,29 +183,55 @@ def _backward_queries(
 
 
 @triton.jit
-def _ordered_sums(pairs, order, bounds, sums, width, WIDTH: tl.constexpr, ROWS: tl.constexpr, RENAMED: tl.constexpr):
-    """Add, for one key, the pair gradients in the given order to its sum; RENAMED as the Hopper kernel writes them."""
+def _home(channel, RENAMED: tl.constexpr):
+    """Where the channel that stands at a place of a pair belongs; RENAMED as the Hopper kernels write them."""
+    if RENAMED:
+        return channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
+    return channel
+
+
+@triton.jit
+def _ordered_sums(
+    pairs,
+    order,
+    bounds,
+    sums,
+    width,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    RENAMED: tl.constexpr,
+):
+    """Add, for one key, the pair gradients in the given order to its sum, two in flight."""
     zero = tl.full((), 0, tl.int64)
     key = zero + tl.program_id(0)
-    channel = tl.arange(0, WIDTH)
+    channel = tl.arange(0, MAIN)
+    live = channel < width
     start = tl.load(bounds + key)
     stop = tl.load(bounds + key + 1)
-    # Where the channel that stands at each place belongs.
-    home = channel
-    if RENAMED:
-        home = channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
     if start < stop:
-        total = tl.load(sums + key * width + home, mask=channel < width, other=0.0)
-        for first in range(start, stop, ROWS):
-            place = first + tl.arange(0, ROWS)
-            pair = tl.load(order + place, mask=place < stop, other=0)
-            values = tl.load(
-                pairs + pair[:, None] * width + channel[None, :],
-                mask=(place < stop)[:, None] & (channel < width)[None, :],
-                other=0.0,
-            )
-            total += tl.sum(values.to(tl.float32), 0)
-        tl.store(sums + key * width + home, total, mask=channel < width)
+        home = sums + key * width + _home(channel, RENAMED)
+        total = tl.load(home, mask=live, other=0.0)
+        if REST:
+            rest = MAIN + tl.arange(0, REST)
+            rest_live = rest < width
+            rest_home = sums + key * width + _home(rest, RENAMED)
+            rest_total = tl.load(rest_home, mask=rest_live, other=0.0)
+        for place in range(start, stop, 2):
+            # The last of an odd number is read twice and counts once.
+            following = zero + place + 1
+            share = tl.where(following < stop, 1.0, 0.0)
+            one = pairs + tl.load(order + place) * width
+            two = pairs + tl.load(order + tl.minimum(following, stop - 1)) * width
+            first = tl.load(one + channel, mask=live, other=0.0)
+            second = tl.load(two + channel, mask=live, other=0.0)
+            if REST:
+                rest_first = tl.load(one + rest, mask=rest_live, other=0.0)
+                rest_second = tl.load(two + rest, mask=rest_live, other=0.0)
+                rest_total = rest_total + rest_first.to(tl.float32) + rest_second.to(tl.float32) * share
+            total = total + first.to(tl.float32) + second.to(tl.float32) * share
+        tl.store(home, total, mask=live)
+        if REST:
+            tl.store(rest_home, rest_total, mask=rest_live)
 
 
 @triton.jit
@@ -247,10 +259,8 @@ class SavedRows:
     scale: float
 
 
-def attend_backward(
-    saved: SavedRows, grad_out_NHV: Tensor, *, deterministic: bool = True, tiles: Tiles | None = None
-) -> AttentionGradients:
-    """Gradients of `attend` for the upstream gradient `grad_out_NHV`; equal calls give equal bits if `deterministic`."""
+def attend_backward(saved: SavedRows, grad_out_NHV: Tensor, *, tiles: Tiles | None = None) -> AttentionGradients:
+    """Gradients of `attend` for the upstream gradient `grad_out_NHV`; equal calls give equal bits."""
     q_NHK, kv_SK = saved.q_NHK, saved.kv_SK
     num_rows = q_NHK.shape[0]
     tiles = tiles or default_tiles(q_NHK, grad_out_NHV.shape[2])
@@ -262,7 +272,7 @@ def attend_backward(
             q_NHK=grad_q_NHK.zero_(), kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=sums_SK.new_zeros(num_rows, num_selected)
         )
     masses = []
-    for rows in row_launches(num_rows, _rows_at_once(saved, deterministic, tiles)):
+    for rows in row_launches(num_rows, _rows_at_once(saved, tiles)):
         part = replace(
             saved,
             q_NHK=q_NHK[rows],
@@ -271,20 +281,21 @@ def attend_backward(
             out_NHV=saved.out_NHV[rows],
             lse_NH=saved.lse_NH[rows],
         )
-        masses.append(_backward_rows(part, grad_out_NHV[rows], grad_q_NHK[rows], sums_SK, deterministic, tiles))
+        masses.append(_backward_rows(part, grad_out_NHV[rows], grad_q_NHK[rows], sums_SK, tiles))
     return AttentionGradients(q_NHK=grad_q_NHK, kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=torch.cat(masses))
 
 
-def _rows_at_once(saved: SavedRows, deterministic: bool, tiles: Tiles) -> int:
-    """Rows whose dS and pair gradients fit into PAIR_BYTES, a multiple of 16 so that no row of a later piece is less aligned."""
-    num_heads, key_width = saved.q_NHK.shape[1:]
-    numbers = num_heads + (num_blocks(num_heads, tiles) * key_width if deterministic else 0)
-    rows = max(1, PAIR_BYTES // (numbers * saved.indices_NC.shape[1] * saved.kv_SK.element_size()))
-    return rows if rows < 16 else rows // 16 * 16
+def _rows_at_once(saved: SavedRows, tiles: Tiles) -> int:
+    """Rows of equal pieces whose P, dS and pairs fit into PAIR_BYTES, a multiple of 16 so that every piece is aligned like the first."""
+    num_rows, num_heads, key_width = saved.q_NHK.shape
+    numbers = num_heads * (2 if tiles.hopper else 1) + num_blocks(num_heads, tiles) * key_width
+    most = max(1, PAIR_BYTES // (numbers * saved.indices_NC.shape[1] * saved.kv_SK.element_size()))
+    rows = triton.cdiv(num_rows, triton.cdiv(num_rows, most))
+    return rows if rows < 16 else min(triton.cdiv(rows, 16), max(1, most // 16)) * 16
 
 
 def num_blocks(num_heads: int, tiles: Tiles) -> int:
-    """Blocks of heads, each a program of its own."""
+    """Blocks of heads, each with pairs of its own."""
     return triton.cdiv(num_heads, _block_heads(num_heads, tiles))
 
 
@@ -303,61 +314,57 @@ def row_deltas(out_NHV: Tensor, grad_out_NHV: Tensor) -> Tensor:
     return delta_NH
 
 
-def _backward_rows(
-    saved: SavedRows,
-    grad_out_NHV: Tensor,
-    grad_q_NHK: Tensor,
-    sums_SK: Tensor,
-    deterministic: bool,
-    tiles: Tiles,
-) -> Tensor:
-    """Run both kernels over some rows: write `grad_q_NHK`, add the key gradients to `sums_SK`, return the mass."""
+def _backward_rows(saved: SavedRows, grad_out_NHV: Tensor, grad_q_NHK: Tensor, sums_SK: Tensor, tiles: Tiles) -> Tensor:
+    """Write `grad_q_NHK` of some rows, add their key gradients to `sums_SK`, return the mass."""
+    delta_NH = row_deltas(saved.out_NHV, grad_out_NHV)
+    rows = (saved.q_NHK, saved.kv_SK, saved.indices_NC, saved.count_N, saved.lse_NH, saved.scale)
+    if tiles.hopper:
+        backward_rows = hopper_kernels("attention_hopper_backward").backward_rows
+        pairs_PK, mass_NC = backward_rows(*rows, grad_out_NHV, delta_NH, grad_q_NHK)
+    else:
+        pairs_PK, mass_NC = _backward_by_tiles(saved, grad_out_NHV, delta_NH, grad_q_NHK, tiles)
+    blocks = pairs_PK.shape[0] // saved.indices_NC.numel()
+    add_pairs_in_order(pairs_PK, saved.indices_NC, saved.count_N, blocks, sums_SK, tiles.hopper)
+    return mass_NC
+
+
+def _backward_by_tiles(
+    saved: SavedRows, grad_out_NHV: Tensor, delta_NH: Tensor, grad_q_NHK: Tensor, tiles: Tiles
+) -> tuple[Tensor, Tensor]:
+    """(pairs [blocks · N · C, K], mass_NC) by the portable kernels."""
     num_rows, num_heads, key_width = saved.q_NHK.shape
     num_selected = saved.indices_NC.shape[1]
     blocks = num_blocks(num_heads, tiles)
-    mass = torch.zeros(blocks, num_rows, num_selected, dtype=torch.float32, device=sums_SK.device)
-    grad_scores = torch.empty(num_rows, num_selected, num_heads, dtype=saved.q_NHK.dtype, device=sums_SK.device)
-    target = sums_SK
-    if deterministic:
-        target = torch.empty(mass.numel(), key_width, dtype=saved.kv_SK.dtype, device=sums_SK.device)
+    mass = torch.zeros(blocks, num_rows, num_selected, dtype=torch.float32, device=grad_q_NHK.device)
+    grad_scores = torch.empty(num_rows, num_heads, num_selected, dtype=saved.q_NHK.dtype, device=grad_q_NHK.device)
+    pairs_PK = torch.empty(mass.numel(), key_width, dtype=saved.kv_SK.dtype, device=grad_q_NHK.device)
     main, rest = split_width(key_width)
-    arguments = (
+    _backward_keys[(blocks, num_rows)](
         saved.q_NHK,
         saved.kv_SK,
         grad_out_NHV,
         saved.indices_NC,
         saved.count_N,
         saved.lse_NH,
-        row_deltas(saved.out_NHV, grad_out_NHV),
+        delta_NH,
         grad_scores,
         mass,
-        target,
+        pairs_PK,
         saved.scale,
-        0,
-        num_rows,
         num_heads,
         num_selected,
+        KEY_WIDTH=key_width,
+        VALUE_WIDTH=grad_out_NHV.shape[2],
+        MAIN=main,
+        REST=rest,
+        HEADS=_block_heads(num_heads, tiles),
+        KEYS=tiles.keys,
+        OPERAND=operand_type(saved.q_NHK.dtype),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
-    if tiles.hopper:
-        hopper_kernels("attention_hopper_backward").backward_keys(arguments, (blocks, num_rows), not deterministic)
-    else:
-        _backward_keys[(blocks, num_rows)](
-            *arguments,
-            KEY_WIDTH=key_width,
-            VALUE_WIDTH=grad_out_NHV.shape[2],
-            MAIN=main,
-            REST=rest,
-            HEADS=_block_heads(num_heads, tiles),
-            KEYS=tiles.keys,
-            ATOMIC=not deterministic,
-            OPERAND=operand_type(saved.q_NHK.dtype),
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-        )
-    if deterministic:
-        add_pairs_in_order(target, saved.indices_NC, saved.count_N, blocks, sums_SK, tiles.hopper)
     _query_gradients(saved, grad_scores, grad_q_NHK)
-    return mass.sum(0)
+    return pairs_PK, mass.sum(0)
 
 
 def add_pairs_in_order(
@@ -366,21 +373,23 @@ def add_pairs_in_order(
     """Add the pair gradients [blocks · N · C, K] of each key to its row of `sums_SK`, by block and then by row."""
     num_keys, width = sums_SK.shape
     valid_NC = torch.arange(indices_NC.shape[1], device=count_N.device) < count_N[:, None]
-    keys_NC = indices_NC.masked_fill(~valid_NC, num_keys)
-    keys_P = keys_NC.flatten().repeat(blocks)
-    sorted_P = keys_P.sort(stable=True)
-    every = torch.arange(num_keys + 1, dtype=keys_P.dtype, device=keys_P.device)
+    # A radix sort passes over every byte of its keys.
+    short = torch.int16 if num_keys < 1 << 15 else torch.int32
+    keys_NC = indices_NC.masked_fill(~valid_NC, num_keys).to(short)
+    sorted_P = keys_NC.flatten().repeat(blocks).sort(stable=True)
+    every = torch.arange(num_keys + 1, dtype=short, device=keys_NC.device)
     bounds = torch.searchsorted(sorted_P.values, every)
+    main, rest = split_width(width)
     _ordered_sums[(num_keys,)](
         pairs_PK,
         sorted_P.indices,
         bounds,
         sums_SK,
         width,
-        WIDTH=triton.next_power_of_2(width),
-        ROWS=SUM_ROWS,
+        MAIN=main,
+        REST=rest,
         RENAMED=renamed,
-        num_warps=SUM_WARPS,
+        num_warps=1,
     )
 
 
@@ -419,7 +428,7 @@ def default_tiles(q_NHK: Tensor, value_width: int) -> Tiles:
     if interpreting() or q_NHK.dtype == torch.float32:
         return Tiles(heads=16, keys=16)
     if fits_hopper(q_NHK, value_width):
-        return Tiles(hopper=True)
+        return Tiles(heads=128, hopper=True)
     if q_NHK.shape[2] <= 256:
         return Tiles(num_warps=4)
     return Tiles(heads=32, keys=32, num_stages=2)

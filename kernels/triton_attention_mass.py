@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, Tiles, default_tiles, load_rows, row_launches, split_width
+from samepath.kernels.triton_attention_forward import (
+    LOG2_E,
+    Tiles,
+    default_tiles,
+    fits_hopper,
+    hopper_kernels,
+    load_rows,
+    row_launches,
+    split_width,
+)
 from samepath.kernels.triton_product import operand_type
 
 
@@ -81,6 +90,11 @@ def attention_mass(
                 for part in launches
             ]
         )
+    if tiles is None and num_rows and fits_hopper(q_NHK, 512):
+        result: Tensor = hopper_kernels("attention_hopper_scores").attention_mass(
+            q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale
+        )
+        return result
     tiles = tiles or default_tiles(q_NHK)
     heads = max(16, min(tiles.heads, triton.next_power_of_2(num_heads)))
     blocks = triton.cdiv(num_heads, heads)

@@ -6,6 +6,7 @@ over heads stay in registers. A logit depends on its own row and key alone, what
 Axes: B sequences of a window, T query rows of each, S keys of each, I indexer heads, K index head width, N rows.
 """
 
+import importlib
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from samepath.kernels.triton_product import operand_type
 
 QUERIES_A_PROGRAM = 64
 """Query rows that one program runs over its tile of keys."""
+
+HOPPER_ROWS = 16
+"""Query rows of a sequence from which on the kernel written for Hopper is the faster one."""
 
 FP8_MAX = 448.0
 """Largest finite e4m3 value."""
@@ -123,6 +127,13 @@ def index_logits(
     """
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     num_keys = k_BSK.shape[1]
+    if tiles is None and fits_hopper(q_BTIK, product_type):
+        # Gluon has no interpreter, and older Triton no Gluon.
+        hopper = importlib.import_module("samepath.kernels.triton_index_logits_hopper")
+        result: Tensor = hopper.index_logits(
+            q_BTIK.contiguous(), k_BSK.contiguous(), weights_BTI.float().contiguous(), bounds_BT, key_scales_BS
+        )
+        return result
     small = interpreting()
     tiles = tiles or (Tiles(keys=16, columns=16) if small else Tiles())
     heads = triton.next_power_of_2(num_heads)
@@ -159,6 +170,18 @@ def index_logits(
         num_stages=tiles.num_stages,
     )
     return logits_BTS
+
+
+def fits_hopper(q_BTIK: Tensor, product_type: torch.dtype | None) -> bool:
+    """Whether the kernel written for Hopper serves this call: 64 heads × 128 in bfloat16 or FP8, compute capability 9, several rows a sequence.
+
+    Which one runs changes no bit of a logit.
+    """
+    if interpreting() or q_BTIK.dtype not in (torch.bfloat16, torch.float8_e4m3fn) or q_BTIK.shape[2:] != (64, 128):
+        return False
+    if product_type not in (None, q_BTIK.dtype) or q_BTIK.shape[1] < HOPPER_ROWS:
+        return False
+    return torch.cuda.get_device_capability(q_BTIK.device)[0] == 9
 
 
 @triton.jit

@@ -20,7 +20,7 @@ class Window:
     keys_BS: Tensor
     """int64, row of the key store of each position; padding is 0. S is a multiple of 16."""
     longest: int
-    """Largest of `ends_BT`."""
+    """At least the largest of `ends_BT`: a bound that the host knows."""
     in_order: bool = False
     """One query a sequence, and `rows_BT` counts 0, 1, 2 …: a decoding batch."""
     hidden_BS: Tensor | None = None
@@ -35,7 +35,6 @@ class Window:
             rows_BT=self.rows_BT[start:stop],
             ends_BT=self.ends_BT[start:stop],
             keys_BS=self.keys_BS[start:stop],
-            longest=int(self.ends_BT[start:stop].max()),
             in_order=False,
             hidden_BS=None if self.hidden_BS is None else self.hidden_BS[start:stop],
         )
@@ -60,6 +59,13 @@ class AttentionPlan:
     """int64 [N] index into the concatenated windows' queries; padding rows point at an entry that sees no key."""
     division: "Division | None" = None
     """Which rows latent attention runs in expanded form; None: all rows in absorbed form."""
+
+    @property
+    def row_by_row(self) -> bool:
+        """True if batch row n is query n of the only window: its results need no other order."""
+        return (
+            len(self.windows) == 1 and self.windows[0].in_order and len(self.source_N) == len(self.windows[0].rows_BT)
+        )
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """The same on a device."""

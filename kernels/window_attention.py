@@ -26,7 +26,7 @@ def window_attend(
     scale: float,
     backend: Backend,
     with_mass: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """softmax(scale · q·k) · v over the selected keys of each query, with gradients for q, k and v.
 
     Args:
@@ -34,7 +34,7 @@ def window_attend(
         with_mass: return the head-summed probability of each selected key (needs positions), without gradient.
 
     Returns:
-        (out_BTHV, mass_BTC or [B, T, 0]). Queries of the padding give anything finite. Raises ValueError on shapes that do not fit.
+        (out_BTHV, mass_BTC if asked for). Queries of the padding give anything finite. Raises ValueError on shapes that do not fit.
     """
     if (
         q_BTHK.shape[:2] != window.rows_BT.shape
@@ -47,21 +47,55 @@ def window_attend(
         )
     if with_mass and positions_BTC is None:
         raise ValueError("window_attend gives the mass of selected keys: it needs their positions, got None")
-    no_mass = q_BTHK.new_empty(*q_BTHK.shape[:2], 0)
     every_key = positions_BTC is None or window.longest <= positions_BTC.shape[2]
-    if every_key and window.whole and not with_mass:
-        return _library_attend(q_BTHK, k_BSHK, v_BSHV, None, scale), no_mass
-    if backend == "triton":
-        kernels = triton_kernels("window_attention", q_BTHK, k_BSHK, v_BSHV, window.ends_BT)
-        masked_BTC = None if every_key else positions_BTC
-        out_BTHV, mass_BTS = kernels.window_attend(q_BTHK, k_BSHK, v_BSHV, window.ends_BT, masked_BTC, scale, with_mass)
-    else:
-        seen_BTS = seen_keys(window, None if every_key else positions_BTC, k_BSHK.shape[1])
-        out_BTHV = _library_attend(q_BTHK, k_BSHK, v_BSHV, seen_BTS, scale)
-        mass_BTS = _mass(q_BTHK, k_BSHK, seen_BTS, scale) if with_mass else no_mass
-    if not with_mass or positions_BTC is None:
-        return out_BTHV, no_mass
+    selected_BTC = None if every_key else positions_BTC
+    attend = _triton_attend if backend == "triton" else _torch_attend
+    out_BTHV, mass_BTS = attend(q_BTHK, k_BSHK, v_BSHV, window, selected_BTC, scale, with_mass)
+    if mass_BTS is None or positions_BTC is None:
+        return out_BTHV, None
     return out_BTHV, mass_BTS.gather(2, positions_BTC.clamp(min=0).long()) * (positions_BTC >= 0)
+
+
+def _torch_attend(
+    q_BTHK: Tensor,
+    k_BSHK: Tensor,
+    v_BSHV: Tensor,
+    window: Window,
+    selected_BTC: Tensor | None,
+    scale: float,
+    with_mass: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(out_BTHV, mass [B, T, S] if asked for), by the library."""
+    seen_BTS = seen_keys(window, selected_BTC, k_BSHK.shape[1])
+    causal = window.whole and selected_BTC is None
+    out_BTHV = _library_attend(q_BTHK, k_BSHK, v_BSHV, None if causal else seen_BTS, scale)
+    return out_BTHV, _mass(q_BTHK, k_BSHK, seen_BTS, scale) if with_mass else None
+
+
+def _triton_attend(
+    q_BTHK: Tensor,
+    k_BSHK: Tensor,
+    v_BSHV: Tensor,
+    window: Window,
+    selected_BTC: Tensor | None,
+    scale: float,
+    with_mass: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The same by the library where whole sequences see all their keys, else by the kernel that knows ends and masks."""
+    kernels = triton_kernels("window_attention", q_BTHK, k_BSHK, v_BSHV, window.ends_BT)
+    seen_BTS = None if selected_BTC is None else selected_keys(selected_BTC, k_BSHK.shape[1])
+    operands = (q_BTHK, k_BSHK, v_BSHV)
+    if not window.whole or seen_BTS is not None:
+        out_BTHV, lse_BHT = kernels.window_attend(*operands, window.ends_BT, seen_BTS, scale)
+    else:
+        out_BTHV = _library_attend(*operands, None, scale)
+        if with_mass:
+            # The library keeps its LSE to itself.
+            detached = (operand.detach() for operand in operands)
+            _, lse_BHT = kernels.window_attend(*detached, window.ends_BT, None, scale)
+    if not with_mass:
+        return out_BTHV, None
+    return out_BTHV, kernels.head_mass(q_BTHK, k_BSHK, window.ends_BT, seen_BTS, lse_BHT, scale)
 
 
 def seen_keys(window: Window, positions_BTC: Tensor | None, num_keys: int) -> Tensor:

@@ -15,7 +15,7 @@ from samepath.kernels.dense_indexer import Teacher, dense_indexer_loss
 from samepath.kernels.dense_rows import linear, rms_norm
 from samepath.kernels.head_product import head_product
 from samepath.kernels.index_logits import index_logits, indexer_loss, selected_index_logits
-from samepath.kernels.selection import select, select_all, selection_fingerprint
+from samepath.kernels.selection import key_rows, select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention import DenseWindows, attend
 from samepath.kernels.window import AttentionPlan, Division, Window
 from samepath.kernels.window_attention import window_attend
@@ -52,14 +52,17 @@ class Indexer(KernelModule):
         k_NJ = layer_norm(
             linear(x_ND, self.key, self.row_backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
         )
-        q_NIJ = torch.cat([rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None]), q_NIJ[..., rope:]], -1)
-        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ), k_NJ[:, rope:]], -1)
+        rotated_NIJ = rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None], self.backend)
+        q_NIJ = torch.cat([rotated_NIJ, q_NIJ[..., rope:]], -1)
+        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ, self.backend), k_NJ[:, rope:]], -1)
         return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.row_backend) * (heads**-0.5 * width**-0.5)
 
     @torch.no_grad()
     def select(self, rows: LatentRows, plan: AttentionPlan, num_selected: int) -> Selection:
         """Each row's selected keys."""
         parts = [self.select_window(rows, window, num_selected) for window in plan.windows]
+        if plan.row_by_row:
+            return parts[0]
         return merged_selection(parts, plan.source_N, num_selected)
 
     @torch.no_grad()
@@ -70,20 +73,17 @@ class Indexer(KernelModule):
         if window.longest <= num_selected:
             positions, count = select_all(torch.zeros_like(ends), ends, num_selected)
         else:
-            index, query_rows = rows.index, window.rows_BT
-            logits_BTS = index_logits(
-                index.q_NIJ[query_rows], index.keys_SJ[window.keys_BS], index.weights_NI[query_rows], self.backend
+            index, in_order = rows.index, window.in_order and len(rows.index.q_NIJ) == len(ends)
+            # A decoding batch's rows are its queries, in order.
+            q_BTIJ, weights_BTI = (
+                values[:, None] if in_order else values[window.rows_BT] for values in (index.q_NIJ, index.weights_NI)
             )
+            logits_BTS = index_logits(q_BTIJ, index.keys_SJ[window.keys_BS], weights_BTI, self.backend)
             positions, count = select(
                 logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend
             )
-        width = window.rows_BT.shape[1]
-        chosen = window.keys_BS.gather(1, positions.clamp(min=0).long().view(-1, width * num_selected))
-        return Selection(
-            rows_NC=chosen.view(-1, num_selected).to(torch.int32).masked_fill_(positions < 0, -1),
-            positions_NC=positions,
-            count_N=count,
-        )
+        rows_NC = key_rows(window.keys_BS, positions, self.backend)
+        return Selection(rows_NC=rows_NC, positions_NC=positions, count_N=count)
 
 
 class LatentAttention(KernelModule):
@@ -128,7 +128,7 @@ class LatentAttention(KernelModule):
             attended = self._divided(rows, plan.division, num_selected, trace)
         selection = attended.selection
         if selection is not None and trace.record_fingerprints:
-            fingerprint_N = selection_fingerprint(selection.positions_NC, selection.count_N)
+            fingerprint_N = selection_fingerprint(selection.positions_NC, selection.count_N, self.backend)
             trace.record_fingerprint(self.layer, fingerprint_N)
         if selection is not None and rows.index is not None and attended.mass_NC is not None:
             index = rows.index
@@ -152,7 +152,7 @@ class LatentAttention(KernelModule):
             linear(x_ND, self.key_down, self.row_backend), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
         latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.row_backend)
-        key_NK = torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ)], -1)
+        key_NK = torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ, self.backend)], -1)
         index = None
         if self.indexer is not None:
             q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, rope_N2Q)
@@ -160,7 +160,7 @@ class LatentAttention(KernelModule):
             index = IndexRows(q_NIJ=q_NIJ, keys_SJ=index_keys_SJ, weights_NI=weights_NI)
         return LatentRows(
             q_nope_NHE=q_nope,
-            q_rope_NHE=rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None]),
+            q_rope_NHE=rotate_interleaved(q_rope, cos_NQ[:, None], sin_NQ[:, None], self.backend),
             keys_SK=store.update(self.layer, key_NK[None])[0],
             index=index,
         )
@@ -192,6 +192,7 @@ class LatentAttention(KernelModule):
             backend=self.backend,
             dense=DenseWindows(plan=plan, positions_NC=selection.positions_NC),
             with_mass=with_mass,
+            batch_invariant=self.batch_invariant,
         )
         out_NHV = head_product(out_NHR, up_HRV, self.row_backend)
         return Attended(out_NHV=out_NHV, mass_NC=mass_NC if with_mass else None, selection=selection)
@@ -253,7 +254,7 @@ class LatentAttention(KernelModule):
             backend=self.backend,
             with_mass=with_mass,
         )
-        mass_NC = mass_BTC.flatten(0, 1) if with_mass else None
+        mass_NC = None if mass_BTC is None else mass_BTC.flatten(0, 1)
         return Attended(out_NHV=out_BTHV.flatten(0, 1), mass_NC=mass_NC, selection=selection)
 
     def _key_up(self) -> tuple[Tensor, Tensor]:

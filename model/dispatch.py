@@ -13,11 +13,11 @@ import torch
 from samepath.kernels.window import AttentionPlan, Division, Window
 
 EXPANDED_QUERIES = 128
-"""Fewest queries of a sequence for which its keys are expanded: 2·512·256 multiplications a key and head must be earned by queries that
-cost 2·(1088 − 320) less a key."""
+"""Fewest queries of a sequence for which its keys are expanded: what expanding a key costs (2·512·256 a head) is earned by about 90
+queries that multiply it with 768 channels less each."""
 
-EXPANDED_KEYS = 4
-"""Longest window in expanded form, in multiples of `index_topk`."""
+EXPANDED_KEYS = 2
+"""Longest window in expanded form, in multiples of `index_topk`. PENDING"""
 
 
 def divide(plan: AttentionPlan, num_selected: int) -> AttentionPlan:
@@ -27,7 +27,7 @@ def divide(plan: AttentionPlan, num_selected: int) -> AttentionPlan:
     if not any(chosen):
         return plan
     sizes = [window.rows_BT.numel() for window in windows]
-    places = torch.arange(sum(sizes)).split(sizes)
+    places = torch.split(torch.arange(sum(sizes)), sizes)
     expanded = [place for place, choice in zip(places, chosen) if choice]
     # Where the batch's rows stood in the whole plan, and whether that is an absorbed window: padding stands behind all.
     is_absorbed_P = torch.zeros(sum(sizes) + 1, dtype=torch.bool)

@@ -9,10 +9,15 @@ class KernelModule(nn.Module):
     """Part of a network of this package."""
 
     backend: Backend
-    """Kernels of the operations that mix rows."""
-    row_backend: Backend
-    """Kernels of linear maps, norms and products of each head: `backend`, or the library's (`torch`) where a row's bits may depend on its batch."""
+    """Kernels."""
+    batch_invariant: bool
+    """Whether a row's bits must be the same in every batch."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
-        self.backend = self.row_backend = backend
+        self.backend, self.batch_invariant = backend, True
+
+    @property
+    def row_backend(self) -> Backend:
+        """Kernels of linear maps, norms and products of each head: the library's, which are faster, where rows may depend on their batch."""
+        return self.backend if self.batch_invariant else "torch"

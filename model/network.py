@@ -133,7 +133,7 @@ class CausalLM(Policy):
         self.batch_invariant = False
         for module in self.modules():
             if isinstance(module, KernelModule):
-                module.row_backend = "torch"
+                module.batch_invariant = False
 
     def initialise(self, seed: int) -> None:
         """Fill all matrices from N(0, initializer_range²) with an own generator; norms are one, biases zero."""

@@ -96,20 +96,26 @@ def _window(bucket: list[Span]) -> Window:
     return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest, whole=whole)
 
 
-def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int) -> AttentionPlan:
-    """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding."""
+def plan_decode(
+    ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int, longest: int | None = None
+) -> AttentionPlan:
+    """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding.
+
+    With `longest`, a bound of `ends_B`, no number is read from the tensors, so the plan is made on their device without a wait.
+    """
     num_sequences, num_keys = keys_BS.shape
+    device = keys_BS.device
     window = Window(
-        rows_BT=torch.arange(num_sequences)[:, None],
+        rows_BT=torch.arange(num_sequences, device=device)[:, None],
         ends_BT=ends_B[:, None],
         keys_BS=keys_BS,
-        longest=int(ends_B.max()),
+        longest=int(ends_B.max()) if longest is None else longest,
         in_order=True,
-        hidden_BS=torch.arange(num_keys) >= ends_B[:, None],
+        hidden_BS=torch.arange(num_keys, device=device) >= ends_B[:, None],
     )
     step = max(1, _most_pairs(num_index_heads) // num_keys)
     windows = [window.part(start, start + step) for start in range(0, num_sequences, step)]
-    source_N = torch.arange(num_rows).clamp_(max=num_sequences)
+    source_N = torch.arange(num_rows, device=device).clamp_(max=num_sequences)
     return AttentionPlan(windows=(window,) if len(windows) == 1 else tuple(windows), source_N=source_N)
 
 

@@ -118,10 +118,12 @@ class Recipe(BaseModel):
                 evaluation=evaluation,
             )
         )
-        if isinstance(self.engine, BuiltinSettings) and self.rl.group_size > self.engine.max_sequences:
-            problems.append(
-                f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
-            )
+        if isinstance(self.engine, BuiltinSettings):
+            if self.rl.group_size > self.engine.max_sequences:
+                problems.append(
+                    f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
+                )
+            problems += filter(None, [self.engine.graph_problem(self.model.device, self.model.backend)])
         if isinstance(self.model, NewModel):
             shape = self.model.shape
             if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:

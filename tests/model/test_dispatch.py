@@ -22,8 +22,9 @@ TOPK = 8
 
 @pytest.fixture(autouse=True)
 def _short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows as small as the tests' are worth expanding."""
+    """Windows as small as the tests' are worth expanding, up to four times as many keys as are selected."""
     monkeypatch.setattr(dispatch, "EXPANDED_QUERIES", 2)
+    monkeypatch.setattr(dispatch, "EXPANDED_KEYS", 4)
 
 
 def free(model: CausalLM) -> CausalLM:

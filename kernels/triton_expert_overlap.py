@@ -1,0 +1,478 @@
+"""Products of grouped rows with the matrix of their own expert for Hopper (Gluon): persistent, by warps with roles, operands by tensor maps.
+
+One warp hands out the work and fetches operands; each of two warpgroups, the consumers, multiplies 64 rows by 256 columns. A tile has one or two
+blocks of 64 rows, so an expert's last rows cost a block, not a tile. A block's products are the same instructions in the same order wherever it
+stands. Roles hand over through barriers: `full` and `empty` of the stages, `told` and `heard` of the work.
+
+Axes: D width, E experts, F expert width, R padded rows.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from samepath.kernels.triton_expert_rows import Layout
+from samepath.kernels.triton_gluon import block_barrier, tile_from_shared, tile_to_shared, view_shared
+
+CONSUMERS = gl.constexpr(2)
+"""Warpgroups that multiply: the blocks of a whole tile."""
+BLOCK = gl.constexpr(64)
+"""Rows of a block: the height of the instruction."""
+COLUMNS = gl.constexpr(256)
+"""Columns of a tile: the width of the instruction."""
+HALF = gl.constexpr(128)
+INNER = gl.constexpr(64)
+"""Inner width of a stage."""
+SLOTS = gl.constexpr(2)
+"""Tiles of which the consumers may be told ahead."""
+GATED, TRANSPOSED, PLAIN, OUTER = (gl.constexpr(mode) for mode in range(4))
+"""SwiGLU of left · [gate; up]ᵀ; left · rightᵀ; left · right; leftᵀ · right over the rows of each expert."""
+SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+OUTSIDE = gl.constexpr(1 << 30)
+LINE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def _say(work, place, value):
+    """Write a number for the consumers."""
+    work.index(place).store(gl.full([1], value, gl.int32, gl.BlockedLayout([1], [32], [1], [0])))
+
+
+@gluon.jit
+def _hear(work, place):
+    """Read a number of the producer's."""
+    return gl.max(work.index(place).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+
+
+@gluon.jit
+def _row_tile(item, columns, expert_of_tile, first_tile, first_block):
+    """(expert, first block, blocks, column tile) of an item: the tiles of an expert's rows take a column tile one after another."""
+    expert = gl.load(expert_of_tile + item // columns)
+    first = gl.load(first_tile + expert)
+    tiles = gl.load(first_tile + expert + 1) - first
+    block = gl.load(first_block + expert)
+    blocks = gl.load(first_block + expert + 1) - block
+    local = item - first * columns
+    tile = local % tiles
+    return expert, block + tile * CONSUMERS, gl.minimum(blocks - tile * CONSUMERS, CONSUMERS), local // tiles
+
+
+@gluon.jit
+def _outer_tile(item, columns, height, first_block):
+    """(expert, first row of blocks, the same, blocks, column tile) of an item of outer products, and where its sum over rows starts and stops."""
+    tall = gl.cdiv(gl.cdiv(height, BLOCK), CONSUMERS)
+    expert = item // (tall * columns)
+    local = item % (tall * columns)
+    block = local % tall * CONSUMERS
+    start = gl.load(first_block + expert)
+    steps = gl.load(first_block + expert + 1) - start
+    return expert, block, gl.minimum(gl.cdiv(height, BLOCK) - block, CONSUMERS), local // tall, start, steps
+
+
+@gluon.jit
+def _fetch(left, right, a_shared, b_shared, bar, stage, at, sizes, MODE: gl.constexpr):
+    """Start the copies of one step's operands."""
+    expert, block, count, column, start, steps, k = at
+    _height, width, inner = sizes
+    B_BYTES: gl.constexpr = COLUMNS * INNER * 2
+    A_BYTES: gl.constexpr = BLOCK * INNER * 2
+    for i in gl.static_range(1, CONSUMERS + 1):
+        mbarrier.expect(bar, B_BYTES + i * A_BYTES, pred=count == i)
+    for i in gl.static_range(CONSUMERS):
+        if MODE == OUTER:
+            # Beyond an expert's rows: outside the matrix, which reads as 0.
+            place = [gl.where(k < steps, (start + k) * BLOCK, OUTSIDE), (block + i) * BLOCK]
+        else:
+            place = [(block + i) * BLOCK, k * INNER]
+        tile_to_shared(left, place, bar, a_shared.index(stage * CONSUMERS + i), pred=i < count)
+    if MODE == GATED:
+        for quarter in gl.static_range(4):
+            row = expert * 2 * width + column * HALF + quarter % 2 * width + quarter // 2 * BLOCK
+            tile_to_shared(right, [row, k * INNER], bar, b_shared.index(stage * 4 + quarter))
+    else:
+        if MODE == TRANSPOSED:
+            place = [expert * width + column * COLUMNS, k * INNER]
+        elif MODE == PLAIN:
+            place = [expert * inner + k * INNER, column * COLUMNS]
+        else:
+            place = [(start + k) * BLOCK, column * COLUMNS]
+        tile_to_shared(right, place, bar, b_shared.index(stage))
+
+
+@gluon.jit
+def _produce(
+    left,
+    right,
+    places,
+    sizes,
+    num_experts,
+    counter,
+    a_shared,
+    b_shared,
+    work,
+    barriers,
+    MODE: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Role of one warp: take the next tile, tell the consumers, fetch its operands stage after stage."""
+    expert_of_tile, first_tile, first_block = places
+    height, width, inner = sizes
+    full, empty, told, heard = barriers
+    if MODE == GATED:
+        columns = gl.cdiv(width, HALF)
+    else:
+        columns = gl.cdiv(width, COLUMNS)
+    if MODE == OUTER:
+        total = num_experts * gl.cdiv(gl.cdiv(height, BLOCK), CONSUMERS) * columns
+    else:
+        total = gl.load(first_tile + num_experts) * columns
+    item = gl.program_id(0)
+    step = 0
+    turn = 0
+    while item < total:
+        if MODE == OUTER:
+            expert, block, count, column, start, steps = _outer_tile(item, columns, height, first_block)
+            out_row = expert * height + block * BLOCK
+        else:
+            expert, block, count, column = _row_tile(item, columns, expert_of_tile, first_tile, first_block)
+            start = 0
+            steps = gl.maximum(gl.cdiv(inner, INNER), 2)
+            out_row = block * BLOCK
+        slot = turn % SLOTS
+        mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
+        _say(work, slot * 4, out_row)
+        _say(work, slot * 4 + 1, count)
+        _say(work, slot * 4 + 2, column)
+        _say(work, slot * 4 + 3, gl.maximum(steps, 2))
+        block_barrier()
+        mbarrier.arrive(told.index(slot), count=1)
+        turn += 1
+        for k in range(gl.maximum(steps, 2)):
+            stage = step % STAGES
+            mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            at = (expert, block, count, column, start, steps, k)
+            _fetch(left, right, a_shared, b_shared, full.index(stage), stage, at, sizes, MODE)
+            step += 1
+        if MODE == OUTER:
+            # Many small tiles of about one size, so the next one need not be asked for.
+            item += gl.num_programs(0)
+        else:
+            item = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+    slot = turn % SLOTS
+    mbarrier.wait(heard.index(slot), ((turn // SLOTS) & 1) ^ 1)
+    _say(work, slot * 4 + 1, 0)
+    block_barrier()
+    mbarrier.arrive(told.index(slot), count=1)
+    # The last program leaves the counters as it found them.
+    if gl.atomic_add(counter + 1, 1) == gl.num_programs(0) - 1:
+        gl.store(counter, 0)
+        gl.store(counter + 1, 0)
+
+
+FULL = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16]))
+PART = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16]))
+
+
+@gluon.jit
+def _halves(total, WIDTH: gl.constexpr):
+    one, two = gl.split(total.reshape([BLOCK, 2, WIDTH]).permute([0, 2, 1]))
+    return one, two
+
+
+@gluon.jit
+def _whole(left, right):
+    both = gl.join(left, right).permute([0, 2, 1]).reshape([BLOCK, COLUMNS])
+    return gl.convert_layout(both, FULL, assert_trivial=True)
+
+
+@gluon.jit
+def _rounded(values, MODE: gl.constexpr):
+    """What is stored of one half of a block's columns: hidden units and both products, or the two quarters and the first again."""
+    first, second = _halves(values, HALF // 2)
+    if MODE == GATED:
+        hidden = (first / (1.0 + gl.exp(-first)) * second).to(gl.bfloat16)
+        return hidden, first.to(gl.bfloat16), second.to(gl.bfloat16)
+    else:
+        return first.to(gl.bfloat16), second.to(gl.bfloat16), first.to(gl.bfloat16)
+
+
+@gluon.jit
+def _write(outputs, width, staging, values, row, column, SIDE: gl.constexpr, MODE: gl.constexpr, KEEP: gl.constexpr):
+    """Start the stores of one half of a block's columns."""
+    out, products = outputs
+    first, second, third = values
+    one = staging.index(0)
+    two = staging.index(1)
+    tma.store_wait(0)
+    block_barrier()
+    one.store(first)
+    if MODE != GATED or KEEP:
+        two.store(second)
+    hopper.fence_async_shared()
+    block_barrier()
+    if MODE == GATED:
+        place = column * HALF + SIDE * BLOCK
+        tile_from_shared(out, [row, place], one)
+        if KEEP:
+            tile_from_shared(products, [row, place], two)
+            tma.store_wait(0)
+            block_barrier()
+            one.store(third)
+            hopper.fence_async_shared()
+            block_barrier()
+            tile_from_shared(products, [row, width + place], one)
+    else:
+        place = column * COLUMNS + SIDE * HALF
+        tile_from_shared(out, [row, place], one)
+        tile_from_shared(out, [row, place + BLOCK], two)
+
+
+@gluon.jit
+def _multiply(total, a_shared, b_shared, a_place, b_place, ADD: gl.constexpr, MODE: gl.constexpr):
+    """Start adding one step's products to a sum."""
+    a = a_shared.index(a_place)
+    b = b_shared.index(b_place)
+    if MODE == OUTER:
+        a = a.permute((1, 0))
+    elif MODE != PLAIN:
+        b = b.permute((1, 0))
+    return hopper.warpgroup_mma(a, b, total, use_acc=ADD, is_async=True)
+
+
+@gluon.jit
+def _consume(
+    outputs,
+    width,
+    a_shared,
+    b_shared,
+    b_halves,
+    staging,
+    work,
+    barriers,
+    INDEX: gl.constexpr,
+    MODE: gl.constexpr,
+    KEEP: gl.constexpr,
+    START: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Role of a consumer: multiply and write one block of each tile.
+
+    A tile's left half is a few steps ahead of its right one at the start, and done earlier at the end, so that a half is always multiplied while the
+    other one is written.
+    """
+    full, empty, told, heard = barriers
+    zero_half = gl.zeros([BLOCK, HALF], gl.float32, PART)
+    kept = _rounded(zero_half, MODE)
+    kept_row = -BLOCK
+    kept_column = 0
+    step = 0
+    turn = 0
+    count = 1
+    while count > 0:
+        slot = turn % SLOTS
+        mbarrier.wait(told.index(slot), (turn // SLOTS) & 1)
+        out_row = _hear(work, slot * 4)
+        count = _hear(work, slot * 4 + 1)
+        column = _hear(work, slot * 4 + 2)
+        steps = _hear(work, slot * 4 + 3)
+        block_barrier()
+        mbarrier.arrive(heard.index(slot), count=1)
+        turn += 1
+        if count > INDEX:
+            row = out_row + INDEX * BLOCK
+            stage = step % STAGES
+            mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+            left = _multiply(zero_half, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2, False, MODE)
+            if START:
+                # Nothing is kept yet before the first tile; its row lies outside, so nothing is written.
+                _write(outputs, width, staging, kept, kept_row, kept_column, 1, MODE, KEEP)
+            right = _multiply(zero_half, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2 + 1, False, MODE)
+            left, right = hopper.warpgroup_mma_wait(0, deps=[left, right])
+            block_barrier()
+            mbarrier.arrive(empty.index(stage), count=1)
+            step += 1
+            for _k in range(steps - 2):
+                stage = step % STAGES
+                mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+                left = _multiply(left, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2, True, MODE)
+                right = _multiply(right, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2 + 1, True, MODE)
+                left, right = hopper.warpgroup_mma_wait(0, deps=[left, right])
+                block_barrier()
+                mbarrier.arrive(empty.index(stage), count=1)
+                step += 1
+            stage = step % STAGES
+            mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+            left = _multiply(left, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2, True, MODE)
+            right = _multiply(right, a_shared, b_halves, stage * CONSUMERS + INDEX, stage * 2 + 1, True, MODE)
+            left = hopper.warpgroup_mma_wait(1, deps=[left])
+            _write(outputs, width, staging, _rounded(left, MODE), row, column, 0, MODE, KEEP)
+            right = hopper.warpgroup_mma_wait(0, deps=[right])
+            block_barrier()
+            mbarrier.arrive(empty.index(stage), count=1)
+            step += 1
+            if START:
+                kept = _rounded(right, MODE)
+                kept_row = row
+                kept_column = column
+            else:
+                _write(outputs, width, staging, _rounded(right, MODE), row, column, 1, MODE, KEEP)
+        elif count > 0:
+            for k in range(steps):
+                stage = step % STAGES
+                mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+                block_barrier()
+                mbarrier.arrive(empty.index(stage), count=1)
+                step += 1
+    if START:
+        _write(outputs, width, staging, kept, kept_row, kept_column, 1, MODE, KEEP)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["num_experts"])
+def _products(
+    left,
+    right,
+    out,
+    products,
+    expert_of_tile,
+    first_tile,
+    first_block,
+    counter,
+    num_experts,
+    height,
+    width,
+    inner,
+    MODE: gl.constexpr,
+    KEEP: gl.constexpr,
+    START: gl.constexpr,
+    STAGES: gl.constexpr,
+    EARLY: gl.constexpr = False,
+    REGISTERS: gl.constexpr = 240,
+):
+    a_shared = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, BLOCK, INNER], SHARED)
+    if MODE == GATED:
+        # 64 gate rows, 64 up rows, and the same again: each half of the columns has both products of its units.
+        b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES * 4, BLOCK, INNER], SHARED)
+        b_shared = view_shared(b_fetched, gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
+        b_halves = view_shared(b_fetched, gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
+    elif MODE == TRANSPOSED:
+        b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
+        b_shared = b_fetched
+        b_halves = view_shared(b_fetched, gl.bfloat16, [STAGES * 2, HALF, INNER], SHARED)
+    else:
+        b_fetched = gl.allocate_shared_memory(gl.bfloat16, [STAGES, INNER, COLUMNS], SHARED)
+        b_shared = b_fetched
+        b_halves = view_shared(b_fetched, gl.bfloat16, [STAGES * 2, INNER, HALF], SHARED)
+    one = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK, BLOCK], SHARED)
+    two = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK, BLOCK], SHARED)
+    work = gl.allocate_shared_memory(gl.int32, [SLOTS * 4, 1], LINE)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    told = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    heard = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=CONSUMERS)
+    for slot in gl.static_range(SLOTS):
+        mbarrier.init(told.index(slot), count=1)
+        mbarrier.init(heard.index(slot), count=CONSUMERS)
+    hopper.fence_async_shared()
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    bars = (full, empty, told, heard)
+    places = (expert_of_tile, first_tile, first_block)
+    sizes = (height, width, inner)
+    outputs = (out, products)
+    gl.warp_specialize(
+        [
+            (_consume, (outputs, width, a_shared, b_shared, b_halves, one, work, bars, 0, MODE, KEEP, START, STAGES)),
+            (_consume, (outputs, width, a_shared, b_shared, b_halves, two, work, bars, 1, MODE, KEEP, START, STAGES)),
+            (
+                _produce,
+                (left, right, places, sizes, num_experts, counter, a_shared, b_fetched, work, bars, MODE, STAGES),
+            ),
+        ],
+        [4, 1],
+        [REGISTERS, 24],
+    )
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _map(tensor: Tensor, box: list[int]) -> TensorDescriptor:
+    """Tensor map of a matrix, or of stacked ones, in boxes."""
+    width = tensor.shape[-1]
+    return TensorDescriptor(tensor, [tensor.numel() // width, width], [width, 1], box, SHARED.value)
+
+
+def _run(
+    mode: gl.constexpr,
+    operands: tuple[Tensor, Tensor, Tensor, Tensor],
+    layout: Layout,
+    sizes: tuple[int, int, int],
+    keep: bool = False,
+    start: bool = True,
+    stages: int = 4,
+    early: bool = False,
+) -> None:
+    """Fill the third operand (and, if kept, the fourth) with the products of the first two."""
+    left, right, out, products = operands
+    boxes = {GATED: [BLOCK.value, INNER.value], TRANSPOSED: [COLUMNS.value, INNER.value]}
+    _products[(_multiprocessors(left.device),)](
+        _map(left, [BLOCK.value, INNER.value]),
+        _map(right, boxes.get(mode, [INNER.value, COLUMNS.value])),
+        _map(out, [BLOCK.value, BLOCK.value]),
+        _map(products, [BLOCK.value, BLOCK.value]),
+        layout.expert_of_tile,
+        layout.first_tile_E,
+        layout.first_block_E,
+        layout.counters,
+        layout.first_tile_E.shape[0] - 1,
+        *sizes,
+        MODE=mode,
+        KEEP=keep,
+        START=bool(start),
+        STAGES=stages,
+        EARLY=early,
+        launch_pdl=early,
+        num_warps=4,
+    )
+
+
+def gated_units(x_RD: Tensor, gate_up_EGD: Tensor, layout: Layout, keep: bool) -> tuple[Tensor, Tensor]:
+    """(SiLU(x·Wgᵀ) · (x·Wuᵀ) `[R, F]`, both products `[R, 2F]`, or [0, 2F] unless they are kept)."""
+    num_rows, width = x_RD.shape
+    num_units = gate_up_EGD.shape[1] // 2
+    hidden_RF = x_RD.new_empty(num_rows, num_units)
+    products = x_RD.new_empty(num_rows if keep else 0, 2 * num_units)
+    operands = (x_RD, gate_up_EGD, hidden_RF, products if keep else hidden_RF)
+    _run(GATED, operands, layout, (0, num_units, width), keep)
+    return hidden_RF, products
+
+
+def grouped_product(left: Tensor, right: Tensor, layout: Layout, *, transposed: bool) -> Tensor:
+    """[R, columns]: each row `[R, inner]` times its expert's matrix [columns, inner] if `transposed`, else [inner, columns]."""
+    num_columns = right.shape[1] if transposed else right.shape[2]
+    out = left.new_empty(left.shape[0], num_columns)
+    mode = TRANSPOSED if transposed else PLAIN
+    _run(mode, (left, right, out, out), layout, (0, num_columns, left.shape[1]))
+    return out
+
+
+def grouped_outer_product(left: Tensor, right: Tensor, layout: Layout) -> Tensor:
+    """[E, left width, right width]: each expert's sum of outer products of its rows, in row order; padding must be 0 in both."""
+    height, width = left.shape[1], right.shape[1]
+    out = left.new_empty(layout.first_tile_E.shape[0] - 1, height, width)
+    _run(OUTER, (left, right, out, out), layout, (height, width, 0))
+    return out
