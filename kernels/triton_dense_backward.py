@@ -271,7 +271,9 @@ def attend_backward(
     num_groups, num_rows, width = rows_GSW.shape
     grad_q_NHK = torch.zeros_like(q_NHK)
     sums_SGW = torch.zeros(num_rows, num_groups, width, dtype=torch.float32, device=rows_GSW.device)
-    delta_NH = row_deltas(saved.out_NHV, grad_out_NHV) if grad_out_NHV.numel() else saved.lse_NH
+    hopper = tiles is None and fits_hopper(q_NHK, rows_GSW, saved.value_start, grad_out_NHV.shape[2])
+    # The kernels written for Hopper add Σ dO·O themselves.
+    delta_NH = saved.lse_NH if hopper or not grad_out_NHV.numel() else row_deltas(saved.out_NHV, grad_out_NHV)
     for window in saved.plan.windows:
         num_sequences, num_keys = window.keys_BS.shape
         step = max(1, PAIR_BYTES // (4 * num_keys * num_groups * width))

@@ -19,6 +19,8 @@ ROWS = gl.constexpr(64)
 """(Query, head) rows of one attending warpgroup."""
 KEYS = gl.constexpr(128)
 """Keys a tile."""
+FORM = {"AHEAD": False, "TURNS": False}
+ALONE = {"stages": 2, "maxnreg": 0, "spare": 96}
 LOG2_E = gl.constexpr(1.4426950408889634)
 LOWEST = gl.constexpr(-1e30)
 """Maximum of no scores, finite."""
@@ -36,35 +38,71 @@ def _tile_rows(rows, ends, first, num_queries, shared, group, num_heads, LAYOUT:
 
 
 @gluon.jit
-def gather_keys(gather, tiles, KEYS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr):
+def gather_keys(
+    gather, tiles, KEYS: gl.constexpr, WIDTH: gl.constexpr, VALUE_START: gl.constexpr, STAGES: gl.constexpr
+):
     """Role of one warpgroup: copy tile after tile of keys and of values into their buffers as these become empty."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
-    keys, table, begin, num_tiles, high, row_width, value_start = gather
+    keys, table, begin, num_tiles, high, row_width = gather
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v = barriers
+    full_k, empty_k, full_v, empty_v, _turns = barriers
     slots = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
-    channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
-    rows = gl.load(table + begin + slots, mask=begin + slots < high, other=0)
+    base = keys + gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
+    # Narrow numbers, so that an address takes one multiplication.
+    rows = gl.load(table + begin + slots, mask=begin + slots < high, other=0).to(gl.int32)
     for tile in range(num_tiles):
         first = begin + tile * KEYS
         buffer = tile % STAGES
         phase = ((tile // STAGES) & 1) ^ 1
         live = gl.expand_dims(first + slots < high, 1)
-        pointers = keys + gl.expand_dims(rows * row_width, 1) + channel
+        pointers = base + gl.expand_dims(rows.to(gl.int64) * row_width, 1)
         # Read ahead, so that the next copies wait for no index.
-        rows = gl.load(table + first + KEYS + slots, mask=first + KEYS + slots < high, other=0)
+        following = first + KEYS + slots
+        rows = gl.load(table + following, mask=following < high, other=0).to(gl.int32)
         mbarrier.wait(empty_k.index(buffer), phase)
         copy_to_shared(k_tiles.index(buffer), pointers, mask=live)
         async_copy.mbarrier_arrive(full_k.index(buffer), increment_count=False)
         mbarrier.wait(empty_v.index(buffer), phase)
-        copy_to_shared(v_tiles.index(buffer), pointers + value_start, mask=live)
+        copy_to_shared(v_tiles.index(buffer), pointers + VALUE_START, mask=live)
         async_copy.mbarrier_arrive(full_v.index(buffer), increment_count=False)
+
+
+@gluon.jit
+def _softmax_step(scores, first, end, low, factor, top, total):
+    """(probabilities, maximum, sum, factor of what was added before) after one more tile of scores."""
+    LAYOUT: gl.constexpr = scores.type.layout
+    if first + KEYS > low:
+        column = gl.expand_dims(first + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT)), 0)
+        scores = gl.where(column < gl.expand_dims(end, 1), scores, float("-inf"))
+    new_top = gl.maximum(top, gl.max(scores, 1) * factor)
+    rescale = gl.exp2(top - new_top)
+    probs = gl.exp2(scores * factor - gl.expand_dims(new_top, 1))
+    return probs, new_top, total * rescale + gl.sum(probs, 1), rescale
+
+
+@gluon.jit
+def _rescaled(output, rescale):
+    LAYOUT: gl.constexpr = output.type.layout
+    return output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, LAYOUT)), 1)
+
+
+@gluon.jit
+def _merge_segment(sum_tile, whole_top, whole_total, output, top, total):
+    """Merge a finished segment into the row's sums; returns their maximum and sum."""
+    LAYOUT: gl.constexpr = output.type.layout
+    best = gl.maximum(whole_top, top)
+    old, new = gl.exp2(whole_top - best), gl.exp2(top - best)
+    old_output = gl.expand_dims(gl.convert_layout(old, gl.SliceLayout(1, LAYOUT)), 1)
+    new_output = output * gl.expand_dims(gl.convert_layout(new, gl.SliceLayout(1, LAYOUT)), 1)
+    sums = sum_tile.load(LAYOUT)
+    sum_tile.store(gl.fma(sums, gl.convert_layout(old_output + gl.zeros_like(sums), LAYOUT), new_output))
+    return best, gl.fma(whole_total, old, total * new)
 
 
 @gluon.jit
 def _attend_rows(
     common, first_row, walk, q_tile, sum_tile, tiles,
-    WIDTH: gl.constexpr, STAGES: gl.constexpr, SEGMENT_TILES: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr,
+    WIDTH: gl.constexpr, STAGES: gl.constexpr, SEGMENT_TILES: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr, AHEAD: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
 ):  # fmt: skip
     """Role of one warpgroup: online softmax of 64 rows over all tiles, segment by segment."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KEYS, 16])
@@ -74,7 +112,7 @@ def _attend_rows(
     q, rows, ends, out, lse, parts = common
     sizes, begin, num_tiles, factor = walk
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v = barriers
+    full_k, empty_k, full_v, empty_v, turns = barriers
     num_queries, shared, group, num_heads = sizes
     places, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, COPY))
     channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
@@ -93,44 +131,83 @@ def _attend_rows(
     whole_top, whole_total = top, total
     if not ONE:
         sum_tile.store(output)
-    column = gl.expand_dims(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES)), 0)
-    for tile in range(num_tiles):
-        first = begin + tile * KEYS
-        buffer = tile % STAGES
-        phase = (tile // STAGES) & 1
-        mbarrier.wait(full_k.index(buffer), phase)
+    if AHEAD:
+        mbarrier.wait(full_k.index(0), 0)
         hopper.fence_async_shared()
-        scores = hopper.warpgroup_mma(q_tile, k_tiles.index(buffer).permute((1, 0)), zero, use_acc=False, is_async=True)
+        scores = hopper.warpgroup_mma(q_tile, k_tiles.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
         block_barrier()
-        mbarrier.arrive(empty_k.index(buffer), count=1)
-        if first + KEYS > low:
-            scores = gl.where(first + column < gl.expand_dims(end, 1), scores, float("-inf"))
-        new_top = gl.maximum(top, gl.max(scores, 1) * factor)
-        rescale = gl.exp2(top - new_top)
-        probs = gl.exp2(scores * factor - gl.expand_dims(new_top, 1))
-        total = total * rescale + gl.sum(probs, 1)
-        top = new_top
-        output = output * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT)), 1)
+        mbarrier.arrive(empty_k.index(0), count=1)
+        probs, top, total, rescale = _softmax_step(scores, begin, end, low, factor, top, total)
         rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
-        mbarrier.wait(full_v.index(buffer), phase)
+        for tile in range(num_tiles - 1):
+            buffer, following = tile % STAGES, (tile + 1) % STAGES
+            mbarrier.wait(full_k.index(following), ((tile + 1) // STAGES) & 1)
+            if TURNS:
+                # Two warpgroups in step would take their exponentials at once, and the tensor cores would wait.
+                mbarrier.wait(turns.index(WHO), (tile & 1) ^ (1 - WHO))
+            hopper.fence_async_shared()
+            k_tile = k_tiles.index(following).permute((1, 0))
+            scores = hopper.warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
+            mbarrier.wait(full_v.index(buffer), (tile // STAGES) & 1)
+            hopper.fence_async_shared()
+            output = hopper.warpgroup_mma(rounded, v_tiles.index(buffer), output, is_async=True)
+            scores = hopper.warpgroup_mma_wait(1, deps=[scores])
+            block_barrier()
+            mbarrier.arrive(empty_k.index(following), count=1)
+            if TURNS:
+                mbarrier.arrive(turns.index(1 - WHO), count=1)
+            fresh = False
+            done_top, done_total = top, total
+            if not ONE:
+                fresh = (tile + 1) % SEGMENT_TILES == 0
+                top, total = gl.where(fresh, LOWEST, top), gl.where(fresh, 0.0, total)
+            probs, top, total, rescale = _softmax_step(scores, begin + (tile + 1) * KEYS, end, low, factor, top, total)
+            output = hopper.warpgroup_mma_wait(0, deps=[output])
+            block_barrier()
+            mbarrier.arrive(empty_v.index(buffer), count=1)
+            if not ONE:  # noqa: SIM102 (decided when compiled)
+                if fresh:
+                    whole_top, whole_total = _merge_segment(
+                        sum_tile, whole_top, whole_total, output, done_top, done_total
+                    )
+                    # The next segment begins with nothing: the factor of a fresh maximum is 0.
+                    output = output * 0.0
+            output = _rescaled(output, rescale)
+            rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
+        last = num_tiles - 1
+        mbarrier.wait(full_v.index(last % STAGES), (last // STAGES) & 1)
         hopper.fence_async_shared()
-        output = hopper.warpgroup_mma(rounded, v_tiles.index(buffer), output, is_async=True)
+        output = hopper.warpgroup_mma(rounded, v_tiles.index(last % STAGES), output, is_async=True)
         output = hopper.warpgroup_mma_wait(0, deps=[output])
-        block_barrier()
-        mbarrier.arrive(empty_v.index(buffer), count=1)
-        if not ONE:  # noqa: SIM102 (decided when compiled)
-            if (tile % SEGMENT_TILES == SEGMENT_TILES - 1) | (tile == num_tiles - 1):
-                best = gl.maximum(whole_top, top)
-                old, new = gl.exp2(whole_top - best), gl.exp2(top - best)
-                old_output = gl.expand_dims(gl.convert_layout(old, gl.SliceLayout(1, OUTPUT)), 1)
-                new_output = output * gl.expand_dims(gl.convert_layout(new, gl.SliceLayout(1, OUTPUT)), 1)
-                sum_tile.store(gl.fma(sum_tile.load(OUTPUT), old_output, new_output))
-                whole_total = gl.fma(whole_total, old, total * new)
-                whole_top = best
-                output = gl.zeros([ROWS, WIDTH], gl.float32, OUTPUT)
-                top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
-                total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
+        if not ONE:
+            whole_top, whole_total = _merge_segment(sum_tile, whole_top, whole_total, output, top, total)
+    else:
+        for tile in range(num_tiles):
+            buffer = tile % STAGES
+            phase = (tile // STAGES) & 1
+            mbarrier.wait(full_k.index(buffer), phase)
+            hopper.fence_async_shared()
+            k_tile = k_tiles.index(buffer).permute((1, 0))
+            scores = hopper.warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
+            scores = hopper.warpgroup_mma_wait(0, deps=[scores])
+            block_barrier()
+            mbarrier.arrive(empty_k.index(buffer), count=1)
+            probs, top, total, rescale = _softmax_step(scores, begin + tile * KEYS, end, low, factor, top, total)
+            output = _rescaled(output, rescale)
+            rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
+            mbarrier.wait(full_v.index(buffer), phase)
+            hopper.fence_async_shared()
+            output = hopper.warpgroup_mma(rounded, v_tiles.index(buffer), output, is_async=True)
+            output = hopper.warpgroup_mma_wait(0, deps=[output])
+            block_barrier()
+            mbarrier.arrive(empty_v.index(buffer), count=1)
+            if not ONE:  # noqa: SIM102 (decided when compiled)
+                if (tile % SEGMENT_TILES == SEGMENT_TILES - 1) | (tile == num_tiles - 1):
+                    whole_top, whole_total = _merge_segment(sum_tile, whole_top, whole_total, output, top, total)
+                    output = gl.zeros([ROWS, WIDTH], gl.float32, OUTPUT)
+                    top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
+                    total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
     if not ONE:
         output, top, total = sum_tile.load(OUTPUT), whole_top, whole_total
     if SPLIT:
@@ -160,12 +237,13 @@ def _attend_rows(
 @gluon.jit
 def _attend_forward(
     q, store, rows_BT, ends_BT, keys_BS, out, lse, partial, tops, totals,
-    scale, num_queries, num_keys, num_heads, shared, group_stride, row_width, value_start,
+    scale, num_queries, num_keys, num_heads, shared, group_stride, row_width: gl.constexpr, VALUE_START: gl.constexpr,
     WIDTH: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr, SEGMENT: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr,
+    AHEAD: gl.constexpr, TURNS: gl.constexpr, SPARE: gl.constexpr,
 ):  # fmt: skip
     """GROUPS attending warpgroups over all segments, or with SPLIT over one segment, whose parts go to `partial`."""
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    SUMS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    SUMS: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
     TILE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     SEGMENT_TILES: gl.constexpr = SEGMENT // KEYS
     group = gl.program_id(1)
@@ -187,20 +265,24 @@ def _attend_forward(
     last = high
     if SPLIT:
         last = gl.minimum(begin + SEGMENT, high)
-    num_tiles = gl.maximum(last - begin + KEYS - 1, 0) // KEYS
+    # At least one, of hidden keys if need be: the roles look ahead.
+    num_tiles = gl.maximum(last - begin + KEYS - 1, KEYS) // KEYS
     keys = store + group.to(gl.int64) * group_stride
     table = keys_BS + sequence * num_keys
     q_tiles = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, ROWS, WIDTH], SHARED)
     k_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, KEYS, WIDTH], SHARED)
     v_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, KEYS, WIDTH], SHARED)
     if ONE:
-        sums = gl.allocate_shared_memory(gl.float32, [GROUPS, 1, 1], SUMS)
+        sums = gl.allocate_shared_memory(gl.float32, [GROUPS, 8, 8], SUMS)
     else:
         sums = gl.allocate_shared_memory(gl.float32, [GROUPS, ROWS, WIDTH], SUMS)
     full_k = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty_k = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     full_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(turns.index(0), count=1)
+    mbarrier.init(turns.index(1), count=1)
     for buffer in gl.static_range(STAGES):
         # All 128 gathering threads arrive.
         mbarrier.init(full_k.index(buffer), count=128)
@@ -210,26 +292,26 @@ def _attend_forward(
     factor = scale * LOG2_E
     sizes = (num_queries, shared, group, num_heads)
     parts = (partial, tops, totals, part_row)
-    barriers = (full_k, empty_k, full_v, empty_v)
+    barriers = (full_k, empty_k, full_v, empty_v, turns)
     common = (q, rows, ends, out, lse, parts)
     tiles = (k_tiles, v_tiles, barriers)
-    gather = (keys, table, begin, num_tiles, high, row_width, value_start)
+    gather = (keys, table, begin, num_tiles, high, row_width)
     walk = (sizes, begin, num_tiles, factor)
     if GROUPS == 1:
         gl.warp_specialize(
             [
-                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE)),
-                (gather_keys, (gather, tiles, KEYS, WIDTH, STAGES)),
+                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 0)),
+                (gather_keys, (gather, tiles, KEYS, WIDTH, VALUE_START, STAGES)),
             ],
             [4],
-            [96],
+            [SPARE],
         )  # fmt: skip
     else:
         gl.warp_specialize(
             [
-                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE)),
-                (_attend_rows, (common, first_row + ROWS, walk, q_tiles.index(1), sums.index(1), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE)),
-                (gather_keys, (gather, tiles, KEYS, WIDTH, STAGES)),
+                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 0)),
+                (_attend_rows, (common, first_row + ROWS, walk, q_tiles.index(1), sums.index(1), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 1)),
+                (gather_keys, (gather, tiles, KEYS, WIDTH, VALUE_START, STAGES)),
             ],
             [4, 4],
             [216, 80],
@@ -240,4 +322,17 @@ def launch_forward(
     arguments: tuple[Any, ...], grid: tuple[int, ...], width: int, groups: int, walk: dict[str, Any]
 ) -> None:
     """Run the kernel; `arguments` and `walk` are what `triton_dense_forward` gives its own."""
-    _attend_forward[grid](*arguments, WIDTH=width, STAGES=2 if width == 128 else 4, GROUPS=groups, **walk, num_warps=4)
+    stages = (2 if width == 128 else 4) if groups == 2 else ALONE["stages"]
+    more = {"maxnreg": ALONE["maxnreg"]} if groups == 1 and ALONE["maxnreg"] else {}
+    _attend_forward[grid](
+        *arguments,
+        WIDTH=width,
+        STAGES=stages,
+        GROUPS=groups,
+        **walk,
+        AHEAD=FORM["AHEAD"],
+        TURNS=FORM["TURNS"] and groups == 2,
+        SPARE=ALONE["spare"],
+        num_warps=4,
+        **more,
+    )

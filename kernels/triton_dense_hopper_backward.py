@@ -231,7 +231,7 @@ def _add_keys(source, walk, q_tile, o_tile, tiles, TILE_KEYS: gl.constexpr, WIDT
     q, grad_out, grad_q, places, lines, num_lines = source
     first_row, num_tiles, factor, scale = walk
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v = barriers
+    full_k, empty_k, full_v, empty_v, _turns = barriers
     place = gl.expand_dims(gl.load(places + first_row + gl.arange(0, ROWS, gl.SliceLayout(1, COPY))) * WIDTH, 1)
     channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
     copy_to_shared(q_tile, q + place + channel)
@@ -282,7 +282,7 @@ def _add_keys(source, walk, q_tile, o_tile, tiles, TILE_KEYS: gl.constexpr, WIDT
 @gluon.jit
 def _backward_queries(
     q, store, grad_out, rows_BT, ends_BT, keys_BS, places, lines, grad_q,
-    scale, num_queries, num_padded, num_keys, shared, group_stride, row_width, value_start,
+    scale, num_queries, num_padded, num_keys, shared, group_stride, row_width: gl.constexpr, VALUE_START: gl.constexpr,
     TILE_KEYS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -313,8 +313,8 @@ def _backward_queries(
         mbarrier.init(empty_v.index(buffer), count=2)
     factor = scale * LOG2_E
     keys = store + group.to(gl.int64) * group_stride
-    gather = (keys, keys_BS + sequence * num_keys, 0, num_tiles, high, row_width, value_start)
-    tiles = (k_tiles, v_tiles, (full_k, empty_k, full_v, empty_v))
+    gather = (keys, keys_BS + sequence * num_keys, 0, num_tiles, high, row_width)
+    tiles = (k_tiles, v_tiles, (full_k, empty_k, full_v, empty_v, full_k))
     source = (q, grad_out, grad_q, places + of_group, lines + of_group, num_lines)
     walk_a = (first_row, num_tiles, factor, scale)
     walk_b = (first_row + ROWS, num_tiles, factor, scale)
@@ -322,7 +322,7 @@ def _backward_queries(
         [
             (_add_keys, (source, walk_a, q_tiles.index(0), o_tiles.index(0), tiles, TILE_KEYS, WIDTH, STAGES)),
             (_add_keys, (source, walk_b, q_tiles.index(1), o_tiles.index(1), tiles, TILE_KEYS, WIDTH, STAGES)),
-            (gather_keys, (gather, tiles, TILE_KEYS, WIDTH, STAGES)),
+            (gather_keys, (gather, tiles, TILE_KEYS, WIDTH, VALUE_START, STAGES)),
         ],
         [4, 4],
         [224, 64],

@@ -274,22 +274,22 @@ class _DenseIndexerLoss(torch.autograd.Function):
         grad_q_NIJ = torch.zeros_like(q_NIJ)
         grad_weights_NI = torch.zeros(weights_NI.shape, dtype=torch.float32, device=q_NIJ.device)
         sums_SJ = torch.zeros(k_SJ.shape, dtype=torch.float32, device=k_SJ.device)
-        shape = _tile_shape(q_NIJ)
+        by_rows, by_keys = _tile_shape(q_NIJ, 256, 8), _tile_shape(q_NIJ, 64, 4)
         for piece in _pieces(ctx.plan):
             mass_BTS = _mass(ctx.teacher, piece)
             num_sequences, num_queries, num_keys = mass_BTS.shape
             tables = (piece.rows_BT, piece.ends_BT, piece.keys_BS)
             inputs = (q_NIJ, k_SJ, weights_NI, *tables, mass_BTS, sums_N, lses_N, grads[0].contiguous())
             sizes = (num_queries, num_keys, num_heads, width)
-            _row_gradients[(triton.cdiv(num_queries, shape["ROWS"]), num_sequences)](
-                *inputs, grad_q_NIJ, grad_weights_NI, *sizes, **shape
+            _row_gradients[(triton.cdiv(num_queries, by_rows["ROWS"]), num_sequences)](
+                *inputs, grad_q_NIJ, grad_weights_NI, *sizes, **by_rows
             )
             pairs = num_sequences > 1
             target = sums_SJ
             if pairs:
                 target = torch.empty(num_sequences, num_keys, width, dtype=torch.float32, device=k_SJ.device)
-            _key_gradients[(triton.cdiv(num_keys, shape["KEYS"]), num_sequences)](
-                *inputs, target, *sizes, **shape, PAIRS=pairs
+            _key_gradients[(triton.cdiv(num_keys, by_keys["KEYS"]), num_sequences)](
+                *inputs, target, *sizes, **by_keys, PAIRS=pairs
             )
             if pairs:
                 add_pairs_in_order(target.view(-1, width), piece.keys_BS, piece.ends_BT.amax(1), 1, sums_SJ)
@@ -302,16 +302,16 @@ def _mass(teacher: Teacher, piece: _Piece) -> Tensor:
     )
 
 
-def _tile_shape(q_NIJ: Tensor) -> dict[str, Any]:
-    """Compile-time arguments of both gradient kernels."""
+def _tile_shape(q_NIJ: Tensor, keys: int, num_warps: int) -> dict[str, Any]:
+    """Compile-time arguments of a gradient kernel that works on `keys` keys at once."""
     heads = triton.next_power_of_2(q_NIJ.shape[1])
     small = interpreting() or q_NIJ.dtype == torch.float32
     return {
         "HEADS": heads,
         "WIDTH": max(16, triton.next_power_of_2(q_NIJ.shape[2])),
         "ROWS": max(1, (16 if small else 64) // heads),
-        "KEYS": 16 if interpreting() else 32 if small else 128,
+        "KEYS": 16 if interpreting() else 32 if small else keys,
         "OPERAND": operand_type(q_NIJ.dtype),
-        "num_warps": 4 if small else 8,
+        "num_warps": 4 if small else num_warps,
         "num_stages": 1 if small else 2,
     }

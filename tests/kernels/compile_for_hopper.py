@@ -58,6 +58,8 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
 # The matrix library's products with float32 results exist on GPUs alone.
 torch.addmm = lambda total, *_, **__: total
+batched = torch.bmm
+torch.bmm = lambda left, right, out_dtype=None: batched(left, right).to(out_dtype or left.dtype)
 plain_product = torch.mm
 torch.mm = lambda left, right, *, out_dtype=None, out=None: (
     plain_product(left, right, out=out) if out_dtype is None else out
@@ -183,6 +185,15 @@ def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: 
         triton_dense_attention.attend(q, store, plan, 0.1, width, width)[0].sum().backward()
 
 
+def latent_over_all_keys(dtype: torch.dtype, heads: int) -> None:
+    """MLA's latent, whose value is the front of the key."""
+    rows = torch.zeros(1, ROWS, dtype=torch.int64)
+    window = Window(rows_BT=rows, ends_BT=rows + 1, keys_BS=torch.zeros(1, 64, dtype=torch.int64), longest=64)
+    plan = AttentionPlan(windows=(window,), source_N=torch.zeros(ROWS, dtype=torch.int64))
+    q, store = random(ROWS, heads, 576, dtype=dtype), random(1, KEYS, 576, dtype=dtype)
+    triton_dense_attention.attend(q, store, plan, 0.1, 0, 512)[0].sum().backward()
+
+
 def warm_up(dtype: torch.dtype) -> None:
     """The indexer's loss over all keys with its gradients, enough query rows for the Hopper kernel."""
     rows = torch.zeros(1, 64, dtype=torch.int64)
@@ -200,6 +211,7 @@ if __name__ == "__main__":
     attention_over_all_keys(BF16, 14, 2, 64, 1)
     attention_over_all_keys(BF16, 4, 2, 96, 64)
     attention_over_all_keys(torch.float32, 8, 2, 128, 64)
+    latent_over_all_keys(BF16, 128)
     warm_up(BF16)
     warm_up(torch.float32)
     attention(BF16, 128, 576, 512)

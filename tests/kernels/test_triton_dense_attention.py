@@ -9,7 +9,7 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels import triton_dense_attention, triton_dense_backward, triton_dense_forward
+from samepath.kernels import triton_dense_backward, triton_dense_forward, triton_dense_latent
 from samepath.kernels.backend import Backend, round_up
 from samepath.kernels.dense_attention import dense_attend
 from samepath.kernels.window import AttentionPlan
@@ -94,8 +94,9 @@ def test_dense_attend_of_a_value_inside_the_key_equals_the_reference_with_gradie
     inputs = random_inputs(80, shape)
     wanted = run(*inputs, plan, shape, "reference", torch.float64, value_start=0)
     poison_fresh_memory(monkeypatch)
-    for elements in (1 << 24, 32 * 25, 48 * 5):
-        monkeypatch.setattr(triton_dense_attention, "INDEX_ELEMENTS", elements)
+    for indices, scores in ((1 << 24, 1 << 28), (32 * 25, 4 * 32 * 40), (48 * 5, 4 * 48 * 5)):
+        monkeypatch.setattr(triton_dense_latent, "INDEX_ELEMENTS", indices)
+        monkeypatch.setattr(triton_dense_latent, "SCORE_ELEMENTS", scores)
         got = run(*inputs, plan, shape, "triton", torch.float32, value_start=0)
         for value, truth in zip(got, wanted, strict=True):
             assert_near(value, truth, 1e-5)
