@@ -26,11 +26,13 @@ KEYS = gl.constexpr(64)
 PART = gl.constexpr(64)
 """Channels of a slot of the ring."""
 PARTS = gl.constexpr(9)
-"""Slots of a tile's MAIN + REST channels."""
+"""Slots of MAIN + REST channels of a tile."""
 VALUE_PARTS = gl.constexpr(8)
 """Slots whose channels belong to the value."""
-MASS_TILES = gl.constexpr(3)
-"""Tiles that the ring of the mass holds; that of P and dS has room for one."""
+SLOTS = gl.constexpr(10)
+"""Slots of the ring for P and dS: what the queries leave room for."""
+MASS_SLOTS = gl.constexpr(27)
+"""Slots of the ring for the mass."""
 
 
 @gluon.jit
@@ -49,7 +51,7 @@ def _neighbours(values, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _gather_parts(kv, rows_of, count, ring, barriers, TILES: gl.constexpr):
+def _gather_parts(kv, rows_of, count, ring, barriers, RING: gl.constexpr):
     """Role of one warpgroup: copy the parts of tile after tile into the ring."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     full, empty = barriers
@@ -61,9 +63,10 @@ def _gather_parts(kv, rows_of, count, ring, barriers, TILES: gl.constexpr):
         # Read ahead, so that the gather of the next tile waits for no index.
         rows_ahead = gl.load(rows_of + slots, mask=slots < count, other=0)
         for part in gl.static_range(PARTS):
-            slot = tile % TILES * PARTS + part
+            unit = tile * PARTS + part
+            slot = unit % RING
             # The first arrivals on `empty` say that the ring has served its other purpose.
-            mbarrier.wait(empty.index(slot), tile // TILES & 1)
+            mbarrier.wait(empty.index(slot), unit // RING & 1)
             copy_rows(kv, rows, live, ring.index(slot), part * PART, MAIN + REST, PART, COPY)
             # Each thread arrives when its own copies have landed.
             async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
@@ -117,7 +120,7 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     upstream = front + back
     hopper.fence_async_shared()
     gl.thread_barrier()
-    for slot in gl.static_range(PARTS):
+    for slot in gl.static_range(SLOTS):
         mbarrier.arrive(empty.index(slot), count=1)
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
@@ -130,12 +133,13 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     place = gl.expand_dims(store_head * KEYS, 1) + gl.expand_dims(store_key, 0)
     for tile in range((count + KEYS - 1) // KEYS):
         scores, grads = zero, zero
-        # 0 always, but the compiler cannot know: it would keep all 72 addresses of operands in registers.
+        # 0 always, but the compiler cannot know: it would keep the addresses of all operands in registers.
         nothing = tile >> 26
         for part in gl.static_range(PARTS):
+            unit = tile * PARTS + part
             # What asynchronous copies wrote, and no register, needs no fence before the tensor cores read it.
-            mbarrier.wait(full.index(part), tile & 1)
-            keys = ring.index(part + nothing).permute((1, 0))
+            mbarrier.wait(full.index(unit % SLOTS), unit // SLOTS & 1)
+            keys = ring.index(unit % SLOTS).permute((1, 0))
             query_part = queries.index(BLOCK * PARTS + part + nothing)
             scores = hopper.warpgroup_mma(query_part, keys, scores, use_acc=part > 0, is_async=True)
             if part < VALUE_PARTS:
@@ -143,9 +147,9 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
             if part > 0:
                 # All but this part's products are done.
                 scores, grads = hopper.warpgroup_mma_wait(2 if part < VALUE_PARTS else 1, deps=[scores, grads])
-                mbarrier.arrive(empty.index(part - 1), count=1)
+                mbarrier.arrive(empty.index((unit - 1) % SLOTS), count=1)
         scores, grads = hopper.warpgroup_mma_wait(0, deps=[scores, grads])
-        mbarrier.arrive(empty.index(PARTS - 1), count=1)
+        mbarrier.arrive(empty.index((tile * PARTS + PARTS - 1) % SLOTS), count=1)
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
         probs = gl.where(gl.expand_dims(tile * KEYS + key < count, 0), probs, 0.0)
         # Keys that are not live are rows of zeros, so dS is 0 with P.
@@ -178,10 +182,10 @@ def _attention_scores(
     padded_heads = gl.num_programs(0) * (BLOCKS * HEADS)
     q_row = row * num_heads + first_head
     queries = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS * PARTS, HEADS, PART], SHARED)
-    ring = gl.allocate_shared_memory(gl.bfloat16, [PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(PARTS):
+    ring = gl.allocate_shared_memory(gl.bfloat16, [SLOTS, KEYS, PART], SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(SLOTS):
         # All 128 gathering threads arrive.
         mbarrier.init(full.index(slot), count=128)
         mbarrier.init(empty.index(slot), count=BLOCKS)
@@ -197,7 +201,7 @@ def _attention_scores(
             [
                 (_score_heads, (row_values, results, shared, barriers, 0)),
                 (_score_heads, (row_values, results, shared, barriers, 1)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, SLOTS)),
             ],
             [4, 4],
             [232, 40],
@@ -206,7 +210,7 @@ def _attention_scores(
         gl.warp_specialize(
             [
                 (_score_heads, (row_values, results, shared, barriers, 0)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, SLOTS)),
             ],
             [4],
             [40],
@@ -228,7 +232,7 @@ def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
     back = _left_parts(q, q_row + heads, live, ring, 4, MAIN + REST, BLOCK)
     rest = _left_parts(q, q_row + heads, live, ring, 8, MAIN + REST, BLOCK)
     lefts = front + back + rest
-    for slot in gl.static_range(MASS_TILES * PARTS):
+    for slot in gl.static_range(MASS_SLOTS):
         mbarrier.arrive(empty.index(slot), count=1)
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
@@ -237,15 +241,15 @@ def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
     key = _slot_of(gl.arange(0, KEYS, LINE))
     for tile in range((count + KEYS - 1) // KEYS):
         scores = zero
-        first = tile % MASS_TILES * PARTS
         for part in gl.static_range(PARTS):
-            mbarrier.wait(full.index(first + part), tile // MASS_TILES & 1)
-            keys = ring.index(first + part).permute((1, 0))
+            unit = tile * PARTS + part
+            mbarrier.wait(full.index(unit % MASS_SLOTS), unit // MASS_SLOTS & 1)
+            keys = ring.index(unit % MASS_SLOTS).permute((1, 0))
             scores = hopper.warpgroup_mma(lefts[part], keys, scores, use_acc=part > 0, is_async=True)
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
         gl.thread_barrier()
         for part in gl.static_range(PARTS):
-            mbarrier.arrive(empty.index(first + part), count=1)
+            mbarrier.arrive(empty.index((tile * PARTS + part) % MASS_SLOTS), count=1)
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
         place = tile * KEYS + key
         gl.store(mass_row + place, gl.convert_layout(gl.sum(probs, 0), LINE), mask=place < count)
@@ -256,10 +260,10 @@ def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_sel
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     row = gl.program_id(1).to(gl.int64)
     first_head = gl.program_id(0) * (BLOCKS * HEADS)
-    ring = gl.allocate_shared_memory(gl.bfloat16, [MASS_TILES * PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [MASS_TILES * PARTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [MASS_TILES * PARTS, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(MASS_TILES * PARTS):
+    ring = gl.allocate_shared_memory(gl.bfloat16, [MASS_SLOTS, KEYS, PART], SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [MASS_SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [MASS_SLOTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(MASS_SLOTS):
         # All 128 gathering threads arrive.
         mbarrier.init(full.index(slot), count=128)
         mbarrier.init(empty.index(slot), count=BLOCKS)
@@ -275,8 +279,8 @@ def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_sel
         gl.warp_specialize(
             [
                 (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
-                (_sum_heads, (row_values, other_row, ring, barriers, 1)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_TILES)),
+                (_sum_heads, (row_values, other_row, ring, barriers, SLOTS)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_SLOTS)),
             ],
             [4, 4],
             [224, 56],
@@ -285,7 +289,7 @@ def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_sel
         gl.warp_specialize(
             [
                 (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_TILES)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_SLOTS)),
             ],
             [4],
             [56],
