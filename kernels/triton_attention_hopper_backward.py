@@ -320,7 +320,7 @@ def backward_rows(
     delta_NH: Tensor,
     grad_q_NHK: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Write `grad_q_NHK`; return (pairs [blocks · N · C, K] with renamed channels, mass_NC)."""
+    """Write `grad_q_NHK`; return (pairs [blocks · N · C, K] with renamed channels, mass of each block of heads [blocks, N, C])."""
     num_rows, num_heads, key_width = q_NHK.shape
     num_selected = indices_NC.shape[1]
     programs, blocks = head_blocks(num_heads)
@@ -343,7 +343,7 @@ def backward_rows(
     )
     maps = (_tensor_map(probs, HEADS.value), _tensor_map(grads, HEADS.value))
     _pair_gradients[grid](q_NHK, grad_out_NHV, count_N, *maps, pairs, mass, *sizes, BLOCKS=blocks, num_warps=4)
-    return pairs, mass.sum(0)
+    return pairs, mass
 
 
 def _tensor_map(tensor: Tensor, rows: int) -> TensorDescriptor:
