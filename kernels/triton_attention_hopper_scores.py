@@ -279,7 +279,7 @@ def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_sel
         gl.warp_specialize(
             [
                 (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
-                (_sum_heads, (row_values, other_row, ring, barriers, SLOTS)),
+                (_sum_heads, (row_values, other_row, ring, barriers, 1)),
                 (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_SLOTS)),
             ],
             [4, 4],
