@@ -14,6 +14,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
+from samepath.kernels.triton_gluon import block_barrier, copy_to_shared
+
 MAIN = gl.constexpr(512)
 """Channels that keys and values share."""
 REST = gl.constexpr(64)
@@ -32,7 +34,7 @@ def copy_rows(base, rows, live, target, first, STRIDE: gl.constexpr, WIDTH: gl.c
     """Start copying channels first … first + WIDTH − 1 of rows to shared memory; rows that are not live become 0."""
     channel = first + gl.arange(0, WIDTH, gl.SliceLayout(0, COPY))
     pointers = base + gl.expand_dims(rows.to(gl.int64) * STRIDE, 1) + gl.expand_dims(channel, 0)
-    async_copy.async_copy_global_to_shared(target, pointers, mask=gl.expand_dims(live, 1))
+    copy_to_shared(target, pointers, mask=gl.expand_dims(live, 1))
 
 
 @gluon.jit
@@ -72,7 +74,7 @@ def _score_tiles(
     copy_key_rows(q, q_row + heads, heads < live_heads, q_main, q_rest, COPY)
     async_copy.wait_group(0)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    block_barrier()
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     total = gl.zeros([HEADS], gl.float32, ROWS)
     top = gl.full([HEADS], -1e30, gl.float32, ROWS)
@@ -97,12 +99,12 @@ def _score_tiles(
         p_shared.store(probs.to(gl.bfloat16))
         factors.store(rescale)
         hopper.fence_async_shared()
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(ready, count=1)
     divisor = gl.where(total > 0, total, 1.0)
     mbarrier.wait(taken, (((count + KEYS - 1) // KEYS) & 1) ^ 1)
     factors.store(1.0 / divisor)
-    gl.thread_barrier()
+    block_barrier()
     mbarrier.arrive(ready, count=1)
     head = gl.arange(0, HEADS, ROWS)
     value = gl.where(total > 0, (top + gl.log2(divisor)) / LOG2_E, float("-inf"))
@@ -126,14 +128,14 @@ def _add_values(q_row, live_heads, count, out, k_main, p_shared, factors, full, 
         hopper.fence_async_shared()
         output = hopper.warpgroup_mma(p_shared, k_main.index(buffer), output, is_async=True)
         output = hopper.warpgroup_mma_wait(0, deps=[output])
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(taken, count=1)
         mbarrier.arrive(empty.index(buffer), count=1)
     mbarrier.wait(ready, ((count + KEYS - 1) // KEYS) & 1)
     # All tiles are used up, so one of them takes the rounded output on its way to whole rows.
     rows = k_main.index(0)
     rows.store((output * gl.expand_dims(factors.load(ROWS), 1)).to(gl.bfloat16))
-    gl.thread_barrier()
+    block_barrier()
     final = rows.load(STORE)
     head = gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
     channel = gl.arange(0, MAIN, gl.SliceLayout(0, STORE))

@@ -11,11 +11,12 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from samepath.kernels.triton_attention_hopper import MAIN, REST, copy_rows
 from samepath.kernels.triton_attention_hopper_scores import attention_scores, head_blocks
+from samepath.kernels.triton_gluon import block_barrier, tile_to_shared, view_shared
 
 KEYS = gl.constexpr(64)
 """Keys a tile."""
@@ -70,7 +71,7 @@ def _load_pair_operands(operands, place, queries, units, barriers, BLOCKS: gl.co
             mbarrier.expect(full.index(slot), HEADS * KEYS * 2)
             source = grads if part < BLOCKS else probs
             corner = [here + part % BLOCKS * HEADS, 0]
-            tma.async_copy_global_to_shared(source, corner, full.index(slot), units.index(slot))
+            tile_to_shared(source, corner, full.index(slot), units.index(slot))
 
 
 @gluon.jit
@@ -223,9 +224,7 @@ def _load_query_operands(kv, rows_of, grads, place, tiles, full, empty, ROWS: gl
         narrow_ahead = gl.load(rows_of + narrow, mask=narrow < count, other=0)
         mbarrier.wait(empty.index(stage), ((tile // STAGES) & 1) ^ 1)
         mbarrier.expect(full.index(stage), ROWS * KEYS * 2)
-        tma.async_copy_global_to_shared(
-            grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage)
-        )
+        tile_to_shared(grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage))
         copy_rows(kv, rows, live, k_tiles.index(stage), half * HALF, MAIN + REST, HALF, COPY)
         channel = MAIN + half * HALF_REST
         copy_rows(kv, rows_narrow, live_narrow, k_rest_tiles.index(stage), channel, MAIN + REST, HALF_REST, NARROW)
@@ -251,14 +250,14 @@ def _add_keys(grad_q_rows, live_heads, half, count, tiles, full, empty, ROWS: gl
         wide = hopper.warpgroup_mma(ds_tiles.index(stage), k_tiles.index(stage), wide, is_async=True)
         narrow = hopper.warpgroup_mma(ds_tiles.index(stage), k_rest_tiles.index(stage), narrow, is_async=True)
         wide, narrow = hopper.warpgroup_mma_wait(2, deps=[wide, narrow])
-        gl.thread_barrier()
+        block_barrier()
         mbarrier.arrive(empty.index((tile + STAGES - 1) % STAGES), count=1, pred=tile > 0)
     wide, narrow = hopper.warpgroup_mma_wait(0, deps=[wide, narrow])
-    gl.thread_barrier()
+    block_barrier()
     # All tiles are used up, so the room of the keys takes the rounded sums on their way to whole rows.
-    lines = k_tiles._reinterpret(gl.bfloat16, [ROWS, HALF], SHARED)
+    lines = view_shared(k_tiles, gl.bfloat16, [ROWS, HALF], SHARED)
     lines.store(wide.to(gl.bfloat16))
-    gl.thread_barrier()
+    block_barrier()
     head = gl.arange(0, ROWS, gl.SliceLayout(1, STORE))
     channel = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, STORE))
     place = gl.expand_dims(head * (MAIN + REST), 1) + gl.expand_dims(channel, 0)

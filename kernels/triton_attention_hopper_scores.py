@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 from samepath.kernels.triton_attention_hopper import LOG2_E, MAIN, REST, copy_rows
+from samepath.kernels.triton_gluon import block_barrier
 
 HEADS = gl.constexpr(64)
 """Heads a warpgroup."""
@@ -84,12 +85,12 @@ def _left_parts(base, rows, live, ring, FIRST: gl.constexpr, WIDTH: gl.constexpr
             copy_rows(base, rows, live, ring.index(BLOCK * 4 + part), (FIRST + part) * PART, WIDTH, PART, COPY)
     async_copy.commit_group()
     async_copy.wait_group(0)
-    gl.thread_barrier()
+    block_barrier()
     first = ring.index(BLOCK * 4).load(LEFT)
     second = ring.index(BLOCK * 4 + 1).load(LEFT)
     third = ring.index(BLOCK * 4 + 2).load(LEFT)
     fourth = ring.index(BLOCK * 4 + 3).load(LEFT)
-    gl.thread_barrier()
+    block_barrier()
     return first, second, third, fourth
 
 
@@ -119,7 +120,7 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     back = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, MAIN, BLOCK)
     upstream = front + back
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    block_barrier()
     for slot in gl.static_range(SLOTS):
         mbarrier.arrive(empty.index(slot), count=1)
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
@@ -247,7 +248,7 @@ def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
             keys = ring.index(unit % MASS_SLOTS).permute((1, 0))
             scores = hopper.warpgroup_mma(lefts[part], keys, scores, use_acc=part > 0, is_async=True)
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-        gl.thread_barrier()
+        block_barrier()
         for part in gl.static_range(PARTS):
             mbarrier.arrive(empty.index((tile * PARTS + part) % MASS_SLOTS), count=1)
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))

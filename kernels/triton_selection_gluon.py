@@ -15,6 +15,8 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from samepath.kernels.triton_gluon import block_barrier
+
 LOWEST = gl.constexpr(-2147483648)
 """Key of a position out of bounds; every valid key is above."""
 MINUS_INFINITY = gl.constexpr(-2139095041)
@@ -233,7 +235,7 @@ def _keep(
         taken = kept.to(gl.int32)
         place = num_kept + gl.associative_scan(taken, 0, _add) - 1
         # A place is never beyond the slot it came from, but another thread may still have to read that slot.
-        gl.thread_barrier()
+        block_barrier()
         if IN_PLACE:
             gl.store(keys_of + place, keys, mask=kept)
         gl.store(positions_to + place, positions, mask=kept)
@@ -273,10 +275,10 @@ def _select_sure(
                 values = gl.load(logits_row + position, mask=position < num_keys, other=0.0)
                 keys = _ordered_keys(values, position, start, end)
                 if held > CAPACITY - TILE:
-                    gl.thread_barrier()
+                    block_barrier()
                     threshold, room = _threshold(keys_of, held, num_selected, CAPACITY, LAYOUT)
                     _keep(keys_of, positions_of, held, threshold, room, positions_of, True, TILE, LAYOUT)
-                    gl.thread_barrier()
+                    block_barrier()
                     # Whoever comes later must beat the last one kept, for ties go to the earlier position.
                     bar = threshold + 1
                     held = num_selected
@@ -285,12 +287,12 @@ def _select_sure(
                 gl.store(keys_of + place, keys, mask=entering > 0)
                 gl.store(positions_of + place, position, mask=entering > 0)
                 held += gl.sum(entering, 0)
-            gl.thread_barrier()
+            block_barrier()
             threshold, room = _threshold(keys_of, held, num_selected, CAPACITY, LAYOUT)
             chosen = indices + gl.cast(row, gl.int64) * num_selected
             _keep(keys_of, positions_of, held, threshold, room, chosen, False, TILE, LAYOUT)
             # The next row writes into the same buffer.
-            gl.thread_barrier()
+            block_barrier()
 
 
 def select(logits_NS: Tensor, starts_N: Tensor, ends_N: Tensor, num_selected: int) -> tuple[Tensor, Tensor]:

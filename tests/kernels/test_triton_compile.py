@@ -1,0 +1,42 @@
+"""Every Triton and Gluon kernel compiles for Hopper with the installed Triton, though this machine may have no GPU.
+
+The interpreter cannot run Gluon, and says nothing of shared memory or of what the compiler for GPUs refuses.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.kernels.triton_here import require_triton
+
+require_triton()
+
+KERNEL_NAMES = {
+    "_attend_forward",
+    "_attention_scores",
+    "_pair_gradients",
+    "_query_gradients",
+    "_attention_mass",
+    "_backward_keys",
+    "_ordered_sums",
+    "_index_logits",
+    "_collect",
+    "_grouped_product",
+}
+SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
+
+
+def test_all_kernels_compile_for_hopper():
+    # A process of its own: Triton chooses between interpreter and compiler when a kernel is defined.
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    result = subprocess.run(
+        [sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    compiled = {line.split()[0] for line in result.stdout.splitlines()}
+    assert compiled >= KERNEL_NAMES
