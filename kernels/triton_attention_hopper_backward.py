@@ -16,7 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from samepath.kernels.triton_attention_hopper import MAIN, REST, copy_rows
 from samepath.kernels.triton_attention_hopper_scores import attention_scores, head_blocks
-from samepath.kernels.triton_gluon import block_barrier, tile_to_shared, view_shared
+from samepath.kernels.triton_gluon import block_barrier, tile_to_shared
 
 KEYS = gl.constexpr(64)
 """Keys a tile."""
@@ -239,8 +239,6 @@ def _add_keys(grad_q_rows, live_heads, half, count, tiles, full, empty, ROWS: gl
     WARPS: gl.constexpr = ROWS // 16
     WIDE: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, 256, 16])
     NARROW: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, 32, 16])
-    STORE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [WARPS, 1], [1, 0])
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     ds_tiles, k_tiles, k_rest_tiles = tiles
     wide = gl.zeros([ROWS, HALF], gl.float32, WIDE)
     narrow = gl.zeros([ROWS, HALF_REST], gl.float32, NARROW)
@@ -253,15 +251,10 @@ def _add_keys(grad_q_rows, live_heads, half, count, tiles, full, empty, ROWS: gl
         block_barrier()
         mbarrier.arrive(empty.index((tile + STAGES - 1) % STAGES), count=1, pred=tile > 0)
     wide, narrow = hopper.warpgroup_mma_wait(0, deps=[wide, narrow])
-    block_barrier()
-    # All tiles are used up, so the room of the keys takes the rounded sums on their way to whole rows.
-    lines = view_shared(k_tiles, gl.bfloat16, [ROWS, HALF], SHARED)
-    lines.store(wide.to(gl.bfloat16))
-    block_barrier()
-    head = gl.arange(0, ROWS, gl.SliceLayout(1, STORE))
-    channel = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, STORE))
+    head = gl.arange(0, ROWS, gl.SliceLayout(1, WIDE))
+    channel = half * HALF + gl.arange(0, HALF, gl.SliceLayout(0, WIDE))
     place = gl.expand_dims(head * (MAIN + REST), 1) + gl.expand_dims(channel, 0)
-    gl.store(grad_q_rows + place, lines.load(STORE), mask=gl.expand_dims(head < live_heads, 1))
+    gl.store(grad_q_rows + place, wide.to(gl.bfloat16), mask=gl.expand_dims(head < live_heads, 1))
     head = gl.arange(0, ROWS, gl.SliceLayout(1, NARROW))
     channel = MAIN + half * HALF_REST + gl.arange(0, HALF_REST, gl.SliceLayout(0, NARROW))
     place = gl.expand_dims(head * (MAIN + REST), 1) + gl.expand_dims(channel, 0)
