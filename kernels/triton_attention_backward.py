@@ -195,43 +195,50 @@ def _ordered_sums(
     pairs,
     order,
     bounds,
-    sums,
+    before,
+    after,
     width,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
+    FRESH: tl.constexpr,
     RENAMED: tl.constexpr,
 ):
-    """Add, for one key, the pair gradients in the given order to its sum, two in flight."""
+    """Add, for one key, the pair gradients in the given order to its sum so far, two in flight; FRESH starts from 0."""
     zero = tl.full((), 0, tl.int64)
     key = zero + tl.program_id(0)
     channel = tl.arange(0, MAIN)
     live = channel < width
     start = tl.load(bounds + key)
     stop = tl.load(bounds + key + 1)
-    if start < stop:
-        home = sums + key * width + _home(channel, RENAMED)
-        total = tl.load(home, mask=live, other=0.0)
+    home = key * width + _home(channel, RENAMED)
+    if FRESH:
+        total = tl.zeros((MAIN,), tl.float32)
+    else:
+        total = tl.load(before + home, mask=live, other=0.0)
+    if REST:
+        rest = MAIN + tl.arange(0, REST)
+        rest_live = rest < width
+        rest_home = key * width + _home(rest, RENAMED)
+        if FRESH:
+            rest_total = tl.zeros((REST,), tl.float32)
+        else:
+            rest_total = tl.load(before + rest_home, mask=rest_live, other=0.0)
+    for place in range(start, stop, 2):
+        # The last of an odd number is read twice and counts once.
+        following = zero + place + 1
+        share = tl.where(following < stop, 1.0, 0.0)
+        one = pairs + tl.load(order + place) * width
+        two = pairs + tl.load(order + tl.minimum(following, stop - 1)) * width
+        first = tl.load(one + channel, mask=live, other=0.0)
+        second = tl.load(two + channel, mask=live, other=0.0)
         if REST:
-            rest = MAIN + tl.arange(0, REST)
-            rest_live = rest < width
-            rest_home = sums + key * width + _home(rest, RENAMED)
-            rest_total = tl.load(rest_home, mask=rest_live, other=0.0)
-        for place in range(start, stop, 2):
-            # The last of an odd number is read twice and counts once.
-            following = zero + place + 1
-            share = tl.where(following < stop, 1.0, 0.0)
-            one = pairs + tl.load(order + place) * width
-            two = pairs + tl.load(order + tl.minimum(following, stop - 1)) * width
-            first = tl.load(one + channel, mask=live, other=0.0)
-            second = tl.load(two + channel, mask=live, other=0.0)
-            if REST:
-                rest_first = tl.load(one + rest, mask=rest_live, other=0.0)
-                rest_second = tl.load(two + rest, mask=rest_live, other=0.0)
-                rest_total = rest_total + rest_first.to(tl.float32) + rest_second.to(tl.float32) * share
-            total = total + first.to(tl.float32) + second.to(tl.float32) * share
-        tl.store(home, total, mask=live)
-        if REST:
-            tl.store(rest_home, rest_total, mask=rest_live)
+            rest_first = tl.load(one + rest, mask=rest_live, other=0.0)
+            rest_second = tl.load(two + rest, mask=rest_live, other=0.0)
+            rest_total = rest_total + rest_first.to(tl.float32) + rest_second.to(tl.float32) * share
+        total = total + first.to(tl.float32) + second.to(tl.float32) * share
+    tl.store(after + home, total.to(after.dtype.element_ty), mask=live)
+    if REST:
+        tl.store(after + rest_home, rest_total.to(after.dtype.element_ty), mask=rest_live)
 
 
 @triton.jit
@@ -262,17 +269,21 @@ class SavedRows:
 def attend_backward(saved: SavedRows, grad_out_NHV: Tensor, *, tiles: Tiles | None = None) -> AttentionGradients:
     """Gradients of `attend` for the upstream gradient `grad_out_NHV`; equal calls give equal bits."""
     q_NHK, kv_SK = saved.q_NHK, saved.kv_SK
-    num_rows = q_NHK.shape[0]
+    num_rows, num_selected = saved.indices_NC.shape
     tiles = tiles or default_tiles(q_NHK, grad_out_NHV.shape[2])
-    num_selected = saved.indices_NC.shape[1]
-    sums_SK = torch.zeros(kv_SK.shape, dtype=torch.float32, device=kv_SK.device)
-    grad_q_NHK = torch.empty_like(q_NHK)
+    gradients = AttentionGradients(
+        q_NHK=torch.empty_like(q_NHK),
+        kv_SK=torch.empty_like(kv_SK),
+        mass_NC=torch.empty(num_rows, num_selected, dtype=torch.float32, device=kv_SK.device),
+    )
     if not num_rows or not num_selected:
-        return AttentionGradients(
-            q_NHK=grad_q_NHK.zero_(), kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=sums_SK.new_zeros(num_rows, num_selected)
-        )
-    masses = []
-    for rows in row_launches(num_rows, _rows_at_once(saved, tiles)):
+        gradients.q_NHK.zero_()
+        gradients.kv_SK.zero_()
+        return gradients
+    pieces = row_launches(num_rows, _rows_at_once(saved, tiles))
+    # Sums of several pieces stay in float32 until the last.
+    sums_SK = torch.empty(kv_SK.shape if len(pieces) > 1 else (0,), dtype=torch.float32, device=kv_SK.device)
+    for number, rows in enumerate(pieces):
         part = replace(
             saved,
             q_NHK=q_NHK[rows],
@@ -281,8 +292,11 @@ def attend_backward(saved: SavedRows, grad_out_NHV: Tensor, *, tiles: Tiles | No
             out_NHV=saved.out_NHV[rows],
             lse_NH=saved.lse_NH[rows],
         )
-        masses.append(_backward_rows(part, grad_out_NHV[rows], grad_q_NHK[rows], sums_SK, tiles))
-    return AttentionGradients(q_NHK=grad_q_NHK, kv_SK=sums_SK.to(kv_SK.dtype), mass_NC=torch.cat(masses))
+        pairs_PK = _backward_rows(part, grad_out_NHV[rows], gradients.q_NHK[rows], gradients.mass_NC[rows], tiles)
+        before = None if number == 0 else sums_SK
+        after = gradients.kv_SK if number == len(pieces) - 1 else sums_SK
+        add_pairs_in_order(pairs_PK, part.indices_NC, part.count_N, before, after, tiles.hopper)
+    return gradients
 
 
 def _rows_at_once(saved: SavedRows, tiles: Tiles) -> int:
@@ -314,24 +328,23 @@ def row_deltas(out_NHV: Tensor, grad_out_NHV: Tensor) -> Tensor:
     return delta_NH
 
 
-def _backward_rows(saved: SavedRows, grad_out_NHV: Tensor, grad_q_NHK: Tensor, sums_SK: Tensor, tiles: Tiles) -> Tensor:
-    """Write `grad_q_NHK` of some rows, add their key gradients to `sums_SK`, return the mass."""
+def _backward_rows(saved: SavedRows, grad_out_NHV: Tensor, grad_q_NHK: Tensor, mass_NC: Tensor, tiles: Tiles) -> Tensor:
+    """Write the query gradients and the mass of some rows; return their pair gradients [blocks · N · C, K]."""
     delta_NH = row_deltas(saved.out_NHV, grad_out_NHV)
     rows = (saved.q_NHK, saved.kv_SK, saved.indices_NC, saved.count_N, saved.lse_NH, saved.scale)
     if tiles.hopper:
         backward_rows = hopper_kernels("attention_hopper_backward").backward_rows
-        pairs_PK, mass_NC = backward_rows(*rows, grad_out_NHV, delta_NH, grad_q_NHK)
+        pairs_PK, masses = backward_rows(*rows, grad_out_NHV, delta_NH, grad_q_NHK)
     else:
-        pairs_PK, mass_NC = _backward_by_tiles(saved, grad_out_NHV, delta_NH, grad_q_NHK, tiles)
-    blocks = pairs_PK.shape[0] // saved.indices_NC.numel()
-    add_pairs_in_order(pairs_PK, saved.indices_NC, saved.count_N, blocks, sums_SK, tiles.hopper)
-    return mass_NC
+        pairs_PK, masses = _backward_by_tiles(saved, grad_out_NHV, delta_NH, grad_q_NHK, tiles)
+    torch.sum(masses, 0, out=mass_NC)
+    return pairs_PK
 
 
 def _backward_by_tiles(
     saved: SavedRows, grad_out_NHV: Tensor, delta_NH: Tensor, grad_q_NHK: Tensor, tiles: Tiles
 ) -> tuple[Tensor, Tensor]:
-    """(pairs [blocks · N · C, K], mass_NC) by the portable kernels."""
+    """(pairs [blocks · N · C, K], mass of each block of heads [blocks, N, C]) by the portable kernels."""
     num_rows, num_heads, key_width = saved.q_NHK.shape
     num_selected = saved.indices_NC.shape[1]
     blocks = num_blocks(num_heads, tiles)
@@ -364,30 +377,39 @@ def _backward_by_tiles(
         num_stages=tiles.num_stages,
     )
     _query_gradients(saved, grad_scores, grad_q_NHK)
-    return pairs_PK, mass.sum(0)
+    return pairs_PK, mass
 
 
 def add_pairs_in_order(
-    pairs_PK: Tensor, indices_NC: Tensor, count_N: Tensor, blocks: int, sums_SK: Tensor, renamed: bool = False
+    pairs_PK: Tensor,
+    indices_NC: Tensor,
+    count_N: Tensor,
+    before_SK: Tensor | None,
+    after_SK: Tensor,
+    renamed: bool = False,
 ) -> None:
-    """Add the pair gradients [blocks · N · C, K] of each key to its row of `sums_SK`, by block and then by row."""
-    num_keys, width = sums_SK.shape
+    """Write to `after_SK` the sums `before_SK` (None: 0) and each key's pair gradients [blocks · N · C, K], by block and then by row.
+
+    `before_SK` is float32 and may be `after_SK`.
+    """
+    num_keys, width = after_SK.shape
     valid_NC = torch.arange(indices_NC.shape[1], device=count_N.device) < count_N[:, None]
     # A radix sort passes over every byte of its keys.
     short = torch.int16 if num_keys < 1 << 15 else torch.int32
     keys_NC = indices_NC.masked_fill(~valid_NC, num_keys).to(short)
-    sorted_P = keys_NC.flatten().repeat(blocks).sort(stable=True)
+    sorted_P = keys_NC.flatten().repeat(pairs_PK.shape[0] // keys_NC.numel()).sort(stable=True)
     every = torch.arange(num_keys + 1, dtype=short, device=keys_NC.device)
-    bounds = torch.searchsorted(sorted_P.values, every)
     main, rest = split_width(width)
     _ordered_sums[(num_keys,)](
         pairs_PK,
         sorted_P.indices,
-        bounds,
-        sums_SK,
+        torch.searchsorted(sorted_P.values, every),
+        after_SK if before_SK is None else before_SK,
+        after_SK,
         width,
         MAIN=main,
         REST=rest,
+        FRESH=before_SK is None,
         RENAMED=renamed,
         num_warps=1,
     )

@@ -224,9 +224,7 @@ def _load_query_operands(kv, rows_of, grads, place, tiles, full, empty, ROWS: gl
         narrow_ahead = gl.load(rows_of + narrow, mask=narrow < count, other=0)
         mbarrier.wait(empty.index(stage), ((tile // STAGES) & 1) ^ 1)
         mbarrier.expect(full.index(stage), ROWS * KEYS * 2)
-        tile_to_shared(
-            grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage)
-        )
+        tile_to_shared(grads, [first_tile + tile * tile_step, 0], full.index(stage), ds_tiles.index(stage))
         copy_rows(kv, rows, live, k_tiles.index(stage), half * HALF, MAIN + REST, HALF, COPY)
         channel = MAIN + half * HALF_REST
         copy_rows(kv, rows_narrow, live_narrow, k_rest_tiles.index(stage), channel, MAIN + REST, HALF_REST, NARROW)
@@ -321,7 +319,7 @@ def backward_rows(
     delta_NH: Tensor,
     grad_q_NHK: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Write `grad_q_NHK`; return (pairs [blocks · N · C, K] with renamed channels, mass_NC)."""
+    """Write `grad_q_NHK`; return (pairs [blocks · N · C, K] with renamed channels, mass of each block of heads [blocks, N, C])."""
     num_rows, num_heads, key_width = q_NHK.shape
     num_selected = indices_NC.shape[1]
     programs, blocks = head_blocks(num_heads)
@@ -344,7 +342,7 @@ def backward_rows(
     )
     maps = (_tensor_map(probs, HEADS.value), _tensor_map(grads, HEADS.value))
     _pair_gradients[grid](q_NHK, grad_out_NHV, count_N, *maps, pairs, mass, *sizes, BLOCKS=blocks, num_warps=4)
-    return pairs, mass.sum(0)
+    return pairs, mass
 
 
 def _tensor_map(tensor: Tensor, rows: int) -> TensorDescriptor:

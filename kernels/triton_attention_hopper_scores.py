@@ -1,8 +1,7 @@
 """P and dS of sparse attention, and its mass, for Hopper at the published widths (Gluon): the products that need the keys as right operands.
 
-A program takes all keys of a row for 128 heads. The keys pass through a ring of 64 channels a slot, gathered once for all heads. Left operands stay
-in registers: the output gradients for P and dS, whose queries stay in shared memory, and the queries for the mass. One warpgroup gathers, each of
-the others has 64 heads.
+A program takes all keys of a row for 128 heads. Queries stay in shared memory, output gradients, as left operands, in registers; the keys pass
+through a ring of 64 channels a slot, gathered once for all heads and both products. One warpgroup gathers, each of the others has 64 heads.
 
 Keys are gathered in an order in which what a thread holds of a row of P, 2 of every 8 keys, becomes 8 neighbours: 16-byte stores, nothing moves.
 
@@ -27,11 +26,9 @@ KEYS = gl.constexpr(64)
 PART = gl.constexpr(64)
 """Channels of a slot of the ring."""
 PARTS = gl.constexpr(9)
-"""Slots of a tile's MAIN + REST channels."""
+"""Slots: the ring holds one tile of MAIN + REST channels."""
 VALUE_PARTS = gl.constexpr(8)
 """Slots whose channels belong to the value."""
-MASS_TILES = gl.constexpr(3)
-"""Tiles that the ring of the mass holds; that of P and dS has room for one."""
 
 
 @gluon.jit
@@ -50,7 +47,7 @@ def _neighbours(values, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _gather_parts(kv, rows_of, count, ring, barriers, TILES: gl.constexpr):
+def _gather_parts(kv, rows_of, count, ring, barriers):
     """Role of one warpgroup: copy the parts of tile after tile into the ring."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     full, empty = barriers
@@ -62,24 +59,22 @@ def _gather_parts(kv, rows_of, count, ring, barriers, TILES: gl.constexpr):
         # Read ahead, so that the gather of the next tile waits for no index.
         rows_ahead = gl.load(rows_of + slots, mask=slots < count, other=0)
         for part in gl.static_range(PARTS):
-            slot = tile % TILES * PARTS + part
             # The first arrivals on `empty` say that the ring has served its other purpose.
-            mbarrier.wait(empty.index(slot), tile // TILES & 1)
-            copy_rows(kv, rows, live, ring.index(slot), part * PART, MAIN + REST, PART, COPY)
+            mbarrier.wait(empty.index(part), tile & 1)
+            copy_rows(kv, rows, live, ring.index(part), part * PART, MAIN + REST, PART, COPY)
             # Each thread arrives when its own copies have landed.
-            async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
+            async_copy.mbarrier_arrive(full.index(part), increment_count=False)
         rows = rows_ahead
 
 
 @gluon.jit
-def _left_parts(base, rows, live, ring, FIRST: gl.constexpr, WIDTH: gl.constexpr, BLOCK: gl.constexpr):
-    """Four parts of a warpgroup's rows as left operands, through four slots of the ring."""
+def _left_parts(grad_out, rows, live, ring, FIRST: gl.constexpr, BLOCK: gl.constexpr):
+    """Four parts of a warpgroup's output gradients as left operands, through four slots of the ring."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
     for part in gl.static_range(4):
-        if FIRST + part < WIDTH // PART:
-            copy_rows(base, rows, live, ring.index(BLOCK * 4 + part), (FIRST + part) * PART, WIDTH, PART, COPY)
+        copy_rows(grad_out, rows, live, ring.index(BLOCK * 4 + part), (FIRST + part) * PART, MAIN, PART, COPY)
     async_copy.commit_group()
     async_copy.wait_group(0)
     block_barrier()
@@ -113,8 +108,8 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     for part in gl.static_range(PARTS):
         target = queries.index(BLOCK * PARTS + part)
         copy_rows(q, q_row + heads, heads < live_heads, target, part * PART, MAIN + REST, PART, COPY)
-    front = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 0, MAIN, BLOCK)
-    back = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, MAIN, BLOCK)
+    front = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 0, BLOCK)
+    back = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, BLOCK)
     upstream = front + back
     hopper.fence_async_shared()
     block_barrier()
@@ -198,7 +193,7 @@ def _attention_scores(
             [
                 (_score_heads, (row_values, results, shared, barriers, 0)),
                 (_score_heads, (row_values, results, shared, barriers, 1)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers)),
             ],
             [4, 4],
             [232, 40],
@@ -207,7 +202,7 @@ def _attention_scores(
         gl.warp_specialize(
             [
                 (_score_heads, (row_values, results, shared, barriers, 0)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers)),
             ],
             [4],
             [40],
@@ -215,21 +210,24 @@ def _attention_scores(
 
 
 @gluon.jit
-def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
+def _sum_heads(row_values, mass_row, shared, barriers, BLOCK: gl.constexpr):
     """Role of a warpgroup: P of its 64 heads, summed."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     q, lse, q_row, live_heads, count, scale = row_values
+    queries, ring = shared
     full, empty = barriers
     first_head = BLOCK * HEADS
     heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
-    live = heads < live_heads
-    front = _left_parts(q, q_row + heads, live, ring, 0, MAIN + REST, BLOCK)
-    back = _left_parts(q, q_row + heads, live, ring, 4, MAIN + REST, BLOCK)
-    rest = _left_parts(q, q_row + heads, live, ring, 8, MAIN + REST, BLOCK)
-    lefts = front + back + rest
-    for slot in gl.static_range(MASS_TILES * PARTS):
+    for part in gl.static_range(PARTS):
+        target = queries.index(BLOCK * PARTS + part)
+        copy_rows(q, q_row + heads, heads < live_heads, target, part * PART, MAIN + REST, PART, COPY)
+    async_copy.commit_group()
+    async_copy.wait_group(0)
+    hopper.fence_async_shared()
+    block_barrier()
+    for slot in gl.static_range(PARTS):
         mbarrier.arrive(empty.index(slot), count=1)
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
@@ -238,15 +236,19 @@ def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
     key = _slot_of(gl.arange(0, KEYS, LINE))
     for tile in range((count + KEYS - 1) // KEYS):
         scores = zero
-        first = tile % MASS_TILES * PARTS
+        # 0 always, but the compiler cannot know: it would keep the addresses of all operands in registers.
+        nothing = tile >> 26
         for part in gl.static_range(PARTS):
-            mbarrier.wait(full.index(first + part), tile // MASS_TILES & 1)
-            keys = ring.index(first + part).permute((1, 0))
-            scores = hopper.warpgroup_mma(lefts[part], keys, scores, use_acc=part > 0, is_async=True)
+            mbarrier.wait(full.index(part), tile & 1)
+            keys = ring.index(part + nothing).permute((1, 0))
+            query_part = queries.index(BLOCK * PARTS + part + nothing)
+            scores = hopper.warpgroup_mma(query_part, keys, scores, use_acc=part > 0, is_async=True)
+            if part > 0:
+                # All but this part's product are done.
+                scores = hopper.warpgroup_mma_wait(1, deps=[scores])
+                mbarrier.arrive(empty.index(part - 1), count=1)
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-        block_barrier()
-        for part in gl.static_range(PARTS):
-            mbarrier.arrive(empty.index(first + part), count=1)
+        mbarrier.arrive(empty.index(PARTS - 1), count=1)
         probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
         place = tile * KEYS + key
         gl.store(mass_row + place, gl.convert_layout(gl.sum(probs, 0), LINE), mask=place < count)
@@ -256,11 +258,13 @@ def _sum_heads(row_values, mass_row, ring, barriers, BLOCK: gl.constexpr):
 def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_selected, BLOCKS: gl.constexpr):
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     row = gl.program_id(1).to(gl.int64)
+    num_rows = gl.num_programs(1)
     first_head = gl.program_id(0) * (BLOCKS * HEADS)
-    ring = gl.allocate_shared_memory(gl.bfloat16, [MASS_TILES * PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [MASS_TILES * PARTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [MASS_TILES * PARTS, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(MASS_TILES * PARTS):
+    queries = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS * PARTS, HEADS, PART], SHARED)
+    ring = gl.allocate_shared_memory(gl.bfloat16, [PARTS, KEYS, PART], SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(PARTS):
         # All 128 gathering threads arrive.
         mbarrier.init(full.index(slot), count=128)
         mbarrier.init(empty.index(slot), count=BLOCKS)
@@ -268,28 +272,29 @@ def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_sel
     rows_of = indices + row * num_selected
     row_values = (q, lse, row * num_heads + first_head, num_heads - first_head, count, scale)
     # Each warpgroup has a line of its own.
-    num_rows = gl.num_programs(1)
-    mass_row = mass + (gl.program_id(0) * BLOCKS * num_rows + row) * num_selected
+    line = (gl.program_id(0) * BLOCKS * num_rows + gl.program_id(1)).to(gl.int64) * num_selected
+    mass_row = mass + line
+    shared = (queries, ring)
     barriers = (full, empty)
     if BLOCKS == 2:
         other_row = mass_row + num_rows.to(gl.int64) * num_selected
         gl.warp_specialize(
             [
-                (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
-                (_sum_heads, (row_values, other_row, ring, barriers, 1)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_TILES)),
+                (_sum_heads, (row_values, mass_row, shared, barriers, 0)),
+                (_sum_heads, (row_values, other_row, shared, barriers, 1)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers)),
             ],
             [4, 4],
-            [224, 56],
+            [216, 72],
         )
     else:
         gl.warp_specialize(
             [
-                (_sum_heads, (row_values, mass_row, ring, barriers, 0)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers, MASS_TILES)),
+                (_sum_heads, (row_values, mass_row, shared, barriers, 0)),
+                (_gather_parts, (kv, rows_of, count, ring, barriers)),
             ],
             [4],
-            [56],
+            [40],
         )
 
 

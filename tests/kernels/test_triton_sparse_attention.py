@@ -230,3 +230,35 @@ def test_attend_100_repeats_give_equal_bits(dtype: torch.dtype) -> None:
     for _ in range(100 if dtype == torch.bfloat16 else 5):
         for got, first in zip(problem.run("triton", dtype), wanted):
             assert torch.equal(got, first)
+
+
+@pytest.mark.gpu
+def test_attend_backward_many_programs_repeat_to_the_bit() -> None:
+    """Thousands of programs at once, so that a rare disorder among their warps is seen."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=DEVICE).to(torch.bfloat16)
+
+    num_rows, num_keys, num_selected = 1024, 16384, 2048
+    q_NHK, kv_SK, upstream = normal(num_rows, 128, 576), normal(num_keys, 576), normal(num_rows, 128, 512)
+    noise = torch.rand(num_rows, num_keys, generator=generator, device=DEVICE)
+    indices_NC = noise.topk(num_selected, dim=1).indices.sort(1).values.to(torch.int32)
+    count_N = torch.randint(0, num_selected + 1, (num_rows,), generator=generator, device=DEVICE, dtype=torch.int32)
+    out_NHV, lse_NH = triton_attention_forward.attend_forward(q_NHK, kv_SK, indices_NC, count_N, 192**-0.5, 512)
+    saved = SavedRows(
+        q_NHK=q_NHK,
+        kv_SK=kv_SK,
+        indices_NC=indices_NC,
+        count_N=count_N,
+        out_NHV=out_NHV,
+        lse_NH=lse_NH,
+        scale=192**-0.5,
+    )
+    wanted = attend_backward(saved, upstream)
+    assert wanted.kv_SK.isfinite().all()
+    for _ in range(20):
+        got = attend_backward(saved, upstream)
+        assert torch.equal(got.q_NHK, wanted.q_NHK)
+        assert torch.equal(got.kv_SK, wanted.kv_SK)
+        assert torch.equal(got.mass_NC, wanted.mass_NC)
