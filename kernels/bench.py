@@ -162,6 +162,31 @@ class Bench(RandomInputs):
                 results.append(
                     Measurement(operation=name, shape=shape, ms=ms, rate=logits_NS.nbytes / ms / 1e9, unit="TB/s")
                 )
+        return results + self.indexer_of_few_rows()
+
+    def indexer_of_few_rows(self) -> list[Measurement]:
+        """Index logits and selection of decoding steps, each row with 128K keys of its own, under a CUDA graph; the rate is that of keys or logits."""
+        index, selection = triton_kernels("index_logits"), triton_kernels("selection")
+        num_keys, results = 131072, []
+        for num_rows in (1, 8, 64):
+            q_BTIK = self.normal(num_rows, 1, INDEX_HEADS, INDEX_WIDTH)
+            weights_BTI = self.normal(num_rows, 1, INDEX_HEADS, dtype=torch.float32)
+            k_BSK = self.normal(num_rows, num_keys, INDEX_WIDTH)
+            codes_q, _ = index.quantise(q_BTIK.flatten(0, 2))
+            codes_k, scales = index.quantise(k_BSK.flatten(0, 1))
+            fp8 = codes_q.view(q_BTIK.shape), codes_k.view(k_BSK.shape), weights_BTI, None, scales.view(num_rows, -1)
+            logits_NS = self.normal(num_rows, num_keys, dtype=torch.float32)
+            starts_N = torch.zeros(num_rows, dtype=torch.int32, device="cuda")
+            bounds = starts_N, starts_N + num_keys
+            shape = f"{num_rows} rows × {num_keys} keys of their own"
+            for name, size, run in (
+                ("index logits bf16, decoding", k_BSK.nbytes, partial(index.index_logits, q_BTIK, k_BSK, weights_BTI)),
+                ("index logits FP8, decoding", codes_k.nbytes, partial(index.index_logits, *fp8)),
+                ("selection, decoding", logits_NS.nbytes, partial(selection.select, logits_NS, *bounds, SELECTED)),
+                ("torch.topk, decoding", logits_NS.nbytes, partial(torch.topk, logits_NS, SELECTED, dim=1)),
+            ):
+                ms = graph_milliseconds(run)
+                results.append(Measurement(operation=name, shape=shape, ms=ms, rate=size / ms / 1e9, unit="TB/s"))
         return results
 
     def experts(self) -> list[Measurement]:
@@ -210,6 +235,22 @@ class Bench(RandomInputs):
             )
         return results
 
+    def rows(self) -> list[Measurement]:
+        """Linear maps of the rows of decoding and of training, under a CUDA graph; eight weights in turn, which L2 does not hold."""
+        results = []
+        linear = triton_kernels("dense_rows").linear
+        for width, outputs in ((7168, 1536), (2048, 5632), (768, 768)):
+            weights = [self.normal(outputs, width) / width**0.5 for _ in range(8)]
+            for num_rows in (16, 64, 256, 4096, 16384):
+                x_ND = self.normal(num_rows, width)
+                shape = f"{num_rows} × {width} → {outputs}, bf16"
+                for name, run in (("linear map", linear), ("linear map by torch.mm", _plain_linear)):
+                    with torch.no_grad():
+                        ms = graph_milliseconds(partial(_map_all, run, x_ND, weights)) / len(weights)
+                    rate = 2 * num_rows * width * outputs / ms / 1e9
+                    results.append(Measurement(operation=name, shape=shape, ms=ms, rate=rate, unit="TFLOPS"))
+        return results
+
     def head(self) -> list[Measurement]:
         """Log-probability head and the matrix library's products alone, in turn."""
         kernels = triton_kernels("logprob")
@@ -229,9 +270,9 @@ class Bench(RandomInputs):
         plain = hidden.detach(), weight.detach()
         ms = in_turn(
             {
-                "head: torch.mm alone": partial(library_products, *plain, backward=False),
+                "head: torch.mm alone": partial(library_products, *plain, None),
                 "head forward": torch.no_grad()(ahead),
-                "head: three products by torch.mm": partial(library_products, *plain, backward=True),
+                "head: three products by torch.mm": partial(library_products, *plain, self.normal(num_rows, 8192)),
                 "head forward + backward": both,
             }
         )
@@ -252,16 +293,28 @@ class Bench(RandomInputs):
         ]
 
 
-def library_products(hidden: Tensor, weight: Tensor, *, backward: bool) -> None:
-    """The products of the head's size, 4096 rows at a time: logits, and with `backward` those that give both gradients."""
+def _plain_linear(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    return x_ND @ weight_OD.T
+
+
+def _map_all(run: Callable[[Tensor, Tensor], Tensor], x_ND: Tensor, weights: list[Tensor]) -> None:
+    for weight_OD in weights:
+        run(x_ND, weight_OD)
+
+
+def library_products(hidden: Tensor, weight: Tensor, slopes: Tensor | None) -> None:
+    """The head's products by the matrix library, each in steps that suit it: logits, and with `slopes` [N, columns] both gradients."""
     logits = hidden.new_empty(4096, weight.shape[0])
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
     for start in range(0, len(hidden), 4096):
         rows = slice(start, start + 4096)
         torch.mm(hidden[rows], weight.T, out=logits)
-        if backward:
+        if slopes is not None:
             torch.mm(logits, weight, out=grad_hidden[rows])
-            torch.mm(logits.T, hidden[rows], out=grad_weight)
+    if slopes is not None:
+        for start in range(0, len(weight), slopes.shape[1]):
+            part = grad_weight[start : start + slopes.shape[1]]
+            torch.mm(slopes[:, : len(part)].T, hidden, out=part)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -295,7 +348,7 @@ def table(results: list[Measurement]) -> str:
 def main() -> None:
     """Run the chosen groups, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    single = ("ceilings", "attention", "dense", "indexer", "experts", "head")
+    single = ("ceilings", "attention", "dense", "indexer", "experts", "rows", "head")
     over_all_keys = ("grouped", "grouped_decode", "warmup")
     groups = (*single, "prefill", "training", "decode", "short", *over_all_keys)
     parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")

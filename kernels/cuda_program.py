@@ -1,7 +1,7 @@
 """CUDA C++ kernels that are compiled when they are first used (NVRTC, which comes with PyTorch) and launched through the driver."""
 
 import ctypes
-import ctypes.util
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,14 +21,17 @@ def _nvrtc() -> ctypes.CDLL:
 
     Raises CudaProgramError if it is not installed.
     """
-    version = (torch.version.cuda or "").split(".")[0]
-    try:
-        return ctypes.CDLL(f"libnvrtc.so.{version}")
-    except OSError as error:
-        raise CudaProgramError(
-            f"CUDA sources need libnvrtc.so.{version}, which PyTorch for CUDA brings along; it cannot be loaded: {error}. "
-            f"Install nvidia-cuda-nvrtc of CUDA {version}."
-        ) from error
+    name = f"libnvrtc.so.{(torch.version.cuda or 'none').split('.')[0]}"
+    bundled = sorted((Path(torch.__file__).parents[1] / "nvidia").glob(f"*/lib/{name}"))
+    for place in [name, *map(str, bundled)]:
+        try:
+            return ctypes.CDLL(place)
+        except OSError:
+            continue
+    raise CudaProgramError(
+        f"CUDA sources need {name} of the CUDA version of PyTorch ({torch.version.cuda}); found none. "
+        "Install PyTorch for CUDA, which brings it along, or nvidia-cuda-nvrtc of that version."
+    )
 
 
 @cache
@@ -45,6 +48,12 @@ def _call(name: str, *arguments: object) -> None:
         raise CudaProgramError(f"{name} failed with {code}: {(text.value or b'').decode()}")
 
 
+def most_shared_memory(device: int) -> int:
+    """Bytes of shared memory that one block may have."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
 def compile_cuda(source: Path, architecture: str, macros: dict[str, int]) -> bytes:
     """Machine code of a source file, e.g. for `sm_90a`, with macros defined.
 
@@ -54,7 +63,12 @@ def compile_cuda(source: Path, architecture: str, macros: dict[str, int]) -> byt
     program = ctypes.c_void_p()
     text = source.read_bytes()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.name.encode(), 0, None, None)
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space", *(f"-D{name}={macros[name]}" for name in macros)]
+    options = [
+        f"--gpu-architecture={architecture}",
+        "--std=c++17",
+        "--device-as-default-execution-space",
+        *(f"-D{name}={macros[name]}" for name in macros),
+    ]
     values = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     code = nvrtc.nvrtcCompileProgram(program, len(options), values)
     size = ctypes.c_size_t()
@@ -74,7 +88,7 @@ class CudaKernel:
     """One kernel of a compiled source on one GPU; it may use all the shared memory there is."""
 
     def __init__(
-        self, source: Path, name: str, argument_types: list[type], device: int, macros: dict[str, int]
+        self, source: Path, name: str, argument_types: Sequence[type], device: int, macros: dict[str, int]
     ) -> None:
         major, minor = torch.cuda.get_device_capability(device)
         # The `a` admits what only this generation has.
@@ -85,8 +99,8 @@ class CudaKernel:
         _call("cuModuleGetFunction", ctypes.byref(self._function), module, name.encode())
         static = ctypes.c_int()
         _call("cuFuncGetAttribute", ctypes.byref(static), STATIC_SHARED, self._function)
-        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-        _call("cuFuncSetAttribute", self._function, DYNAMIC_SHARED_LIMIT, most - static.value)
+        spare = most_shared_memory(device) - static.value
+        _call("cuFuncSetAttribute", self._function, DYNAMIC_SHARED_LIMIT, spare)
         self._types = argument_types
 
     def launch(self, grid: int, threads: int, shared_bytes: int, *arguments: int | float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samepath.kernels.cuda_program import CudaKernel
+from samepath.kernels.cuda_program import CudaKernel, most_shared_memory
 
 SOURCE = Path(__file__).with_name("selection.cu")
 ARGUMENTS = [ctypes.c_void_p] * 5 + [ctypes.c_longlong] + [ctypes.c_int] * 3 + [ctypes.c_float]
@@ -54,7 +54,7 @@ def memory(device: int, num_keys: int, num_selected: int) -> tuple[int, int]:
     """(keys a pool, bytes of shared memory of a block); a pool of no keys asks for the sure way."""
     table_bytes = 4 * (num_keys // CHUNK + 2)
     pool = pool_size(num_keys, num_selected)
-    if BLOCK_BYTES + 8 * pool + table_bytes > torch.cuda.get_device_properties(device).shared_memory_per_block_optin:
+    if BLOCK_BYTES + 8 * pool + table_bytes > most_shared_memory(device):
         pool = table_bytes = 0
     return pool, BLOCK_BYTES + 8 * pool + table_bytes
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from samepath.kernels.triton_gluon import block_barrier, copy_to_shared
+from samepath.kernels.triton_gluon import block_barrier, copy_to_shared, tile_to_shared
 
 HEADS = gl.constexpr(64)
 WIDTH = gl.constexpr(128)
@@ -85,13 +85,13 @@ def _load_blocks(
             for group in gl.static_range(GROUPS):
                 # Behind a sequence's last key come the next one's: their logits are not stored.
                 key_row = sequence * num_keys + first_key + group * KEYS
-                tma.async_copy_global_to_shared(k, [key_row, 0], k_full.index(tile), k_shared.index(tile * GROUPS + group))
+                tile_to_shared(k, [key_row, 0], k_full.index(tile), k_shared.index(tile * GROUPS + group))
             blocks += 1
             for row in range(query_row, query_row + rows):
                 stage = step % STAGES
                 mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
                 mbarrier.expect(full.index(stage), HEADS * WIDTH * BYTES)
-                tma.async_copy_global_to_shared(q, [row * HEADS, 0], full.index(stage), q_ring.index(stage))
+                tile_to_shared(q, [row * HEADS, 0], full.index(stage), q_ring.index(stage))
                 copy_to_shared(w_ring.index(stage), weights + gl.cast(row, gl.int64) * HEADS + head)
                 async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
                 step += 1
@@ -197,16 +197,20 @@ def _index_logits_hopper(
     gl.warp_specialize(
         [
             (_score_blocks, (
-                0, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty, QUERIES, STAGES, TILES, BOUNDED, SCALED,
+                0, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
+                QUERIES, STAGES, TILES, BOUNDED, SCALED,
             )),
             (_score_blocks, (
-                1, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty, QUERIES, STAGES, TILES, BOUNDED, SCALED,
+                1, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
+                QUERIES, STAGES, TILES, BOUNDED, SCALED,
             )),
             (_score_blocks, (
-                2, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty, QUERIES, STAGES, TILES, BOUNDED, SCALED,
+                2, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
+                QUERIES, STAGES, TILES, BOUNDED, SCALED,
             )),
             (_load_blocks, (
-                q, k, weights, starts, ends, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty, QUERIES, STAGES, TILES, BOUNDED,
+                q, k, weights, starts, ends, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
+                QUERIES, STAGES, TILES, BOUNDED,
             )),
         ],
         [4, 4, 1],
@@ -236,11 +240,13 @@ def index_logits(
     plan: Plan | None = None,
 ) -> Tensor:
     """float32 logits [B, T, S] of contiguous bfloat16 or float8_e4m3fn queries and keys, as `triton_index_logits.index_logits`."""
-    num_sequences, num_rows, num_heads, width = q_BTIK.shape
+    num_sequences, num_rows, _, width = q_BTIK.shape
     num_keys = k_BSK.shape[1]
     # Queries of two bytes leave room for a shorter ring beside two tiles of keys.
     plan = plan or Plan(stages=2 if q_BTIK.dtype == torch.bfloat16 else 4)
     logits_BTS = torch.empty(num_sequences, num_rows, num_keys, dtype=torch.float32, device=q_BTIK.device)
+    if not logits_BTS.numel():
+        return logits_BTS
     starts, ends = bounds_BT or (logits_BTS, logits_BTS)
     blocks = triton.cdiv(num_keys, KEYS.value * GROUPS.value) * triton.cdiv(num_rows, plan.queries) * num_sequences
     programs = min(blocks, torch.cuda.get_device_properties(q_BTIK.device).multi_processor_count)

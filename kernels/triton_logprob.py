@@ -25,8 +25,8 @@ from samepath.kernels.triton_product import fits_hopper, hopper_kernels
 ROWS_AT_ONCE = 8192
 """Rows whose tile sums and support bitmaps are held at once."""
 
-GRADIENT_BYTES = 500_000_000
-"""Size of the logits' gradients of one backward step."""
+GRADIENT_BYTES = 505_000_000
+"""Size of the logits' gradients of one backward step, at most."""
 
 STEP_COLUMNS = 256
 """Backward steps take a multiple of this many vocabulary columns."""
@@ -248,8 +248,7 @@ def _head_gradients(
     """Gradients of hidden states and head: whole rows of the head's at once, those of the hidden states summed over the steps in float32."""
     hidden_ND, weight_VD = rows.hidden_ND, rows.weight_VD
     num_rows, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
-    columns = GRADIENT_BYTES // (hidden_ND.element_size() * num_rows) // STEP_COLUMNS * STEP_COLUMNS
-    columns = min(max(columns, STEP_COLUMNS), vocab_size)
+    columns = _step_columns(num_rows, vocab_size, hidden_ND.element_size())
     grad_hidden_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
     grad_weight_VD = torch.empty_like(weight_VD)
     gradients = torch.empty(num_rows * columns, dtype=hidden_ND.dtype, device=hidden_ND.device)
@@ -262,6 +261,13 @@ def _head_gradients(
         torch.mm(step.T, hidden_ND, out=grad_weight_VD[start:stop])
     del gradients, step
     return grad_hidden_ND.to(hidden_ND.dtype), grad_weight_VD
+
+
+def _step_columns(num_rows: int, vocab_size: int, size_bytes: int) -> int:
+    """Vocabulary columns of one backward step: as many as fit, the steps of one size, for each reads and writes the hidden states' sums."""
+    most = max(GRADIENT_BYTES // (size_bytes * num_rows) // STEP_COLUMNS, 1)
+    blocks = triton.cdiv(vocab_size, STEP_COLUMNS)
+    return min(triton.cdiv(blocks, triton.cdiv(blocks, most)) * STEP_COLUMNS, vocab_size)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:

@@ -136,7 +136,10 @@ def _sum_tiles(
             gl.store(place + 4 * num_rows, gl.where(some, total, 0.0), mask=live)
 
 
-@gluon.jit(do_not_specialize=["num_rows", "vocab_size", "width", "num_words"])
+@gluon.jit(
+    do_not_specialize=["num_rows", "vocab_size", "width", "num_words"],
+    do_not_specialize_on_alignment=["targets", "temperature", "bitmap", "sums", "target_logits"],
+)
 def _tile_sums(
     hidden_map,
     weight_map,
@@ -231,7 +234,10 @@ def _gradient_tiles(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["first_column", "num_rows", "num_columns", "width", "num_words"])
+@gluon.jit(
+    do_not_specialize=["first_column", "num_rows", "num_columns", "width", "num_words"],
+    do_not_specialize_on_alignment=["targets", "temperature", "bitmap", "normalisers", "upstream"],
+)
 def _logit_gradients(
     hidden_map,
     weight_map,

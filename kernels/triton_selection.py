@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels import cuda_selection
+from samepath.kernels.cuda_selection import select as select_by_cuda
 from samepath.kernels.triton_loading import interpreting
 
 
@@ -168,7 +168,7 @@ def select(
         return indices_NC, count_N
     if not interpreting():
         # Triton has no memory that threads may share at will, which a fast selection lives on.
-        return cuda_selection.select(logits_NS.contiguous(), starts_N, ends_N, num_selected)
+        return select_by_cuda(logits_NS.contiguous(), starts_N, ends_N, num_selected)
     tile = tile or (2048 if num_keys > 512 else 64)
     capacity = triton.next_power_of_2(num_selected + tile + 1)
     buffers = torch.empty(2, num_rows, capacity, dtype=torch.int32, device=logits_NS.device)

@@ -74,9 +74,9 @@ from samepath.kernels import (
     triton_index_logits,
     triton_logprob,
     triton_selected_logits,
-    triton_selection_gluon,
 )
 from samepath.kernels.dense_indexer import Teacher
+from samepath.kernels.logprob import SupportRows
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -100,14 +100,15 @@ def attention(dtype: torch.dtype, heads: int, key_width: int, value_width: int) 
 
 
 def indexer(dtype: torch.dtype) -> None:
-    """Logits, selection, gradients at the selected keys."""
+    """Logits and their gradients at the selected keys."""
     q, k, weights = random(1, ROWS, 64, 128, dtype=dtype), random(1, KEYS, 128, dtype=dtype), random(1, ROWS, 64)
     with torch.no_grad():
-        logits = triton_index_logits.index_logits(q, k, weights)
+        triton_index_logits.index_logits(q, k, weights)
+        bounds = torch.zeros(1, ROWS, dtype=torch.int32), torch.full((1, ROWS), KEYS, dtype=torch.int32)
+        triton_index_logits.index_logits(q, k, weights, bounds)
+        triton_index_logits.index_logits(q, k, weights, bounds, None, triton_index_logits.Tiles())
         triton_index_logits.index_logits_fp8(q, k, weights)
         triton_index_logits.index_logits_fp8(q, k, weights, exact=True)
-        starts = torch.zeros(ROWS, dtype=torch.int64)
-        triton_selection_gluon.select(logits[0], starts, starts + KEYS, SELECTED)
     indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
     triton_selected_logits.selected_index_logits(q[0], k[0], weights[0], indices).sum().backward()
 
@@ -127,7 +128,9 @@ def dense_rows(dtype: torch.dtype) -> None:
         triton_expert_product.expert_product(x, random(ROWS, 8, dtype=dtype), ids, *experts)
     targets = torch.zeros(ROWS, dtype=torch.int64)
     head = random(4096, 2048, dtype=dtype)
-    triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), None)[0].sum().backward()
+    support = SupportRows(counts_N=torch.zeros(ROWS, dtype=torch.int64), ids=torch.zeros(0, dtype=torch.int64))
+    for rows in (None, support):
+        triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), rows)[0].sum().backward()
 
 
 def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: int, num_queries: int) -> None:

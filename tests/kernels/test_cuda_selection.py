@@ -17,9 +17,13 @@ POOL = 4096
 MAIN = """
 #include "cuda_on_cpu.h"
 #include "selection.cu"
-extern "C" int run(const float* logits, const int* starts, const int* ends, int* indices, int* counts, int rows, int keys, int selected, int pool, float margin) {
-    for (int row = 0; row < rows; row++)
-        if (!run_cluster(row * CLUSTER, [&] { select_rows(logits, starts, ends, indices, counts, keys, selected, pool, 2, margin); })) return 1;
+extern "C" int run(
+    const float* logits, const int* starts, const int* ends, int* indices, int* counts, int rows, int keys, int selected, int pool, float margin
+) {
+    for (int row = 0; row < rows; row++) {
+        auto work = [&] { select_rows(logits, starts, ends, indices, counts, keys, selected, pool, 2, margin); };
+        if (!run_cluster(row * CLUSTER, work)) return 1;
+    }
     return 0;
 }
 """

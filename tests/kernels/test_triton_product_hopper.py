@@ -32,7 +32,8 @@ def test_product_equals_float64(
     poison_fresh_memory(monkeypatch)
     got = linear(x_ND, weight_OD, out_type)
     truth = x_ND.double() @ weight_OD.double().T
-    limit = 4e-3 if out_type == torch.bfloat16 else 1e-6
+    # The tensor cores cut off what is below their sums' last bit, so the error grows with the inner width.
+    limit = 4e-3 if out_type == torch.bfloat16 else 2e-5
     assert float((got.double() - truth).norm() / truth.norm()) < limit
 
 

@@ -140,3 +140,25 @@ def test_key_rows_in_one_kernel_are_those_of_each_querys_own_sequence() -> None:
     wanted_NC = [[100, 115, -1], [103, -1, -1], [-1] * 3, [123, 124, 125], [133, 134, -1], [136, 137, 138]]
     assert key_rows(keys_BS, positions_NC, "torch").tolist() == wanted_NC
     assert key_rows(keys_BS.to(DEVICE), positions_NC.to(DEVICE), "triton").tolist() == wanted_NC
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_keys", [131072, 131071, 8192, 300])
+def test_select_of_few_rows_equals_the_torch_backend_and_replays_in_a_graph(num_keys: int) -> None:
+    """Few rows are split among several blocks each; the graph's rows change between replays."""
+    generator = torch.Generator(device="cuda").manual_seed(num_keys)
+    for num_rows in (1, 60, 130, 300):
+        logits_NS = torch.randn(num_rows, num_keys, generator=generator, device="cuda")
+        ends_N = torch.randint(1, num_keys + 1, (num_rows,), generator=generator, device="cuda")
+        starts_N = ends_N // 5
+        select(logits_NS, starts_N, ends_N, 2048, "triton")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = select(logits_NS, starts_N, ends_N, 2048, "triton")
+        for _ in range(3):
+            logits_NS.normal_(generator=generator)
+            for tensor in got:
+                tensor.fill_(-77)
+            graph.replay()
+            for value, truth in zip(got, select(logits_NS, starts_N, ends_N, 2048, "torch"), strict=True):
+                assert torch.equal(value, truth)
