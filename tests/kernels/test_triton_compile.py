@@ -12,7 +12,16 @@ from tests.kernels.triton_here import require_triton
 
 require_triton()
 
-KERNEL_NAMES = {"_attend_forward", "_backward_keys", "_ordered_sums", "_index_logits", "_collect", "_grouped_product"}
+KERNEL_NAMES = {
+    "_attend_forward",
+    "_attend_items",
+    "_attend_parts",
+    "_backward_keys",
+    "_ordered_sums",
+    "_index_logits",
+    "_collect",
+    "_grouped_product",
+}
 SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
 
 
