@@ -259,4 +259,5 @@ def default_cut(q_NHK: Tensor) -> Cut:
         return Cut(part=16, keys=16, heads=16)
     if q_NHK.dtype == torch.float32:
         return Cut(keys=16, heads=16, num_stages=1)
-    return Cut()
+    # More heads a program share gathered keys, and longer parts write fewer float32 outputs, whose bytes count where heads are many.
+    return Cut(part=256) if q_NHK.shape[1] > 32 else Cut(heads=16, num_warps=4)

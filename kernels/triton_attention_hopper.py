@@ -71,6 +71,26 @@ def _find(item, work, PART: gl.constexpr):
 
 
 @gluon.jit
+def _fetch_queries(q, row, first_head, num_heads):
+    """Ask the second-level cache for an item's queries: all programs need their next ones at once, which memory alone would serve too late."""
+    LINES: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    WIDTH: gl.constexpr = MAIN + REST
+    # Lines of 128 bytes, hence 64 channels.
+    last = gl.minimum(num_heads - first_head, HEADS) * (WIDTH // 64) - 1
+    start = q + (row.to(gl.int64) * num_heads + first_head) * WIDTH
+    for step in gl.static_range((HEADS * WIDTH // 64 + 127) // 128):
+        line = gl.minimum(step * 128 + gl.arange(0, 128, LINES), last)
+        gl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [start + line * 64],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@gluon.jit
 def _gather_tiles(q, kv, indices, work, queries, keys, PART: gl.constexpr):
     """Role of one warpgroup: copy tile after tile into the slots as they become empty, and each item's queries behind its first tile."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -112,6 +132,8 @@ def _gather_tiles(q, kv, indices, work, queries, keys, PART: gl.constexpr):
                 copy_rows(q, q_rows, live_heads, q_rest, MAIN, MAIN + REST, REST, COPY)
                 async_copy.mbarrier_arrive(q_full, increment_count=False)
                 filled += 1
+            if (tile == tiles // 2) & (item + gl.num_programs(0) < items):
+                _fetch_queries(q, next_row, next_head, num_heads)
             rows = next_rows
             n += 1
         if tiles == 0:
@@ -136,7 +158,7 @@ def _score_tiles(lse, factor, work, queries, keys, handover, PART: gl.constexpr)
     _, items, _, _, num_heads, _ = work
     q_main, q_rest, q_full, q_empty = queries
     k_main, k_rest, full, _, rest_full, rest_empty = keys
-    p_shared, factors, ready, taken = handover
+    p_shared, factors, least, ready, taken = handover
     zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
     column = gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))
     head = gl.arange(0, HEADS, ROWS)
@@ -177,8 +199,13 @@ def _score_tiles(lse, factor, work, queries, keys, handover, PART: gl.constexpr)
             rescale = gl.exp2(top - new_top)
             top = new_top
             probs = gl.exp2(scores * factor - gl.expand_dims(top, 1))
+            # Each warp's smallest factors, so that the roles that rescale need not look for them; positive numbers sort like their bits.
+            smallest = gl.inline_asm_elementwise(
+                "redux.sync.min.u32 $0, $1, 0xffffffff;", "=r,r", [rescale], dtype=gl.float32, is_pure=True, pack=1
+            )
             mbarrier.wait(taken, (event & 1) ^ 1)
             factors.store(rescale)
+            least.permute((1, 0)).store(smallest.reshape([HEADS // 8, 8]))
             p_shared.store(probs.to(gl.bfloat16))
             block_barrier()
             mbarrier.arrive(ready, count=1)
@@ -206,9 +233,10 @@ def _add_values(out, work, keys, handover, HALF: gl.constexpr, PART: gl.constexp
     """Role of two warpgroups, every other slot of a tile each: output = output · rescale + P · V."""
     OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
     ROWS: gl.constexpr = gl.SliceLayout(1, OUTPUT)
+    EACH: gl.constexpr = gl.BlockedLayout([1, HEADS // 8], [32, 1], [4, 1], [1, 0])
     _, items, _, _, num_heads, _ = work
     k_main, _, _, empty, _, rest_empty = keys
-    p_shared, factors, ready, taken = handover
+    p_shared, factors, least, ready, taken = handover
     n = 0
     event = 0
     piece, first_head, _, _, count = _find(gl.program_id(0), work, PART)
@@ -220,7 +248,7 @@ def _add_values(out, work, keys, handover, HALF: gl.constexpr, PART: gl.constexp
         for tile in range(tiles):
             mbarrier.wait(ready, event & 1)
             rescale = factors.load(ROWS)
-            if gl.min(rescale, 0) < 1.0:
+            if gl.min(gl.min(least.slice(0, 1, dim=0).load(EACH), 1), 0) < 1.0:
                 front = front * gl.expand_dims(rescale, 1)
                 back = back * gl.expand_dims(rescale, 1)
             # Out of the way of the next tile's probabilities at once.
@@ -297,6 +325,8 @@ def _attend_items(
     k_rest = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, REST], SHARED)
     p_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, KEYS], SHARED)
     factors = gl.allocate_shared_memory(gl.float32, [HEADS], LINE)
+    # [0, i] is the smallest of factors 8i … 8i + 7.
+    least = gl.allocate_shared_memory(gl.float32, [8, HEADS // 8], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
     rest_full = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
@@ -319,7 +349,7 @@ def _attend_items(
     work = (counts, items, blocks, parts, num_heads, num_selected)
     queries = (q_main, q_rest, q_full, q_empty)
     keys = (k_main, k_rest, full, empty, rest_full, rest_empty)
-    handover = (p_shared, factors, ready, taken)
+    handover = (p_shared, factors, least, ready, taken)
     gl.warp_specialize(
         [
             (_add_values, (out, work, keys, handover, 0, PART)),
