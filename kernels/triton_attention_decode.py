@@ -14,12 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, load_rows, split_width
+from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
 PARTS_AT_ONCE = tl.constexpr(16)
 """Parts that one step of the final sum holds."""
+
+HOPPER_PART = 256
+"""Selected keys a part where the kernel written for Hopper takes the parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +179,8 @@ def attend_decode(
         (out_NHV in q's type, lse_NH float32 natural logarithm); rows without keys give 0 and −inf.
     """
     num_rows, num_heads, _ = q_NHK.shape
-    cut = cut or default_cut(q_NHK)
+    hopper = cut is None and fits_hopper(q_NHK, value_width)
+    cut = cut or (Cut(part=HOPPER_PART) if hopper else default_cut(q_NHK))
     if cut.part % cut.keys:
         raise ValueError(
             f"a part of the keys must be whole tiles; got part {cut.part} and keys {cut.keys}. Change Cut.part."
@@ -188,7 +192,11 @@ def attend_decode(
     num_parts = max(1, triton.cdiv(indices_NC.shape[1], cut.part))
     partial_NPHV = torch.empty(num_rows, num_parts, num_heads, value_width, dtype=torch.float32, device=q_NHK.device)
     partial_lse_NPH = torch.empty(num_rows, num_parts, num_heads, dtype=torch.float32, device=q_NHK.device)
-    _launch_parts(q_NHK, kv_SK, indices_NC, count_N, scale, (partial_NPHV, partial_lse_NPH), cut)
+    arguments = (q_NHK, kv_SK, indices_NC, count_N, scale, (partial_NPHV, partial_lse_NPH))
+    if hopper:
+        hopper_kernels("attention_hopper").attend_parts(*arguments, cut.part)
+    else:
+        _launch_parts(*arguments, cut)
     _add_parts[(num_rows * num_heads,)](
         partial_NPHV,
         partial_lse_NPH,
@@ -251,4 +259,5 @@ def default_cut(q_NHK: Tensor) -> Cut:
         return Cut(part=16, keys=16, heads=16)
     if q_NHK.dtype == torch.float32:
         return Cut(keys=16, heads=16, num_stages=1)
-    return Cut()
+    # More heads a program share gathered keys, and longer parts write fewer float32 outputs, whose bytes count where heads are many.
+    return Cut(part=256) if q_NHK.shape[1] > 32 else Cut(heads=16, num_warps=4)

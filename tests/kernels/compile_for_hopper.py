@@ -66,6 +66,7 @@ torch.mm = lambda left, right, *, out_dtype=None, out=None: (
 )
 
 from samepath.kernels import (
+    triton_attention_decode,
     triton_attention_forward,
     triton_attention_mass,
     triton_dense_attention,
@@ -103,6 +104,7 @@ def attention(dtype: torch.dtype, heads: int, key_width: int, value_width: int) 
         indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
         counts = torch.full((ROWS,), SELECTED, dtype=torch.int32)
         out, lse = triton_attention_forward.attend_forward(q, kv, indices, counts, 0.1, value_width)
+        triton_attention_decode.attend_decode(q, kv, indices, counts, 0.1, value_width)
         triton_attention_mass.attention_mass(q, kv, indices, counts, lse, 0.1)
         saved = SavedRows(q_NHK=q, kv_SK=kv, indices_NC=indices, count_N=counts, out_NHV=out, lse_NH=lse, scale=0.1)
         attend_backward(saved, torch.zeros_like(out))

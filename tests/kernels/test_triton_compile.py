@@ -15,17 +15,6 @@ from tests.kernels.triton_here import require_triton
 require_triton()
 
 KERNELS = Path(samepath.kernels.__file__ or next(iter(samepath.kernels.__path__)))
-KERNEL_NAMES = {"_attend_forward", "_backward_keys", "_ordered_sums", "_index_logits", "_index_logits_hopper"}
-KERNEL_NAMES |= {
-    "_grouped_product",
-    "_products",
-    "_place_rows",
-    "_window_mass",
-    "_key_gradients",
-    "_row_lines",
-    "_merge_segments",
-}
-KERNEL_NAMES |= {"_product", "_tile_sums", "_logit_gradients", "_mark_support"}
 SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
 INTERPRETER_ONLY = {"triton_selection.py"}
 """Twins of kernels in other languages, which no GPU runs."""

@@ -188,8 +188,10 @@ REAL_SHAPES = [
     (33, 5000, 128, 576, 512, 2048),
     (17, 3000, 64, 576, 512, 1000),
     (9, 900, 200, 576, 512, 70),
+    (200, 2000, 72, 576, 512, 300),
     (20, 900, 20, 192, 128, 100),
 ]
+"""The fourth has more blocks of heads than the card has multiprocessors, some without keys, and a part block."""
 
 
 @pytest.mark.gpu
@@ -262,3 +264,22 @@ def test_attend_backward_many_programs_repeat_to_the_bit() -> None:
         assert torch.equal(got.q_NHK, wanted.q_NHK)
         assert torch.equal(got.kv_SK, wanted.kv_SK)
         assert torch.equal(got.mass_NC, wanted.mass_NC)
+
+
+@pytest.mark.gpu
+def test_attend_bfloat16_rows_do_not_depend_on_the_batch() -> None:
+    """Programs that stay for several rows must carry nothing from one to the next."""
+    problem = make_problem((300, 2000, 128, 576, 512, 300))
+    q_NHK, kv_SK = problem.q_NHK.bfloat16(), problem.kv_SK.bfloat16()
+
+    def run(rows: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = problem.indices_NC[rows], problem.count_N[rows]
+        return triton_attention_forward.attend_forward(q_NHK[rows], kv_SK, *chosen, problem.scale, 512)
+
+    whole = run(torch.arange(300, device=DEVICE))
+    order = torch.randperm(300, device=DEVICE)
+    for got, wanted in zip(run(order), whole, strict=True):
+        assert torch.equal(got, wanted[order])
+    for row in (0, 1, 150, 299):
+        for got, wanted in zip(run(torch.tensor([row], device=DEVICE)), whole, strict=True):
+            assert torch.equal(got[0], wanted[row])
