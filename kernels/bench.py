@@ -1,15 +1,15 @@
 """Times the GPU kernels at the published model's shapes beside what PyTorch offers: `python -m samepath.kernels.bench --out FILE.json`.
 
-Median of CUDA-event times after warm-up; inputs are random; comparators run in the same process. FLOP counts: sparse forward
+Median of CUDA-event times after warm-up; inputs are random; comparators run in the same process; one layer's attention as a whole stands in
+bench_layer.py, attention over all keys in bench_dense.py. FLOP counts: sparse forward
 2·H·(576 + 512)·pairs, backward 2·H·(3·576 + 2·512)·pairs, index logits 2·I·K·pairs, expert product 6·rows·D·F (three times that with its
 backward), head 2·N·V·D. Axes: N query rows, S keys, H heads, C selected keys, I indexer heads, D width, E experts, F expert width, V vocabulary.
 """
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,65 +19,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from samepath.kernels.bench_dense import DenseBench
+from samepath.kernels.bench_layer import LayerBench
+from samepath.kernels.measurement import (
+    DENSE_HEADS,
+    DENSE_KEY,
+    DENSE_VALUE,
+    HEADS,
+    INDEX_HEADS,
+    INDEX_WIDTH,
+    KEY_WIDTH,
+    QUERIES,
+    SCALE,
+    SELECTED,
+    VALUE_WIDTH,
+    Measurement,
+    RandomInputs,
+    flops,
+    forward_and_backward,
+    graph_milliseconds,
+    in_turn,
+    milliseconds,
+)
 from samepath.kernels.sparse_attention import attend
 from samepath.kernels.triton_loading import triton_kernels, triton_problem
 
-HEADS, KEY_WIDTH, VALUE_WIDTH, SELECTED, SCALE = 128, 576, 512, 2048, 192**-0.5
-INDEX_HEADS, INDEX_WIDTH = 64, 128
-QUERIES = 4096
-DENSE_HEADS, DENSE_KEY, DENSE_VALUE = 16, 192, 128
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One timed operation.
-
-    Example:
-        Measurement(operation="selection", shape="2048 × 131072, C 2048", ms=0.5, rate=2.1, unit="TB/s")
-    """
-
-    operation: str
-    """What ran."""
-    shape: str
-    """Its sizes and type."""
-    ms: float
-    """Median milliseconds."""
-    rate: float
-    """FLOP or bytes a second, in `unit`."""
-    unit: str
-    """TFLOPS, TB/s, GB (memory, then in `rate`), or × (ratio, then in `rate`)."""
-
-
-def milliseconds(run: Callable[[], object], repeats: int = 7) -> float:
-    """Median time of `run` between two CUDA events, after two warm-up calls."""
-    for _ in range(2):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return float(statistics.median(times))
-
-
-def flops(operation: str, shape: str, count: float, run: Callable[[], object], repeats: int = 7) -> Measurement:
-    """A measurement in TFLOPS."""
-    ms = milliseconds(run, repeats)
-    return Measurement(operation=operation, shape=shape, ms=ms, rate=count / ms / 1e9, unit="TFLOPS")
-
-
-class Bench:
-    """Runs the groups of measurements; all random numbers come from one seeded generator."""
-
-    def __init__(self) -> None:
-        self.random = torch.Generator(device="cuda").manual_seed(0)
-
-    def normal(self, *sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """Standard normal numbers."""
-        return torch.randn(*sizes, generator=self.random, device="cuda").to(dtype)
+class Bench(RandomInputs):
+    """Runs the groups of measurements of single operations."""
 
     def ceilings(self) -> list[Measurement]:
         """What the card does at best: a large copy and a large product."""
@@ -193,6 +162,31 @@ class Bench:
                 results.append(
                     Measurement(operation=name, shape=shape, ms=ms, rate=logits_NS.nbytes / ms / 1e9, unit="TB/s")
                 )
+        return results + self.indexer_of_few_rows()
+
+    def indexer_of_few_rows(self) -> list[Measurement]:
+        """Index logits and selection of decoding steps, each row with 128K keys of its own, under a CUDA graph; the rate is that of keys or logits."""
+        index, selection = triton_kernels("index_logits"), triton_kernels("selection")
+        num_keys, results = 131072, []
+        for num_rows in (1, 8, 64):
+            q_BTIK = self.normal(num_rows, 1, INDEX_HEADS, INDEX_WIDTH)
+            weights_BTI = self.normal(num_rows, 1, INDEX_HEADS, dtype=torch.float32)
+            k_BSK = self.normal(num_rows, num_keys, INDEX_WIDTH)
+            codes_q, _ = index.quantise(q_BTIK.flatten(0, 2))
+            codes_k, scales = index.quantise(k_BSK.flatten(0, 1))
+            fp8 = codes_q.view(q_BTIK.shape), codes_k.view(k_BSK.shape), weights_BTI, None, scales.view(num_rows, -1)
+            logits_NS = self.normal(num_rows, num_keys, dtype=torch.float32)
+            starts_N = torch.zeros(num_rows, dtype=torch.int32, device="cuda")
+            bounds = starts_N, starts_N + num_keys
+            shape = f"{num_rows} rows × {num_keys} keys of their own"
+            for name, size, run in (
+                ("index logits bf16, decoding", k_BSK.nbytes, partial(index.index_logits, q_BTIK, k_BSK, weights_BTI)),
+                ("index logits FP8, decoding", codes_k.nbytes, partial(index.index_logits, *fp8)),
+                ("selection, decoding", logits_NS.nbytes, partial(selection.select, logits_NS, *bounds, SELECTED)),
+                ("torch.topk, decoding", logits_NS.nbytes, partial(torch.topk, logits_NS, SELECTED, dim=1)),
+            ):
+                ms = graph_milliseconds(run)
+                results.append(Measurement(operation=name, shape=shape, ms=ms, rate=size / ms / 1e9, unit="TB/s"))
         return results
 
     def experts(self) -> list[Measurement]:
@@ -209,7 +203,7 @@ class Bench:
             gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda").requires_grad_()
             count = 6 * tokens * slots * width * units
             ahead = partial(kernels.expert_product, x_ND, gates_NX, ids_NX, gate_up, down)
-            both = partial(_forward_and_backward, ahead, (x_ND, gates_NX, gate_up, down), self.normal(tokens, width))
+            both = partial(forward_and_backward, ahead, (x_ND, gates_NX, gate_up, down), self.normal(tokens, width))
             with torch.no_grad():
                 results.append(flops("expert product forward", shape, count, ahead))
             results.append(flops("expert product forward + backward", shape, 3 * count, both, 3))
@@ -218,10 +212,47 @@ class Bench:
             weight = gate_up.detach().transpose(1, 2)
             grouped = partial(torch._grouped_mm, rows, weight, offs=offsets)
             results.append(flops("torch._grouped_mm, gate and up alone", shape, count * 2 / 3, grouped))
+        return results + self.few_tokens()
+
+    def few_tokens(self) -> list[Measurement]:
+        """Expert product of decoding steps under a CUDA graph; the rate is that of the used experts' weights."""
+        results = []
+        experts, slots, width, units = 64, 6, 2048, 1408
+        gate_up = self.normal(experts, 2 * units, width) / width**0.5
+        down = self.normal(experts, width, units) / units**0.5
+        for tokens in (16, 64, 256):
+            ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
+            gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda")
+            kernels = triton_kernels("expert_product")
+            step = partial(kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
+            with torch.no_grad():
+                ms = graph_milliseconds(step)
+            used = int((torch.bincount(ids_NX.flatten()) > 0).sum())
+            shape = f"{tokens} tokens, {slots} of {experts} experts ({used} used), {width} × {units}, bf16"
+            rate = used * 6 * width * units / ms / 1e9
+            results.append(
+                Measurement(operation="expert product, decoding", shape=shape, ms=ms, rate=rate, unit="TB/s")
+            )
+        return results
+
+    def rows(self) -> list[Measurement]:
+        """Linear maps of the rows of decoding and of training, under a CUDA graph; eight weights in turn, which L2 does not hold."""
+        results = []
+        linear = triton_kernels("dense_rows").linear
+        for width, outputs in ((7168, 1536), (2048, 5632), (768, 768)):
+            weights = [self.normal(outputs, width) / width**0.5 for _ in range(8)]
+            for num_rows in (16, 64, 256, 4096, 16384):
+                x_ND = self.normal(num_rows, width)
+                shape = f"{num_rows} × {width} → {outputs}, bf16"
+                for name, run in (("linear map", linear), ("linear map by torch.mm", _plain_linear)):
+                    with torch.no_grad():
+                        ms = graph_milliseconds(partial(_map_all, run, x_ND, weights)) / len(weights)
+                    rate = 2 * num_rows * width * outputs / ms / 1e9
+                    results.append(Measurement(operation=name, shape=shape, ms=ms, rate=rate, unit="TFLOPS"))
         return results
 
     def head(self) -> list[Measurement]:
-        """Log-probability head beside the product alone."""
+        """Log-probability head and the matrix library's products alone, in turn."""
         kernels = triton_kernels("logprob")
         num_rows, vocab, width = 32768, 129280, 7168
         shape = f"N {num_rows}, V {vocab}, D {width}, bf16"
@@ -229,87 +260,74 @@ class Bench:
         weight = (self.normal(vocab, width) / width**0.5).requires_grad_()
         targets = torch.randint(0, vocab, (num_rows,), generator=self.random, device="cuda")
         temperature = torch.ones(num_rows, device="cuda")
-        count = 2 * num_rows * vocab * width
-        with torch.no_grad():
-            product = partial(torch.mm, hidden[:4096], weight.T)
-            alone = 8 * milliseconds(product, 5)
         ahead = partial(_first, kernels.head_logprobs, hidden, weight, targets, temperature, None)
-        both = partial(_forward_and_backward, ahead, (hidden, weight), torch.ones(num_rows, device="cuda"))
+        both = partial(forward_and_backward, ahead, (hidden, weight), torch.ones(num_rows, device="cuda"))
         with torch.no_grad():
-            held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            forward = flops("head forward", shape, count, ahead, 3)
-            extra = (torch.cuda.max_memory_allocated() - held) / 1e9
-        torch.cuda.reset_peak_memory_stats()
-        whole = flops("head forward + backward", shape, 3 * count, both, 3)
+            extra = peak_bytes(ahead)
         gradients = hidden.nbytes + weight.nbytes
-        more = (torch.cuda.max_memory_allocated() - held - gradients) / 1e9
-
-        def memory(name: str, gigabytes: float) -> Measurement:
-            return Measurement(operation=name, shape=shape, ms=0.0, rate=gigabytes, unit="GB")
-
+        more = peak_bytes(both) - gradients
+        count = 2 * num_rows * vocab * width
+        plain = hidden.detach(), weight.detach()
+        ms = in_turn(
+            {
+                "head: torch.mm alone": partial(library_products, *plain, None),
+                "head forward": torch.no_grad()(ahead),
+                "head: three products by torch.mm": partial(library_products, *plain, self.normal(num_rows, 8192)),
+                "head forward + backward": both,
+            }
+        )
+        counts = [count, count, 3 * count, 3 * count]
         return [
-            Measurement(
-                operation="head: torch.mm alone", shape=shape, ms=alone, rate=count / alone / 1e9, unit="TFLOPS"
+            *(
+                Measurement(operation=name, shape=shape, ms=ms[name], rate=flop / ms[name] / 1e9, unit="TFLOPS")
+                for name, flop in zip(ms, counts, strict=True)
             ),
-            forward,
-            whole,
-            memory("head forward, extra memory", extra),
-            memory("head forward + backward, memory beside the gradients", more),
+            Measurement(operation="head forward, extra memory", shape=shape, ms=0.0, rate=extra / 1e9, unit="GB"),
+            Measurement(
+                operation="head forward + backward, memory beside the gradients",
+                shape=shape,
+                ms=0.0,
+                rate=more / 1e9,
+                unit="GB",
+            ),
         ]
 
-    def layer(self) -> list[Measurement]:
-        """The last 4096 queries of a context: FP8 indexer, selection and sparse attention against dense MHA of all 128 heads."""
-        results = []
-        queries = (
-            self.normal(QUERIES, HEADS, KEY_WIDTH),
-            self.normal(1, QUERIES, INDEX_HEADS, INDEX_WIDTH),
-            self.normal(1, QUERIES, INDEX_HEADS, dtype=torch.float32),
-        )
-        quantise = triton_kernels("index_logits").quantise
-        for length in (8192, 16384, 32768, 65536, 131072):
-            kv_SK, index_keys = self.normal(length, KEY_WIDTH), quantise(self.normal(length, INDEX_WIDTH))
-            q, k = (self.normal(1, DENSE_HEADS, rows, DENSE_KEY) for rows in (QUERIES, length))
-            v = self.normal(1, DENSE_HEADS, length, DENSE_VALUE)
-            dense_ms = HEADS // DENSE_HEADS * milliseconds(partial(scaled_dot_product_attention, q, k, v), 5)
-            sparse_ms = milliseconds(partial(sparse_layer, queries, kv_SK, index_keys), 5)
-            shape = f"last {QUERIES} queries of {length} keys, forward"
-            results += [
-                Measurement(operation="layer: sparse", shape=shape, ms=sparse_ms, rate=dense_ms / sparse_ms, unit="×"),
-                Measurement(operation="layer: dense MHA (SDPA)", shape=shape, ms=dense_ms, rate=1.0, unit="×"),
-            ]
-        return results
+
+def _plain_linear(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    return x_ND @ weight_OD.T
 
 
-def sparse_layer(
-    queries: tuple[Tensor, Tensor, Tensor], kv_SK: Tensor, index_keys: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Quantise, score, select and attend for the last rows of a context; queries are (absorbed, indexer's, its head weights)."""
-    q_NHK, q_BTIK, weights_BTI = queries
-    codes_k, k_scales = index_keys
-    index, selection = triton_kernels("index_logits"), triton_kernels("selection")
-    num_rows, num_keys = q_NHK.shape[0], kv_SK.shape[0]
-    ends_N = torch.arange(num_keys - num_rows + 1, num_keys + 1, dtype=torch.int32, device="cuda")
-    starts_N = torch.zeros_like(ends_N)
-    codes, scales = index.quantise(q_BTIK.flatten(0, 2))
-    logits_BTS = index.index_logits(
-        codes.view(q_BTIK.shape),
-        codes_k[None],
-        weights_BTI * scales.view(weights_BTI.shape),
-        (starts_N[None], ends_N[None]),
-        k_scales[None],
-    )
-    indices_NC, count_N = selection.select(logits_BTS[0], starts_N, ends_N, SELECTED)
-    forward = triton_kernels("attention_forward").attend_forward
-    return forward(q_NHK, kv_SK, indices_NC, count_N, SCALE, VALUE_WIDTH)  # type: ignore[no-any-return]
+def _map_all(run: Callable[[Tensor, Tensor], Tensor], x_ND: Tensor, weights: list[Tensor]) -> None:
+    for weight_OD in weights:
+        run(x_ND, weight_OD)
+
+
+def library_products(hidden: Tensor, weight: Tensor, slopes: Tensor | None) -> None:
+    """The head's products by the matrix library, each in steps that suit it: logits, and with `slopes` [N, columns] both gradients."""
+    logits = hidden.new_empty(4096, weight.shape[0])
+    grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
+    for start in range(0, len(hidden), 4096):
+        rows = slice(start, start + 4096)
+        torch.mm(hidden[rows], weight.T, out=logits)
+        if slopes is not None:
+            torch.mm(logits, weight, out=grad_hidden[rows])
+    if slopes is not None:
+        for start in range(0, len(weight), slopes.shape[1]):
+            part = grad_weight[start : start + slopes.shape[1]]
+            torch.mm(slopes[:, : len(part)].T, hidden, out=part)
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Most memory that `run` holds at once beside what was there, results included."""
+    run()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - held
 
 
 def _first(run: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> Tensor:
     return run(*arguments)[0]
-
-
-def _forward_and_backward(ahead: Callable[[], Tensor], inputs: tuple[Tensor, ...], upstream: Tensor) -> object:
-    return torch.autograd.grad(ahead(), inputs, upstream)
 
 
 def gathered_attention(*rows: Tensor) -> object:
@@ -330,17 +348,19 @@ def table(results: list[Measurement]) -> str:
 def main() -> None:
     """Run the chosen groups, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    groups = ("ceilings", "attention", "dense", "indexer", "experts", "head", "layer")
+    single = ("ceilings", "attention", "dense", "indexer", "experts", "rows", "head")
+    over_all_keys = ("grouped", "grouped_decode", "warmup")
+    groups = (*single, "prefill", "training", "decode", "short", *over_all_keys)
     parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="JSON file to write")
     options = parser.parse_args()
     problem = triton_problem()
     if problem is not None or not torch.cuda.is_available():
         raise SystemExit(f"the benchmark needs Triton on an NVIDIA GPU: {problem or 'no CUDA device is visible'}.")
-    bench = Bench()
+    bench, layer, dense = Bench(), LayerBench(), DenseBench()
     results: list[Measurement] = []
     for name in options.only:
-        results += getattr(bench, name)()
+        results += getattr(bench if name in single else dense if name in over_all_keys else layer, name)()
         torch.cuda.empty_cache()
         print(f"{name} done", flush=True)
     record = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from samepath.kernels.backend import Backend
+from samepath.kernels.triton_loading import triton_kernels
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 20
@@ -43,7 +44,7 @@ def dense_attend(
         q_NHK: queries; head h reads key head h // (H / G). rows_GSW: the first K channels are the key, V channels from `value_start` on the value.
         plan: which rows of the store each query sees; a row that sees none gives 0.
 
-    A row's bits depend on its own keys alone (`torch` backend, float32 on CPU). Raises ValueError on shapes that do not fit.
+    A row's bits depend on its own keys alone (`torch` backend: float32 on CPU). Raises ValueError on shapes that do not fit.
     """
     heads, width = q_NHK.shape[1:]
     if heads % rows_GSW.shape[0] or width > rows_GSW.shape[2] or value_start + value_width > rows_GSW.shape[2]:
@@ -55,9 +56,22 @@ def dense_attend(
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
     if backend == "triton":
-        # No fused kernel yet: the products of `torch`, in float32 whatever the inputs' type.
-        return _attend(q_NHK.float(), rows_GSW.float(), plan, scale, value).to(q_NHK.dtype)
+        out_NHV, _ = dense_attend_with_lse(
+            q_NHK, rows_GSW, plan, scale=scale, value_start=value_start, value_width=value_width
+        )
+        return out_NHV
     return _attend(q_NHK, rows_GSW, plan, scale, value)
+
+
+def dense_attend_with_lse(
+    q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, *, scale: float, value_start: int, value_width: int
+) -> tuple[Tensor, Tensor]:
+    """`dense_attend` on the `triton` backend, and the natural logsumexp of each row's and head's scaled scores, float32 `[N, H]` without gradient.
+
+    A row that sees no key has −inf.
+    """
+    kernels = triton_kernels("dense_attention", q_NHK, rows_GSW, plan.source_N)
+    return kernels.attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)  # type: ignore[no-any-return]
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:

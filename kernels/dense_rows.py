@@ -56,7 +56,7 @@ def float32_linear(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
 
 def feed_forward(x_ND: Tensor, gate_up_GD: Tensor, down_DF: Tensor, backend: Backend) -> Tensor:
     """Dense SwiGLU, `[N, D]`; gate and up weights stacked, G = 2F."""
-    return linear(swiglu(linear(x_ND, gate_up_GD, backend)), down_DF, backend)
+    return linear(swiglu(linear(x_ND, gate_up_GD, backend), backend), down_DF, backend)
 
 
 def _check_width(x_ND: Tensor, weight_OD: Tensor) -> None:

@@ -49,8 +49,9 @@ class SupportRows:
 
 def sampling_logprobs(logits_NV: Tensor, temperature_N: Tensor, excluded_NV: Tensor | None) -> Tensor:
     """Log-probabilities of the sampling distribution, float32 or wider `[N, V]`; the one definition both sides use."""
-    # A division by 1 changes nothing and costs a pass over the vocabulary.
-    scaled_NV = logits_NV if bool((temperature_N == 1).all()) else logits_NV / temperature_N[:, None]
+    # A division by 1 changes nothing and costs a pass over the vocabulary; on a GPU asking would cost a wait.
+    divides = temperature_N.device.type != "cpu" or not bool((temperature_N == 1).all())
+    scaled_NV = logits_NV / temperature_N[:, None] if divides else logits_NV
     if excluded_NV is not None:
         scaled_NV = scaled_NV.masked_fill(excluded_NV, -torch.inf)
     return scaled_NV.log_softmax(-1)
@@ -84,6 +85,26 @@ def head_logprobs(
         return logprobs_N, entropy_N, mass_N
     logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N, mass_N
+
+
+def fused_logprobs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor, words_NW: Tensor | None
+) -> Tensor:
+    """[N] nats of the target tokens, the bits of `head_logprobs` with backend `triton`, without gradient and without its check.
+
+    Nothing waits for the host, so this may stand in a CUDA graph. `words_NW` are the `kept_words` of the rows' supports, 0 for none.
+    """
+    kernels = triton_kernels("logprob", hidden_ND, weight_VD, targets_N, temperature_N)
+    bitmap = None if words_NW is None else words_NW.masked_fill((words_NW == 0).all(1, keepdim=True), -1)
+    logprobs_N: Tensor = kernels.row_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, bitmap)
+    return logprobs_N
+
+
+def kept_words(kept_NV: Tensor) -> Tensor:
+    """int32 [N, ⌈V / 32⌉]: bit v % 32 of word v // 32 is set where token v is kept."""
+    bits_NW_ = pad(kept_NV, (0, -kept_NV.shape[1] % 32)).view(kept_NV.shape[0], -1, 32).int()
+    # Bit 31 is the sign; the bits of a word are distinct, so adding them sets them.
+    return (bits_NW_ << torch.arange(32, dtype=torch.int32, device=kept_NV.device)).sum(-1, dtype=torch.int32)
 
 
 def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torch") -> Tensor:

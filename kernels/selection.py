@@ -122,6 +122,18 @@ def _select_by_keys(logits_NS: Tensor, starts_N: Tensor, ends_N: Tensor, num_sel
     return indices_NC, (ends_N - starts_N).clamp(0, num_selected).to(torch.int32)
 
 
+def key_rows(keys_BS: Tensor, positions_NC: Tensor, backend: Backend) -> Tensor:
+    """int32 [N, C]: key-store row of each selected position, −1 where there is none.
+
+    Args:
+        keys_BS: key-store row of each position of B sequences. positions_NC: in-sequence positions of N = B·T queries, sequence by sequence.
+    """
+    if backend == "triton":
+        return triton_kernels("selected_keys", keys_BS, positions_NC).key_rows(keys_BS, positions_NC)  # type: ignore[no-any-return]
+    chosen = keys_BS.gather(1, positions_NC.clamp(min=0).long().view(keys_BS.shape[0], -1)).view(positions_NC.shape)
+    return chosen.to(torch.int32).masked_fill_(positions_NC < 0, -1)
+
+
 def splitmix64(values: Tensor) -> Tensor:
     """SplitMix64 finaliser on int64 (two's complement wrap-around), Steele et al., OOPSLA 2014."""
     mixed = values * -7046029254386353131 + -7046029254386353131
@@ -130,7 +142,13 @@ def splitmix64(values: Tensor) -> Tensor:
     return mixed ^ ((mixed >> 31) & 0x1FFFFFFFF)
 
 
-def selection_fingerprint(positions_NC: Tensor, count_N: Tensor) -> Tensor:
-    """Order-free 64-bit fingerprint of each row's set of in-sequence positions: the wrapped sum of their hashes, int64 [N]."""
+def selection_fingerprint(positions_NC: Tensor, count_N: Tensor, backend: Backend = "torch") -> Tensor:
+    """Order-free 64-bit fingerprint of each row's set of in-sequence positions: the wrapped sum of their hashes, int64 [N].
+
+    Integers, so every backend gives the same bits; `triton` takes one kernel.
+    """
+    if backend == "triton":
+        kernels = triton_kernels("selected_keys", positions_NC, count_N)
+        return kernels.selection_fingerprint(positions_NC, count_N)  # type: ignore[no-any-return]
     valid_NC = torch.arange(positions_NC.shape[1], device=positions_NC.device) < count_N[:, None]
     return (splitmix64(positions_NC.long()) * valid_NC).sum(1)

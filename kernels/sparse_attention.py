@@ -48,6 +48,7 @@ def attend(
     backend: Backend,
     dense: DenseWindows | None = None,
     with_mass: bool = True,
+    batch_invariant: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sparse attention with gradients for `q` and `kv`.
 
@@ -56,6 +57,7 @@ def attend(
         count_N: number of valid indices of each row. scale: softmax scale. value_width: V ≤ K.
         dense: where the rows' sequences stand, so that the `torch` backward may choose dense products; None always gathers.
         with_mass: False lets a backend that needs an extra product for the mass leave it out (then [N, 0]).
+        batch_invariant: False lets the number of rows choose the kernel (`triton`: few rows without gradients are cut along their keys).
 
     Returns:
         (out_NHV, lse_NH natural logarithm float32 or wider, mass_NC head-summed attention probability, both without gradient).
@@ -72,7 +74,9 @@ def attend(
         return _attend_reference(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
     if backend == "triton":
         kernels = triton_kernels("sparse_attention", q_NHK, kv_SK, indices_NC, count_N)
-        return kernels.attend(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass)  # type: ignore[no-any-return]
+        return kernels.attend(  # type: ignore[no-any-return]
+            q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant
+        )
     out, lse, mass = _SparseAttention.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, dense)  # type: ignore[no-untyped-call]
     return out, lse, mass
 

@@ -1,4 +1,4 @@
-"""Linear map and RMS norm with one fixed order of additions a row (Triton): same tiles for every batch, inner width never split.
+"""Linear map and RMS norm with one fixed order of additions a row (Triton): inner width never split, tiles that do not show in the bits.
 
 Gradients of weights are sums over the batch and leave the promise aside, so the matrix library computes them.
 Axes: N rows, D input width, O output width.
@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_grouped_product import GROUP_TILES, default_tiles, tile_place
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_grouped_product import GROUP_TILES, Tiles, default_tiles, tile_place
+from samepath.kernels.triton_loading import interpreting
+from samepath.kernels.triton_product import fits_hopper, hopper_kernels, operand_type
 
 
 @triton.jit
@@ -68,6 +69,29 @@ def _rms_norm(x, weight, out, roots, width, eps, WIDTH: tl.constexpr):
         tl.store(out + row + channel, scaled.to(out.dtype.element_ty), mask=channel < width)
 
 
+FEW_PROGRAMS = 132
+"""Multiprocessors of an H200: what fits them at once is bound by the length of one program, not by the number."""
+
+
+def linear_tiles(num_rows: int, num_columns: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of x · weightᵀ by its size: small ones for the few rows of a decoding pass.
+
+    Every element is one sum over the inner width, first to last, 16 products at a time, whatever the tile, so in bfloat16 a row's bits do not
+    depend on the choice (measured on an H200, and tested there).
+    """
+    if interpreting() or dtype != torch.bfloat16:
+        return default_tiles(dtype)
+    row_tiles = triton.cdiv(num_rows, 64)
+    if row_tiles * triton.cdiv(num_columns, 32) <= FEW_PROGRAMS:
+        return Tiles(rows=64, columns=32, inner=128, num_warps=4, num_stages=4)
+    programs = row_tiles * triton.cdiv(num_columns, 64)
+    if programs <= 2 * FEW_PROGRAMS:
+        return Tiles(rows=64, columns=64, inner=128, num_warps=4, num_stages=3)
+    if programs <= 5 * FEW_PROGRAMS:
+        return Tiles(rows=64, columns=64, inner=64, num_warps=4, num_stages=4)
+    return default_tiles(dtype)
+
+
 def linear(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype | None = None) -> Tensor:
     """x · weightᵀ in `out_type` (x's own if not given), with gradients."""
     out_NO: Tensor = _Linear.apply(x_ND, weight_OD, out_type or x_ND.dtype)
@@ -87,8 +111,11 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype) -> Tensor:
         x_ND, weight_OD = x_ND.contiguous(), weight_OD.contiguous()
         ctx.save_for_backward(x_ND, weight_OD)
+        if fits_hopper(x_ND, weight_OD):
+            product: Tensor = hopper_kernels("product_hopper").product(x_ND, weight_OD, out_type)
+            return product
         out_NO = torch.empty(x_ND.shape[0], weight_OD.shape[0], dtype=out_type, device=x_ND.device)
-        tiles = default_tiles(x_ND.dtype)
+        tiles = linear_tiles(x_ND.shape[0], weight_OD.shape[0], x_ND.dtype)
         programs = triton.cdiv(x_ND.shape[0], tiles.rows) * triton.cdiv(weight_OD.shape[0], tiles.columns)
         if programs:
             _linear[(programs,)](

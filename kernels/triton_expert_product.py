@@ -1,8 +1,12 @@
-"""Routed experts on the Triton backend: grouped SwiGLU with gather on load and a combine that each token owns, forward and backward.
+"""Routed experts on the Triton backend: grouped SwiGLU and a combine that each token owns, forward and backward.
 
+Large bfloat16 widths on Hopper take the products of `triton_expert_hopper` on copied rows; all others gather on load.
 Axes: N tokens, D width, E experts, F expert width, X experts chosen a token, R padded rows.
 """
 
+import importlib
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,12 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from samepath.kernels.triton_expert_rows import Layout, combine, group_rows, spread_rows
 from samepath.kernels.triton_grouped_product import (
     GROUP_TILES,
-    Layout,
     Tiles,
     default_tiles,
-    group_rows,
     grouped_outer_product,
     grouped_product,
     source_rows,
@@ -29,6 +32,26 @@ def expert_product(x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: 
     """Σ_x gate_x · Expert_{id_x}(token) as `expert_product.expert_product` describes."""
     out_ND: Tensor = _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
     return out_ND
+
+
+def fits_hopper(x_ND: Tensor, down_EDF: Tensor) -> bool:
+    """Whether the products written for Hopper serve these widths: bfloat16, D a multiple of 64, F of 128, compute capability 9.
+
+    By the widths alone, never by the number of rows, so that a row's bits do not depend on its batch.
+    """
+    if interpreting() or x_ND.dtype != torch.bfloat16 or down_EDF.shape[1] % 64 or down_EDF.shape[2] % 128:
+        return False
+    return _capability(x_ND.device) == 9
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def _hopper() -> ModuleType:
+    # Gluon has no interpreter, and older Triton no Gluon.
+    return importlib.import_module("samepath.kernels.triton_expert_hopper")
 
 
 @triton.jit
@@ -80,57 +103,45 @@ def _gated_units(
 
 
 @triton.jit
-def _combine(rows, gates, row_of_pair, out, width, SLOTS: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr):
-    """out[n] = Σ_x gate·row, slot after slot; each token reads its own rows, so nothing is added by atomics."""
-    token = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float32)
-    for slot in range(SLOTS):
-        row = tl.load(row_of_pair + token * SLOTS + slot)
-        value = tl.load(rows + row * width + channel, mask=channel < width, other=0.0).to(tl.float32)
-        if GATED:
-            value = value * tl.load(gates + token * SLOTS + slot).to(tl.float32)
-        total += value
-    tl.store(out + token * width + channel, total.to(out.dtype.element_ty), mask=channel < width)
-
-
-@triton.jit
 def _gated_units_backward(
-    products, grad_hidden, gates, pair_of_row, grad_products, scaled_hidden, grad_gates, num_units, WIDTH: tl.constexpr
+    products,
+    grad_hidden,
+    gates,
+    pair_of_row,
+    last_block,
+    grad_products,
+    scaled_hidden,
+    grad_gates,
+    num_units,
+    BLOCK_ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Per padded row: gradients of both products, gate·hidden, and the gate's own gradient Σ hidden·grad_hidden."""
+    """Per padded row: gradients of both products, gate·hidden, and the gate's own gradient Σ hidden·grad_hidden; 0 on padding."""
     row = tl.program_id(0).to(tl.int64)
-    pair = tl.load(pair_of_row + row)
-    weight = tl.load(gates + pair, mask=pair >= 0, other=0.0).to(tl.float32)
-    total = tl.zeros((WIDTH,), tl.float32)
-    if pair >= 0:
+    if row < tl.load(last_block) * BLOCK_ROWS:
+        pair = tl.load(pair_of_row + row)
+        weight = tl.load(gates + pair, mask=pair >= 0, other=0.0).to(tl.float32)
+        end = tl.where(pair >= 0, num_units, 0)
+        total = tl.zeros((WIDTH,), tl.float32)
         for first in range(0, num_units, WIDTH):
             unit = first + tl.arange(0, WIDTH)
-            keep = unit < num_units
+            inside = unit < num_units
+            keep = unit < end
             gate = tl.load(products + row * 2 * num_units + unit, mask=keep, other=0.0).to(tl.float32)
             up = tl.load(products + (row * 2 + 1) * num_units + unit, mask=keep, other=0.0).to(tl.float32)
             upstream = tl.load(grad_hidden + row * num_units + unit, mask=keep, other=0.0).to(tl.float32)
             share = 1.0 / (1.0 + tl.exp(-gate))
             silu = gate * share
             total += silu * up * upstream
-            tl.store(
-                scaled_hidden + row * num_units + unit,
-                (weight * silu * up).to(scaled_hidden.dtype.element_ty),
-                mask=keep,
-            )
+            scaled = (weight * silu * up).to(scaled_hidden.dtype.element_ty)
+            tl.store(scaled_hidden + row * num_units + unit, scaled, mask=inside)
             upstream = upstream * weight
             # d SiLU = σ·(1 + g·(1 − σ))
-            grad_gate = upstream * up * (share + silu * (1.0 - share))
-            tl.store(
-                grad_products + row * 2 * num_units + unit, grad_gate.to(grad_products.dtype.element_ty), mask=keep
-            )
-            grad_up = upstream * silu
-            tl.store(
-                grad_products + (row * 2 + 1) * num_units + unit,
-                grad_up.to(grad_products.dtype.element_ty),
-                mask=keep,
-            )
-        tl.store(grad_gates + pair, tl.sum(total, 0).to(grad_gates.dtype.element_ty))
+            grad_gate = (upstream * up * (share + silu * (1.0 - share))).to(grad_products.dtype.element_ty)
+            tl.store(grad_products + row * 2 * num_units + unit, grad_gate, mask=inside)
+            grad_up = (upstream * silu).to(grad_products.dtype.element_ty)
+            tl.store(grad_products + (row * 2 + 1) * num_units + unit, grad_up, mask=inside)
+        tl.store(grad_gates + pair, tl.sum(total, 0).to(grad_gates.dtype.element_ty), mask=pair >= 0)
 
 
 def gated_units(
@@ -156,7 +167,7 @@ def gated_units(
             num_units,
             x_ND.shape[1],
             KEEP=keep,
-            ROWS=layout.tile_rows,
+            ROWS=layout.block_rows,
             COLUMNS=columns,
             INNER=tiles.inner,
             GROUP=GROUP_TILES,
@@ -167,52 +178,33 @@ def gated_units(
     return hidden, products
 
 
-def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout) -> Tensor:
-    """[N, D] sum of each token's rows in slot order, times the gates if given."""
-    num_tokens = layout.row_of_pair.shape[0] // layout.num_slots
-    width = rows_RD.shape[1]
-    out_ND = torch.empty(num_tokens, width, dtype=rows_RD.dtype, device=rows_RD.device)
-    block = min(1024, triton.next_power_of_2(width))
-    if num_tokens:
-        _combine[(num_tokens, triton.cdiv(width, block))](
-            rows_RD,
-            rows_RD if gates_NX is None else gates_NX,
-            layout.row_of_pair,
-            out_ND,
-            width,
-            SLOTS=layout.num_slots,
-            WIDTH=block,
-            GATED=gates_NX is not None,
-        )
-    return out_ND
-
-
-def _units_backward(
+def units_backward(
     products: Tensor, grad_hidden: Tensor, gates_NX: Tensor, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(gradients of both products [R, 2F], gate·hidden [R, F], gradient of the gates [N, X])."""
     grad_products, scaled_hidden = torch.empty_like(products), torch.empty_like(grad_hidden)
     grad_gates_NX = torch.empty_like(gates_NX)
     num_units = grad_hidden.shape[1]
-    block = min(512, triton.next_power_of_2(num_units))
     if layout.num_rows:
         _gated_units_backward[(layout.num_rows,)](
             products,
             grad_hidden,
             gates_NX,
             layout.pair_of_row,
+            layout.first_block_E[-1:],
             grad_products,
             scaled_hidden,
             grad_gates_NX,
             num_units,
-            WIDTH=block,
+            BLOCK_ROWS=layout.block_rows,
+            WIDTH=min(512, triton.next_power_of_2(num_units)),
             num_warps=2 if not interpreting() else 1,
         )
     return grad_products, scaled_hidden, grad_gates_NX
 
 
 class _ExpertProduct(torch.autograd.Function):
-    """Keeps both first products; hidden units are recomputed in the backward."""
+    """Keeps both first products; hidden units, and the copies of rows on Hopper, are made again in the backward."""
 
     @staticmethod
     def forward(
@@ -220,10 +212,17 @@ class _ExpertProduct(torch.autograd.Function):
     ) -> Tensor:
         x_ND, gates_NX = x_ND.contiguous(), gates_NX.contiguous()
         gate_up_EGD, down_EDF = gate_up_EGD.contiguous(), down_EDF.contiguous()
-        layout = group_rows(ids_NX, gate_up_EGD.shape[0], default_tiles(x_ND.dtype).rows)
         keep = any(ctx.needs_input_grad)
-        hidden_RF, products = gated_units(x_ND, gate_up_EGD, layout, keep)
-        y_RD = grouped_product(hidden_RF, down_EDF, layout, gathered=False, transposed=True)
+        if ids_NX.numel() and fits_hopper(x_ND, down_EDF):
+            hopper = _hopper()
+            layout = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value)
+            x_RD, _ = spread_rows(x_ND, None, layout)
+            hidden_RF, products = hopper.gated_units(x_RD, gate_up_EGD, layout, keep)
+            y_RD = hopper.grouped_product(hidden_RF, down_EDF, layout, transposed=True)
+        else:
+            layout = group_rows(ids_NX, gate_up_EGD.shape[0], default_tiles(x_ND.dtype).rows)
+            hidden_RF, products = gated_units(x_ND, gate_up_EGD, layout, keep)
+            y_RD = grouped_product(hidden_RF, down_EDF, layout, gathered=False, transposed=True)
         if keep:
             ctx.save_for_backward(x_ND, gates_NX, products, gate_up_EGD, down_EDF)
             ctx.layout = layout
@@ -234,9 +233,18 @@ class _ExpertProduct(torch.autograd.Function):
         x_ND, gates_NX, products, gate_up_EGD, down_EDF = ctx.saved_tensors
         layout: Layout = ctx.layout
         grad_out_ND = grads[0].contiguous()
-        grad_hidden = grouped_product(grad_out_ND, down_EDF, layout, gathered=True, transposed=False)
-        grad_products, scaled_hidden, grad_gates_NX = _units_backward(products, grad_hidden, gates_NX, layout)
-        grad_down_EDF = grouped_outer_product(grad_out_ND, scaled_hidden, layout, left_gathered=True)
-        grad_gate_up_EGD = grouped_outer_product(grad_products, x_ND, layout, right_gathered=True)
-        grad_x_RD = grouped_product(grad_products, gate_up_EGD, layout, gathered=False, transposed=False)
+        if layout.num_rows and fits_hopper(x_ND, down_EDF):
+            hopper = _hopper()
+            grad_y_RD, x_RD = spread_rows(grad_out_ND, x_ND, layout)
+            grad_hidden = hopper.grouped_product(grad_y_RD, down_EDF, layout, transposed=False)
+            grad_products, scaled_hidden, grad_gates_NX = units_backward(products, grad_hidden, gates_NX, layout)
+            grad_down_EDF = hopper.grouped_outer_product(grad_y_RD, scaled_hidden, layout)
+            grad_gate_up_EGD = hopper.grouped_outer_product(grad_products, x_RD, layout)
+            grad_x_RD = hopper.grouped_product(grad_products, gate_up_EGD, layout, transposed=False)
+        else:
+            grad_hidden = grouped_product(grad_out_ND, down_EDF, layout, gathered=True, transposed=False)
+            grad_products, scaled_hidden, grad_gates_NX = units_backward(products, grad_hidden, gates_NX, layout)
+            grad_down_EDF = grouped_outer_product(grad_out_ND, scaled_hidden, layout, left_gathered=True)
+            grad_gate_up_EGD = grouped_outer_product(grad_products, x_ND, layout, right_gathered=True)
+            grad_x_RD = grouped_product(grad_products, gate_up_EGD, layout, gathered=False, transposed=False)
         return combine(grad_x_RD, None, layout), grad_gates_NX, None, grad_gate_up_EGD, grad_down_EDF

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from samepath.kernels.triton_grouped_product import Tiles
 from samepath.kernels.triton_loading import interpreting
 from samepath.kernels.triton_product import operand_type
 
@@ -57,6 +58,15 @@ def _head_product(
     tl.store(out + place, accumulator.to(out.dtype.element_ty), mask=keep)
 
 
+def default_tiles(dtype: torch.dtype) -> Tiles:
+    """Tiles that fit the multiprocessor for this type."""
+    if interpreting():
+        return Tiles(rows=16, columns=32, inner=16)
+    if dtype == torch.bfloat16:
+        return Tiles(rows=64, columns=128, inner=64, num_warps=4, num_stages=3)
+    return Tiles(rows=64, columns=64, inner=32, num_warps=4, num_stages=2)
+
+
 def head_product(x_NHK: Tensor, weight_HKM: Tensor) -> Tensor:
     """x[:, h] · weight[h] in x's type, with gradients."""
     out_NHM: Tensor = _HeadProduct.apply(x_NHK, weight_HKM)
@@ -72,9 +82,9 @@ class _HeadProduct(torch.autograd.Function):
         num_rows, num_heads, num_inner = x_NHK.shape
         num_columns = weight_HKM.shape[2]
         out_NHM = torch.empty(num_rows, num_heads, num_columns, dtype=x_NHK.dtype, device=x_NHK.device)
-        rows, columns, inner = (16, 32, 16) if interpreting() else (64, 64, 32)
+        tiles = default_tiles(x_NHK.dtype)
         if out_NHM.numel():
-            _head_product[(triton.cdiv(num_rows, rows), triton.cdiv(num_columns, columns), num_heads)](
+            _head_product[(triton.cdiv(num_rows, tiles.rows), triton.cdiv(num_columns, tiles.columns), num_heads)](
                 x_NHK,
                 weight_HKM,
                 out_NHM,
@@ -84,12 +94,12 @@ class _HeadProduct(torch.autograd.Function):
                 num_columns,
                 *x_NHK.stride(),
                 *weight_HKM.stride(),
-                ROWS=rows,
-                COLUMNS=columns,
-                INNER=inner,
+                ROWS=tiles.rows,
+                COLUMNS=tiles.columns,
+                INNER=tiles.inner,
                 OPERAND=operand_type(x_NHK.dtype),
-                num_warps=4,
-                num_stages=2,
+                num_warps=tiles.num_warps,
+                num_stages=tiles.num_stages,
             )
         return out_NHM
 

@@ -6,6 +6,7 @@ over heads stay in registers. A logit depends on its own row and key alone, what
 Axes: B sequences of a window, T query rows of each, S keys of each, I indexer heads, K index head width, N rows.
 """
 
+import importlib
 from dataclasses import dataclass
 
 import torch
@@ -112,17 +113,22 @@ def index_logits(
     bounds_BT: tuple[Tensor, Tensor] | None = None,
     key_scales_BS: Tensor | None = None,
     tiles: Tiles | None = None,
-    product_type: torch.dtype | None = None,
 ) -> Tensor:
     """float32 logits [B, T, S] of float32, bfloat16 or float8_e4m3fn queries and keys.
 
     Args:
         bounds_BT: (starts, ends) of each row's valid keys; tiles outside all of them are not computed and hold anything.
         key_scales_BS: factor of each key after the sum over heads (FP8).
-        product_type: type that queries and keys are multiplied in, their own if not given.
     """
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     num_keys = k_BSK.shape[1]
+    if tiles is None and fits_hopper(q_BTIK):
+        # Gluon has no interpreter, and older Triton no Gluon.
+        hopper = importlib.import_module("samepath.kernels.triton_index_logits_hopper")
+        result: Tensor = hopper.index_logits(
+            q_BTIK.contiguous(), k_BSK.contiguous(), weights_BTI.float().contiguous(), bounds_BT, key_scales_BS
+        )
+        return result
     small = interpreting()
     tiles = tiles or (Tiles(keys=16, columns=16) if small else Tiles())
     heads = triton.next_power_of_2(num_heads)
@@ -154,11 +160,21 @@ def index_logits(
         QUERIES=queries,
         BOUNDED=bounds_BT is not None,
         SCALED=key_scales_BS is not None,
-        OPERAND=operand_type(product_type or q_BTIK.dtype),
+        OPERAND=operand_type(q_BTIK.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
     return logits_BTS
+
+
+def fits_hopper(q_BTIK: Tensor) -> bool:
+    """Whether the kernel written for Hopper serves this call: 64 heads × 128 in bfloat16 or FP8, compute capability 9.
+
+    Which one runs changes no bit of a logit.
+    """
+    if interpreting() or q_BTIK.dtype not in (torch.bfloat16, torch.float8_e4m3fn) or q_BTIK.shape[2:] != (64, 128):
+        return False
+    return torch.cuda.get_device_capability(q_BTIK.device)[0] == 9
 
 
 @triton.jit
@@ -222,6 +238,8 @@ def index_logits_fp8(
     q8, q_scales = quantise(q_BTIK.flatten(0, 2))
     k8, k_scales = quantise(k_BSK.flatten(0, 1))
     weights_BTI = weights_BTI.float() * q_scales.view(weights_BTI.shape)
+    if exact:
+        q8, k8 = q8.to(torch.bfloat16), k8.to(torch.bfloat16)
     return index_logits(
         q8.view(q_BTIK.shape),
         k8.view(k_BSK.shape),
@@ -229,5 +247,4 @@ def index_logits_fp8(
         bounds_BT,
         k_scales.view(k_BSK.shape[:2]),
         tiles,
-        torch.bfloat16 if exact else None,
     )

@@ -1,13 +1,14 @@
 """Log-probability head on the Triton backend: one pass over tiles of the vocabulary, logits never leave the multiprocessor in the forward.
 
 Every (row block, vocabulary tile) gives maximum, Σe, Σz·e and the target's logit; a second kernel joins a row's tiles in order. Rows with a
-recorded support mark it in a bitmap, so kept and full sums come from the same logits. The backward forms (softmax − onehot) for some vocabulary
-columns of all rows at a time and leaves the two products with it to the matrix library.
+recorded support mark it in a bitmap, so kept and full sums come from the same logits. The backward forms (onehot − softmax) for some vocabulary
+columns of all rows at a time and leaves the two products with it to the matrix library. Nothing waits for the host.
 
 Axes: N rows, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,131 +16,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+import samepath.kernels.triton_logprob_tiles as plain_tiles
 from samepath.kernels.logprob import SupportRows
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_logprob_tiles import LOG2_E, HeadRows
+from samepath.kernels.triton_product import fits_hopper, hopper_kernels
 
 ROWS_AT_ONCE = 8192
 """Rows whose tile sums and support bitmaps are held at once."""
 
-COLUMNS_AT_ONCE = 4096
-"""Vocabulary columns of one backward step."""
+GRADIENT_BYTES = 505_000_000
+"""Size of the logits' gradients of one backward step, at most."""
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Shape of the products; changes the speed and rounding."""
-
-    rows: int = 128
-    """Rows a program."""
-    columns: int = 256
-    """Vocabulary columns a program."""
-    inner: int = 64
-    """Inner width of one step."""
-    num_warps: int = 8
-    """Warps a program."""
-    num_stages: int = 3
-    """Steps in flight."""
+STEP_COLUMNS = 256
+"""Backward steps take a multiple of this many vocabulary columns."""
 
 
-def default_tiles(dtype: torch.dtype) -> Tiles:
-    """Tiles that fit the multiprocessor for this type."""
-    if interpreting():
-        return Tiles(rows=16, columns=32, inner=16)
-    if dtype == torch.float32:
-        return Tiles(rows=32, columns=64, inner=32, num_warps=4, num_stages=2)
-    return Tiles()
-
-
-@triton.jit
-def _logit_tile(
-    hidden,
-    weight,
-    temperature,
-    row,
-    column,
-    num_rows,
-    vocab_size,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """hidden · weightᵀ / temperature of a tile; −inf beyond the vocabulary."""
-    accumulator = tl.zeros((ROWS, COLUMNS), tl.float32)
-    live = (row < num_rows)[:, None]
-    known = (column < vocab_size)[:, None]
-    for first in range(0, width, INNER):
-        step = first + tl.arange(0, INNER)
-        inside = (step < width)[None, :]
-        a = tl.load(hidden + row.to(tl.int64)[:, None] * width + step[None, :], mask=live & inside, other=0.0)
-        b = tl.load(weight + column.to(tl.int64)[:, None] * width + step[None, :], mask=known & inside, other=0.0)
-        accumulator = tl.dot(a.to(OPERAND), tl.trans(b.to(OPERAND)), accumulator, input_precision="ieee")
-    scaled = accumulator / tl.load(temperature + row, mask=row < num_rows, other=1.0).to(tl.float32)[:, None]
-    return tl.where((column < vocab_size)[None, :], scaled, float("-inf"))
-
-
-@triton.jit
-def _kept_columns(bitmap, row, column, num_rows, num_words):
-    """Which columns are in each row's support."""
-    words = tl.load(
-        bitmap + row.to(tl.int64)[:, None] * num_words + column[None, :] // 32,
-        mask=(row < num_rows)[:, None] & (column // 32 < num_words)[None, :],
-        other=0,
-    )
-    return ((words >> (column % 32)[None, :]) & 1) > 0
-
-
-@triton.jit
-def _tile_sums(
-    hidden,
-    weight,
-    temperature,
-    targets,
-    bitmap,
-    sums,
-    target_logits,
-    num_rows,
-    vocab_size,
-    width,
-    num_words,
-    RESTRICTED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """Per row and vocabulary tile: maximum, Σe, Σz·e, and maximum and Σe over the support."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    logits = _logit_tile(
-        hidden, weight, temperature, row, column, num_rows, vocab_size, width, ROWS, COLUMNS, INNER, OPERAND
-    )
-    live = row < num_rows
-    target = tl.load(targets + row, mask=live, other=-1)
-    hit = column[None, :] == target[:, None]
-    if RESTRICTED:
-        kept = _kept_columns(bitmap, row, column, num_rows, num_words)
-        hit = hit & kept
-    found = tl.sum(tl.where(hit, logits, 0.0), 1)
-    tl.store(target_logits + row, found, mask=live & (tl.sum(hit.to(tl.int32), 1) > 0))
-    top = tl.max(logits, 1)
-    exps = tl.exp2((logits - top[:, None]) * LOG2_E)
-    place = sums + tl.program_id(1).to(tl.int64) * 5 * num_rows + row
-    tl.store(place, top, mask=live)
-    tl.store(place + num_rows, tl.sum(exps, 1), mask=live)
-    # 0 · −inf beyond the vocabulary would be NaN.
-    products = tl.where((column < vocab_size)[None, :], logits, 0.0) * exps
-    tl.store(place + 2 * num_rows, tl.sum(products, 1), mask=live)
-    if RESTRICTED:
-        kept_top = tl.max(tl.where(kept, logits, float("-inf")), 1)
-        base = tl.where(kept_top == float("-inf"), 0.0, kept_top)
-        exps = tl.where(kept, tl.exp2((logits - base[:, None]) * LOG2_E), 0.0)
-        tl.store(place + 3 * num_rows, kept_top, mask=live)
-        tl.store(place + 4 * num_rows, tl.sum(exps, 1), mask=live)
+def _tiles(rows: HeadRows) -> ModuleType:
+    """The tile kernels that serve these rows, whatever their number."""
+    if fits_hopper(rows.hidden_ND, rows.weight_VD):
+        return hopper_kernels("logprob_hopper")
+    return plain_tiles
 
 
 @triton.jit
@@ -176,13 +73,14 @@ def _join_tiles(
         other_top = tl.load(place, mask=live, other=0.0)
         other = tl.load(place + num_rows, mask=live, other=1.0)
         top, mine, theirs = _join_sums(top, total, other_top, other)
-        total = total * mine + other * theirs
-        products = products * mine + tl.load(place + 2 * num_rows, mask=live, other=0.0) * theirs
+        # Spelled out, so that the sums of all columns and of the kept ones round alike.
+        total = tl.fma(total, mine, other * theirs)
+        products = tl.fma(products, mine, tl.load(place + 2 * num_rows, mask=live, other=0.0) * theirs)
         if RESTRICTED:
             other_top = tl.load(place + 3 * num_rows, mask=live, other=0.0)
             other = tl.load(place + 4 * num_rows, mask=live, other=1.0)
             kept_top, mine, theirs = _join_sums(kept_top, kept_total, other_top, other)
-            kept_total = kept_total * mine + other * theirs
+            kept_total = tl.fma(kept_total, mine, other * theirs)
     normaliser = top + tl.log2(total) / LOG2_E
     kept = normaliser
     if RESTRICTED:
@@ -194,64 +92,49 @@ def _join_tiles(
 
 
 @triton.jit
-def _logit_gradients(
-    hidden,
-    weight,
-    temperature,
-    targets,
-    bitmap,
-    normalisers,
-    upstream,
-    gradients,
-    first_column,
-    num_rows,
-    vocab_size,
-    width,
-    num_words,
-    num_columns,
-    RESTRICTED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """(onehot − softmax) · upstream / temperature of some vocabulary columns."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    local = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    column = first_column + local
-    logits = _logit_tile(
-        hidden, weight, temperature, row, column, num_rows, vocab_size, width, ROWS, COLUMNS, INNER, OPERAND
-    )
-    live = row < num_rows
-    kept_sum = tl.load(normalisers + row, mask=live, other=0.0)
-    probs = tl.exp2((logits - kept_sum[:, None]) * LOG2_E)
-    if RESTRICTED:
-        probs = tl.where(_kept_columns(bitmap, row, column, num_rows, num_words), probs, 0.0)
-    target = tl.load(targets + row, mask=live, other=-1)
-    factor = tl.load(upstream + row, mask=live, other=0.0) / tl.load(temperature + row, mask=live, other=1.0).to(
-        tl.float32
-    )
-    values = (tl.where(column[None, :] == target[:, None], 1.0, 0.0) - probs) * factor[:, None]
-    place = row.to(tl.int64)[:, None] * num_columns + local[None, :]
-    keep = live[:, None] & (local < num_columns)[None, :]
-    tl.store(gradients + place, values.to(gradients.dtype.element_ty), mask=keep)
+def _mark_support(ids, counts, ends, bitmap, first_column, num_words, IDS: tl.constexpr):
+    """One row: set the bits of its candidates, or all bits where it has none."""
+    row = tl.full((), 0, tl.int64) + tl.program_id(0)
+    count = tl.load(counts + row)
+    line = bitmap + row * num_words
+    if count == 0:
+        for first in range(0, num_words, IDS):
+            word = first + tl.arange(0, IDS)
+            tl.store(line + word, tl.full((IDS,), -1, tl.int32), mask=word < num_words)
+    start = tl.load(ends + row) - count
+    for first in range(0, count, IDS):
+        slot = first + tl.arange(0, IDS)
+        bit = tl.load(ids + start + slot, mask=slot < count, other=0).to(tl.int32) - first_column
+        inside = (slot < count) & (bit >= 0) & (bit < num_words * 32)
+        bit = tl.where(inside, bit, 0)
+        # The order of integer operations does not show in their result.
+        tl.atomic_or(line + bit // 32, tl.full((IDS,), 1, tl.int32) << (bit % 32), mask=inside)
 
 
-def support_bitmap(support: SupportRows | None, start: int, stop: int, vocab_size: int) -> Tensor | None:
-    """int32 [stop − start, ⌈V / 32⌉]: bit v % 32 of word v // 32 is set if token v may be drawn; None without any support."""
+def support_bitmap(support: SupportRows | None, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor | None:
+    """int32 [rows, ⌈columns / 32⌉]: bit c % 32 of word c // 32 is set if token columns[0] + c may be drawn; None without any support.
+
+    Waits for nothing and has no size that depends on the counts.
+    """
     if support is None:
         return None
-    counts = support.counts_N[start:stop]
-    first = int(support.counts_N[:start].sum())
-    ids = support.ids[first : first + int(counts.sum())]
-    num_words = triton.cdiv(vocab_size, 32)
-    words = torch.zeros((stop - start) * num_words, dtype=torch.int32, device=ids.device)
-    rows = torch.arange(stop - start, device=ids.device).repeat_interleave(counts)
-    # Bit 31 is the sign of an int32. A row's candidates are distinct, so adding bits sets them.
-    bits = torch.ones_like(ids) << (ids % 32)
-    words.index_add_(0, rows * num_words + ids // 32, bits.to(torch.int32))
-    bitmap = words.view(stop - start, num_words)
-    return bitmap.masked_fill(counts[:, None] == 0, -1)
+    (start, stop), (first, last) = rows, columns
+    num_words = triton.cdiv(last - first, 32)
+    bitmap = torch.zeros(stop - start, num_words, dtype=torch.int32, device=support.ids.device)
+    if stop > start:
+        counts_N = support.counts_N.contiguous()
+        ends_N = counts_N.cumsum(0)
+        _mark_support[(stop - start,)](
+            support.ids.contiguous(),
+            counts_N[start:stop],
+            ends_N[start:stop],
+            bitmap,
+            first,
+            num_words,
+            IDS=32 if interpreting() else 256,
+            num_warps=2,
+        )
+    return bitmap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,48 +151,21 @@ class HeadSums:
     """Logarithm of Σe over the support."""
 
 
-def head_sums(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    temperature_N: Tensor,
-    bitmap: Tensor | None,
-    tiles: Tiles | None = None,
-) -> HeadSums:
+def head_sums(rows: HeadRows, bitmap: Tensor | None) -> HeadSums:
     """The forward of some rows."""
-    tiles = tiles or default_tiles(hidden_ND.dtype)
-    num_rows, width = hidden_ND.shape
-    vocab_size = weight_VD.shape[0]
-    num_tiles = triton.cdiv(vocab_size, tiles.columns)
-    device = hidden_ND.device
+    tiles = _tiles(rows)
+    num_rows = rows.hidden_ND.shape[0]
+    num_tiles = triton.cdiv(rows.weight_VD.shape[0], tiles.columns_a_tile(rows.hidden_ND.dtype))
+    device = rows.hidden_ND.device
     logprobs_N, entropy_N, mass_N, normaliser_N = torch.empty(4, num_rows, dtype=torch.float32, device=device)
-    sums = torch.empty(num_tiles, 5, num_rows, dtype=torch.float32, device=device)
-    target_logits = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device=device)
     result = HeadSums(logprobs_N=logprobs_N, entropy_N=entropy_N, mass_N=mass_N, normaliser_N=normaliser_N)
     if not num_rows:
         return result
-    _tile_sums[(triton.cdiv(num_rows, tiles.rows), num_tiles)](
-        hidden_ND,
-        weight_VD,
-        temperature_N,
-        targets_N,
-        sums if bitmap is None else bitmap,
-        sums,
-        target_logits,
-        num_rows,
-        vocab_size,
-        width,
-        triton.cdiv(vocab_size, 32),
-        RESTRICTED=bitmap is not None,
-        ROWS=tiles.rows,
-        COLUMNS=tiles.columns,
-        INNER=tiles.inner,
-        OPERAND=operand_type(hidden_ND.dtype),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-    )
-    rows = 32
-    _join_tiles[(triton.cdiv(num_rows, rows),)](
+    sums = torch.empty(num_tiles, 5, num_rows, dtype=torch.float32, device=device)
+    target_logits = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device=device)
+    restricted = tiles.tile_sums(rows, bitmap, sums, target_logits)
+    block = 32
+    _join_tiles[(triton.cdiv(num_rows, block),)](
         sums,
         target_logits,
         logprobs_N,
@@ -318,53 +174,27 @@ def head_sums(
         normaliser_N,
         num_rows,
         num_tiles,
-        RESTRICTED=bitmap is not None,
-        ROWS=rows,
+        RESTRICTED=restricted,
+        ROWS=block,
         num_warps=1,
     )
     return result
 
 
-def logit_gradients(
-    rows: tuple[Tensor, Tensor, Tensor, Tensor],
-    normaliser_N: Tensor,
-    upstream_N: Tensor,
-    bitmap: Tensor | None,
-    columns: tuple[int, int],
+def row_logprobs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor, bitmap: Tensor | None
 ) -> Tensor:
-    """Gradient of the logits [N, stop − start] of vocabulary columns start … stop − 1, in the hidden states' type.
+    """logprobs_N alone, without gradients, the supports as a bitmap of all columns."""
+    return head_sums(_contiguous(hidden_ND, weight_VD, targets_N, temperature_N), bitmap).logprobs_N
 
-    `rows` is (hidden_ND, weight_VD, targets_N, temperature_N).
-    """
-    hidden_ND, weight_VD, targets_N, temperature_N = rows
-    start, stop = columns
-    tiles = default_tiles(hidden_ND.dtype)
-    num_rows, width = hidden_ND.shape
-    gradients = torch.empty(num_rows, stop - start, dtype=hidden_ND.dtype, device=hidden_ND.device)
-    _logit_gradients[(triton.cdiv(num_rows, tiles.rows), triton.cdiv(stop - start, tiles.columns))](
-        hidden_ND,
-        weight_VD,
-        temperature_N,
-        targets_N,
-        normaliser_N if bitmap is None else bitmap,
-        normaliser_N,
-        upstream_N,
-        gradients,
-        start,
-        num_rows,
-        weight_VD.shape[0],
-        width,
-        triton.cdiv(weight_VD.shape[0], 32),
-        stop - start,
-        RESTRICTED=bitmap is not None,
-        ROWS=tiles.rows,
-        COLUMNS=tiles.columns,
-        INNER=tiles.inner,
-        OPERAND=operand_type(hidden_ND.dtype),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+
+def _contiguous(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor) -> HeadRows:
+    return HeadRows(
+        hidden_ND=hidden_ND.contiguous(),
+        weight_VD=weight_VD.contiguous(),
+        targets_N=targets_N.contiguous(),
+        temperature_N=temperature_N.contiguous(),
     )
-    return gradients
 
 
 def head_logprobs(
@@ -387,44 +217,64 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature_N: Tensor,
         support: SupportRows | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        hidden_ND, weight_VD = hidden_ND.contiguous(), weight_VD.contiguous()
-        targets_N, temperature_N = targets_N.contiguous(), temperature_N.contiguous()
+        rows = _contiguous(hidden_ND, weight_VD, targets_N, temperature_N)
         parts = []
         for start in range(0, max(1, hidden_ND.shape[0]), ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, hidden_ND.shape[0])
-            bitmap = support_bitmap(support, start, stop, weight_VD.shape[0])
-            parts.append(
-                head_sums(hidden_ND[start:stop], weight_VD, targets_N[start:stop], temperature_N[start:stop], bitmap)
-            )
+            bitmap = support_bitmap(support, (start, stop), (0, weight_VD.shape[0]))
+            parts.append(head_sums(rows.part(start, stop), bitmap))
         normaliser_N = torch.cat([part.normaliser_N for part in parts])
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, temperature_N, normaliser_N)
+        ctx.save_for_backward(rows.hidden_ND, rows.weight_VD, rows.targets_N, rows.temperature_N, normaliser_N)
         ctx.support = support
         entropy_N = torch.cat([part.entropy_N for part in parts])
         mass_N = torch.cat([part.mass_N for part in parts])
+        mass_N = torch.ones_like(mass_N) if support is None else mass_N.masked_fill(support.counts_N == 0, 1.0)
         ctx.mark_non_differentiable(entropy_N, mass_N)
         return torch.cat([part.logprobs_N for part in parts]), entropy_N, mass_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, temperature_N, normaliser_N = ctx.saved_tensors
-        num_rows, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
-        grad_hidden = torch.zeros(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
-        grad_weight_VD = torch.empty_like(weight_VD)
-        if not num_rows:
-            return grad_hidden.to(hidden_ND.dtype), grad_weight_VD.zero_(), None, None, None
-        bitmap = support_bitmap(ctx.support, 0, num_rows, vocab_size)
-        rows = (hidden_ND, weight_VD, targets_N, temperature_N)
-        for start in range(0, vocab_size, COLUMNS_AT_ONCE):
-            stop = min(start + COLUMNS_AT_ONCE, vocab_size)
-            part = logit_gradients(rows, normaliser_N, grads[0].contiguous(), bitmap, (start, stop))
-            _add_product(grad_hidden, part, weight_VD[start:stop])
-            torch.mm(part.T, hidden_ND, out=grad_weight_VD[start:stop])
-        return grad_hidden.to(hidden_ND.dtype), grad_weight_VD, None, None, None
+        rows = HeadRows(hidden_ND=hidden_ND, weight_VD=weight_VD, targets_N=targets_N, temperature_N=temperature_N)
+        if not hidden_ND.shape[0]:
+            return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), None, None, None
+        grad_hidden_ND, grad_weight_VD = _head_gradients(rows, normaliser_N, grads[0].contiguous(), ctx.support)
+        return grad_hidden_ND, grad_weight_VD, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left · right with a float32 sum."""
+def _head_gradients(
+    rows: HeadRows, normaliser_N: Tensor, upstream_N: Tensor, support: SupportRows | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden states and head: whole rows of the head's at once, those of the hidden states summed over the steps in float32."""
+    hidden_ND, weight_VD = rows.hidden_ND, rows.weight_VD
+    num_rows, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
+    columns = _step_columns(num_rows, vocab_size, hidden_ND.element_size())
+    grad_hidden_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
+    grad_weight_VD = torch.empty_like(weight_VD)
+    gradients = torch.empty(num_rows * columns, dtype=hidden_ND.dtype, device=hidden_ND.device)
+    for start in range(0, vocab_size, columns):
+        stop = min(start + columns, vocab_size)
+        step = gradients[: num_rows * (stop - start)].view(num_rows, stop - start)
+        bitmap = support_bitmap(support, (0, num_rows), (start, stop))
+        _tiles(rows).logit_gradients(rows, normaliser_N, upstream_N, bitmap, start, step)
+        _add_product(grad_hidden_ND, step, weight_VD[start:stop], first=start == 0)
+        torch.mm(step.T, hidden_ND, out=grad_weight_VD[start:stop])
+    del gradients, step
+    return grad_hidden_ND.to(hidden_ND.dtype), grad_weight_VD
+
+
+def _step_columns(num_rows: int, vocab_size: int, size_bytes: int) -> int:
+    """Vocabulary columns of one backward step: as many as fit, the steps of one size, for each reads and writes the hidden states' sums."""
+    most = max(GRADIENT_BYTES // (size_bytes * num_rows) // STEP_COLUMNS, 1)
+    blocks = triton.cdiv(vocab_size, STEP_COLUMNS)
+    return min(triton.cdiv(blocks, triton.cdiv(blocks, most)) * STEP_COLUMNS, vocab_size)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """total = left · right, added to what is there unless `first`, with a float32 sum."""
     if left.dtype == torch.float32:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=0 if first else 1)
+    elif first:
+        torch.mm(left, right, out_dtype=torch.float32, out=total)
     else:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)

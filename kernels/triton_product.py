@@ -1,9 +1,12 @@
-"""What all Triton kernels share about matrix products: the operand type that goes into the tensor cores."""
+"""What all Triton kernels share about matrix products: the operand type that goes into the tensor cores, and whether Hopper's kernels fit."""
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from samepath.kernels.triton_loading import interpreting
 
@@ -21,3 +24,15 @@ def operand_type(dtype: torch.dtype) -> Any:
             f"backend triton multiplies {', '.join(str(dtype) for dtype in OPERANDS)}; got {dtype}. Cast, or use backend torch."
         )
     return tl.float32 if interpreting() else OPERANDS[dtype]
+
+
+def fits_hopper(x_ND: Tensor, weight_OD: Tensor) -> bool:
+    """Whether `triton_product_hopper` serves x · weightᵀ, for any number of rows: bfloat16, D a multiple of 8, compute capability 9."""
+    if interpreting() or x_ND.dtype != torch.bfloat16 or weight_OD.dtype != torch.bfloat16 or x_ND.shape[1] % 8:
+        return False
+    return torch.cuda.get_device_capability(x_ND.device)[0] == 9
+
+
+def hopper_kernels(name: str) -> ModuleType:
+    """A module in Gluon; imported late, because Gluon has no interpreter and older Triton no Gluon."""
+    return importlib.import_module(f"samepath.kernels.triton_{name}")

@@ -7,13 +7,12 @@ which the bar is what the C-th best demands. The buffer holds C and one tile at 
 Axes: N query rows, S key positions, C selected keys.
 """
 
-import importlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from samepath.kernels.cuda_selection import select as select_by_cuda
 from samepath.kernels.triton_loading import interpreting
 
 
@@ -168,12 +167,8 @@ def select(
     if num_rows == 0:
         return indices_NC, count_N
     if not interpreting():
-        # Gluon has no interpreter, so the kernel below serves the tests on CPU and defines the one on GPUs.
-        gluon = importlib.import_module("samepath.kernels.triton_selection_gluon")
-        result: tuple[Tensor, Tensor] = gluon.select(
-            logits_NS.contiguous(), starts_N.contiguous(), ends_N.contiguous(), num_selected
-        )
-        return result
+        # Triton has no memory that threads may share at will, which a fast selection lives on.
+        return select_by_cuda(logits_NS.contiguous(), starts_N, ends_N, num_selected)
     tile = tile or (2048 if num_keys > 512 else 64)
     capacity = triton.next_power_of_2(num_selected + tile + 1)
     buffers = torch.empty(2, num_rows, capacity, dtype=torch.int32, device=logits_NS.device)

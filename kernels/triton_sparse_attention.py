@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
+from samepath.kernels.triton_attention_decode import attend_decode
 from samepath.kernels.triton_attention_forward import attend_forward
 from samepath.kernels.triton_attention_mass import attention_mass
+
+FEW_ROWS = 1024
+"""Most rows times heads that are cut along their keys. Measured on an H200 under a CUDA graph, 2048 keys, bfloat16, cut against whole: 128 heads,
+1 row 20 and 67 µs, 8 rows 48 and 70, 64 rows 350 and 73; 16 heads, 64 rows 73 and 103."""
 
 
 def attend(
@@ -21,8 +26,14 @@ def attend(
     scale: float,
     value_width: int,
     with_mass: bool,
+    batch_invariant: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, lse, mass) as `sparse_attention.attend` describes; mass is [N, 0] unless asked for."""
+    with_gradients = torch.is_grad_enabled() and (q_NHK.requires_grad or kv_SK.requires_grad)
+    if not (batch_invariant or with_gradients or with_mass) and q_NHK.shape[0] * q_NHK.shape[1] <= FEW_ROWS:
+        chosen = (indices_NC.to(torch.int32).contiguous(), count_N.to(torch.int32).contiguous())
+        out, lse = attend_decode(q_NHK.contiguous(), kv_SK.contiguous(), *chosen, scale, value_width)
+        return out, lse, lse.new_empty(q_NHK.shape[0], 0)
     out, lse, mass = _Attend.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass)
     return out, lse, mass
 

@@ -3,6 +3,8 @@
 Axes: N rows (a multiple of 16), D width, V vocabulary, X experts chosen, Q half the rotary width.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -12,7 +14,9 @@ from samepath.kernels.backend import ROW_MULTIPLE, Backend
 from samepath.kernels.dense_rows import rms_norm
 from samepath.model.attention import LatentAttention
 from samepath.model.config import ModelConfig
+from samepath.model.dispatch import divide
 from samepath.model.grouped_attention import GroupedAttention
+from samepath.model.kernel_module import KernelModule
 from samepath.model.key_store import KeyStore
 from samepath.model.model_input import ModelInput
 from samepath.model.moe import FeedForward, MixtureOfExperts
@@ -21,12 +25,12 @@ from samepath.model.rope import rope_table
 from samepath.model.trace import ForwardTrace
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(KernelModule):
     """Attention and feed-forward with pre-norm residuals."""
 
     def __init__(self, config: ModelConfig, backend: Backend, layer: int) -> None:
-        super().__init__()
-        self.backend, self.eps = backend, config.rms_norm_eps
+        super().__init__(backend)
+        self.eps = config.rms_norm_eps
         self.attention_norm = nn.Parameter(torch.ones(config.hidden_size))
         self.attention: LatentAttention | GroupedAttention = (
             LatentAttention(config, backend, layer)
@@ -44,9 +48,9 @@ class DecoderLayer(nn.Module):
         self, x_ND: Tensor, rope_N2Q: Tensor, batch: ModelInput, store: KeyStore, trace: ForwardTrace, num_selected: int
     ) -> Tensor:
         """`[N, D]` to `[N, D]`."""
-        normed_ND = rms_norm(x_ND, self.attention_norm, self.eps, self.backend)
+        normed_ND = rms_norm(x_ND, self.attention_norm, self.eps, self.row_backend)
         x_ND = x_ND + self.attention(normed_ND, rope_N2Q, batch.plan, store, trace, num_selected)
-        normed_ND = rms_norm(x_ND, self.feed_forward_norm, self.eps, self.backend)
+        normed_ND = rms_norm(x_ND, self.feed_forward_norm, self.eps, self.row_backend)
         if isinstance(self.feed_forward, FeedForward):
             dense_ND: Tensor = self.feed_forward(normed_ND)
             return x_ND + dense_ND
@@ -56,12 +60,21 @@ class DecoderLayer(nn.Module):
         return x_ND + routed_ND
 
 
+class _FusedShape(ModelConfig):
+    """Sizes of a network whose kernels keep no head's scores."""
+
+    @property
+    def window_heads(self) -> int:
+        """One index logit a query and key is held, added over heads as it goes; without an indexer nothing."""
+        return min(self.index_topk, 1)
+
+
 class CausalLM(Policy):
     """A network of any family and size; the head is applied by the caller to the rows it needs."""
 
     def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
         super().__init__()
-        self.config, self.backend = config, backend
+        self.config, self.backend, self.batch_invariant = config, backend, True
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(DecoderLayer(config, backend, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
@@ -75,7 +88,9 @@ class CausalLM(Policy):
 
     @property
     def shape(self) -> ModelConfig:
-        """The configuration itself."""
+        """The configuration itself, or what fused kernels make of it."""
+        if self.backend == "triton":
+            return _FusedShape.model_construct(**dict(self.config))
         return self.config
 
     @property
@@ -99,6 +114,9 @@ class CausalLM(Policy):
             raise ValueError(
                 f"replayed routes must have shape [L_moe, N, X] = {expected}; got {tuple(batch.replay_LNX.shape)}"
             )
+        if not self.batch_invariant and self.config.latent_attention:
+            plan = divide(batch.plan, num_selected or self.config.index_topk)
+            batch = replace(batch, plan=plan)
         batch = batch.to(self.embedding.device)
         x_ND = embedding(batch.token_ids_N, self.embedding)
         rope_N2Q = self.rope[batch.positions_N].to(x_ND.dtype)
@@ -109,6 +127,13 @@ class CausalLM(Policy):
             else:
                 x_ND = layer(*arguments)
         return rms_norm(x_ND, self.norm, self.config.rms_norm_eps, self.backend)
+
+    def let_rows_depend_on_their_batch(self) -> None:
+        """From now on use what is fastest: the library's products, and latent attention in expanded form where that costs less."""
+        self.batch_invariant = False
+        for module in self.modules():
+            if isinstance(module, KernelModule):
+                module.batch_invariant = False
 
     def initialise(self, seed: int) -> None:
         """Fill all matrices from N(0, initializer_range²) with an own generator; norms are one, biases zero."""

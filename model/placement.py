@@ -21,7 +21,7 @@ class PlacementError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Device, type and kernels of a network.
+    """Device, type, kernels and batch invariance of a network.
 
     Example:
         Placement(device="cuda", dtype="bfloat16", backend="triton")
@@ -33,6 +33,8 @@ class Placement:
     """Type of weights and activations in the passes."""
     backend: Backend = "torch"
     """Kernels."""
+    batch_invariant: bool = True
+    """Whether a row's bits are the same in every batch; without that, what is fastest for the batch at hand."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -46,6 +48,11 @@ class Placement:
             return (
                 f"model.dtype=bfloat16 needs model.backend=triton, whose kernels add in float32; got {self.backend}. "
                 "Set model.dtype=float32 or model.backend=triton."
+            )
+        if not self.batch_invariant and (self.device, self.backend) != ("cuda", "triton"):
+            return (
+                "model.batch_invariant=false needs model.device=cuda and model.backend=triton: it chooses between those kernels and the "
+                f"library's, and nothing else has a choice; got {self.device} and {self.backend}. Set these, or model.batch_invariant=true."
             )
         return None
 
@@ -74,6 +81,8 @@ class Placement:
         Raises PlacementError.
         """
         self.require()
+        if not self.batch_invariant:
+            model.let_rows_depend_on_their_batch()
         if (self.device, self.dtype) == ("cpu", "float32"):
             return model
         model.to(self.torch_device)

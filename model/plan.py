@@ -4,7 +4,7 @@ Axes: N rows of the batch, B sequences of a window, T query rows of a sequence, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from samepath.kernels.backend import round_up
 from samepath.kernels.window import AttentionPlan, Window
 
 MAX_WINDOW_ELEMENTS = 1 << 23
-"""Upper bound of one window's B·T·S·I index-logit elements (32 MiB in float32): no allocation grows with the square of a length."""
+"""Upper bound of one window's B·T·S·I elements, scores or index logits (32 MiB in float32): no allocation grows with the square of a length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Span:
 
 
 def plan_spans(spans: Sequence[Span], num_rows: int, num_index_heads: int) -> AttentionPlan:
-    """Bucket spans by length into windows within `MAX_WINDOW_ELEMENTS`; `num_rows` is the padded N."""
+    """Bucket spans by length into windows within `MAX_WINDOW_ELEMENTS`; `num_rows` is the padded N, `num_index_heads` the heads whose scores are held."""
     pieces = [piece for span in spans for piece in _split(span, num_index_heads)]
     order = sorted(
         range(len(pieces)), key=lambda index: (pieces[index].first + pieces[index].count, pieces[index].count)
@@ -60,7 +60,7 @@ def plan_spans(spans: Sequence[Span], num_rows: int, num_index_heads: int) -> At
 def _split(span: Span, num_index_heads: int) -> list[Span]:
     """Cut a long sequence's queries so that each piece alone stays within the bound."""
     num_keys = round_up(span.first + span.count)
-    most = max(16, MAX_WINDOW_ELEMENTS // (num_keys * num_index_heads) // 16 * 16)
+    most = max(16, _most_pairs(num_index_heads) // num_keys // 16 * 16)
     return [
         Span(row=span.row + cut, first=span.first + cut, count=min(most, span.count - cut), keys=span.keys)
         for cut in range(0, span.count, most)
@@ -73,7 +73,12 @@ def _fits(bucket: list[Span], num_index_heads: int) -> bool:
     keys = round_up(max(piece.first + piece.count for piece in bucket))
     used = sum(round_up(piece.count) * round_up(piece.first + piece.count) for piece in bucket)
     area = len(bucket) * rows * keys
-    return area * num_index_heads <= MAX_WINDOW_ELEMENTS and area <= 2 * used
+    return area <= _most_pairs(num_index_heads) and area <= 2 * used
+
+
+def _most_pairs(num_index_heads: int) -> int:
+    """Query and key positions B·T·S of one window; without bound where no head's scores are held at all."""
+    return MAX_WINDOW_ELEMENTS // num_index_heads if num_index_heads else 1 << 62
 
 
 def _window(bucket: list[Span]) -> Window:
@@ -87,23 +92,30 @@ def _window(bucket: list[Span]) -> Window:
         ends_BT[place, : piece.count] = torch.arange(piece.first + 1, piece.first + piece.count + 1)
         end = piece.first + piece.count
         keys_BS[place, :end] = piece.keys[:end]
-    return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest)
+    whole = all(piece.first == 0 for piece in bucket)
+    return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest, whole=whole)
 
 
-def plan_decode(ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int) -> AttentionPlan:
-    """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding."""
+def plan_decode(
+    ends_B: Tensor, keys_BS: Tensor, num_rows: int, num_index_heads: int, longest: int | None = None
+) -> AttentionPlan:
+    """One query a sequence: batch row b sees keys `keys_BS[b, :ends_B[b]]`; rows from B to `num_rows` are padding.
+
+    With `longest`, a bound of `ends_B`, no number is read from the tensors, so the plan is made on their device without a wait.
+    """
     num_sequences, num_keys = keys_BS.shape
+    device = keys_BS.device
     window = Window(
-        rows_BT=torch.arange(num_sequences)[:, None],
+        rows_BT=torch.arange(num_sequences, device=device)[:, None],
         ends_BT=ends_B[:, None],
         keys_BS=keys_BS,
-        longest=int(ends_B.max()),
+        longest=int(ends_B.max()) if longest is None else longest,
         in_order=True,
-        hidden_BS=torch.arange(num_keys) >= ends_B[:, None],
+        hidden_BS=torch.arange(num_keys, device=device) >= ends_B[:, None],
     )
-    step = max(1, MAX_WINDOW_ELEMENTS // (num_keys * num_index_heads))
+    step = max(1, _most_pairs(num_index_heads) // num_keys)
     windows = [window.part(start, start + step) for start in range(0, num_sequences, step)]
-    source_N = torch.arange(num_rows).clamp_(max=num_sequences)
+    source_N = torch.arange(num_rows, device=device).clamp_(max=num_sequences)
     return AttentionPlan(windows=(window,) if len(windows) == 1 else tuple(windows), source_N=source_N)
 
 
@@ -111,16 +123,7 @@ def merge_plans(first: AttentionPlan, second: AttentionPlan, rows_of_first: int,
     """Stack two plans: `second`'s batch rows follow `rows_of_first` rows of `first`; `num_rows` is the padded N of both."""
     size_first = sum(window.rows_BT.numel() for window in first.windows)
     size_second = sum(window.rows_BT.numel() for window in second.windows)
-    moved = tuple(
-        Window(
-            rows_BT=window.rows_BT + rows_of_first,
-            ends_BT=window.ends_BT,
-            keys_BS=window.keys_BS,
-            longest=window.longest,
-            hidden_BS=window.hidden_BS,
-        )
-        for window in second.windows
-    )
+    moved = tuple(replace(window, rows_BT=window.rows_BT + rows_of_first, in_order=False) for window in second.windows)
     source_N = torch.full((num_rows,), size_first + size_second, dtype=torch.int64)
     source_N[:rows_of_first] = first.source_N[:rows_of_first]
     rest = num_rows - rows_of_first

@@ -43,5 +43,5 @@ class ModelShape(Protocol):
 
     @property
     def window_heads(self) -> int:
-        """Heads whose scores of one window are held at once, which bounds a window's size (`plan_spans`)."""
+        """Heads whose scores of one window are held at once, 0 for none, which bounds a window's size (`plan_spans`)."""
         ...

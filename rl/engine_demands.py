@@ -39,6 +39,8 @@ def unmet_demands(use: EngineUse) -> list[str]:
     rl = use.rl
     if rl.steps and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0:
         problems += filter(None, [gap_problem(use.engine, use.model)])
+    if rl.steps:
+        problems += filter(None, [correction_problem(use)])
     return problems
 
 
@@ -81,10 +83,25 @@ def gap_problem(engine: BuiltinSettings | VllmSettings, model: NewModel | Checkp
             reason = f"the engine computes on CPU, the learner with model.device={model.device}"
         if not reason and (model.device, model.backend) == ("cuda", "torch"):
             reason = "on a GPU the library's products depend on the batch (model.backend=triton's do not)"
+        if not reason and not model.batch_invariant:
+            reason = "model.batch_invariant=false lets a row's bits depend on its batch"
     if not reason:
         return ""
-    hint = GAP_HINTS[engine.dtype if isinstance(engine, VllmSettings) else "float32"]
+    hint = GAP_HINTS[engine.dtype if isinstance(engine, VllmSettings) else model.dtype]
     return (
         f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
         f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."
+    )
+
+
+def correction_problem(use: EngineUse) -> str:
+    """Why the objective must not ignore the gap that `model.batch_invariant: false` leaves at equal weights; empty if it does not."""
+    objective = use.rl.objective
+    ratio_holds_it = objective.old_policy == "sampler" or objective.importance.mode != "none"
+    if use.model.batch_invariant or ratio_holds_it or objective.off_policy_mask.enabled:
+        return ""
+    return (
+        "model.batch_invariant=false lets sampler and learner differ at equal weights, and nothing here corrects for it: "
+        "rl.objective.old_policy=learner divides by the learner's own probabilities. Set rl.objective.importance.mode=truncated, "
+        "rl.objective.off_policy_mask.enabled=true, rl.objective.old_policy=sampler, or model.batch_invariant=true."
     )

@@ -36,10 +36,20 @@ class PlacedModel(BaseModel):
         description="own network: weights and activations in the passes; with `bfloat16` (backend triton) the optimiser keeps float32 masters",
     )
 
+    batch_invariant: bool = Field(
+        True,
+        description=(
+            "a row's bits do not depend on its batch, so sampler and learner agree exactly; `false` (with `device: cuda`, `backend: triton`) "
+            "runs dense attention below a measured length, and the library's products: faster, and it leaves a gap"
+        ),
+    )
+
     @property
     def placement(self) -> Placement:
-        """The three as one."""
-        return Placement(device=self.device, dtype=self.dtype, backend=self.backend)
+        """The four as one."""
+        return Placement(
+            device=self.device, dtype=self.dtype, backend=self.backend, batch_invariant=self.batch_invariant
+        )
 
 
 class NewModel(PlacedModel):

@@ -38,10 +38,5 @@ def check_policy(recipe: Recipe, policy: Policy) -> None:
     exact = bool(rl.steps) and same_path and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0
     if exact and (problem := gap_problem(recipe.engine, recipe.model)):
         raise ValueError(problem)
-    if exact and recipe.model.device == "cuda" and not policy.shape.sparse_layers:
-        raise ValueError(
-            "rl.max_gap_at_lag_0=0 on a GPU needs sparse attention: attention over all keys runs through the library's products there, whose "
-            "order of additions depends on the batch. Set rl.max_gap_at_lag_0=0.01 and watch policy/gap_at_lag_0."
-        )
     if recipe.learner.indexer == "trained" and not policy.shape.sparse_layers:
         raise ValueError("learner.indexer: trained needs a model with an indexer; this one attends to every key")

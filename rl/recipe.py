@@ -118,10 +118,12 @@ class Recipe(BaseModel):
                 evaluation=evaluation,
             )
         )
-        if isinstance(self.engine, BuiltinSettings) and self.rl.group_size > self.engine.max_sequences:
-            problems.append(
-                f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
-            )
+        if isinstance(self.engine, BuiltinSettings):
+            if self.rl.group_size > self.engine.max_sequences:
+                problems.append(
+                    f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
+                )
+            problems += filter(None, [self.engine.graph_problem(self.model.device, self.model.backend)])
         if isinstance(self.model, NewModel):
             shape = self.model.shape
             if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:
@@ -153,9 +155,9 @@ class Recipe(BaseModel):
                 if used:
                     problems.append(f"learner.{name} needs model.implementation: transformers")
             return problems
-        if (model.device, model.dtype) != ("cpu", "float32"):
+        if (model.device, model.dtype, model.batch_invariant) != ("cpu", "float32", True):
             problems.append(
-                "model.device and model.dtype place the own network; a transformers model goes where accelerate puts it, in "
+                "model.device, model.dtype and model.batch_invariant place the own network; a transformers model goes where accelerate puts it, in "
                 "learner.precision. Leave them out, or set model.implementation=own."
             )
         if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:

@@ -9,29 +9,29 @@ Axes: N rows of a pass, B decoding samples, S key positions, V vocabulary.
 """
 
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.kernels.backend import round_up
-from samepath.kernels.logprob import padded_logits
-from samepath.kernels.window import AttentionPlan
 from samepath.model.checkpoint import load_published
-from samepath.model.key_store import CachedKeys, SlotCache
-from samepath.model.model_input import ModelInput
+from samepath.model.key_store import SlotCache
 from samepath.model.network import CausalLM
-from samepath.model.plan import Span, merge_plans, plan_decode, plan_spans
 from samepath.model.tokenizer import Tokenizer
-from samepath.model.trace import ForwardTrace
 from samepath.rollout.counters import EngineCounters
+from samepath.rollout.decode_graph import DecodeGraphs
+from samepath.rollout.drawing import HostDrawn, draw_rows
 from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.graph_capture import Capture, CudaCapture, wants_graphs
+from samepath.rollout.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.pages import PagePool
-from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far
+from samepath.rollout.prompt_queue import PromptQueue
+from samepath.rollout.recording import failed_rollouts, finish_reason, finished_rollout, group_so_far, read_slots
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
-from samepath.rollout.sampling import draw, learner_logprobs, uniforms
+from samepath.rollout.sample_rows import SampleRows
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
 
@@ -39,58 +39,46 @@ from samepath.rollout.types import Group
 class BuiltinEngine(SteppedEngine):
     """Turns group requests into finished groups. Not thread-safe: one caller steps it."""
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, settings: BuiltinSettings) -> None:
+    def __init__(
+        self, model: CausalLM, tokenizer: Tokenizer, settings: BuiltinSettings, capture: Capture | None = None
+    ) -> None:
+        """`capture` runs decode passes over static memory whatever the settings say; None leaves it to them.
+
+        Raises EngineUnavailableError if the settings ask for CUDA graphs where there can be none.
+        """
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
         self.weight_version = 0
         self.counters = EngineCounters()
         self._pages = PagePool(settings.cache_tokens // settings.page_size, settings.page_size)
         num_slots = (self._pages.num_pages + 1) * settings.page_size
         self._device = model.norm.device
+        self._ends_V = np.isin(np.arange(model.config.vocab_size), sorted(tokenizer.end_ids))
         self._cache = SlotCache(model.config, num_slots, model.norm.dtype, self._device)
-        self._table = np.zeros((settings.max_sequences, model.config.max_position_embeddings + 16), np.int64)
-        self._lengths = np.zeros(settings.max_sequences, np.int64)
-        self._free_rows = list(range(settings.max_sequences))[::-1]
-        self._waiting: deque[GroupState] = deque()
-        self._prefilling: deque[GroupState] = deque()
+        self._tables = SampleRows(settings.max_sequences, round_up(model.config.max_position_embeddings))
+        if capture is None and wants_graphs(settings, self._device, model.backend):
+            capture = CudaCapture(self._device)
+        self._graphs = None if capture is None else DecodeGraphs(model, self._cache, settings.max_sequences, capture)
+        self._queue = PromptQueue(self._pages, self._tables, settings)
         self._samples: list[SampleState] = []
 
     @property
     def busy(self) -> bool:
         """True while any submitted group is unfinished."""
-        return bool(self._waiting or self._prefilling or self._samples)
+        return bool(self._queue or self._samples)
 
     def submit(self, request: GroupRequest) -> Group | None:
         """Queue a group. A request that can never run comes back at once as a group of failed rollouts."""
-        length = len(request.prompt.token_ids) + request.sampling.max_new_tokens
-        failure = ""
-        if not request.prompt.token_ids:
-            failure = "no_tokens"
-        elif length > self.model.config.max_position_embeddings:
-            failure = "prompt_too_long"
-        elif (
-            request.pages_needed(self.settings.page_size) > self._pages.num_pages
-            or len(request.seeds) > self.settings.max_sequences
-        ):
-            failure = "out_of_cache"
-        elif not all(0 <= token < self.model.config.vocab_size for token in request.prompt.token_ids):
-            failure = "token_out_of_range"
+        failure = request.impossible(self.model.config, self.settings, self._pages.num_pages)
         if failure:
             return failed_rollouts(request, failure)
-        self._waiting.append(GroupState(request=request, submitted_s=time.monotonic()))
+        self._queue.append(GroupState(request=request, submitted_s=time.monotonic()))
         return None
 
     def abort(self) -> list[Group]:
         """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`."""
-        states = {
-            id(state): state
-            for state in [*self._waiting, *self._prefilling, *(sample.group for sample in self._samples)]
-        }
-        for sample in list(self._samples):
-            self._finish(sample, "abort")
-        for state in self._prefilling:
-            self._pages.release(state.prompt_pages)
-        self._waiting.clear()
-        self._prefilling.clear()
+        states = {id(state): state for state in [*self._queue, *(sample.group for sample in self._samples)]}
+        self._finish([(sample, "abort") for sample in self._samples])
+        self._queue.clear()
         return [group_so_far(state) for state in states.values()]
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
@@ -100,177 +88,156 @@ class BuiltinEngine(SteppedEngine):
         """
         with torch.no_grad():
             load_published(self.model, tensors)
+        if self._graphs is not None:
+            self._graphs.check_addresses()
         self._pages.forget_all()
-        for state in self._prefilling:
-            state.publishable = False
+        self._queue.forget_weights()
         self.weight_version = version
 
     @torch.inference_mode()
     def step(self) -> list[Group]:
         """One forward pass; returns the groups it finished. Does nothing when idle."""
         started = time.perf_counter()
-        self._admit()
-        chunks = self._prefill_chunks()
-        if not chunks and not self._samples:
+        admitted = self._queue.admit(self.counters)
+        if admitted and self._graphs is not None:
+            longest = max(len(state.request.prompt.token_ids) for state in admitted)
+            self._graphs.place([state.row for state in admitted], self._tables, longest)
+        pieces = self._queue.pieces(self.settings.max_batch_tokens - len(self._samples))
+        if not pieces and not self._samples:
             return []
-        hidden_ND, num_decoding = self._forward(chunks)
+        rows = np.fromiter((sample.row for sample in self._samples), np.int64, len(self._samples))
+        if self._graphs is None:
+            finished = self._step_eagerly(rows, pieces)
+        else:
+            finished = self._step_by_graphs(self._graphs, rows, pieces)
         self.counters.steps += 1
-        finished = self._advance(hidden_ND, chunks, num_decoding)
         self.counters.seconds += time.perf_counter() - started
         return finished
 
-    def _admit(self) -> None:
-        """Start waiting groups in order while rows and pages last; everything a group can need is reserved now, so none stalls."""
-        size = self.settings.page_size
-        reserved_rows = sum(len(state.request.seeds) for state in self._prefilling)
-        reserved_pages = sum(state.request.pages_needed(size) - len(state.prompt_pages) for state in self._prefilling)
-        while self._waiting:
-            state = self._waiting[0]
-            needed = state.request.pages_needed(size)
-            if (
-                len(state.request.seeds) > len(self._free_rows) - reserved_rows
-                or needed > self._pages.available - reserved_pages
-            ):
-                return
-            self._waiting.popleft()
-            token_ids = state.request.prompt.token_ids
-            prefix = self._pages.find_prefix(token_ids) if self.settings.prefix_cache else []
-            self._pages.share(prefix)
-            state.computed = len(prefix) * size
-            self.counters.reused_tokens += state.computed
-            state.prompt_pages = prefix + self._pages.take(-(-len(token_ids) // size) - len(prefix))
-            self._prefilling.append(state)
-            reserved_rows += len(state.request.seeds)
-            reserved_pages += needed - len(state.prompt_pages)
+    def _step_eagerly(self, rows: NDArray[np.int64], pieces: list[PromptPiece]) -> list[Group]:
+        """One pass for all."""
+        hidden_ND = mixed_pass(self.model, self._cache, self._tables, rows, pieces)
+        decoding = list(self._samples)
+        self._tables.lengths_R[rows] += 1
+        forked, source_rows = self._fork(self._queue.count(pieces, self.counters))
+        source_rows = [*range(len(rows)), *(len(rows) + row for row in source_rows)]
+        return self._draw([*decoding, *forked], source_rows, hidden_ND)
 
-    def _prefill_chunks(self) -> list[tuple[GroupState, int]]:
-        """(group, prompt tokens to run now), first come first served, within the rows that decoding leaves free."""
-        room = max(self.settings.max_batch_tokens - len(self._samples), 0)
-        chunks = []
-        for state in self._prefilling:
-            count = min(len(state.request.prompt.token_ids) - state.computed, room)
-            if count <= 0:
-                break
-            chunks.append((state, count))
-            room -= count
-        return chunks
+    def _step_by_graphs(self, graphs: DecodeGraphs, rows: NDArray[np.int64], pieces: list[PromptPiece]) -> list[Group]:
+        """A graph for the decoding samples, and beside it one for the prompts' pieces, or a pass of their own size if they are many.
 
-    def _forward(self, chunks: list[tuple[GroupState, int]]) -> tuple[Tensor, int]:
-        """Run decode rows, then prompt chunks; returns final hidden states and the number of decode rows."""
-        num_decoding = len(self._samples)
-        num_rows = round_up(num_decoding + sum(count for _, count in chunks))
-        token_ids, positions, slots = (
-            np.zeros(num_rows, np.int64),
-            np.zeros(num_rows, np.int64),
-            np.zeros(num_rows, np.int64),
-        )
-        plan: AttentionPlan | None = None
-        if num_decoding:
-            rows = np.fromiter((sample.row for sample in self._samples), np.int64, num_decoding)
-            lengths = self._lengths[rows]
-            token_ids[:num_decoding] = [sample.tokens[-1] for sample in self._samples]
-            positions[:num_decoding] = lengths
-            slots[:num_decoding] = self._table[rows, lengths]
-            keys_BS = torch.from_numpy(self._table[rows, : round_up(int(lengths.max()) + 1)])
-            ends_B = torch.from_numpy(lengths + 1)
-            plan = plan_decode(ends_B, keys_BS, round_up(num_decoding), self.model.config.window_heads)
-        spans, row = [], num_decoding
-        for state, count in chunks:
-            first, stop = state.computed, state.computed + count
-            prompt_slots = self._pages.slots(state.prompt_pages)
-            token_ids[row : row + count] = state.request.prompt.token_ids[first:stop]
-            positions[row : row + count] = np.arange(first, stop)
-            slots[row : row + count] = prompt_slots[first:stop]
-            spans.append(Span(row=row - num_decoding, first=first, count=count, keys=torch.from_numpy(prompt_slots)))
-            row += count
-        if spans:
-            prefill_plan = plan_spans(spans, num_rows - num_decoding, self.model.config.window_heads)
-            plan = prefill_plan if plan is None else merge_plans(plan, prefill_plan, num_decoding, num_rows)
-        assert plan is not None
-        slots_N = torch.from_numpy(slots).to(self._device)
-        trace = ForwardTrace(record_fingerprints=True)
-        batch = ModelInput(token_ids_N=torch.from_numpy(token_ids), positions_N=torch.from_numpy(positions), plan=plan)
-        hidden_ND = self.model(batch, CachedKeys(self._cache, slots_N), trace)
-        if trace.routes:
-            self._cache.routes[slots_N] = trace.stacked_routes()
-        if trace.fingerprints:
-            self._cache.fingerprints[slots_N] = trace.stacked_fingerprints()
-        return hidden_ND, num_decoding
-
-    def _advance(self, hidden_ND: Tensor, chunks: list[tuple[GroupState, int]], num_decoding: int) -> list[Group]:
-        """Count the computed tokens, fork finished prompts, draw one token for every ready sample."""
-        for sample in self._samples:
-            self._lengths[sample.row] += 1
-        ready, source_rows = list(self._samples), list(range(num_decoding))
-        row = num_decoding
-        for state, count in chunks:
-            state.computed += count
-            row += count
-            self.counters.prefill_tokens += count
-            if state.computed == len(state.request.prompt.token_ids):
-                self._prefilling.remove(state)
-                forked = self._fork(state)
-                ready += forked
-                source_rows += [row - 1] * len(forked)
-        if not ready:
-            return []
-        return self._draw(ready, hidden_ND[torch.tensor(source_rows, device=self._device)])
-
-    def _fork(self, state: GroupState) -> list[SampleState]:
-        """Give each sample its own row: full prompt pages shared, the tail page copied, pages for the response taken."""
-        request, size = state.request, self.settings.page_size
-        length = len(request.prompt.token_ids)
-        if self.settings.prefix_cache and state.publishable:
-            self._pages.publish(request.prompt.token_ids, state.prompt_pages)
-        shared = state.prompt_pages[: length // size]
-        own = -(-(length + request.sampling.max_new_tokens) // size) - len(shared)
-        samples = []
-        for index in range(len(request.seeds)):
-            self._pages.share(shared)
-            pages = shared + self._pages.take(own)
-            row = self._free_rows.pop()
-            slots = self._pages.slots(pages)
-            self._table[row, : len(slots)] = slots
-            self._table[row, len(slots) :] = 0
-            self._lengths[row] = length
-            samples.append(SampleState(group=state, index=index, row=row, pages=pages))
-        if length % size:
-            tail = torch.from_numpy(self._pages.slots(state.prompt_pages)[len(shared) * size : length])
-            targets = torch.from_numpy(
-                np.concatenate([self._table[sample.row, len(shared) * size : length] for sample in samples])
-            )
-            self._cache.copy_slots(tail.repeat(len(samples)).to(self._device), targets.to(self._device))
-        self._pages.release(state.prompt_pages)
-        self._samples += samples
-        return samples
-
-    def _draw(self, ready: list[SampleState], hidden_BD: Tensor) -> list[Group]:
-        seeds = np.array([sample.group.request.seeds[sample.index] for sample in ready], np.uint64)
-        counters = np.array([len(sample.tokens) for sample in ready], np.int64)
-        logits_BV = padded_logits(hidden_BD, self.model.head_weight, self.model.backend)
-        drawn = draw(logits_BV, [sample.group.request.sampling for sample in ready], uniforms(seeds, counters))
-        self.counters.sampled_tokens += len(ready)
-        self.counters.over_cap += drawn.over_cap
-        kept = None if drawn.kept_BV is None else drawn.kept_BV.cpu().numpy()
-        logprobs_B = learner_logprobs(drawn, hidden_BD, self.model.head_weight, self.model.backend)
-        finished = []
-        for place, (sample, token, logprob) in enumerate(zip(ready, drawn.tokens_B.tolist(), logprobs_B.tolist())):
-            sample.tokens.append(token)
-            sample.logprobs.append(logprob)
-            sample.versions.append(self.weight_version)
-            if kept is not None:
-                sample.supports.append(kept[place].nonzero()[0].astype(np.int32))
-            reason = finish_reason(sample, token, self.tokenizer)
-            if reason and self._finish(sample, reason):
-                finished.append(group_so_far(sample.group))
+        A row has the same bits either way.
+        """
+        decoding, finished = list(self._samples), []
+        launched = graphs.decode(rows, self._tables) if decoding else None
+        by_graph = bool(pieces) and graphs.takes(pieces)
+        hidden_ND = None
+        if by_graph:
+            graphs.run_prompts(pieces, self._tables)
+        elif pieces:
+            hidden_ND = mixed_pass(self.model, self._cache, self._tables, rows[:0], pieces)
+        if launched is not None:
+            self._tables.lengths_R[rows] += 1
+            finished += self._record(decoding, rows, self._waited(launched.read))
+            self.counters.graph_s += launched.device_s
+        forked, source_rows = self._fork(self._queue.count(pieces, self.counters))
+        if hidden_ND is not None:
+            return finished + self._draw(forked, source_rows, hidden_ND)
+        if forked:
+            rows = np.fromiter((sample.row for sample in forked), np.int64, len(forked))
+            launched = graphs.draw(rows, source_rows, self._tables)
+            finished += self._record(forked, rows, self._waited(launched.read))
         return finished
 
-    def _finish(self, sample: SampleState, reason: str) -> bool:
-        """Record the rollout and free its row and pages; True if it was the last of its group."""
-        group = sample.group
-        slots = torch.from_numpy(self._table[sample.row, : self._lengths[sample.row]].copy())
-        group.rollouts[sample.index] = finished_rollout(sample, reason, self._cache, slots, self.tokenizer)
-        self._samples.remove(sample)
-        self._free_rows.append(sample.row)
-        self._pages.release(sample.pages)
-        return len(group.rollouts) == len(group.request.seeds)
+    def _fork(self, done: list[tuple[GroupState, int]]) -> tuple[list[SampleState], list[int]]:
+        """Give each sample of finished prompts a row: full prompt pages shared, the tail page copied, pages for the response taken.
+
+        Takes each group with the row that its samples draw from; returns the samples, and that row for each.
+        """
+        size, tables = self.settings.page_size, self._tables
+        samples: list[SampleState] = []
+        source_rows, sources, targets = [], [], []
+        for state, source_row in done:
+            request, length = state.request, len(state.request.prompt.token_ids)
+            if self.settings.prefix_cache and state.publishable:
+                self._pages.publish(request.prompt.token_ids, state.prompt_pages)
+            tail = slice(length - length % size, length)
+            sources += [tables.slots_RS[state.row, tail].copy()] * len(request.seeds)
+            shared = state.prompt_pages[: length // size]
+            own = -(-(length + request.sampling.max_new_tokens) // size) - len(shared)
+            tables.free.append(state.row)
+            forked = []
+            for index in range(len(request.seeds)):
+                self._pages.share(shared)
+                pages = shared + self._pages.take(own)
+                forked.append(SampleState(group=state, index=index, row=tables.free.pop(), pages=pages))
+            tables.take(forked, [self._pages.slots(sample.pages) for sample in forked], length)
+            targets += [tables.slots_RS[sample.row, tail] for sample in forked]
+            self._pages.release(state.prompt_pages)
+            samples += forked
+            source_rows += [source_row] * len(forked)
+        if samples and self._graphs is not None:
+            longest = max(len(sample.pages) for sample in samples) * size
+            self._graphs.place([sample.row for sample in samples], tables, longest)
+        if sum(map(len, sources)):
+            moves = torch.from_numpy(np.stack([np.concatenate(sources), np.concatenate(targets)])).to(self._device)
+            self._cache.copy_slots(moves[0], moves[1])
+        self._samples += samples
+        return samples, source_rows
+
+    def _draw(self, ready: list[SampleState], source_rows: list[int], hidden_ND: Tensor) -> list[Group]:
+        """Draw a token for each ready sample from its row of the pass."""
+        if not ready:
+            return []
+        rows = np.fromiter((sample.row for sample in ready), np.int64, len(ready))
+        settings_5B, uniforms_B = self._tables.draw_inputs(rows)
+        drawn = draw_rows(
+            self.model,
+            hidden_ND[torch.tensor(source_rows, device=self._device)],
+            torch.from_numpy(settings_5B).to(self._device),
+            torch.from_numpy(uniforms_B).to(self._device),
+            truncates=self._tables.truncates(rows),
+        )
+        return self._record(ready, rows, self._waited(drawn.to_host))
+
+    def _waited(self, read: Callable[[], HostDrawn]) -> HostDrawn:
+        """Read what the device drew, and count the time."""
+        started = time.perf_counter()
+        drawn = read()
+        self.counters.waited_s += time.perf_counter() - started
+        return drawn
+
+    def _record(self, ready: list[SampleState], rows: NDArray[np.int64], drawn: HostDrawn) -> list[Group]:
+        """Note each sample's new token; returns the groups that this ends."""
+        self._tables.count_drawn(rows, drawn.tokens, drawn.logprobs, self.weight_version)
+        self.counters.sampled_tokens += len(ready)
+        self.counters.over_cap += drawn.over_cap
+        if drawn.supports is not None:
+            for sample, ids in zip(ready, drawn.supports, strict=True):
+                sample.supports.append(ids)
+        ended = []
+        for place in self._tables.may_end(rows, self._ends_V):
+            self._tables.write_back(ready[place])
+            reason = finish_reason(ready[place], self.tokenizer)
+            if reason:
+                ended.append((ready[place], reason))
+        return self._finish(ended)
+
+    def _finish(self, ended: list[tuple[SampleState, str]]) -> list[Group]:
+        """Record the rollouts, with their reasons, and free their rows and pages; returns the groups that are complete."""
+        if not ended:
+            return []
+        tables = self._tables
+        records = read_slots(self._cache, [tables.slots_RS[one.row, : tables.lengths_R[one.row]] for one, _ in ended])
+        groups = []
+        for (sample, reason), record in zip(ended, records, strict=True):
+            group = sample.group
+            tables.write_back(sample)
+            group.rollouts[sample.index] = finished_rollout(sample, reason, record, self.tokenizer)
+            tables.free.append(sample.row)
+            self._pages.release(sample.pages)
+            if len(group.rollouts) == len(group.request.seeds):
+                groups.append(group_so_far(group))
+        gone = {id(sample) for sample, _ in ended}
+        self._samples = [sample for sample in self._samples if id(sample) not in gone]
+        return groups

@@ -19,3 +19,7 @@ class EngineCounters:
     """Positions drawn from the full vocabulary because their support exceeded its cap."""
     seconds: float = 0.0
     """Time inside `step`."""
+    waited_s: float = 0.0
+    """Of it spent waiting for what the device drew."""
+    graph_s: float = 0.0
+    """Time of the replayed decode passes on the device, copies in and out included; 0 without CUDA graphs."""

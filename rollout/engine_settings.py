@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from samepath.kernels.backend import Backend
+
 
 class BuiltinSettings(BaseModel):
     """Size of the built-in engine."""
@@ -21,6 +23,19 @@ class BuiltinSettings(BaseModel):
     page_size: int = Field(16, ge=1, le=256, description="tokens of a cache page")
     cache_tokens: int = Field(32768, ge=64, description="capacity of the key cache, tokens")
     prefix_cache: bool = Field(True, description="reuse full prompt pages between groups of one weight version")
+    cuda_graph: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="decode by replaying CUDA graphs: `auto` with `model.device: cuda` and `model.backend: triton`, `on` demands both",
+    )
+
+    def graph_problem(self, device: str, backend: Backend) -> str:
+        """Why `cuda_graph: on` is impossible for a model on this device with these kernels; empty if it is not asked for, or possible."""
+        if self.cuda_graph != "on" or (device, backend) == ("cuda", "triton"):
+            return ""
+        return (
+            "engine.cuda_graph=on needs model.device=cuda and model.backend=triton, whose kernels never wait for the host; got "
+            f"{device} and {backend}. Set these, or engine.cuda_graph=auto or off."
+        )
 
 
 class VllmSettings(BaseModel):

@@ -1,9 +1,12 @@
 """From the engine's state to the typed record of a finished (or failed) sample."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+import torch
+from numpy.typing import NDArray
 
 from samepath.model.key_store import SlotCache
 from samepath.model.tokenizer import Tokenizer
@@ -11,9 +14,9 @@ from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.types import MISSING_ROUTE, Group, Rollout, Segment, Support
 
 
-def finish_reason(sample: SampleState, token: int, tokenizer: Tokenizer) -> str:
-    """Why the sample ends with `token`, its last one: `stop`, `length`, or empty if it goes on."""
-    sampling = sample.group.request.sampling
+def finish_reason(sample: SampleState, tokenizer: Tokenizer) -> str:
+    """Why the sample ends with its last token: `stop`, `length`, or empty if it goes on."""
+    sampling, token = sample.group.request.sampling, sample.tokens[-1]
     if not sampling.ignore_stop:
         if token in tokenizer.end_ids or token in sampling.stop_token_ids:
             return "stop"
@@ -24,18 +27,34 @@ def finish_reason(sample: SampleState, token: int, tokenizer: Tokenizer) -> str:
     return "length" if len(sample.tokens) >= sampling.max_new_tokens else ""
 
 
-def finished_rollout(
-    sample: SampleState, reason: str, cache: SlotCache, slots: Tensor, tokenizer: Tokenizer
-) -> Rollout:
-    """Collect tokens, log-probabilities, routes, supports and fingerprints of a sample whose run rows stand in `slots`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRecord:
+    """What the cache says about a sequence's tokens."""
+
+    routes: NDArray[np.int16]
+    """[tokens run, L_moe, X]."""
+    fingerprints: NDArray[np.uint64]
+    """[tokens run, L_sparse]."""
+
+
+def read_slots(cache: SlotCache, slots: Sequence[NDArray[np.int64]]) -> list[SlotRecord]:
+    """Routes and fingerprints of each sequence's slots, all brought to the host in one go."""
+    together = torch.from_numpy(np.concatenate(slots)).to(cache.routes.device)
+    ends = np.cumsum([len(own) for own in slots])[:-1]
+    routes = np.split(cache.routes[together].cpu().numpy(), ends)
+    fingerprints = np.split(cache.fingerprints[together].cpu().numpy().view(np.uint64), ends)
+    return [SlotRecord(routes=own, fingerprints=prints) for own, prints in zip(routes, fingerprints, strict=True)]
+
+
+def finished_rollout(sample: SampleState, reason: str, record: SlotRecord, tokenizer: Tokenizer) -> Rollout:
+    """Collect tokens, log-probabilities, routes, supports and fingerprints of a sample."""
     request = sample.group.request
     prompt_ids = request.prompt.token_ids
     total = len(prompt_ids) + len(sample.tokens)
-    routes = np.full((total, *cache.routes.shape[1:]), MISSING_ROUTE, np.int16)
-    slots = slots.to(cache.routes.device)
-    routes[: len(slots)] = cache.routes[slots].cpu().numpy()
-    fingerprints = np.zeros((total, cache.fingerprints.shape[1]), np.uint64)
-    fingerprints[: len(slots)] = cache.fingerprints[slots].cpu().numpy().view(np.uint64)
+    run = len(record.routes)
+    routes = np.full((total, *record.routes.shape[1:]), MISSING_ROUTE, np.int16)
+    fingerprints = np.zeros((total, record.fingerprints.shape[1]), np.uint64)
+    routes[:run], fingerprints[:run] = record.routes, record.fingerprints
     # The last sampled token is never run, whatever stood in the cache.
     routes[-1], fingerprints[-1] = MISSING_ROUTE, 0
     trained = np.arange(total) >= len(prompt_ids)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from samepath.model.shape import ModelShape
+from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
 
@@ -36,6 +38,19 @@ class GroupRequest:
         whole = -(-(len(self.prompt.token_ids) + self.sampling.max_new_tokens) // page_size)
         return shared + 1 + len(self.seeds) * (whole - shared)
 
+    def impossible(self, shape: ModelShape, settings: BuiltinSettings, num_pages: int) -> str:
+        """Why an engine of this model and size could never run it, as the failure of its rollouts; empty if it can."""
+        token_ids = self.prompt.token_ids
+        if not token_ids:
+            return "no_tokens"
+        if len(token_ids) + self.sampling.max_new_tokens > shape.max_position_embeddings:
+            return "prompt_too_long"
+        if self.pages_needed(settings.page_size) > num_pages or len(self.seeds) > settings.max_sequences:
+            return "out_of_cache"
+        if not all(0 <= token < shape.vocab_size for token in token_ids):
+            return "token_out_of_range"
+        return ""
+
 
 @dataclass(slots=True, kw_only=True)
 class GroupState:
@@ -45,6 +60,8 @@ class GroupState:
     """What was asked."""
     submitted_s: float
     """Monotonic time of submission."""
+    row: int = -1
+    """Row of the engine's tables while the prompt runs; -1 before."""
     prompt_pages: list[int] = field(default_factory=list)
     """Pages that hold the prompt; released when every sample has its own references."""
     computed: int = 0
@@ -68,7 +85,7 @@ class SampleState:
     pages: list[int]
     """Pages it holds a reference to."""
     tokens: list[int] = field(default_factory=list)
-    """Sampled token ids."""
+    """Sampled token ids; these and the next two are kept in the engine's tables until they are asked for."""
     logprobs: list[float] = field(default_factory=list)
     """Their log-probabilities."""
     versions: list[int] = field(default_factory=list)

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend
-from samepath.kernels.logprob import SupportRows, head_logprobs, sampling_logprobs
+from samepath.kernels.logprob import sampling_logprobs
 
 DRAW_BLOCK = 512
 """Tokens of one block of the search for a draw."""
@@ -67,9 +66,19 @@ class Draw:
     logprobs_B: Tensor
     """[B] nats under the sampling distribution."""
     kept_BV: Tensor | None
-    """bool [B, V], True for candidates; a row without truncation is all False. None if no row truncates."""
-    over_cap: int
-    """Rows whose support exceeded its cap and that were drawn from the full vocabulary."""
+    """bool [B, V], True for candidates; a row without truncation is all False. None if no row may truncate."""
+    over_cap_B: Tensor
+    """bool [B], True where the support exceeded its cap, so that the full vocabulary was drawn from."""
+
+
+SETTING_ROWS = 5
+"""Rows of `setting_rows`."""
+
+
+def setting_rows(settings: Sequence[SamplingSettings]) -> NDArray[np.float64]:
+    """[5, B]: temperature, top-k, top-p, min-p and cap of each row, as `draw` takes them; float64 holds them all exactly."""
+    rows = [(entry.temperature, entry.top_k, entry.top_p, entry.min_p, entry.support_cap) for entry in settings]
+    return np.array(rows, np.float64).reshape(-1, SETTING_ROWS).T
 
 
 def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -83,31 +92,26 @@ def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDAr
     return fractions
 
 
-def candidates(logits_BV: Tensor, temperature_B: Tensor, settings: Sequence[SamplingSettings]) -> tuple[Tensor, int]:
-    """(kept_BV, rows over their cap). A row that keeps everything, or more than its cap, is all False."""
+def candidates(logits_BV: Tensor, temperature_B: Tensor, settings_5B: Tensor) -> tuple[Tensor, Tensor]:
+    """(kept_BV, over_cap_B) of `setting_rows`. A row that keeps everything, or more than its cap, is all False."""
     order = sampling_logprobs(logits_BV, temperature_B, None).exp().sort(dim=-1, descending=True, stable=True)
-    device = logits_BV.device
-    ranks_V = torch.arange(logits_BV.shape[1], device=device)
-    top_k_B1 = torch.tensor([entry.top_k or logits_BV.shape[1] for entry in settings], device=device)[:, None]
-    top_p_B1, min_p_B1 = (
-        torch.tensor(values, dtype=order.values.dtype, device=device)[:, None]
-        for values in ([entry.top_p for entry in settings], [entry.min_p for entry in settings])
-    )
-    before_BV = order.values.cumsum(-1) - order.values
+    ranks_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+    _, top_k_B, top_p_B, min_p_B, cap_B = settings_5B
+    truncates_B = (top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0)
+    min_p_B1 = min_p_B.to(order.values.dtype)[:, None]
+    # In float64: how a library groups the additions of a row may follow the number of rows, and must not decide.
+    before_BV = order.values.cumsum(-1, dtype=torch.float64) - order.values
     kept_sorted_BV = (
-        (ranks_V < top_k_B1)
-        & ((before_BV < top_p_B1) | (top_p_B1 >= 1))
+        ((ranks_V < top_k_B[:, None]) | (top_k_B == 0)[:, None])
+        & ((before_BV < top_p_B[:, None]) | (top_p_B >= 1)[:, None])
         & (order.values >= min_p_B1 * order.values[:, :1])
     )
-    kept_sorted_BV[:, 0] = True
+    # The best token is always kept.
+    kept_sorted_BV = kept_sorted_BV | (ranks_V == 0)
     kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, order.indices, kept_sorted_BV)
-    counts_B = kept_BV.sum(1)
-    cap_B = torch.tensor([entry.support_cap for entry in settings], device=device)
-    truncates_B = torch.tensor([entry.truncates for entry in settings], device=device)
-    over_B = (counts_B > cap_B) & truncates_B
+    over_cap_B = (kept_BV.sum(1) > cap_B) & truncates_B
     # A token of probability 0 in float32 is never a candidate of an untruncated row either, so "keeps all" is by settings.
-    kept_BV[over_B | ~truncates_B] = False
-    return kept_BV, int(over_B.sum())
+    return kept_BV & (truncates_B & ~over_cap_B)[:, None], over_cap_B
 
 
 def invert_cumulative(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
@@ -119,7 +123,7 @@ def invert_cumulative(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
         return _first_beyond(logprobs_BV.double().exp().cumsum(-1), uniforms_B[:, None])
     missing = -logprobs_BV.shape[1] % DRAW_BLOCK
     probs_BKW = pad(logprobs_BV.exp(), (0, missing)).view(len(uniforms_B), -1, DRAW_BLOCK)
-    sums_BK = probs_BKW.sum(-1).double()
+    sums_BK = probs_BKW.sum(-1, dtype=torch.float64)
     cumulative_BK = sums_BK.cumsum(-1)
     block_B1 = _first_beyond(cumulative_BK, uniforms_B[:, None])[:, None]
     own_B1 = sums_BK.gather(1, block_B1)
@@ -137,37 +141,26 @@ def _first_beyond(cumulative_BV: Tensor, shares_B1: Tensor) -> Tensor:
     return (cumulative_BV <= shares_B1 * cumulative_BV[:, -1:]).sum(-1).clamp_(max=last)
 
 
-def draw(logits_BV: Tensor, settings: Sequence[SamplingSettings], uniforms_B: NDArray[np.float64]) -> Draw:
-    """Sample one token a row by inverting the cumulative distribution at `uniforms_B`."""
-    device = logits_BV.device
-    temperature_B = torch.tensor([entry.temperature or 1.0 for entry in settings], dtype=logits_BV.dtype, device=device)
-    kept_BV, over_cap = None, 0
-    if any(entry.truncates for entry in settings):
-        kept_BV, over_cap = candidates(logits_BV, temperature_B, settings)
-    excluded_BV = None if kept_BV is None else ~kept_BV & kept_BV.any(1, keepdim=True)
+def draw(logits_BV: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncates: bool) -> Draw:
+    """Sample one token a row by inverting the cumulative distribution at `uniforms_B` (float64).
+
+    `settings_5B` are the `setting_rows` on the logits' device, `truncates` says whether any of them truncates; nothing waits for the host.
+    """
+    greedy_B = settings_5B[0] == 0
+    temperature_B = settings_5B[0].masked_fill(greedy_B, 1).to(logits_BV.dtype)
+    kept_BV, excluded_BV, over_cap_B = None, None, torch.zeros_like(greedy_B)
+    if truncates:
+        kept_BV, over_cap_B = candidates(logits_BV, temperature_B, settings_5B)
+        excluded_BV = ~kept_BV & kept_BV.any(1, keepdim=True)
     logprobs_BV = sampling_logprobs(logits_BV, temperature_B, excluded_BV)
-    tokens_B = invert_cumulative(logprobs_BV, torch.from_numpy(uniforms_B).to(device))
-    if any(entry.temperature == 0 for entry in settings):
-        greedy_B = torch.tensor([entry.temperature == 0 for entry in settings], device=device)
+    tokens_B = invert_cumulative(logprobs_BV, uniforms_B)
+    # On a GPU the question would cost a wait.
+    if greedy_B.device.type != "cpu" or bool(greedy_B.any()):
         tokens_B = torch.where(greedy_B, logprobs_BV.argmax(-1), tokens_B)
     return Draw(
         temperature_B=temperature_B,
         tokens_B=tokens_B,
         logprobs_B=logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1),
         kept_BV=kept_BV,
-        over_cap=over_cap,
+        over_cap_B=over_cap_B,
     )
-
-
-def learner_logprobs(drawn: Draw, hidden_BD: Tensor, weight_VD: Tensor, backend: Backend) -> Tensor:
-    """[B] log-probabilities of the drawn tokens as the learner computes them, nats.
-
-    A fused head adds a row's exponentials in another order than the softmax that the token was drawn from, so where the learner uses one
-    its number is recorded; for the other backends both are the same.
-    """
-    if backend != "triton":
-        return drawn.logprobs_B
-    support = None
-    if drawn.kept_BV is not None:
-        support = SupportRows(counts_N=drawn.kept_BV.sum(1), ids=drawn.kept_BV.nonzero()[:, 1])
-    return head_logprobs(hidden_BD, weight_VD, drawn.tokens_B, drawn.temperature_B, support, backend)[0]

@@ -10,10 +10,11 @@ from samepath.model.tokenizer import character_tokenizer
 from samepath.rl.policy_pass import run_policy
 from samepath.rollout.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import ALPHABET, tiny_model
-from tests.tiny_runs import learner_batch
+from tests.tiny_runs import learner_batch, random_prompt, request
 
 TOKENIZER = character_tokenizer(ALPHABET)
 LEARNER = tiny_model()
@@ -26,9 +27,23 @@ SAMPLINGS = (
     SamplingSettings(max_new_tokens=12, top_p=0.9, support_cap=12),
 )
 
+GREEDY = SamplingSettings(temperature=0.0, max_new_tokens=11)
+STOPPED = SamplingSettings(max_new_tokens=25, stop_token_ids=(9,), stop_strings=("12", "7-"))
+
 
 def make_engine(model: CausalLM | None = None, **changes: object) -> BuiltinEngine:
     return BuiltinEngine(model or tiny_model(), TOKENIZER, BuiltinSettings.model_validate(changes))
+
+
+def mixed_requests() -> list[GroupRequest]:
+    """Every kind of draw side by side, on prompts of 1 to 60 tokens."""
+    rng = np.random.default_rng(1)
+    return [
+        request(f"g{n}", random_prompt(rng, 18, length), sampling, range(n, n + samples))
+        for n, (length, sampling, samples) in enumerate(
+            zip((1, 60, 17, 33, 5, 16), (*SAMPLINGS, GREEDY, STOPPED), (9, 2, 3, 1, 4, 6), strict=True)
+        )
+    ]
 
 
 def steps_until_done(engine: BuiltinEngine) -> list[Group]:
@@ -78,4 +93,4 @@ def assert_learner_walks_the_same_path(groups: Sequence[Group], temperature: flo
 def assert_nothing_leaked(engine: BuiltinEngine) -> None:
     assert not engine.busy
     assert engine._pages.available == engine._pages.num_pages
-    assert sorted(engine._free_rows) == list(range(engine.settings.max_sequences))
+    assert sorted(engine._tables.free) == list(range(engine.settings.max_sequences))

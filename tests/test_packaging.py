@@ -42,9 +42,10 @@ def test_wheel_holds_only_samepath(wheel: Path) -> None:
 
 def test_wheel_holds_every_module_of_the_five_folders_and_no_other(wheel: Path) -> None:
     packed = sorted(name for name in names_of(wheel) if name.startswith("samepath/"))
-    sources = sorted(
-        f"samepath/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
-    )
+    modules = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    cuda_sources = list((ROOT / "kernels").glob("*.cu"))
+    sources = sorted(f"samepath/{path.relative_to(ROOT).as_posix()}" for path in modules + cuda_sources)
+    assert cuda_sources
     assert packed == sources
 
 

@@ -58,19 +58,36 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
 # The matrix library's products with float32 results exist on GPUs alone.
 torch.addmm = lambda total, *_, **__: total
+batched = torch.bmm
+torch.bmm = lambda left, right, out_dtype=None: batched(left, right).to(out_dtype or left.dtype)
+plain_product = torch.mm
+torch.mm = lambda left, right, *, out_dtype=None, out=None: (
+    plain_product(left, right, out=out) if out_dtype is None else out
+)
 
 from samepath.kernels import (
     triton_attention_forward,
     triton_attention_mass,
+    triton_dense_attention,
+    triton_dense_indexer,
     triton_dense_rows,
+    triton_expert_choice,
     triton_expert_product,
+    triton_gated_unit,
     triton_head_product,
     triton_index_logits,
     triton_logprob,
+    triton_rotary,
+    triton_selected_keys,
     triton_selected_logits,
-    triton_selection_gluon,
+    triton_sparse_attention,
+    triton_window_attention,
 )
+from samepath.kernels.dense_indexer import Teacher
+from samepath.kernels.logprob import SupportRows
+from samepath.kernels.expert_choice import ChoiceRule
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
+from samepath.kernels.window import AttentionPlan, Window
 
 ROWS, KEYS, SELECTED = 16, 4096, 2048
 
@@ -92,14 +109,15 @@ def attention(dtype: torch.dtype, heads: int, key_width: int, value_width: int) 
 
 
 def indexer(dtype: torch.dtype) -> None:
-    """Logits, selection, gradients at the selected keys."""
+    """Logits and their gradients at the selected keys."""
     q, k, weights = random(1, ROWS, 64, 128, dtype=dtype), random(1, KEYS, 128, dtype=dtype), random(1, ROWS, 64)
     with torch.no_grad():
-        logits = triton_index_logits.index_logits(q, k, weights)
+        triton_index_logits.index_logits(q, k, weights)
+        bounds = torch.zeros(1, ROWS, dtype=torch.int32), torch.full((1, ROWS), KEYS, dtype=torch.int32)
+        triton_index_logits.index_logits(q, k, weights, bounds)
+        triton_index_logits.index_logits(q, k, weights, bounds, None, triton_index_logits.Tiles())
         triton_index_logits.index_logits_fp8(q, k, weights)
         triton_index_logits.index_logits_fp8(q, k, weights, exact=True)
-        starts = torch.zeros(ROWS, dtype=torch.int64)
-        triton_selection_gluon.select(logits[0], starts, starts + KEYS, SELECTED)
     indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
     triton_selected_logits.selected_index_logits(q[0], k[0], weights[0], indices).sum().backward()
 
@@ -115,12 +133,87 @@ def dense_rows(dtype: torch.dtype) -> None:
     ids = torch.arange(ROWS * 8).view(ROWS, 8) % 64
     experts = random(64, 2 * 1408, 2048, dtype=dtype), random(64, 2048, 1408, dtype=dtype)
     triton_expert_product.expert_product(x, random(ROWS, 8, dtype=dtype), ids, *experts).sum().backward()
+    with torch.no_grad():
+        triton_expert_product.expert_product(x, random(ROWS, 8, dtype=dtype), ids, *experts)
     targets = torch.zeros(ROWS, dtype=torch.int64)
     head = random(4096, 2048, dtype=dtype)
-    triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), None)[0].sum().backward()
+    support = SupportRows(counts_N=torch.zeros(ROWS, dtype=torch.int64), ids=torch.zeros(0, dtype=torch.int64))
+    for rows in (None, support):
+        triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), rows)[0].sum().backward()
+
+
+def without_gradient(dtype: torch.dtype) -> None:
+    """The kernels that stand for several small operations: choice of experts, what follows a selection, rotary embedding, SwiGLU."""
+    for num_experts, rule in (
+        (256, ChoiceRule(num_chosen=8, num_groups=8, open_groups=4, scale=2.5)),
+        (128, ChoiceRule(num_chosen=8)),
+    ):
+        triton_expert_choice.choose(torch.zeros(ROWS, num_experts), torch.zeros(num_experts), rule)
+    positions = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
+    triton_selected_keys.selection_fingerprint(positions, torch.zeros(ROWS, dtype=torch.int32))
+    triton_selected_keys.key_rows(torch.zeros(ROWS, KEYS, dtype=torch.int64), positions)
+    with torch.no_grad():
+        table = random(ROWS, 2, 32, dtype=dtype)
+        triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], table[:, 0], table[:, 1], True)
+        triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], table[:, 0], table[:, 1], False)
+        triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype))
+def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:
+    """Attention with a key and a value for each head, masked and not, its mass and its backward; and the attention of few rows."""
+    ends = torch.arange(1, 65)[None]
+    seen = torch.ones(1, 64, KEYS, dtype=torch.bool)
+    for mask in (None, seen):
+        q, k = random(1, 64, 16, key_width, dtype=dtype), random(1, KEYS, 16, key_width, dtype=dtype)
+        values = random(1, KEYS, 16, 2 * value_width, dtype=dtype)[..., value_width:]
+        out, lse = triton_window_attention.window_attend(q, k, values, ends, mask, 0.1)
+        triton_window_attention.head_mass(q, k, ends, mask, lse, 0.1)
+        out.sum().backward()
+    with torch.no_grad():
+        q, kv = random(ROWS, 16, 576, dtype=dtype), random(KEYS, 576, dtype=dtype)
+        counts = torch.full((ROWS,), SELECTED, dtype=torch.int32)
+        indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
+        triton_sparse_attention.attend(q, kv, indices, counts, 0.1, 512, False, False)
+
+
+def attention_over_all_keys(dtype: torch.dtype, heads: int, groups: int, width: int, num_queries: int) -> None:
+    """Forward and backward on one window, alone and with a second sequence; one query a sequence decodes by segments."""
+    for num_sequences in (1, 2):
+        rows = torch.zeros(num_sequences, num_queries, dtype=torch.int64)
+        keys = torch.zeros(num_sequences, KEYS, dtype=torch.int64)
+        window = Window(rows_BT=rows, ends_BT=rows + 1, keys_BS=keys, longest=KEYS)
+        plan = AttentionPlan(windows=(window,), source_N=torch.zeros(ROWS, dtype=torch.int64))
+        q, store = random(ROWS, heads, width, dtype=dtype), random(groups, KEYS, 2 * width, dtype=dtype)
+        triton_dense_attention.attend(q, store, plan, 0.1, width, width)[0].sum().backward()
+
+
+def latent_over_all_keys(dtype: torch.dtype, heads: int) -> None:
+    """MLA's latent, whose value is the front of the key."""
+    rows = torch.zeros(1, ROWS, dtype=torch.int64)
+    window = Window(rows_BT=rows, ends_BT=rows + 1, keys_BS=torch.zeros(1, 64, dtype=torch.int64), longest=64)
+    plan = AttentionPlan(windows=(window,), source_N=torch.zeros(ROWS, dtype=torch.int64))
+    q, store = random(ROWS, heads, 576, dtype=dtype), random(1, KEYS, 576, dtype=dtype)
+    triton_dense_attention.attend(q, store, plan, 0.1, 0, 512)[0].sum().backward()
+
+
+def warm_up(dtype: torch.dtype) -> None:
+    """The indexer's loss over all keys with its gradients, enough query rows for the Hopper kernel."""
+    rows = torch.zeros(1, 64, dtype=torch.int64)
+    window = Window(rows_BT=rows, ends_BT=rows + 1, keys_BS=torch.zeros(1, KEYS, dtype=torch.int64), longest=KEYS)
+    plan = AttentionPlan(windows=(window,), source_N=torch.zeros(64, dtype=torch.int64))
+    with torch.no_grad():
+        q, kv = random(64, 128, 576, dtype=dtype), random(KEYS, 576, dtype=dtype)
+    teacher = Teacher(q_NHK=q, kv_SK=kv, lse_NH=torch.zeros(64, 128), scale=0.1)
+    index = random(64, 64, 128, dtype=dtype), random(KEYS, 128, dtype=dtype), random(64, 64, dtype=dtype)
+    triton_dense_indexer.dense_indexer_loss(*index, teacher, plan).sum().backward()
 
 
 if __name__ == "__main__":
+    attention_over_all_keys(BF16, 32, 8, 128, 64)
+    attention_over_all_keys(BF16, 14, 2, 64, 1)
+    attention_over_all_keys(BF16, 4, 2, 96, 64)
+    attention_over_all_keys(torch.float32, 8, 2, 128, 64)
+    latent_over_all_keys(BF16, 128)
+    warm_up(BF16)
+    warm_up(torch.float32)
     attention(BF16, 128, 576, 512)
     attention(BF16, 64, 576, 512)
     attention(BF16, 16, 576, 512)
@@ -128,3 +221,6 @@ if __name__ == "__main__":
     for dtype in (BF16, torch.float32):
         indexer(dtype)
         dense_rows(dtype)
+        without_gradient(dtype)
+        windows(dtype, 192, 128)
+    windows(BF16, 40, 24)

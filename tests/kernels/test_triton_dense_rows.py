@@ -11,8 +11,9 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
+from samepath.kernels import triton_dense_rows
 from samepath.kernels.backend import Backend
-from samepath.kernels.dense_rows import linear, rms_norm, router_scores
+from samepath.kernels.dense_rows import float32_linear, linear, rms_norm, router_scores
 
 SHAPES = [(1, 3, 5), (17, 40, 33), (50, 64, 20)]
 """(N rows, D width, O outputs)."""
@@ -71,3 +72,25 @@ def test_dense_rows_bfloat16_any_row_count_gives_equal_bits(name: str) -> None:
     assert float((whole.double() - truth).norm() / truth.norm()) < 4e-3
     for start, stop in [(0, 1), (7, 8), (100, 357), (1000, 3000)]:
         assert torch.equal(OPERATIONS[name](x_ND[start:stop], weight_OD, "triton"), whole[start:stop])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("width", "num_columns"), [(1024, 512), (2816, 1024), (1024, 5632), (520, 17), (40, 200)])
+def test_linear_tiles_by_size_do_not_show_in_the_bits(width: int, num_columns: int) -> None:
+    """From one row to many, through every choice of tiles."""
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    x_ND = torch.randn(8192, width, generator=generator, device="cuda").bfloat16()
+    weight_OD = torch.randn(num_columns, width, generator=generator, device="cuda").bfloat16() / 32
+    whole_NO = float32_linear(x_ND, weight_OD, "triton")
+    for num_rows in (1, 16, 64, 100, 256, 512, 1024, 2048, 4096):
+        assert torch.equal(float32_linear(x_ND[-num_rows:], weight_OD, "triton"), whole_NO[-num_rows:]), num_rows
+
+
+def test_linear_tiles_grow_with_the_number_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_dense_rows, "interpreting", lambda: False)
+    found = [triton_dense_rows.linear_tiles(num_rows, 1024, torch.bfloat16) for num_rows in (16, 256, 512, 2048, 8192)]
+    assert [(tiles.rows, tiles.columns, tiles.inner) for tiles in found[:4]] == [
+        (64, 32, 128), (64, 32, 128), (64, 64, 128), (64, 64, 64),
+    ]  # fmt: skip
+    assert found[4] == triton_dense_rows.default_tiles(torch.bfloat16)
+    assert triton_dense_rows.linear_tiles(16, 1024, torch.float32) == triton_dense_rows.default_tiles(torch.float32)

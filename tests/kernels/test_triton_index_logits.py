@@ -173,3 +173,44 @@ def test_selected_index_logits_pieces_of_rows_change_the_sums_by_rounding_alone(
     monkeypatch.setattr(triton_selected_logits, "PAIR_BYTES", 1)
     for got, wanted in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5000), (3, 37, 1001), (2, 300, 1008), (1, 257, 385)])
+def test_index_logits_at_the_published_widths_have_the_bits_of_plain_tiles(shape: tuple[int, int, int]) -> None:
+    """The kernel written for Hopper against the general one, float64, one row alone, and with bounds."""
+    num_sequences, num_rows, num_keys = shape
+    q_BTIK, k_BSK, weights_BTI = make_inputs((*shape, 64, 128), seed=num_keys)
+    codes_q, q_scales = triton_index_logits.quantise(q_BTIK.flatten(0, 2))
+    codes_k, k_scales = triton_index_logits.quantise(k_BSK.flatten(0, 1))
+    scaled_BTI = weights_BTI * q_scales.view(weights_BTI.shape)
+    starts_BT = torch.randint(0, num_keys, (num_sequences, num_rows), dtype=torch.int32, device=DEVICE)
+    ends_BT = (starts_BT + num_keys // 4 + 1).clamp(max=num_keys)
+    position = torch.arange(num_keys, device=DEVICE)
+    seen = (position >= starts_BT[..., None]) & (position < ends_BT[..., None])
+    bf16 = (q_BTIK.bfloat16(), k_BSK.bfloat16(), weights_BTI, None)
+    fp8 = (codes_q.view(q_BTIK.shape), codes_k.view(k_BSK.shape), scaled_BTI, k_scales.view(num_sequences, num_keys))
+    wanted, size = truth(*bf16[:3])
+    assert_near(triton_index_logits.index_logits(*bf16[:3]), wanted, size, 2e-6)
+    for q, k, weights, key_scales in (bf16, fp8):
+        whole = triton_index_logits.index_logits(q, k, weights, None, key_scales)
+        assert torch.equal(
+            whole, triton_index_logits.index_logits(q, k, weights, None, key_scales, triton_index_logits.Tiles())
+        )
+        bounded = triton_index_logits.index_logits(q, k, weights, (starts_BT, ends_BT), key_scales)
+        assert torch.equal(bounded[seen], whole[seen])
+        row = slice(num_rows // 2, num_rows // 2 + 1)
+        alone = triton_index_logits.index_logits(q[:, row], k, weights[:, row], None, key_scales)
+        assert torch.equal(alone, whole[:, row])
+
+
+@pytest.mark.gpu
+def test_index_logits_fp8_at_the_published_widths_are_as_exact_as_stated() -> None:
+    q_BTIK, k_BSK, weights_BTI = make_inputs((1, 70, 700, 64, 128), seed=4)
+    q8, q_scales = triton_index_logits.quantise(q_BTIK.flatten(0, 2))
+    k8, k_scales = triton_index_logits.quantise(k_BSK.flatten(0, 1))
+    q_exact = (q8.double() * q_scales.double()[:, None]).view(q_BTIK.shape)
+    k_exact = (k8.double() * k_scales.double()[:, None]).view(k_BSK.shape)
+    wanted, size = truth(q_exact, k_exact, weights_BTI)
+    assert_near(triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI), wanted, size, 2e-4)
+    assert_near(triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI, exact=True), wanted, size, 5e-6)

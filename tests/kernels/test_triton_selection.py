@@ -9,7 +9,7 @@ from tests.kernels.triton_here import require_triton
 DEVICE = require_triton()
 
 from samepath.kernels import triton_selection
-from samepath.kernels.selection import select
+from samepath.kernels.selection import key_rows, select, selection_fingerprint
 
 
 def one_fp16_octave(num_keys: int) -> Tensor:
@@ -120,3 +120,45 @@ def test_select_real_size_equals_the_torch_backend_100_times(kind: str) -> None:
     for _ in range(100):
         got = select(logits_NS, starts_N, ends_N, 2048, "triton")
         assert all(torch.equal(one, other) for one, other in zip(got, wanted))
+
+
+@pytest.mark.parametrize("num_selected", [1, 7, 600])
+def test_selection_fingerprint_in_one_kernel_is_the_same_integer(num_selected: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    positions_NC = torch.randint(0, 1 << 30, (9, num_selected), dtype=torch.int32, generator=generator)
+    count_N = torch.randint(0, num_selected + 1, (9,), dtype=torch.int32, generator=generator)
+    count_N[0], count_N[1] = 0, num_selected
+    positions_NC.masked_fill_(torch.arange(num_selected) >= count_N[:, None], -1)
+    wanted_N = selection_fingerprint(positions_NC, count_N)
+    assert torch.equal(selection_fingerprint(positions_NC.to(DEVICE), count_N.to(DEVICE), "triton").cpu(), wanted_N)
+    assert int(wanted_N[0]) == 0
+
+
+def test_key_rows_in_one_kernel_are_those_of_each_querys_own_sequence() -> None:
+    keys_BS = torch.arange(48).view(3, 16) + 100
+    positions_NC = torch.tensor([[0, 15, -1], [3, -1, -1], [-1, -1, -1], [7, 8, 9], [1, 2, -1], [4, 5, 6]]).int()
+    wanted_NC = [[100, 115, -1], [103, -1, -1], [-1] * 3, [123, 124, 125], [133, 134, -1], [136, 137, 138]]
+    assert key_rows(keys_BS, positions_NC, "torch").tolist() == wanted_NC
+    assert key_rows(keys_BS.to(DEVICE), positions_NC.to(DEVICE), "triton").tolist() == wanted_NC
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_keys", [131072, 131071, 8192, 300])
+def test_select_of_few_rows_equals_the_torch_backend_and_replays_in_a_graph(num_keys: int) -> None:
+    """Few rows are split among several blocks each; the graph's rows change between replays."""
+    generator = torch.Generator(device="cuda").manual_seed(num_keys)
+    for num_rows in (1, 60, 130, 300):
+        logits_NS = torch.randn(num_rows, num_keys, generator=generator, device="cuda")
+        ends_N = torch.randint(1, num_keys + 1, (num_rows,), generator=generator, device="cuda")
+        starts_N = ends_N // 5
+        select(logits_NS, starts_N, ends_N, 2048, "triton")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = select(logits_NS, starts_N, ends_N, 2048, "triton")
+        for _ in range(3):
+            logits_NS.normal_(generator=generator)
+            for tensor in got:
+                tensor.fill_(-77)
+            graph.replay()
+            for value, truth in zip(got, select(logits_NS, starts_N, ends_N, 2048, "torch"), strict=True):
+                assert torch.equal(value, truth)

@@ -11,6 +11,7 @@ from samepath.model import attention
 from samepath.model import plan as plan_module
 from samepath.model.attention import LatentAttention
 from samepath.model.key_store import PackedKeys
+from samepath.model.latent_rows import Selection
 from samepath.model.network import CausalLM
 from samepath.model.rope import rotate_interleaved
 from samepath.model.trace import ForwardTrace
@@ -56,11 +57,11 @@ def test_latent_attention_equals_expanded_attention_over_the_selected_keys(
     kept_NN = torch.zeros(48, 48, dtype=torch.bool)
     select = attention.Indexer.select
 
-    def recorded(self: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        rows_NC, positions_NC, count_N = select(self, *args)
-        for row, count in enumerate(count_N.tolist()):
-            kept_NN[row, positions_NC[row, :count].long()] = True
-        return rows_NC, positions_NC, count_N
+    def recorded(self: Any, *args: Any) -> Selection:
+        selection = select(self, *args)
+        for row, count in enumerate(selection.count_N.tolist()):
+            kept_NN[row, selection.positions_NC[row, :count].long()] = True
+        return selection
 
     monkeypatch.setattr(attention.Indexer, "select", recorded)
     rope_N2Q = model.rope[batch.positions_N].double()

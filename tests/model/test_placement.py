@@ -1,9 +1,13 @@
 """Placement: what is refused before any work, the one rounding, and a forward pass with everything on the other device."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from samepath.kernels import row_product
+from samepath.model.kernel_module import KernelModule
+from samepath.model.network import CausalLM
 from samepath.model.placement import ON_CPU, Placement, PlacementError
 from tests.conftest import tiny_model
 from tests.cuda_stand_in import GPU, gpu_stand_in
@@ -27,6 +31,26 @@ def test_bfloat16_needs_kernels_that_add_in_float32() -> None:
     problem = Placement(device="cuda", dtype="bfloat16").problem
     assert problem is not None
     assert "model.backend=triton" in problem
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"backend": "triton"}, {}])
+def test_rows_may_depend_on_their_batch_only_where_there_is_a_choice(other: dict[str, Any]) -> None:
+    with pytest.raises(PlacementError, match="chooses between those kernels and the library's"):
+        Placement(batch_invariant=False, **other).require()
+    assert Placement(batch_invariant=False, device="cuda", backend="triton").problem is None
+
+
+def test_placed_network_takes_the_library_where_its_rows_may_depend_on_their_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Placement, "require", lambda self: None)
+    for batch_invariant, wanted in ((True, "triton"), (False, "torch")):
+        network = CausalLM(tiny_model().config, "triton")
+        placed = Placement(backend="triton", batch_invariant=batch_invariant).place(network)
+        modules = [module for module in placed.modules() if isinstance(module, KernelModule)]
+        assert placed.batch_invariant == batch_invariant
+        assert {module.row_backend for module in modules} == {wanted}
+        assert {module.backend for module in modules} == {"triton"}
 
 
 def test_triton_without_gpu_or_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

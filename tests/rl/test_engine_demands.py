@@ -128,3 +128,33 @@ def test_pages_that_vllm_attention_on_cpu_cannot_have_are_refused_with_the_setti
         VllmSettings(page_size=16)
     assert VllmSettings(page_size=16, network="own", dtype="float32").page_size == 16
     assert VllmSettings(page_size=16, device="cuda").page_size == 16
+
+
+FREE = (
+    "model.device=cuda",
+    "model.backend=triton",
+    "model.batch_invariant=false",
+    "learner.threads=1",
+    "rl.max_gap_at_lag_0=0.5",
+)
+"""Rows that may depend on their batch, and a limit that allows for it."""
+BY_THE_LEARNER = (*FREE, "rl.objective.old_policy=learner", "rl.objective.off_policy_mask.enabled=false")
+
+
+def test_rows_that_depend_on_their_batch_need_a_gpu_a_gap_and_a_correction(tiny_recipe) -> None:
+    assert not tiny_recipe(*FREE).model.placement.batch_invariant
+    with pytest.raises(
+        RecipeError, match=r"model\.batch_invariant=false needs model\.device=cuda and model\.backend=triton"
+    ):
+        tiny_recipe("model.batch_invariant=false", "rl.max_gap_at_lag_0=0.5")
+    with pytest.raises(RecipeError, match=r"lets a row's bits depend on its batch\. Set rl\.max_gap_at_lag_0=0\.01"):
+        tiny_recipe(*FREE, "rl.max_gap_at_lag_0=0")
+    with pytest.raises(RecipeError, match=r"nothing here corrects for it"):
+        tiny_recipe(*BY_THE_LEARNER)
+
+
+@pytest.mark.parametrize(
+    "cure", ["rl.objective.importance.mode=truncated", "rl.objective.off_policy_mask.enabled=true", "rl.steps=0"]
+)
+def test_each_cure_of_an_uncorrected_gap_is_accepted(tiny_recipe, cure: str) -> None:
+    assert not tiny_recipe(*BY_THE_LEARNER, cure).model.batch_invariant

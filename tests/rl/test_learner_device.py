@@ -1,11 +1,13 @@
 """Runs whose network is on another device than the driver's bookkeeping, or in another type."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
+from samepath.model.network import CausalLM
 from samepath.rl.policy_checks import check_policy
 from samepath.rl.ray_learner import RayLearner
 from samepath.rl.run import resume_run, start_run
@@ -35,11 +37,13 @@ def test_start_run_with_the_network_on_a_gpu_equals_the_run_on_the_cpu(
     assert metrics["learner/mfu"] == pytest.approx(metrics["learner/tflops"] * 1e12 / 989e12)
 
 
-def test_attention_over_all_keys_on_a_gpu_cannot_promise_a_gap_of_0(tiny_recipe) -> None:
-    recipe = tiny_recipe("model.device=cuda", "model.backend=triton")
-    check_policy(recipe, tiny_model())
-    with pytest.raises(ValueError, match="needs sparse attention"):
-        check_policy(recipe, family_model("llama"))
+@pytest.mark.parametrize("make", [tiny_model, lambda: family_model("llama")])
+def test_a_gap_of_0_on_a_gpu_is_accepted_with_kernels_of_this_package_alone(
+    tiny_recipe, make: Callable[[], CausalLM]
+) -> None:
+    check_policy(tiny_recipe("model.device=cuda", "model.backend=triton"), make())
+    with pytest.raises(ValueError, match="library's products depend on the batch"):
+        check_policy(tiny_recipe("model.device=cuda", "model.backend=torch"), make())
 
 
 @pytest.mark.parametrize(("device", "learner_gpus", "worker_gpus"), [("cpu", 0, 0), ("cuda", 0.5, 0.25)])

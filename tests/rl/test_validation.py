@@ -206,6 +206,14 @@ def test_validate_command_ends_with_status_0_1_and_strict(
             ],
         ),
         (["rl.group_size=500"], ["engine.max_sequences=128 must hold a whole group: rl.group_size=500 (in override"]),
+        (
+            ["engine.cuda_graph=on"],
+            [
+                "engine.cuda_graph=on needs model.device=cuda and model.backend=triton",
+                "got cpu and torch",
+                "(in override",
+            ],
+        ),
         (["reward=samepath.rewards.exact"], ["(Import path of the reward function, `package.module:function`)"]),
         (["engine=vllm", "engine.max_sequences=4"], ["write engine.kind=vllm instead"]),
         (["model={kind: checkpoint, path: a/b, expected: {hidden_size: 2}}"], ["model_type must be among the sizes"]),

@@ -1,23 +1,44 @@
 """Sampling: hand-worked candidate sets, the right distribution, and draws that depend on nothing but their own seed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.rollout.sampling import SamplingSettings, candidates, draw, invert_cumulative, resolve_sampling, uniforms
+from samepath.rollout.sampling import (
+    Draw,
+    SamplingSettings,
+    candidates,
+    draw,
+    invert_cumulative,
+    resolve_sampling,
+    setting_rows,
+    uniforms,
+)
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
 """By rank: tokens 1, 3, 4, 0, 2 with 0.4, 0.25, 0.2, 0.1, 0.05."""
 
 
+def rows_of(entries: Sequence[SamplingSettings]) -> Tensor:
+    return torch.from_numpy(setting_rows(entries))
+
+
+def drawn_from(logits_BV: Tensor, entries: Sequence[SamplingSettings], numbers: NDArray[np.float64]) -> Draw:
+    truncates = any(entry.truncates for entry in entries)
+    return draw(logits_BV, rows_of(entries), torch.from_numpy(numbers), truncates=truncates)
+
+
 def kept_ids(**changes: object) -> list[int]:
     entry = SamplingSettings.model_validate(changes)
-    kept_BV, _ = candidates(PROBABILITIES.log()[None], torch.ones(1), [entry])
+    kept_BV, _ = candidates(PROBABILITIES.log()[None], torch.ones(1), rows_of([entry]))
     return kept_BV[0].nonzero().flatten().tolist()
 
 
@@ -48,19 +69,19 @@ def test_candidates_temperature_comes_before_top_p() -> None:
     """At temperature ½ probabilities are squared and renormalised: 0.16 / 0.275 = 0.58, so top_p 0.5 keeps one."""
     logits_BV = PROBABILITIES.log()[None]
     entry = SamplingSettings(top_p=0.5)
-    assert candidates(logits_BV, torch.tensor([0.5]), [entry])[0][0].nonzero().flatten().tolist() == [1]
-    assert candidates(logits_BV, torch.tensor([1.0]), [entry])[0][0].nonzero().flatten().tolist() == [1, 3]
+    assert candidates(logits_BV, torch.tensor([0.5]), rows_of([entry]))[0][0].nonzero().flatten().tolist() == [1]
+    assert candidates(logits_BV, torch.tensor([1.0]), rows_of([entry]))[0][0].nonzero().flatten().tolist() == [1, 3]
 
 
 def test_candidates_equal_probabilities_keep_the_lower_ids() -> None:
-    kept_BV, _ = candidates(torch.zeros(1, 6), torch.ones(1), [SamplingSettings(top_k=2)])
+    kept_BV, _ = candidates(torch.zeros(1, 6), torch.ones(1), rows_of([SamplingSettings(top_k=2)]))
     assert kept_BV[0].nonzero().flatten().tolist() == [0, 1]
 
 
 def test_candidates_over_the_cap_fall_back_to_the_full_vocabulary_and_are_counted() -> None:
     entries = [SamplingSettings(top_k=3, support_cap=2), SamplingSettings(top_k=2, support_cap=2), SamplingSettings()]
-    kept_BV, over_cap = candidates(PROBABILITIES.log().repeat(3, 1), torch.ones(3), entries)
-    assert over_cap == 1
+    kept_BV, over_cap_B = candidates(PROBABILITIES.log().repeat(3, 1), torch.ones(3), rows_of(entries))
+    assert over_cap_B.tolist() == [True, False, False]
     assert kept_BV.sum(1).tolist() == [0, 2, 0]
 
 
@@ -90,7 +111,7 @@ def test_draw_frequencies_follow_the_sampling_distribution(
     seeds, counters = (fixed, running) if one_seed else (running, fixed)
     numbers = uniforms(seeds.astype(np.uint64), counters.astype(np.int64))
     entry = SamplingSettings.model_validate(changes)
-    drawn = draw(PROBABILITIES.log().repeat(count, 1), [entry] * count, numbers)
+    drawn = drawn_from(PROBABILITIES.log().repeat(count, 1), [entry] * count, numbers)
     assert chi_square(torch.bincount(drawn.tokens_B, minlength=5), wanted) < 23.5
     torch.testing.assert_close(drawn.logprobs_B.exp(), wanted[drawn.tokens_B], rtol=1e-5, atol=0)
 
@@ -99,7 +120,7 @@ def test_draw_frequencies_follow_the_sampling_distribution(
 @pytest.mark.parametrize("number", [0.0, 2.0**-53, 0.5, 1 - 2.0**-53])
 def test_draw_extreme_uniforms_stay_inside_the_support(top_k: int, number: float) -> None:
     logits_BV = torch.tensor([[-200.0, 1.0, 0.3, -200.0, -3.0]]).repeat(2, 1)
-    drawn = draw(logits_BV, [SamplingSettings(top_k=top_k)] * 2, np.array([number] * 2))
+    drawn = drawn_from(logits_BV, [SamplingSettings(top_k=top_k)] * 2, np.array([number] * 2))
     assert set(drawn.tokens_B.tolist()) <= ({1, 2} if top_k else {1, 2, 4, 0})
     assert bool(drawn.logprobs_B.isfinite().all())
 
@@ -107,14 +128,14 @@ def test_draw_extreme_uniforms_stay_inside_the_support(top_k: int, number: float
 def test_draw_hand_worked_inverse_of_the_cumulative_distribution() -> None:
     """Cumulative 0.1, 0.5, 0.55, 0.8, 1: the first token whose sum exceeds the number."""
     numbers = np.array([0.0, 0.09, 0.11, 0.49, 0.52, 0.56, 0.79, 0.81, 0.999])
-    drawn = draw(PROBABILITIES.log().repeat(9, 1), [SamplingSettings()] * 9, numbers)
+    drawn = drawn_from(PROBABILITIES.log().repeat(9, 1), [SamplingSettings()] * 9, numbers)
     assert drawn.tokens_B.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4]
     assert drawn.kept_BV is None
 
 
 def test_draw_temperature_zero_takes_the_best_and_ties_go_to_the_lower_id() -> None:
     logits_BV = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
-    drawn = draw(logits_BV, [SamplingSettings(temperature=0.0)] * 2, np.array([0.99, 0.99]))
+    drawn = drawn_from(logits_BV, [SamplingSettings(temperature=0.0)] * 2, np.array([0.99, 0.99]))
     assert drawn.tokens_B.tolist() == [1, 0]
 
 
@@ -125,9 +146,9 @@ def test_draw_rows_do_not_depend_on_their_neighbours() -> None:
     choices += [SamplingSettings(temperature=0.0)]
     entries = [choices[row % 4] for row in range(40)]
     numbers = uniforms(np.arange(40, dtype=np.uint64), np.zeros(40, np.int64))
-    whole = draw(logits_BV, entries, numbers)
+    whole = drawn_from(logits_BV, entries, numbers)
     for row in range(40):
-        alone = draw(logits_BV[row : row + 1], entries[row : row + 1], numbers[row : row + 1])
+        alone = drawn_from(logits_BV[row : row + 1], entries[row : row + 1], numbers[row : row + 1])
         assert torch.equal(alone.tokens_B[0], whole.tokens_B[row])
         assert torch.equal(alone.logprobs_B[0], whole.logprobs_B[row])
         assert whole.kept_BV is not None

@@ -1,0 +1,72 @@
+"""Rotary embedding in one kernel (Triton): the products and sums of the separate operations, rounded where they round.
+
+Axes: N rows, H heads, K rotary width, Q half of it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _rotate(
+    x,
+    cosines,
+    sines,
+    out,
+    num_heads,
+    half,
+    x_row,
+    x_head,
+    table_row,
+    INTERLEAVED: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS)[:, None]
+    pair = tl.arange(0, HALF)[None, :]
+    keep = (head < num_heads) & (pair < half)
+    first_place = pair
+    second_place = pair + half
+    if INTERLEAVED:
+        first_place = 2 * pair
+        second_place = 2 * pair + 1
+    start = x + row * x_row + head * x_head
+    first = tl.load(start + first_place, mask=keep, other=0.0).to(tl.float32)
+    second = tl.load(start + second_place, mask=keep, other=0.0).to(tl.float32)
+    cosine = tl.load(cosines + row * table_row + pair, mask=pair < half, other=0.0).to(tl.float32)
+    sine = tl.load(sines + row * table_row + pair, mask=pair < half, other=0.0).to(tl.float32)
+    kind = out.dtype.element_ty
+    # Each product is rounded to the type before the sum, as an operation of its own would.
+    left = (first * cosine).to(kind).to(tl.float32) - (second * sine).to(kind).to(tl.float32)
+    right = (second * cosine).to(kind).to(tl.float32) + (first * sine).to(kind).to(tl.float32)
+    end = out + row * num_heads * 2 * half + head * 2 * half
+    tl.store(end + first_place, left.to(kind), mask=keep)
+    tl.store(end + second_place, right.to(kind), mask=keep)
+
+
+def rotate(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool) -> Tensor:
+    """Pairs (2i, 2i + 1) if interleaved, else (i, i + Q), rotated, `[N, H, K]`; without gradient. The last axis of all inputs is dense."""
+    num_rows, num_heads, width = x_NHK.shape
+    out_NHK = torch.empty(num_rows, num_heads, width, dtype=x_NHK.dtype, device=x_NHK.device)
+    if num_rows:
+        _rotate[(num_rows,)](
+            x_NHK,
+            cos_NQ,
+            sin_NQ,
+            out_NHK,
+            num_heads,
+            width // 2,
+            x_NHK.stride(0),
+            x_NHK.stride(1),
+            cos_NQ.stride(0),
+            INTERLEAVED=interleaved,
+            HEADS=triton.next_power_of_2(num_heads),
+            HALF=triton.next_power_of_2(width // 2),
+            num_warps=1 if num_heads * width <= 512 else 4,
+            # A product that were added unrounded would be another number.
+            enable_fp_fusion=False,
+        )
+    return out_NHK

@@ -1,0 +1,125 @@
+"""The decoding samples' state in arrays, one row a sample: what a decode pass is told, and what planning needs.
+
+Axes: R rows of the tables, B samples of a pass, S positions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rollout.request import SampleState
+from samepath.rollout.sampling import SETTING_ROWS, setting_rows, uniforms
+
+RUN_ROWS = 3
+"""What a row of a pass is told: token, position, row of the tables."""
+DRAW_ROWS = 1 + SETTING_ROWS
+"""What a draw is told: uniform number and settings, floats by their bits."""
+INPUT_ROWS = RUN_ROWS + DRAW_ROWS
+"""What a row of a decode pass is told: both."""
+
+
+class SampleRows:
+    """Tables of `count` rows and one more, whose slots are all scratch: padding of a pass points there."""
+
+    def __init__(self, count: int, longest: int) -> None:
+        self.slots_RS = np.zeros((count + 1, longest), np.int64)
+        """Slot of each position."""
+        self.lengths_R = np.zeros(count + 1, np.int64)
+        """Tokens whose keys are in the cache."""
+        self.drawn_R = np.zeros(count + 1, np.int64)
+        """Tokens drawn."""
+        # Memory that nothing is written to costs nothing.
+        self._tokens_RS = np.zeros((count + 1, longest), np.int32)
+        self._logprobs_RS = np.zeros((count + 1, longest), np.float32)
+        self._versions_RS = np.zeros((count + 1, longest), np.int32)
+        self._limits_R = np.zeros(count + 1, np.int64)
+        self._may_stop_R = np.zeros(count + 1, np.bool_)
+        self._own_stops_R = np.zeros(count + 1, np.bool_)
+        self._last_R = np.zeros(count + 1, np.int64)
+        self._seeds_R = np.zeros(count + 1, np.uint64)
+        self._settings_5R = np.zeros((SETTING_ROWS, count + 1))
+        self._truncates_R = np.zeros(count + 1, np.bool_)
+        self.free = list(range(count))[::-1]
+
+    def take(self, samples: Sequence[SampleState], slots: Sequence[NDArray[np.int64]], length: int) -> None:
+        """Fill the rows of new samples of one group, whose prompt of `length` tokens is in the cache."""
+        request = samples[0].group.request
+        rows = [sample.row for sample in samples]
+        self.slots_RS[rows] = 0
+        for row, own in zip(rows, slots):
+            own = own[: self.slots_RS.shape[1]]
+            self.slots_RS[row, : len(own)] = own
+        self.lengths_R[rows], self.drawn_R[rows] = length, 0
+        self._seeds_R[rows] = np.array([request.seeds[sample.index] for sample in samples], np.uint64)
+        self._settings_5R[:, rows] = setting_rows([request.sampling])
+        sampling = request.sampling
+        self._truncates_R[rows] = sampling.truncates
+        self._limits_R[rows], self._may_stop_R[rows] = sampling.max_new_tokens, not sampling.ignore_stop
+        self._own_stops_R[rows] = bool(sampling.stop_token_ids or sampling.stop_strings)
+
+    def count_drawn(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.int64], logprobs: NDArray[np.float64], version: int
+    ) -> None:
+        """One more token of each row, drawn under a weight version, which a later pass runs."""
+        place = self.drawn_R[rows]
+        self._tokens_RS[rows, place], self._logprobs_RS[rows, place], self._versions_RS[rows, place] = (
+            tokens,
+            logprobs,
+            version,
+        )
+        self._last_R[rows] = tokens
+        self.drawn_R[rows] = place + 1
+
+    def may_end(self, rows: NDArray[np.int64], ends_V: NDArray[np.bool_]) -> list[int]:
+        """Places among the rows of those that may end with their last token, by `ends_V` or their own settings: the others go on."""
+        ends = ends_V[self._last_R[rows]] | self._own_stops_R[rows]
+        places = (self.drawn_R[rows] >= self._limits_R[rows]) | (ends & self._may_stop_R[rows])
+        found: list[int] = places.nonzero()[0].tolist()
+        return found
+
+    def write_back(self, sample: SampleState) -> None:
+        """Give the sample its tokens so far, their log-probabilities and weight versions."""
+        drawn = slice(0, int(self.drawn_R[sample.row]))
+        sample.tokens = self._tokens_RS[sample.row, drawn].tolist()
+        sample.logprobs = self._logprobs_RS[sample.row, drawn].tolist()
+        sample.versions = self._versions_RS[sample.row, drawn].tolist()
+
+    def truncates(self, rows: NDArray[np.int64]) -> bool:
+        """True if any of the rows may leave tokens out."""
+        return bool(self._truncates_R[rows].any())
+
+    def draw_inputs(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(`setting_rows` [5, B], uniform numbers [B]) of the rows' next draws."""
+        return self._settings_5R[:, rows], uniforms(self._seeds_R[rows], self.drawn_R[rows])
+
+    def fill_run(self, rows: NDArray[np.int64], inputs_3B: NDArray[np.int64]) -> None:
+        """Write token, position and row of the samples' next pass; columns from their number on are padding."""
+        count = len(rows)
+        inputs_3B[0, :count], inputs_3B[1, :count], inputs_3B[2, :count] = (
+            self._last_R[rows],
+            self.lengths_R[rows],
+            rows,
+        )
+        self.fill_padding(inputs_3B, count)
+
+    def fill_padding(self, inputs_3B: NDArray[np.int64], count: int) -> None:
+        """Let columns from `count` on run token 0 at position 0 of the scratch row."""
+        inputs_3B[:2, count:] = 0
+        inputs_3B[2, count:] = len(self.lengths_R) - 1
+
+    def fill_draw(self, rows: NDArray[np.int64], inputs_6B: NDArray[np.int64]) -> None:
+        """Write uniform number and settings of the samples' next draw; columns from their number on draw greedily."""
+        count = len(rows)
+        settings_5B, uniforms_B = self.draw_inputs(rows)
+        inputs_6B[0, :count], inputs_6B[1:, :count] = uniforms_B.view(np.int64), settings_5B.view(np.int64)
+        inputs_6B[:, count:] = 0
+
+    def take_prompt(self, row: int, slots: NDArray[np.int64]) -> None:
+        """Fill the row of a prompt that is about to run."""
+        self.slots_RS[row] = 0
+        self.slots_RS[row, : len(slots)] = slots[: self.slots_RS.shape[1]]
+
+    def last(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Last drawn token of each row."""
+        return self._last_R[rows]
