@@ -84,8 +84,8 @@ from samepath.kernels import (
     triton_window_attention,
 )
 from samepath.kernels.dense_indexer import Teacher
-from samepath.kernels.logprob import SupportRows
 from samepath.kernels.expert_choice import ChoiceRule
+from samepath.kernels.logprob import SupportRows
 from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -157,6 +157,8 @@ def without_gradient(dtype: torch.dtype) -> None:
         triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], table[:, 0], table[:, 1], True)
         triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], table[:, 0], table[:, 1], False)
         triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype))
+
+
 def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:
     """Attention with a key and a value for each head, masked and not, its mass and its backward; and the attention of few rows."""
     ends = torch.arange(1, 65)[None]
