@@ -295,7 +295,9 @@ def attend_backward(saved: SavedRows, grad_out_NHV: Tensor, *, tiles: Tiles | No
         pairs_PK = _backward_rows(part, grad_out_NHV[rows], gradients.q_NHK[rows], gradients.mass_NC[rows], tiles)
         before = None if number == 0 else sums_SK
         after = gradients.kv_SK if number == len(pieces) - 1 else sums_SK
-        add_pairs_in_order(pairs_PK, part.indices_NC, part.count_N, before, after, tiles.hopper)
+        blocks = pairs_PK.shape[0] // part.indices_NC.numel()
+        order = _pair_order(part.indices_NC, part.count_N, blocks, kv_SK.shape[0])
+        _sum_pairs(pairs_PK, order, before, after, tiles.hopper)
     return gradients
 
 
@@ -381,29 +383,32 @@ def _backward_by_tiles(
 
 
 def add_pairs_in_order(
-    pairs_PK: Tensor,
-    indices_NC: Tensor,
-    count_N: Tensor,
-    before_SK: Tensor | None,
-    after_SK: Tensor,
-    renamed: bool = False,
+    pairs_PK: Tensor, indices_NC: Tensor, count_N: Tensor, blocks: int, sums_SK: Tensor, renamed: bool = False
 ) -> None:
-    """Write to `after_SK` the sums `before_SK` (None: 0) and each key's pair gradients [blocks · N · C, K], by block and then by row.
+    """Add the pair gradients [blocks · N · C, K] of each key to its row of the float32 `sums_SK`, by block and then by row."""
+    _sum_pairs(pairs_PK, _pair_order(indices_NC, count_N, blocks, sums_SK.shape[0]), sums_SK, sums_SK, renamed)
 
-    `before_SK` is float32 and may be `after_SK`.
-    """
-    num_keys, width = after_SK.shape
+
+def _pair_order(indices_NC: Tensor, count_N: Tensor, blocks: int, num_keys: int) -> tuple[Tensor, Tensor]:
+    """(pairs sorted by key, where each key's begin [S + 1])."""
     valid_NC = torch.arange(indices_NC.shape[1], device=count_N.device) < count_N[:, None]
     # A radix sort passes over every byte of its keys.
     short = torch.int16 if num_keys < 1 << 15 else torch.int32
     keys_NC = indices_NC.masked_fill(~valid_NC, num_keys).to(short)
-    sorted_P = keys_NC.flatten().repeat(pairs_PK.shape[0] // keys_NC.numel()).sort(stable=True)
+    sorted_P = keys_NC.flatten().repeat(blocks).sort(stable=True)
     every = torch.arange(num_keys + 1, dtype=short, device=keys_NC.device)
+    return sorted_P.indices, torch.searchsorted(sorted_P.values, every)
+
+
+def _sum_pairs(
+    pairs_PK: Tensor, order: tuple[Tensor, Tensor], before_SK: Tensor | None, after_SK: Tensor, renamed: bool
+) -> None:
+    """Write to `after_SK` the float32 sums `before_SK` (None: 0) and each key's pairs; both may be the same tensor."""
+    num_keys, width = after_SK.shape
     main, rest = split_width(width)
     _ordered_sums[(num_keys,)](
         pairs_PK,
-        sorted_P.indices,
-        torch.searchsorted(sorted_P.values, every),
+        *order,
         after_SK if before_SK is None else before_SK,
         after_SK,
         width,

@@ -166,7 +166,7 @@ class _SelectedLogits(torch.autograd.Function):
                 **_tile_shape(q_NIK),
             )
             every = torch.full((indices.shape[0],), num_selected, dtype=torch.int32, device=k_SK.device)
-            add_pairs_in_order(pairs, indices.clamp(min=0), every, sums_SK, sums_SK)
+            add_pairs_in_order(pairs, indices.clamp(min=0), every, 1, sums_SK)
         return grad_q_NIK, sums_SK.to(k_SK.dtype), grad_weights_NI.to(weights_NI.dtype), None
 
 
