@@ -337,7 +337,7 @@ def _window_gradients(
         _launch_both(inputs, sizes, (grad_q_NHK, target), saved.scale, grad_out_NHV.shape[2], tiles, pairs)
     if pairs:
         longest_B = part.ends_BT.amax(1)
-        add_pairs_in_order(target.view(-1, num_groups * width), part.keys_BS, longest_B, sums_SGW.flatten(1), sums_SGW.flatten(1))
+        add_pairs_in_order(target.view(-1, num_groups * width), part.keys_BS, longest_B, 1, sums_SGW.flatten(1))
 
 
 def _launch_both(

@@ -292,7 +292,7 @@ class _DenseIndexerLoss(torch.autograd.Function):
                 *inputs, target, *sizes, **by_keys, PAIRS=pairs
             )
             if pairs:
-                add_pairs_in_order(target.view(-1, width), piece.keys_BS, piece.ends_BT.amax(1), sums_SJ, sums_SJ)
+                add_pairs_in_order(target.view(-1, width), piece.keys_BS, piece.ends_BT.amax(1), 1, sums_SJ)
         return grad_q_NIJ, sums_SJ.to(k_SJ.dtype), grad_weights_NI.to(weights_NI.dtype), None, None
 
 

@@ -177,7 +177,7 @@ def _window_gradients(
             targets_BT = rows_BT.masked_fill(ends_BT == 0, len(grad_q_NHK) - 1)
             grad_q_NHK[targets_BT] = grad_BMK.view(*rows_BT.shape, num_heads, -1)
         totals[0][..., : totals[1].shape[2]] += totals[1]
-        add_pairs_in_order(totals[0].flatten(0, 1), keys_BS, window.ends_BT[part].amax(1), sums_SK, sums_SK)
+        add_pairs_in_order(totals[0].flatten(0, 1), keys_BS, window.ends_BT[part].amax(1), 1, sums_SK)
 
 
 def _piece_gradients(

@@ -14,26 +14,6 @@ from tests.kernels.triton_here import require_triton
 
 require_triton()
 
-KERNEL_NAMES = {
-    "_attend_forward",
-    "_attention_scores",
-    "_pair_gradients",
-    "_query_gradients",
-    "_attention_mass",
-    "_backward_keys",
-    "_ordered_sums",
-    "_index_logits",
-    "_collect",
-    "_grouped_product",
-}
-KERNEL_NAMES = {"_attend_forward", "_backward_keys", "_ordered_sums", "_index_logits", "_index_logits_hopper"}
-KERNEL_NAMES |= {"_grouped_product", "_window_mass", "_key_gradients", "_row_lines", "_merge_segments"}
-KERNEL_NAMES |= {"_window_forward", "_window_backward_keys", "_window_backward_queries", "_pack_bits", "_attend_parts"}
-KERNEL_NAMES |= {"_product", "_tile_sums", "_logit_gradients", "_mark_support"}
-KERNEL_NAMES |= {"_choose", "_fingerprint", "_key_rows", "_rotate", "_swiglu"}
-KERNEL_NAMES = {"_attend_forward", "_backward_keys", "_ordered_sums", "_index_logits", "_collect", "_grouped_product"}
-KERNEL_NAMES |= {"_products", "_place_rows", "_window_mass", "_key_gradients", "_row_lines", "_merge_segments"}
-KERNEL_NAMES |= {"_window_mass", "_key_gradients", "_row_lines", "_merge_segments", "_pair_scores"}
 KERNELS = Path(samepath.kernels.__file__ or next(iter(samepath.kernels.__path__)))
 SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
 INTERPRETER_ONLY = {"triton_selection.py"}
