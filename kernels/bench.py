@@ -362,15 +362,16 @@ def main() -> None:
     for name in options.only:
         results += getattr(bench if name in single else dense if name in over_all_keys else layer, name)()
         torch.cuda.empty_cache()
+        record = {
+            "gpu": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "triton": metadata.version("triton"),
+            "cuda": torch.version.cuda,
+            "results": [asdict(one) for one in results],
+        }
+        # After each group, so that what stops a later one loses nothing.
+        options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
         print(f"{name} done", flush=True)
-    record = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": metadata.version("triton"),
-        "cuda": torch.version.cuda,
-        "results": [asdict(one) for one in results],
-    }
-    options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(table(results))
 
 
