@@ -357,7 +357,6 @@ def _attend_window(
     shared = num_heads // num_groups
     segments = triton.cdiv(num_keys, SEGMENT)
     split = num_queries == 1 and segments > 1 and shared <= 64
-    shape = value_shape(out_NHV.shape[2])
     partial, tops, totals = out_NHV, lse_NH, lse_NH
     if split:
         partial = torch.empty(segments, num_sequences, *out_NHV.shape[1:], dtype=torch.float32, device=q_NHK.device)
@@ -393,7 +392,7 @@ def _attend_window(
         _attend_forward[(triton.cdiv(num_queries * shared, tiles.rows), *programs)](
             *arguments,
             **key_shape(q_NHK.shape[2]),
-            **shape,
+            **value_shape(out_NHV.shape[2]),
             **walk,
             ROWS=tiles.rows,
             KEYS=tiles.keys,
@@ -402,21 +401,24 @@ def _attend_window(
             num_stages=tiles.num_stages,
         )
     if split:
-        rows = 16
-        _merge_segments[(triton.cdiv(num_sequences * num_heads, rows),)](
-            partial,
-            tops,
-            totals,
-            window.rows_BT,
-            window.ends_BT,
-            out_NHV,
-            lse_NH,
-            num_sequences * num_heads,
-            num_heads,
-            **shape,
-            ROWS=rows,
-            SEGMENT=SEGMENT,
-        )
+        _merge_window(window, (partial, tops, totals), out_NHV, lse_NH)
+
+
+def _merge_window(window: Window, parts: tuple[Tensor, Tensor, Tensor], out_NHV: Tensor, lse_NH: Tensor) -> None:
+    rows, num_heads = 16, out_NHV.shape[1]
+    num_rows = window.rows_BT.numel() * num_heads
+    _merge_segments[(triton.cdiv(num_rows, rows),)](
+        *parts,
+        window.rows_BT,
+        window.ends_BT,
+        out_NHV,
+        lse_NH,
+        num_rows,
+        num_heads,
+        **value_shape(out_NHV.shape[2]),
+        ROWS=rows,
+        SEGMENT=SEGMENT,
+    )
 
 
 def fits_hopper(q_NHK: Tensor, rows_GSW: Tensor, value_start: int, value_width: int) -> bool:

@@ -19,8 +19,6 @@ ROWS = gl.constexpr(64)
 """(Query, head) rows of one attending warpgroup."""
 KEYS = gl.constexpr(128)
 """Keys a tile."""
-FORM = {"AHEAD": False, "TURNS": False}
-ALONE = {"stages": 2, "maxnreg": 0, "spare": 96}
 LOG2_E = gl.constexpr(1.4426950408889634)
 LOWEST = gl.constexpr(-1e30)
 """Maximum of no scores, finite."""
@@ -45,7 +43,7 @@ def gather_keys(
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
     keys, table, begin, num_tiles, high, row_width = gather
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v, _turns = barriers
+    full_k, empty_k, full_v, empty_v = barriers
     slots = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
     base = keys + gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
     # Narrow numbers, so that an address takes one multiplication.
@@ -100,19 +98,45 @@ def _merge_segment(sum_tile, whole_top, whole_total, output, top, total):
 
 
 @gluon.jit
-def _attend_rows(
-    common, first_row, walk, q_tile, sum_tile, tiles,
-    WIDTH: gl.constexpr, STAGES: gl.constexpr, SEGMENT_TILES: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr, AHEAD: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
-):  # fmt: skip
-    """Role of one warpgroup: online softmax of 64 rows over all tiles, segment by segment."""
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KEYS, 16])
-    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, WIDTH, 16])
-    PROBS: gl.constexpr = gl.DotOperandLayout(0, OUTPUT, 2)
+def _store_segment(parts, first_row, end, output, top, total, WIDTH: gl.constexpr):
+    """Store one segment's values, maximum and sum of a decoded token's heads."""
+    OUTPUT: gl.constexpr = output.type.layout
+    LINE: gl.constexpr = top.type.layout
+    partial, tops, totals, part_row = parts
+    local = first_row + gl.arange(0, ROWS, LINE)
+    gl.store(tops + part_row + local, top, mask=end > 0)
+    gl.store(totals + part_row + local, total, mask=end > 0)
+    local = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, OUTPUT))
+    live = gl.convert_layout(end, gl.SliceLayout(1, OUTPUT)) > 0
+    channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, OUTPUT)), 0)
+    pointers = partial + gl.expand_dims((part_row + local) * WIDTH, 1) + channel
+    gl.store(pointers, output, mask=gl.expand_dims(live, 1))
+
+
+@gluon.jit
+def _store_rows(target, first_row, output, top, total, q_tile, WIDTH: gl.constexpr):
+    """Divide by the sums and store output and LSE of the rows that exist."""
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
-    q, rows, ends, out, lse, parts = common
-    sizes, begin, num_tiles, factor = walk
-    k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v, turns = barriers
+    LINE: gl.constexpr = top.type.layout
+    BY_ROW: gl.constexpr = gl.SliceLayout(1, output.type.layout)
+    out, lse, rows, ends, sizes = target
+    num_queries, shared, group, num_heads = sizes
+    divisor = gl.where(total > 0, total, 1.0)
+    places, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, LINE)
+    gl.store(lse + places, (top + gl.log2(divisor)) / LOG2_E, mask=end > 0)
+    share = gl.convert_layout(1.0 / divisor, BY_ROW)
+    # The queries are used up, so their tile takes the rounded output on its way to whole rows.
+    q_tile.store((output * gl.expand_dims(share, 1)).to(gl.bfloat16))
+    block_barrier()
+    places, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, COPY))
+    channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
+    gl.store(out + gl.expand_dims(places * WIDTH, 1) + channel, q_tile.load(COPY), mask=gl.expand_dims(end > 0, 1))
+
+
+@gluon.jit
+def _copy_queries(q, rows, ends, first_row, sizes, q_tile, WIDTH: gl.constexpr):
+    """Copy a warpgroup's queries to their tile and wait for them."""
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
     num_queries, shared, group, num_heads = sizes
     places, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, COPY))
     channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
@@ -121,6 +145,23 @@ def _attend_rows(
     async_copy.wait_group(0)
     hopper.fence_async_shared()
     block_barrier()
+
+
+@gluon.jit
+def _attend_rows(
+    common, first_row, walk, q_tile, sum_tile, tiles,
+    WIDTH: gl.constexpr, STAGES: gl.constexpr, SEGMENT_TILES: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr,
+):  # fmt: skip
+    """Role of one warpgroup: online softmax of 64 rows over all tiles, segment by segment."""
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KEYS, 16])
+    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, WIDTH, 16])
+    PROBS: gl.constexpr = gl.DotOperandLayout(0, OUTPUT, 2)
+    q, rows, ends, out, lse, parts = common
+    sizes, begin, num_tiles, factor = walk
+    k_tiles, v_tiles, barriers = tiles
+    full_k, empty_k, full_v, empty_v = barriers
+    num_queries, shared, group, num_heads = sizes
+    _copy_queries(q, rows, ends, first_row, sizes, q_tile, WIDTH)
     _, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, SCORES))
     # Up to here every row sees every key.
     low = gl.min(gl.where(end > 0, end, 0x7FFFFFFF), 0)
@@ -131,107 +172,38 @@ def _attend_rows(
     whole_top, whole_total = top, total
     if not ONE:
         sum_tile.store(output)
-    if AHEAD:
-        mbarrier.wait(full_k.index(0), 0)
+    for tile in range(num_tiles):
+        buffer = tile % STAGES
+        phase = (tile // STAGES) & 1
+        mbarrier.wait(full_k.index(buffer), phase)
         hopper.fence_async_shared()
-        scores = hopper.warpgroup_mma(q_tile, k_tiles.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
+        k_tile = k_tiles.index(buffer).permute((1, 0))
+        scores = hopper.warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
         scores = hopper.warpgroup_mma_wait(0, deps=[scores])
         block_barrier()
-        mbarrier.arrive(empty_k.index(0), count=1)
-        probs, top, total, rescale = _softmax_step(scores, begin, end, low, factor, top, total)
+        mbarrier.arrive(empty_k.index(buffer), count=1)
+        probs, top, total, rescale = _softmax_step(scores, begin + tile * KEYS, end, low, factor, top, total)
+        output = _rescaled(output, rescale)
         rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
-        for tile in range(num_tiles - 1):
-            buffer, following = tile % STAGES, (tile + 1) % STAGES
-            mbarrier.wait(full_k.index(following), ((tile + 1) // STAGES) & 1)
-            if TURNS:
-                # Two warpgroups in step would take their exponentials at once, and the tensor cores would wait.
-                mbarrier.wait(turns.index(WHO), (tile & 1) ^ (1 - WHO))
-            hopper.fence_async_shared()
-            k_tile = k_tiles.index(following).permute((1, 0))
-            scores = hopper.warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
-            mbarrier.wait(full_v.index(buffer), (tile // STAGES) & 1)
-            hopper.fence_async_shared()
-            output = hopper.warpgroup_mma(rounded, v_tiles.index(buffer), output, is_async=True)
-            scores = hopper.warpgroup_mma_wait(1, deps=[scores])
-            block_barrier()
-            mbarrier.arrive(empty_k.index(following), count=1)
-            if TURNS:
-                mbarrier.arrive(turns.index(1 - WHO), count=1)
-            fresh = False
-            done_top, done_total = top, total
-            if not ONE:
-                fresh = (tile + 1) % SEGMENT_TILES == 0
-                top, total = gl.where(fresh, LOWEST, top), gl.where(fresh, 0.0, total)
-            probs, top, total, rescale = _softmax_step(scores, begin + (tile + 1) * KEYS, end, low, factor, top, total)
-            output = hopper.warpgroup_mma_wait(0, deps=[output])
-            block_barrier()
-            mbarrier.arrive(empty_v.index(buffer), count=1)
-            if not ONE:  # noqa: SIM102 (decided when compiled)
-                if fresh:
-                    whole_top, whole_total = _merge_segment(
-                        sum_tile, whole_top, whole_total, output, done_top, done_total
-                    )
-                    # The next segment begins with nothing: the factor of a fresh maximum is 0.
-                    output = output * 0.0
-            output = _rescaled(output, rescale)
-            rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
-        last = num_tiles - 1
-        mbarrier.wait(full_v.index(last % STAGES), (last // STAGES) & 1)
+        mbarrier.wait(full_v.index(buffer), phase)
         hopper.fence_async_shared()
-        output = hopper.warpgroup_mma(rounded, v_tiles.index(last % STAGES), output, is_async=True)
+        output = hopper.warpgroup_mma(rounded, v_tiles.index(buffer), output, is_async=True)
         output = hopper.warpgroup_mma_wait(0, deps=[output])
-        if not ONE:
-            whole_top, whole_total = _merge_segment(sum_tile, whole_top, whole_total, output, top, total)
-    else:
-        for tile in range(num_tiles):
-            buffer = tile % STAGES
-            phase = (tile // STAGES) & 1
-            mbarrier.wait(full_k.index(buffer), phase)
-            hopper.fence_async_shared()
-            k_tile = k_tiles.index(buffer).permute((1, 0))
-            scores = hopper.warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
-            scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-            block_barrier()
-            mbarrier.arrive(empty_k.index(buffer), count=1)
-            probs, top, total, rescale = _softmax_step(scores, begin + tile * KEYS, end, low, factor, top, total)
-            output = _rescaled(output, rescale)
-            rounded = gl.convert_layout(probs.to(gl.bfloat16), PROBS)
-            mbarrier.wait(full_v.index(buffer), phase)
-            hopper.fence_async_shared()
-            output = hopper.warpgroup_mma(rounded, v_tiles.index(buffer), output, is_async=True)
-            output = hopper.warpgroup_mma_wait(0, deps=[output])
-            block_barrier()
-            mbarrier.arrive(empty_v.index(buffer), count=1)
-            if not ONE:  # noqa: SIM102 (decided when compiled)
-                if (tile % SEGMENT_TILES == SEGMENT_TILES - 1) | (tile == num_tiles - 1):
-                    whole_top, whole_total = _merge_segment(sum_tile, whole_top, whole_total, output, top, total)
-                    output = gl.zeros([ROWS, WIDTH], gl.float32, OUTPUT)
-                    top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
-                    total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
+        block_barrier()
+        mbarrier.arrive(empty_v.index(buffer), count=1)
+        if not ONE:  # noqa: SIM102 (decided when compiled)
+            if (tile % SEGMENT_TILES == SEGMENT_TILES - 1) | (tile == num_tiles - 1):
+                whole_top, whole_total = _merge_segment(sum_tile, whole_top, whole_total, output, top, total)
+                output = gl.zeros([ROWS, WIDTH], gl.float32, OUTPUT)
+                top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
+                total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
     if not ONE:
         output, top, total = sum_tile.load(OUTPUT), whole_top, whole_total
     if SPLIT:
-        partial, tops, totals, part_row = parts
-        local = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, SCORES))
-        gl.store(tops + part_row + local, top, mask=end > 0)
-        gl.store(totals + part_row + local, total, mask=end > 0)
-        local = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, OUTPUT))
-        live = gl.convert_layout(end, gl.SliceLayout(1, OUTPUT)) > 0
-        channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, OUTPUT)), 0)
-        pointers = partial + gl.expand_dims((part_row + local) * WIDTH, 1) + channel
-        gl.store(pointers, output, mask=gl.expand_dims(live, 1))
+        _store_segment(parts, first_row, end, output, top, total, WIDTH)
     else:
-        divisor = gl.where(total > 0, total, 1.0)
-        places, end = _tile_rows(
-            rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, SCORES)
-        )
-        gl.store(lse + places, (top + gl.log2(divisor)) / LOG2_E, mask=end > 0)
-        share = gl.convert_layout(1.0 / divisor, gl.SliceLayout(1, OUTPUT))
-        # The queries are used up, so their tile takes the rounded output on its way to whole rows.
-        q_tile.store((output * gl.expand_dims(share, 1)).to(gl.bfloat16))
-        block_barrier()
-        places, end = _tile_rows(rows, ends, first_row, num_queries, shared, group, num_heads, gl.SliceLayout(1, COPY))
-        gl.store(out + gl.expand_dims(places * WIDTH, 1) + channel, q_tile.load(COPY), mask=gl.expand_dims(end > 0, 1))
+        target = (out, lse, rows, ends, sizes)
+        _store_rows(target, first_row, output, top, total, q_tile, WIDTH)
 
 
 @gluon.jit
@@ -239,7 +211,6 @@ def _attend_forward(
     q, store, rows_BT, ends_BT, keys_BS, out, lse, partial, tops, totals,
     scale, num_queries, num_keys, num_heads, shared, group_stride, row_width: gl.constexpr, VALUE_START: gl.constexpr,
     WIDTH: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr, SEGMENT: gl.constexpr, SPLIT: gl.constexpr, ONE: gl.constexpr,
-    AHEAD: gl.constexpr, TURNS: gl.constexpr, SPARE: gl.constexpr,
 ):  # fmt: skip
     """GROUPS attending warpgroups over all segments, or with SPLIT over one segment, whose parts go to `partial`."""
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -265,8 +236,7 @@ def _attend_forward(
     last = high
     if SPLIT:
         last = gl.minimum(begin + SEGMENT, high)
-    # At least one, of hidden keys if need be: the roles look ahead.
-    num_tiles = gl.maximum(last - begin + KEYS - 1, KEYS) // KEYS
+    num_tiles = gl.maximum(last - begin + KEYS - 1, 0) // KEYS
     keys = store + group.to(gl.int64) * group_stride
     table = keys_BS + sequence * num_keys
     q_tiles = gl.allocate_shared_memory(gl.bfloat16, [GROUPS, ROWS, WIDTH], SHARED)
@@ -280,9 +250,6 @@ def _attend_forward(
     empty_k = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     full_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty_v = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(turns.index(0), count=1)
-    mbarrier.init(turns.index(1), count=1)
     for buffer in gl.static_range(STAGES):
         # All 128 gathering threads arrive.
         mbarrier.init(full_k.index(buffer), count=128)
@@ -292,7 +259,7 @@ def _attend_forward(
     factor = scale * LOG2_E
     sizes = (num_queries, shared, group, num_heads)
     parts = (partial, tops, totals, part_row)
-    barriers = (full_k, empty_k, full_v, empty_v, turns)
+    barriers = (full_k, empty_k, full_v, empty_v)
     common = (q, rows, ends, out, lse, parts)
     tiles = (k_tiles, v_tiles, barriers)
     gather = (keys, table, begin, num_tiles, high, row_width)
@@ -300,17 +267,17 @@ def _attend_forward(
     if GROUPS == 1:
         gl.warp_specialize(
             [
-                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 0)),
+                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE)),
                 (gather_keys, (gather, tiles, KEYS, WIDTH, VALUE_START, STAGES)),
             ],
             [4],
-            [SPARE],
+            [96],
         )  # fmt: skip
     else:
         gl.warp_specialize(
             [
-                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 0)),
-                (_attend_rows, (common, first_row + ROWS, walk, q_tiles.index(1), sums.index(1), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE, AHEAD, TURNS, 1)),
+                (_attend_rows, (common, first_row, walk, q_tiles.index(0), sums.index(0), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE)),
+                (_attend_rows, (common, first_row + ROWS, walk, q_tiles.index(1), sums.index(1), tiles, WIDTH, STAGES, SEGMENT_TILES, SPLIT, ONE)),
                 (gather_keys, (gather, tiles, KEYS, WIDTH, VALUE_START, STAGES)),
             ],
             [4, 4],
@@ -322,17 +289,4 @@ def launch_forward(
     arguments: tuple[Any, ...], grid: tuple[int, ...], width: int, groups: int, walk: dict[str, Any]
 ) -> None:
     """Run the kernel; `arguments` and `walk` are what `triton_dense_forward` gives its own."""
-    stages = (2 if width == 128 else 4) if groups == 2 else ALONE["stages"]
-    more = {"maxnreg": ALONE["maxnreg"]} if groups == 1 and ALONE["maxnreg"] else {}
-    _attend_forward[grid](
-        *arguments,
-        WIDTH=width,
-        STAGES=stages,
-        GROUPS=groups,
-        **walk,
-        AHEAD=FORM["AHEAD"],
-        TURNS=FORM["TURNS"] and groups == 2,
-        SPARE=ALONE["spare"],
-        num_warps=4,
-        **more,
-    )
+    _attend_forward[grid](*arguments, WIDTH=width, STAGES=2 if width == 128 else 4, GROUPS=groups, **walk, num_warps=4)

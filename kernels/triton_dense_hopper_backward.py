@@ -231,7 +231,7 @@ def _add_keys(source, walk, q_tile, o_tile, tiles, TILE_KEYS: gl.constexpr, WIDT
     q, grad_out, grad_q, places, lines, num_lines = source
     first_row, num_tiles, factor, scale = walk
     k_tiles, v_tiles, barriers = tiles
-    full_k, empty_k, full_v, empty_v, _turns = barriers
+    full_k, empty_k, full_v, empty_v = barriers
     place = gl.expand_dims(gl.load(places + first_row + gl.arange(0, ROWS, gl.SliceLayout(1, COPY))) * WIDTH, 1)
     channel = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, COPY)), 0)
     copy_to_shared(q_tile, q + place + channel)
@@ -314,7 +314,7 @@ def _backward_queries(
     factor = scale * LOG2_E
     keys = store + group.to(gl.int64) * group_stride
     gather = (keys, keys_BS + sequence * num_keys, 0, num_tiles, high, row_width)
-    tiles = (k_tiles, v_tiles, (full_k, empty_k, full_v, empty_v, full_k))
+    tiles = (k_tiles, v_tiles, (full_k, empty_k, full_v, empty_v))
     source = (q, grad_out, grad_q, places + of_group, lines + of_group, num_lines)
     walk_a = (first_row, num_tiles, factor, scale)
     walk_b = (first_row + ROWS, num_tiles, factor, scale)

@@ -58,8 +58,6 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
 # The matrix library's products with float32 results exist on GPUs alone.
 torch.addmm = lambda total, *_, **__: total
-batched = torch.bmm
-torch.bmm = lambda left, right, out_dtype=None: batched(left, right).to(out_dtype or left.dtype)
 plain_product = torch.mm
 torch.mm = lambda left, right, *, out_dtype=None, out=None: (
     plain_product(left, right, out=out) if out_dtype is None else out
