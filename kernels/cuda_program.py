@@ -48,6 +48,18 @@ def _call(name: str, *arguments: object) -> None:
         raise CudaProgramError(f"{name} failed with {code}: {(text.value or b'').decode()}")
 
 
+def _enter_context(device: int) -> None:
+    """Make the GPU's context, which PyTorch shares, this thread's own, where no operation of PyTorch has done so yet."""
+    context = ctypes.c_void_p()
+    _call("cuInit", 0)
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    if context.value is None:
+        handle = ctypes.c_int()
+        _call("cuDeviceGet", ctypes.byref(handle), device)
+        _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+        _call("cuCtxSetCurrent", context)
+
+
 def most_shared_memory(device: int) -> int:
     """Bytes of shared memory that one block may have."""
     properties = torch.cuda.get_device_properties(device)
@@ -95,6 +107,7 @@ class CudaKernel:
         code = compile_cuda(source, f"sm_{major}{minor}{'a' if major >= 9 else ''}", macros)
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         with torch.cuda.device(device):
+            _enter_context(device)
             _call("cuModuleLoadData", ctypes.byref(module), code)
         _call("cuModuleGetFunction", ctypes.byref(self._function), module, name.encode())
         static = ctypes.c_int()

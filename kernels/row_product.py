@@ -1,21 +1,28 @@
-"""Matrix products of token rows with weights, x · Wᵀ + b: the float32 product of oneDNN, whose code fits the processor it runs on.
+"""Matrix products of token rows with weights, x · Wᵀ + b, on CPU: the library's that is fast on this processor and exact for each row.
 
-Torch gives float32 products on CPU to MKL, which takes AVX2 code on processors of another maker even where they have AVX-512: measured on
-an AMD EPYC core, 100 GFLOP/s there and 240 here. A row has the same bits for any row count from 16 on, any offset and any thread count,
-as with MKL (and for inner widths up to 192 the very same bits). Axes: N rows, D inner width, F outer width.
+Torch gives float32 products to MKL, which takes AVX2 code on processors of another maker even where they have AVX-512: measured on an AMD
+EPYC core (torch 2.13), 100 GFLOP/s, and 240 with oneDNN. A row has the same bits for any row count from 16 on, any offset and any thread
+count there, with both libraries (and for inner widths up to 192 the very same bits). On an Intel Xeon with AVX-512 (torch 2.11) that
+holds for MKL alone: oneDNN splits an inner width of 512 and more by the number of rows. Axes: N rows, D inner width, F outer width.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-"""True in every build of torch for x86; without it products go the ordinary way, on both sides alike."""
 
-LEAST_OUTER = 16
-"""Narrower products are widened to this: for one column oneDNN takes other code by the row count (seen on an Intel Xeon with AVX-512)."""
+def processor_maker(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """The `vendor_id` of the first processor, e.g. AuthenticAMD; empty where the system does not tell."""
+    if not cpu_info.exists():
+        return ""
+    lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+ONEDNN = torch.backends.mkldnn.is_available() and processor_maker() == "AuthenticAMD"  # type: ignore[no-untyped-call]
+"""Which library multiplies: oneDNN on AMD, else torch's own choice. Sampler and learner of one machine take the same."""
 
 
 def row_product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
@@ -29,11 +36,6 @@ def row_product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -
 
 def _product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """The operator that torch's compiler puts in place of a linear layer on CPU."""
-    outer = weight_FD.shape[0]
-    if outer < LEAST_OUTER:
-        missing = LEAST_OUTER - outer
-        bias = None if bias_F is None else pad(bias_F, (0, missing))
-        return _product(x_ND, pad(weight_FD, (0, 0, 0, missing)), bias)[:, :outer].contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, weight_FD, bias_F, "none", [], "")
     return out
 

@@ -1,12 +1,14 @@
 """The product of rows with weights: gradients, and one row's bits whatever stands around it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samepath.kernels import row_product as row_product_module
-from samepath.kernels.row_product import row_product
+from samepath.kernels.row_product import processor_maker, row_product
 
 WIDTHS = st.sampled_from([1, 2, 4, 16, 24, 48, 96, 128, 208, 576, 1536])
 
@@ -74,3 +76,12 @@ def test_row_product_without_onednn_is_the_ordinary_product(monkeypatch: pytest.
     monkeypatch.setattr(row_product_module, "ONEDNN", False)
     x_ND, weight_FD = torch.randn(16, 300), torch.randn(8, 300)
     assert torch.equal(row_product(x_ND, weight_FD), torch.nn.functional.linear(x_ND, weight_FD))
+
+
+def test_processor_maker_is_read_from_the_system_or_empty(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    assert processor_maker(info) == ""
+    info.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nvendor_id\t: AuthenticAMD\n")
+    assert processor_maker(info) == "GenuineIntel"
+    info.write_text("Processor: ARMv8\n")
+    assert processor_maker(info) == ""

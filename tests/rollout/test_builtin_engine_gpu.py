@@ -122,6 +122,7 @@ def test_library_products_agree_within_rounding() -> None:
 def test_rows_that_may_depend_on_their_batch_agree_within_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """The learner attends in expanded form, the engine's graphs in absorbed form with cut keys; no row is near a tie in float32."""
     monkeypatch.setattr(dispatch, "EXPANDED_QUERIES", 2)
+    monkeypatch.setattr(dispatch, "EXPANDED_KEYS", 100)
     placement = Placement(device="cuda", backend="triton", batch_invariant=False)
     batch = learner_batch(sampled(placement), SAMPLING.temperature, tiny_config())
     assert dispatch.divide(batch.plan, tiny_config().index_topk).division is not None
