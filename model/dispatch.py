@@ -18,9 +18,8 @@ queries that multiply it with 768 channels less each."""
 
 EXPANDED_KEYS = 2
 """Longest window in expanded form, in multiples of `index_topk`. Measured on an H200 at the published widths (`python -m samepath.kernels.bench
---only short`), forward and backward of a whole context, absorbed against expanded: 2048 tokens 9.5 and 2.6 ms, 4096 tokens 23.9 and 9.7 ms,
-8192 tokens 51.9 and 33.6 ms. Another 1024 queries cost 1.2 ms a 1024 keys in expanded form, 6 ms (4.7 ms with the later backward) in absorbed
-form: the former is ahead up to 4000 to 5000 keys."""
+--only short`), forward and backward of a whole context, absorbed against expanded: 2048 tokens 6.9 and 2.5 ms, 4096 tokens 17.0 and 9.5 ms,
+8192 tokens 38.6 and 32.9 ms. Between the last two, 1024 more queries cost 5.4 ms in absorbed form and 5.8 ms in expanded form."""
 
 
 def divide(plan: AttentionPlan, num_selected: int) -> AttentionPlan:
