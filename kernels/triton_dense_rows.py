@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_grouped_product import GROUP_TILES, Tiles, default_tiles, tile_place
+from samepath.kernels.triton_grouped_product import GROUP_TILES, tile_place
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import fits_hopper, hopper_kernels, operand_type
+from samepath.kernels.triton_product import Tiles, default_tiles, fits_hopper, hopper_kernels, operand_type
 
 
 @triton.jit

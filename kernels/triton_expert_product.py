@@ -17,15 +17,13 @@ from torch import Tensor
 from samepath.kernels.triton_expert_rows import Layout, combine, group_rows, spread_rows
 from samepath.kernels.triton_grouped_product import (
     GROUP_TILES,
-    Tiles,
-    default_tiles,
     grouped_outer_product,
     grouped_product,
     source_rows,
     tile_place,
 )
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import Tiles, default_tiles, operand_type
 
 
 def expert_product(x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:

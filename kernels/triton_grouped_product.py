@@ -4,44 +4,16 @@ Plain Triton, for every type and width; `triton_expert_hopper` serves the large 
 Axes: N tokens, X slots a token, E experts, R padded rows.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.triton_expert_rows import Layout
-from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import Tiles, default_tiles, operand_type
 
 GROUP_TILES = 8
 """Row tiles that walk over the columns together, so that they share the weights in L2."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Shape of the products; changes the speed, never a result's meaning."""
-
-    rows: int = 128
-    """Rows a tile."""
-    columns: int = 256
-    """Columns a tile."""
-    inner: int = 64
-    """Inner width of one step."""
-    num_warps: int = 8
-    """Warps a program."""
-    num_stages: int = 4
-    """Steps in flight."""
-
-
-def default_tiles(dtype: torch.dtype) -> Tiles:
-    """Tiles that fit the multiprocessor for this type."""
-    if interpreting():
-        return Tiles(rows=16, columns=32, inner=16)
-    if dtype == torch.float32:
-        return Tiles(rows=32, columns=64, inner=32, num_warps=4, num_stages=2)
-    return Tiles()
 
 
 @triton.jit

@@ -11,9 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_grouped_product import Tiles
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import Tiles, operand_type
 
 
 @triton.jit

@@ -5,15 +5,15 @@
 Axes: N rows, D width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import Tiles, operand_type
+from samepath.kernels.triton_product import default_tiles as product_tiles
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -41,29 +41,10 @@ class HeadRows:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Shape of the products; changes the speed and rounding."""
-
-    rows: int = 128
-    """Rows a program."""
-    columns: int = 256
-    """Vocabulary columns a program."""
-    inner: int = 64
-    """Inner width of one step."""
-    num_warps: int = 8
-    """Warps a program."""
-    num_stages: int = 3
-    """Steps in flight."""
-
-
 def default_tiles(dtype: torch.dtype) -> Tiles:
-    """Tiles that fit the multiprocessor for this type."""
-    if interpreting():
-        return Tiles(rows=16, columns=32, inner=16)
-    if dtype == torch.float32:
-        return Tiles(rows=32, columns=64, inner=32, num_warps=4, num_stages=2)
-    return Tiles()
+    """Tiles that fit the multiprocessor for this type, with the sums of the vocabulary beside them."""
+    tiles = product_tiles(dtype)
+    return replace(tiles, num_stages=min(tiles.num_stages, 3))
 
 
 def columns_a_tile(dtype: torch.dtype) -> int:

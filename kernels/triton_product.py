@@ -1,6 +1,8 @@
-"""What all Triton kernels share about matrix products: the operand type that goes into the tensor cores, and whether Hopper's kernels fit."""
+"""What all Triton kernels share about matrix products: the operand type that goes into the tensor cores, tiles, and whether Hopper's
+kernels fit."""
 
 import importlib
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +26,31 @@ def operand_type(dtype: torch.dtype) -> Any:
             f"backend triton multiplies {', '.join(str(dtype) for dtype in OPERANDS)}; got {dtype}. Cast, or use backend torch."
         )
     return tl.float32 if interpreting() else OPERANDS[dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Shape of the products; changes the speed, never a result's meaning."""
+
+    rows: int = 128
+    """Rows a tile."""
+    columns: int = 256
+    """Columns a tile."""
+    inner: int = 64
+    """Inner width of one step."""
+    num_warps: int = 8
+    """Warps a program."""
+    num_stages: int = 4
+    """Steps in flight."""
+
+
+def default_tiles(dtype: torch.dtype) -> Tiles:
+    """Tiles that fit the multiprocessor for this type."""
+    if interpreting():
+        return Tiles(rows=16, columns=32, inner=16)
+    if dtype == torch.float32:
+        return Tiles(rows=32, columns=64, inner=32, num_warps=4, num_stages=2)
+    return Tiles()
 
 
 def fits_hopper(x_ND: Tensor, weight_OD: Tensor) -> bool:
