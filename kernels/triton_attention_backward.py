@@ -19,13 +19,12 @@ from torch import Tensor
 from samepath.kernels.triton_attention_forward import (
     LOG2_E,
     fits_hopper,
-    hopper_kernels,
     load_rows,
     row_launches,
     split_width,
 )
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, operand_type
 
 PAIR_BYTES = 1 << 32
 """Memory for P, dS and the pair gradients of the rows that are worked on at once."""

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels, load_rows, split_width
+from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, load_rows, split_width
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, operand_type
 
 PARTS_AT_ONCE = tl.constexpr(16)
 """Parts that one step of the final sum holds."""

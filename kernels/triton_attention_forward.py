@@ -6,9 +6,7 @@ its own count alone, so its result does not depend on the batch. The key width i
 Axes: N query rows, S key rows, H heads, K key width, V value width, C selected keys.
 """
 
-import importlib
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 import triton
@@ -16,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, on_hopper, operand_type
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -192,14 +190,8 @@ def attend_forward(
 
 def fits_hopper(q_NHK: Tensor, value_width: int) -> bool:
     """Whether the kernels written for Hopper serve this call: bfloat16, K = 576, V = 512, more than 32 heads, compute capability 9."""
-    if interpreting() or q_NHK.dtype != torch.bfloat16 or q_NHK.shape[2] != 576 or value_width != 512:
-        return False
-    return q_NHK.shape[1] > 32 and torch.cuda.get_device_capability(q_NHK.device)[0] == 9
-
-
-def hopper_kernels(name: str) -> ModuleType:
-    """A module in Gluon; imported late, because Gluon has no interpreter and older Triton no Gluon."""
-    return importlib.import_module(f"samepath.kernels.triton_{name}")
+    published = q_NHK.dtype == torch.bfloat16 and (q_NHK.shape[2], value_width) == (576, 512)
+    return published and q_NHK.shape[1] > 32 and on_hopper(q_NHK)
 
 
 def default_tiles(q_NHK: Tensor) -> Tiles:

@@ -15,12 +15,11 @@ from samepath.kernels.triton_attention_forward import (
     Tiles,
     default_tiles,
     fits_hopper,
-    hopper_kernels,
     load_rows,
     row_launches,
     split_width,
 )
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, operand_type
 
 
 @triton.jit

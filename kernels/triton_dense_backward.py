@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.triton_attention_backward import add_pairs_in_order, row_deltas
-from samepath.kernels.triton_attention_forward import LOG2_E, hopper_kernels
+from samepath.kernels.triton_attention_forward import LOG2_E
 from samepath.kernels.triton_dense_forward import fits_hopper, key_shape, load_parts, score_keys, tile_rows, value_shape
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, operand_type
 from samepath.kernels.window import AttentionPlan, Window
 
 PAIR_BYTES = 1 << 30

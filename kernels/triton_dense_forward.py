@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, hopper_kernels, load_rows, split_width
+from samepath.kernels.triton_attention_forward import LOG2_E, load_rows, split_width
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, on_hopper, operand_type
 from samepath.kernels.window import AttentionPlan, Window
 
 SEGMENT = 2048
@@ -423,11 +423,9 @@ def _merge_window(window: Window, parts: tuple[Tensor, Tensor, Tensor], out_NHV:
 
 def fits_hopper(q_NHK: Tensor, rows_GSW: Tensor, value_start: int, value_width: int) -> bool:
     """Whether the kernel written for Hopper serves this call: bfloat16, K = V = 64 or 128, compute capability 9."""
-    if interpreting() or q_NHK.dtype != torch.bfloat16 or q_NHK.shape[2] != value_width or value_width not in (64, 128):
-        return False
-    if rows_GSW.shape[2] % 16 or value_start % 16:
-        return False
-    return torch.cuda.get_device_capability(q_NHK.device)[0] == 9
+    widths = q_NHK.shape[2] == value_width and value_width in (64, 128)
+    aligned = rows_GSW.shape[2] % 16 == 0 and value_start % 16 == 0
+    return q_NHK.dtype == torch.bfloat16 and widths and aligned and on_hopper(q_NHK)
 
 
 def key_shape(width: int) -> dict[str, int]:

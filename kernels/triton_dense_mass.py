@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper, hopper_kernels
+from samepath.kernels.triton_attention_forward import LOG2_E, fits_hopper
 from samepath.kernels.triton_dense_forward import key_shape, load_parts
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, operand_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

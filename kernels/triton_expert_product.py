@@ -4,9 +4,6 @@ Large bfloat16 widths on Hopper take the products of `triton_expert_hopper` on c
 Axes: N tokens, D width, E experts, F expert width, X experts chosen a token, R padded rows.
 """
 
-import importlib
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +20,7 @@ from samepath.kernels.triton_grouped_product import (
     tile_place,
 )
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import Tiles, default_tiles, operand_type
+from samepath.kernels.triton_product import Tiles, default_tiles, hopper_kernels, on_hopper, operand_type
 
 
 def expert_product(x_ND: Tensor, gates_NX: Tensor, ids_NX: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
@@ -37,19 +34,8 @@ def fits_hopper(x_ND: Tensor, down_EDF: Tensor) -> bool:
 
     By the widths alone, never by the number of rows, so that a row's bits do not depend on its batch.
     """
-    if interpreting() or x_ND.dtype != torch.bfloat16 or down_EDF.shape[1] % 64 or down_EDF.shape[2] % 128:
-        return False
-    return _capability(x_ND.device) == 9
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0]
-
-
-def _hopper() -> ModuleType:
-    # Gluon has no interpreter, and older Triton no Gluon.
-    return importlib.import_module("samepath.kernels.triton_expert_hopper")
+    widths = down_EDF.shape[1] % 64 == 0 and down_EDF.shape[2] % 128 == 0
+    return x_ND.dtype == torch.bfloat16 and widths and on_hopper(x_ND)
 
 
 @triton.jit
@@ -212,7 +198,7 @@ class _ExpertProduct(torch.autograd.Function):
         gate_up_EGD, down_EDF = gate_up_EGD.contiguous(), down_EDF.contiguous()
         keep = any(ctx.needs_input_grad)
         if ids_NX.numel() and fits_hopper(x_ND, down_EDF):
-            hopper = _hopper()
+            hopper = hopper_kernels("expert_hopper")
             layout = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value)
             x_RD, _ = spread_rows(x_ND, None, layout)
             hidden_RF, products = hopper.gated_units(x_RD, gate_up_EGD, layout, keep)
@@ -232,7 +218,7 @@ class _ExpertProduct(torch.autograd.Function):
         layout: Layout = ctx.layout
         grad_out_ND = grads[0].contiguous()
         if layout.num_rows and fits_hopper(x_ND, down_EDF):
-            hopper = _hopper()
+            hopper = hopper_kernels("expert_hopper")
             grad_y_RD, x_RD = spread_rows(grad_out_ND, x_ND, layout)
             grad_hidden = hopper.grouped_product(grad_y_RD, down_EDF, layout, transposed=False)
             grad_products, scaled_hidden, grad_gates_NX = units_backward(products, grad_hidden, gates_NX, layout)

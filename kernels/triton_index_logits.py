@@ -6,7 +6,6 @@ over heads stay in registers. A logit depends on its own row and key alone, what
 Axes: B sequences of a window, T query rows of each, S keys of each, I indexer heads, K index head width, N rows.
 """
 
-import importlib
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import hopper_kernels, on_hopper, operand_type
 
 QUERIES_A_PROGRAM = 64
 """Query rows that one program runs over its tile of keys."""
@@ -123,8 +122,7 @@ def index_logits(
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     num_keys = k_BSK.shape[1]
     if tiles is None and fits_hopper(q_BTIK):
-        # Gluon has no interpreter, and older Triton no Gluon.
-        hopper = importlib.import_module("samepath.kernels.triton_index_logits_hopper")
+        hopper = hopper_kernels("index_logits_hopper")
         result: Tensor = hopper.index_logits(
             q_BTIK.contiguous(), k_BSK.contiguous(), weights_BTI.float().contiguous(), bounds_BT, key_scales_BS
         )
@@ -172,9 +170,8 @@ def fits_hopper(q_BTIK: Tensor) -> bool:
 
     Which one runs changes no bit of a logit.
     """
-    if interpreting() or q_BTIK.dtype not in (torch.bfloat16, torch.float8_e4m3fn) or q_BTIK.shape[2:] != (64, 128):
-        return False
-    return torch.cuda.get_device_capability(q_BTIK.device)[0] == 9
+    types = (torch.bfloat16, torch.float8_e4m3fn)
+    return q_BTIK.dtype in types and q_BTIK.shape[2:] == (64, 128) and on_hopper(q_BTIK)
 
 
 @triton.jit

@@ -3,6 +3,7 @@ kernels fit."""
 
 import importlib
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -53,11 +54,20 @@ def default_tiles(dtype: torch.dtype) -> Tiles:
     return Tiles()
 
 
+def on_hopper(tensor: Tensor) -> bool:
+    """Whether kernels written for Hopper can run where the tensor is: compute capability 9, and not in the interpreter, which Gluon has none of."""
+    return not interpreting() and _capability(tensor.device) == 9
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
 def fits_hopper(x_ND: Tensor, weight_OD: Tensor) -> bool:
     """Whether `triton_product_hopper` serves x · weightᵀ, for any number of rows: bfloat16, D a multiple of 8, compute capability 9."""
-    if interpreting() or x_ND.dtype != torch.bfloat16 or weight_OD.dtype != torch.bfloat16 or x_ND.shape[1] % 8:
-        return False
-    return torch.cuda.get_device_capability(x_ND.device)[0] == 9
+    bfloat16 = x_ND.dtype == weight_OD.dtype == torch.bfloat16
+    return bfloat16 and x_ND.shape[1] % 8 == 0 and on_hopper(x_ND)
 
 
 def hopper_kernels(name: str) -> ModuleType:

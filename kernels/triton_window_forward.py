@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samepath.kernels.triton_attention_forward import LOG2_E, load_rows, split_width
 from samepath.kernels.triton_loading import interpreting
-from samepath.kernels.triton_product import operand_type
+from samepath.kernels.triton_product import on_hopper, operand_type
 
 PACKED = 64
 """Queries, and keys, that one program packs; rows of words are padded to as many bits."""
@@ -290,10 +290,8 @@ def mapped(grid: Grid) -> bool:
     aligned = all(
         size * grid.v_BSHV.element_size() % 16 == 0 for size in (grid.v_BSHV.stride(1), grid.v_BSHV.stride(2))
     )
-    if interpreting() or grid.q_BTHK.dtype != torch.bfloat16:
-        return False
-    on_hopper = torch.cuda.get_device_capability(grid.q_BTHK.device)[0] == 9
-    return on_hopper and fits and aligned and grid.v_BSHV.data_ptr() % 16 == 0
+    aligned = aligned and grid.v_BSHV.data_ptr() % 16 == 0
+    return grid.q_BTHK.dtype == torch.bfloat16 and fits and aligned and on_hopper(grid.q_BTHK)
 
 
 def widths(grid: Grid) -> dict[str, Any]:

@@ -165,10 +165,14 @@ class LatentAttention(KernelModule):
             index=index,
         )
 
+    def _absorbed_queries(self, rows: LatentRows) -> tuple[Tensor, Tensor]:
+        """(queries [N, H, K] that multiply latents, what turns a head's sum of latents into its values [H, R, V])."""
+        absorb_HKR, up_HRV = self._key_up()
+        return torch.cat([head_product(rows.q_nope_NHE, absorb_HKR, self.row_backend), rows.q_rope_NHE], -1), up_HRV
+
     def _absorbed(self, rows: LatentRows, plan: AttentionPlan, num_selected: int, with_mass: bool) -> Attended:
         """Attention over latents, which all heads share: over the selected ones, or over all."""
-        absorb_HKR, up_HRV = self._key_up()
-        q_NHK = torch.cat([head_product(rows.q_nope_NHE, absorb_HKR, self.row_backend), rows.q_rope_NHE], -1)
+        q_NHK, up_HRV = self._absorbed_queries(rows)
         scale, value_width = self.config.softmax_scale, self.config.kv_lora_rank
         if self.indexer is None:
             out_NHR = dense_attend(
@@ -205,8 +209,7 @@ class LatentAttention(KernelModule):
     def _absorbed_with_loss(self, rows: LatentRows, plan: AttentionPlan, trace: ForwardTrace) -> Attended:
         """Attention over all latents; reports the indexer's loss over all of them (the dense warm-up)."""
         assert rows.index is not None
-        absorb_HKR, up_HRV = self._key_up()
-        q_NHK = torch.cat([head_product(rows.q_nope_NHE, absorb_HKR, self.row_backend), rows.q_rope_NHE], -1)
+        q_NHK, up_HRV = self._absorbed_queries(rows)
         scale, index = self.config.softmax_scale, rows.index
         out_NHR, lse_NH = dense_attend_with_lse(
             q_NHK, rows.keys_SK[None], plan, scale=scale, value_start=0, value_width=self.config.kv_lora_rank

@@ -54,10 +54,14 @@ class BuiltinEngine(SteppedEngine):
         self._device = model.norm.device
         self._ends_V = np.isin(np.arange(model.config.vocab_size), sorted(tokenizer.end_ids))
         self._cache = SlotCache(model.config, num_slots, model.norm.dtype, self._device)
-        self._tables = SampleRows(settings.max_sequences, round_up(model.config.max_position_embeddings))
+        # No sequence is longer than the cache, which may hold far less than the model's longest context.
+        longest = round_up(min(model.config.max_position_embeddings, settings.cache_tokens))
+        self._tables = SampleRows(settings.max_sequences, longest)
         if capture is None and wants_graphs(settings, self._device, model.backend):
             capture = CudaCapture(self._device)
-        self._graphs = None if capture is None else DecodeGraphs(model, self._cache, settings.max_sequences, capture)
+        self._graphs = None
+        if capture is not None:
+            self._graphs = DecodeGraphs(model, self._cache, settings.max_sequences, longest, capture)
         self._queue = PromptQueue(self._pages, self._tables, settings)
         self._samples: list[SampleState] = []
 

@@ -35,13 +35,14 @@ MOST_PROMPT_KEYS = 1 << 20
 class DecodeGraphs:
     """Runs passes by graphs, captured at the first use of a bucket."""
 
-    def __init__(self, model: CausalLM, cache: SlotCache, max_sequences: int, capture: Capture) -> None:
+    def __init__(self, model: CausalLM, cache: SlotCache, max_sequences: int, longest: int, capture: Capture) -> None:
+        """`longest` is the length of the longest sequence that can come, rounded up to 16."""
         self._model, self._cache = model, cache
         self.graphs = Graphs(capture)
-        self._most_rows, self._most_keys = max_sequences, model.config.max_position_embeddings
+        self._most_rows, self._most_keys = max_sequences, longest
         device = model.norm.device
         rows = round_up(max_sequences)
-        self._slots_RS = torch.zeros(max_sequences + 1, round_up(self._most_keys), dtype=torch.int64, device=device)
+        self._slots_RS = torch.zeros(max_sequences + 1, longest, dtype=torch.int64, device=device)
         self._inputs = Inbox(INPUT_ROWS * rows, device)
         self._prompt_inputs = Inbox(RUN_ROWS * MOST_PROMPT_ROWS, device)
         self._hidden_BD = torch.zeros(MOST_PROMPT_ROWS, model.config.hidden_size, dtype=model.norm.dtype, device=device)

@@ -1,7 +1,10 @@
 """The benchmark of decoding: its requests, its comparison of bits, its table, and its refusal without a GPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from samepath.rl import bench_decode
 from samepath.rl.bench_decode import DecodeResult, bench_requests, measure, same_bits, table
@@ -9,6 +12,11 @@ from samepath.rollout.sampling import SamplingSettings
 from tests.engine_runs import make_engine
 
 SAMPLING = SamplingSettings(max_new_tokens=5, ignore_stop=True)
+
+
+def test_bench_model_is_the_recipes() -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "h200_small.yaml").read_text(encoding="utf-8"))
+    assert recipe["model"]["config"] == bench_decode.MODEL
 
 
 def test_bench_requests_hold_all_rows_with_a_seed_each() -> None:

@@ -239,3 +239,14 @@ def test_wants_graphs_follows_setting_device_and_backend(
 def test_engine_cuda_graph_on_without_a_gpu_says_what_to_do() -> None:
     with pytest.raises(EngineUnavailableError, match="needs model.device=cuda and model.backend=triton.*cpu and torch"):
         make_engine(cuda_graph="on")
+
+
+def test_a_cache_shorter_than_the_context_serves_what_it_can_hold_with_the_same_bits() -> None:
+    """Tables and key windows end with the cache: 80 of the model's 128 positions."""
+    small = BuiltinSettings(cache_tokens=80, page_size=8, max_sequences=4)
+    work = [request("g", (4,) * 50, SamplingSettings(max_new_tokens=22, ignore_stop=True), (3,))]
+    wanted = make_engine().run(work)[0]
+    for engine in (BuiltinEngine(tiny_model(), TOKENIZER, small), graph_engine(small)):
+        assert engine._tables.slots_RS.shape == (5, 80)
+        assert_same_samples(engine.run(work)[0], wanted)
+        assert_nothing_leaked(engine)
