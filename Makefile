@@ -65,10 +65,10 @@ bench-setup: setup
 
 bench-engines: setup-vllm
 	test -e $(SMOLLM2)/config.json || $(MAKE) smollm2
-	$(VLLM_VENV)/bin/python -m samepath.rl.bench_engines --smollm2 $(SMOLLM2) $(ARGS)
+	$(VLLM_VENV)/bin/python -m benchmarks.engines --smollm2 $(SMOLLM2) $(ARGS)
 
 bench: bench-setup
-	$(BIN)/python -m samepath.rl.bench
+	$(BIN)/python -m benchmarks.against_trl
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

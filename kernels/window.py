@@ -80,7 +80,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Division:
-    """A plan's rows, shared between the two forms of latent attention; made by `model/dispatch.py`. Axis: M rows in absorbed form."""
+    """A plan's rows, shared between the two forms of latent attention; made by `model/network/dispatch.py`. Axis: M rows in absorbed form."""
 
     absorbed: AttentionPlan
     """The plan of the M rows alone, which it numbers from 0."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from samepath.rewards.process import KILL_WAIT_S, RewardProcess, RewardStartError, RunnerClosedError
 from samepath.rewards.request import RewardRequest
+from samepath.rewards.sandbox.process import KILL_WAIT_S, RewardProcess, RewardStartError, RunnerClosedError
 from samepath.rewards.score import Score, Status
 from samepath.rewards.settings import RewardSettings
 

@@ -10,19 +10,19 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from samepath.rl.environment import set_missing_variables
+from samepath.rl.machine import set_missing_variables
 
 # Spinning threads cost more than they give on few cores; must stand before torch starts its thread pool.
 set_missing_variables({"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
 
 from samepath.rewards.plugin import PluginError  # noqa: E402
 from samepath.rl.preview import evaluate_source, sample_source  # noqa: E402
-from samepath.rl.recipe import Recipe  # noqa: E402
-from samepath.rl.recipe_file import dump_recipe, load_recipe, recipe_schema  # noqa: E402
-from samepath.rl.recipe_node import RecipeError  # noqa: E402
+from samepath.rl.recipe.file import dump_recipe, load_recipe, recipe_schema  # noqa: E402
+from samepath.rl.recipe.node import RecipeError  # noqa: E402
+from samepath.rl.recipe.recipe import Recipe  # noqa: E402
 from samepath.rl.run import RECIPE_FILE, RunError, resume_run, start_run  # noqa: E402
-from samepath.rl.task_row import TaskError  # noqa: E402
-from samepath.rl.validation import describe_step, validate_recipe  # noqa: E402
+from samepath.rl.tasks.row import TaskError  # noqa: E402
+from samepath.rl.validate.validation import describe_step, validate_recipe  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,8 +130,8 @@ def convert(
 ) -> None:
     """Turn a model into a checkpoint folder with plain, trainable weights, once."""
     # Late: no other command needs it.
-    from samepath.rl.convert import convert as write_checkpoint
-    from samepath.rl.convert import find_source
+    from samepath.model.files.convert import convert as write_checkpoint
+    from samepath.model.files.convert import find_source
 
     done = write_checkpoint(find_source(source, file), target, dtype, Console(stderr=True).print)
     Console().print(
@@ -149,7 +149,7 @@ def ui(
 ) -> None:
     """Serve the MLflow pages of all runs on loopback until Ctrl-C."""
     # Late: MLflow is optional and slow to import.
-    from samepath.rl.mlflow_ui import start_ui
+    from samepath.rl.tracking.mlflow_ui import start_ui
 
     process = start_ui(runs_dir, port)
     Console().print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
@@ -164,7 +164,7 @@ def ui(
 def doctor() -> None:
     """Say what works on this machine, and why something does not."""
     # Late: the checks import torch kernels that no other command needs.
-    from samepath.rl.doctor import run_checks
+    from samepath.rl.validate.doctor import run_checks
 
     table = Table("", "check", "detail")
     for check in run_checks():
@@ -184,8 +184,8 @@ def replay(
 ) -> None:
     """Send what a run could not send to MLflow."""
     # Late: MLflow is optional.
-    from samepath.rl.tracking import store_uri
-    from samepath.rl.tracking_mlflow import replay_queue
+    from samepath.rl.tracking.build import store_uri
+    from samepath.rl.tracking.mlflow import replay_queue
 
     recipe = _recipe_of_run(run_dir)
     counts = replay_queue(run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent))

@@ -4,18 +4,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from samepath.model.tokenizer import Tokenizer
-from samepath.rl.diagnostics_rollout import rollout_metrics
-from samepath.rl.evaluation import Evaluation, evaluate
-from samepath.rl.learner_handle import LearnerHandle
-from samepath.rl.progress import ProgressDisplay
-from samepath.rl.prompts import group_request, seed_of
-from samepath.rl.recipe import Recipe
-from samepath.rl.records import rollout_records
-from samepath.rl.score_groups import GroupScorer, training_batch
-from samepath.rl.task_row import Task
-from samepath.rl.tracking import Tracker
-from samepath.rollout.pool import RolloutPool
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.batch.score_groups import GroupScorer, training_batch
+from samepath.rl.diagnostics.rollouts import rollout_metrics
+from samepath.rl.evaluation.held_out import Evaluation, evaluate
+from samepath.rl.learner.handle import LearnerHandle
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.tasks.requests import group_request, seed_of
+from samepath.rl.tasks.row import Task
+from samepath.rl.tracking.build import Tracker
+from samepath.rl.tracking.records import rollout_records
+from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.request import GroupRequest
 
 

@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samepath.model.checkpoint import load_checkpoint
-from samepath.model.tokenizer import load_tokenizer
+from samepath.model.files.checkpoint import load_checkpoint
+from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
-from samepath.rl.evaluation import evaluate
-from samepath.rl.learner import latest_checkpoint
-from samepath.rl.model_source import CheckpointModel, build_model, resolve_folder
-from samepath.rl.prompts import seed_of
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
+from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.evaluation.held_out import evaluate
+from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.learner.model_source import CheckpointModel, build_model, resolve_folder
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import RECIPE_FILE, inline_pool
-from samepath.rl.score_groups import GroupScorer
-from samepath.rl.tasks import build_task
-from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rl.tasks.requests import seed_of
+from samepath.rl.tasks.tasks import build_task
+from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings

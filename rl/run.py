@@ -11,27 +11,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from samepath.model.tokenizer import Tokenizer, load_tokenizer
+from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
-from samepath.rl.environment import child_environment, collect_environment, import_path
-from samepath.rl.evaluation import Evaluation
-from samepath.rl.learner import latest_checkpoint
-from samepath.rl.learner_handle import LearnerHandle, build_learner
+from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.learner.handle import LearnerHandle, build_learner
+from samepath.rl.learner.learner import latest_checkpoint
 from samepath.rl.loop import Loop
-from samepath.rl.progress import ProgressDisplay
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import dump_recipe
+from samepath.rl.machine import child_environment, collect_environment, import_path
+from samepath.rl.recipe.file import dump_recipe
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.report.summary import write_summary
 from samepath.rl.run_state import STATE_FILE, RunState
-from samepath.rl.score_groups import GroupScorer
-from samepath.rl.summary import write_summary
-from samepath.rl.task_row import Task
-from samepath.rl.tasks import build_task
-from samepath.rl.tracking import RunStatus, Tracker, build_tracker
+from samepath.rl.tasks.row import Task
+from samepath.rl.tasks.tasks import build_task
+from samepath.rl.tracking.build import RunStatus, Tracker, build_tracker
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
-from samepath.rollout.pool import InlinePool, RolloutPool, worker_environment
-from samepath.rollout.process_pool import ProcessPool
-from samepath.rollout.vllm_version import require_vllm
-from samepath.rollout.worker import peak_memory_bytes
+from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
+from samepath.rollout.pool.process_pool import ProcessPool
+from samepath.rollout.pool.worker import peak_memory_bytes
+from samepath.rollout.vllm.version import require_vllm
 
 RECIPE_FILE = "recipe.yaml"
 COLD_START_STEPS_A_CALL = 20
@@ -221,7 +221,7 @@ def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutP
     if recipe.runtime == "inline":
         return inline_pool(recipe, model_folder, recipe_dir)
     # Late: `runtime: inline` must work without Ray.
-    from samepath.rollout.ray_pool import RayPool
+    from samepath.rollout.pool.ray_pool import RayPool
 
     return RayPool(
         model_folder.resolve(), recipe.engine, recipe.rollout, import_path(recipe_dir), recipe.model.placement
@@ -244,7 +244,7 @@ def _cluster(recipe: Recipe) -> Iterator[None]:
         return
     try:
         # Late: `runtime: inline` must work without Ray.
-        from samepath.rl.ray_learner import start_cluster, stop_cluster
+        from samepath.rl.learner.ray_learner import start_cluster, stop_cluster
     except ModuleNotFoundError as error:
         raise RunError(
             "runtime: ray needs the package ray: `pip install samepath[ray]`, or set runtime=inline"

@@ -6,15 +6,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from samepath.model.checkpoint import load_checkpoint
-from samepath.model.placement import ON_CPU, Placement
-from samepath.model.tokenizer import load_tokenizer
-from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.model.files.checkpoint import load_checkpoint
+from samepath.model.network.placement import ON_CPU, Placement
+from samepath.model.text.tokenizer import load_tokenizer
+from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
-from samepath.rollout.vllm_version import require_vllm
+from samepath.rollout.vllm.version import require_vllm
 
 
 class Engine(Protocol):
@@ -61,6 +61,6 @@ def build_engine(folder: Path, settings: BuiltinSettings | VllmSettings, placeme
         case VllmSettings():
             require_vllm(settings)
             # Late: an optional dependency, slow to import, that patches the process it is imported into.
-            from samepath.rollout.vllm_engine import VllmEngine
+            from samepath.rollout.vllm.engine import VllmEngine
 
             return VllmEngine(folder, load_tokenizer(folder), settings)

@@ -39,7 +39,7 @@ class BuiltinSettings(BaseModel):
 
 
 class VllmSettings(BaseModel):
-    """A vLLM engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm_version.py)."""
+    """A vLLM engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm/version.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.logprob import sampling_logprobs
+from samepath.kernels.head.logprob import sampling_logprobs
 
 DRAW_BLOCK = 512
 """Tokens of one block of the search for a draw."""

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from samepath.model.config import ModelConfig
-from samepath.model.network import CausalLM
-from samepath.model.tokenizer import Tokenizer, character_tokenizer
+from samepath.model.network.network import CausalLM
+from samepath.model.text.tokenizer import Tokenizer, character_tokenizer
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 
 GPU = torch.device("cuda", 0)
 INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten._index_put_impl_.default}

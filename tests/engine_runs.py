@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from samepath.model.network import CausalLM
-from samepath.model.tokenizer import character_tokenizer
-from samepath.rl.policy_pass import run_policy
-from samepath.rollout.builtin_engine import BuiltinEngine
+from samepath.model.network.network import CausalLM
+from samepath.model.text.tokenizer import character_tokenizer
+from samepath.rl.learner.policy_pass import run_policy
+from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings

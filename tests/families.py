@@ -3,7 +3,7 @@
 import torch
 
 from samepath.model.config import ModelConfig
-from samepath.model.network import CausalLM
+from samepath.model.network.network import CausalLM
 from tests.conftest import tiny_config
 
 _COMMON: dict[str, object] = {

@@ -7,7 +7,48 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("kernels", "model", "rollout", "rewards", "rl")
+HOUSE: dict[str, str] = {
+    "kernels": """
+        backend window
+        gpu/
+        rows/ selection/ sparse_attention/
+        experts/ head/ dense_attention/ window_attention/
+        indexer/
+    """,
+    "model": """
+        config json_file shape trace plan model_input key_store policy
+        text/ network/ transformers/
+        files/
+    """,
+    "rewards": """
+        final_answer request score settings plugin exact length math reasoning_gym
+        sandbox/
+        runner
+    """,
+    "rollout": """
+        types sampling request engine_settings engine_errors counters capabilities stepped_engine
+        builtin/
+        vllm/
+        engine
+        pool/
+    """,
+    "rl": """
+        machine run_state
+        objective/
+        recipe/
+        batch/ tasks/
+        diagnostics/ tracking/ evaluation/
+        learner/ report/
+        validate/
+        loop
+        run
+        preview
+        cli
+    """,
+}
+"""The rooms (`name/`) and the single files of each folder. A line may import the lines above it, never one below or a room beside it; files
+of one line and files inside a room may import each other as long as no circle arises. `rl → rollout → model → kernels` between folders."""
+FOLDERS = tuple(HOUSE)
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "model": {"model", "kernels"},
@@ -15,7 +56,7 @@ MAY_IMPORT = {
     "rollout": {"rollout", "rewards", "model", "kernels"},
     "rl": {"rl", "rollout", "rewards", "model", "kernels"},
 }
-"""`rl → rollout → model → kernels`; `rewards` stands alone, and only `rollout` and `rl` know it."""
+"""`rewards` stands alone, and only `rollout` and `rl` know it."""
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
 MAX_FILE_LINES = {"kernels": 500}
 DEFAULT_FILE_LINES = 300
@@ -25,7 +66,7 @@ MAX_KERNEL_LINES = 110
 MAX_LOOP_LINES = 100
 """The training loop alone, a function of rl/loop.py or rl/run.py, may be this long."""
 LOOP_FILES = {"rl/loop.py", "rl/run.py"}
-ENVIRONMENT_FILE = "rl/environment.py"
+ENVIRONMENT_FILE = "rl/machine.py"
 
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
@@ -121,9 +162,51 @@ def test_folders_have_no_init_file() -> None:
     assert [str(path) for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")] == []
 
 
-def test_folders_are_flat() -> None:
-    """The wheel lists its packages one by one; a subfolder would be left out of it."""
-    assert [name for name in NAMES if name.count("/") != 1] == []
+def place_of(module: str) -> tuple[str, str]:
+    """(folder, `room/` or file) of `samepath.folder.room.file` or `samepath.folder.file`."""
+    _, folder, *rest = module.split(".")
+    return folder, rest[0] + ("/" if len(rest) > 1 else "")
+
+
+def test_every_file_has_its_place_in_the_house_and_every_place_exists() -> None:
+    modules = ["samepath." + name.removesuffix(".py").replace("/", ".") for name in NAMES]
+    listed = [(folder, place) for folder, lines in HOUSE.items() for place in lines.split()]
+    assert len(listed) == len(set(listed))
+    assert {place_of(module) for module in modules} == set(listed)
+    assert {module for module in modules if module.count(".") > 3} == set()
+
+
+def test_rooms_are_imported_one_way() -> None:
+    level = {
+        (folder, place): number
+        for folder, lines in HOUSE.items()
+        for number, line in enumerate(lines.strip().splitlines())
+        for place in line.split()
+    }
+    wrong = []
+    for name, tree, _ in trees():
+        here = place_of("samepath." + name.removesuffix(".py").replace("/", "."))
+        for module in imported_modules(tree):
+            if module.startswith("samepath."):
+                there = place_of(module)
+                beside = here != there and level[here] == level[there] and (here[1] + there[1]).count("/") > 0
+                if there[0] == here[0] and (level[there] > level[here] or beside):
+                    wrong.append(f"{name} imports {module}")
+    assert wrong == []
+
+
+def test_files_import_each_other_without_circles() -> None:
+    edges = {
+        "samepath." + name.removesuffix(".py").replace("/", "."): {
+            module for module in imported_modules(tree) if module.startswith("samepath.")
+        }
+        for name, tree, _ in trees()
+    }
+    left = dict(edges)
+    while free := [module for module, wanted in left.items() if not wanted & set(left)]:
+        for module in free:
+            del left[module]
+    assert sorted(left) == []
 
 
 def test_file_names_say_what_is_inside() -> None:
@@ -166,7 +249,7 @@ def test_functions_are_short() -> None:
 
 
 def test_environment_is_touched_in_one_file_only() -> None:
-    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/environment.py."""
+    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/machine.py."""
     wrong = []
     for name, tree, _ in trees():
         if name == ENVIRONMENT_FILE:

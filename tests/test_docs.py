@@ -15,13 +15,13 @@ import yaml
 from pydantic import TypeAdapter
 
 from samepath.model.config import ModelType
-from samepath.model.published_sizes import KNOWN_TYPES
+from samepath.model.files.published_sizes import KNOWN_TYPES
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.cli import app
-from samepath.rl.model_source import ModelSettings
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
-from samepath.rl.tasks import TaskSettings
+from samepath.rl.learner.model_source import ModelSettings
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.tasks.tasks import TaskSettings
 from tests.tiny_transformers import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]

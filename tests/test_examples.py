@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
-from samepath.rl.rollout_record import RolloutRecord
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
-from samepath.rl.tracking_jsonl import read_metrics, read_rollouts
+from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
+from samepath.rl.tracking.rollout_record import RolloutRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "own_reward"

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from samepath.rollout.vllm_version import CPU_DISTRIBUTION, TESTED_VERSION
+from samepath.rollout.vllm.version import CPU_DISTRIBUTION, TESTED_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    for folder in (*FOLDERS, "recipes", "tests"):
+    for folder in (*FOLDERS, "recipes", "tests", "benchmarks"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -43,7 +43,7 @@ def test_wheel_holds_only_samepath(wheel: Path) -> None:
 def test_wheel_holds_every_module_of_the_five_folders_and_no_other(wheel: Path) -> None:
     packed = sorted(name for name in names_of(wheel) if name.startswith("samepath/"))
     modules = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    cuda_sources = list((ROOT / "kernels").glob("*.cu"))
+    cuda_sources = list((ROOT / "kernels").rglob("*.cu"))
     sources = sorted(f"samepath/{path.relative_to(ROOT).as_posix()}" for path in modules + cuda_sources)
     assert cuda_sources
     assert packed == sources

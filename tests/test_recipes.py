@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from samepath.model.published_sizes import published_sizes
-from samepath.rl import memory_findings
-from samepath.rl.model_source import CheckpointModel, NewModel
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import dump_recipe, load_recipe
-from samepath.rl.recipe_memory import DEVICES, MemoryPlan, memory_lines, memory_plan
-from samepath.rl.validation import validate_recipe
-from tests.model.test_published_sizes import SMOLLM2
+from samepath.model.files.published_sizes import published_sizes
+from samepath.rl.learner.model_source import CheckpointModel, NewModel
+from samepath.rl.recipe.file import dump_recipe, load_recipe
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.validate import memory_findings
+from samepath.rl.validate.memory_plan import DEVICES, MemoryPlan, memory_lines, memory_plan
+from samepath.rl.validate.validation import validate_recipe
+from tests.model.files.test_published_sizes import SMOLLM2
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -10,10 +10,10 @@ from samepath.kernels.backend import round_up
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import PackedKeys
 from samepath.model.model_input import ModelInput
-from samepath.model.network import CausalLM
+from samepath.model.network.network import CausalLM
 from samepath.model.plan import Span, plan_spans
 from samepath.model.trace import ForwardTrace
-from samepath.rl.batch import PackedBatch, TrainSequence, pack
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Group, Prompt

@@ -7,8 +7,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from samepath.model.tokenizer import character_tokenizer
-from samepath.model.transformers_policy import TransformersPolicy, save_transformers
+from samepath.model.text.tokenizer import character_tokenizer
+from samepath.model.transformers.policy import TransformersPolicy, save_transformers
 from tests.conftest import ALPHABET
 
 VOCAB = 32

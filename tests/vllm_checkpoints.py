@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samepath.model.tokenizer import character_tokenizer
+from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rollout.types import Segment
 
 ALPHABET = "".join(chr(code) for code in range(33, 127))

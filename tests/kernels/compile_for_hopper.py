@@ -63,30 +63,23 @@ torch.mm = lambda left, right, *, out_dtype=None, out=None: (
     plain_product(left, right, out=out) if out_dtype is None else out
 )
 
-from samepath.kernels import (
-    triton_attention_decode,
-    triton_attention_forward,
-    triton_attention_mass,
-    triton_dense_attention,
-    triton_dense_indexer,
-    triton_dense_rows,
-    triton_expert_choice,
-    triton_expert_product,
-    triton_gated_unit,
-    triton_head_product,
-    triton_index_logits,
-    triton_logprob,
-    triton_rotary,
-    triton_selected_keys,
-    triton_selected_logits,
-    triton_sparse_attention,
-    triton_window_attention,
-)
-from samepath.kernels.dense_indexer import Teacher
-from samepath.kernels.expert_choice import ChoiceRule
-from samepath.kernels.logprob import SupportRows
-from samepath.kernels.triton_attention_backward import SavedRows, attend_backward
+from samepath.kernels.dense_attention import triton_joined as triton_dense_attention
+from samepath.kernels.experts import triton_choice as triton_expert_choice
+from samepath.kernels.experts import triton_product as triton_expert_product
+from samepath.kernels.experts.expert_choice import ChoiceRule
+from samepath.kernels.head import triton_logprob
+from samepath.kernels.head.logprob import SupportRows
+from samepath.kernels.indexer import triton_dense_indexer, triton_index_logits, triton_selected_logits
+from samepath.kernels.indexer.dense_indexer import Teacher
+from samepath.kernels.rows import triton_dense_rows, triton_gated_unit, triton_head_product, triton_rotary
+from samepath.kernels.selection import triton_selected_keys
+from samepath.kernels.sparse_attention import triton_decode as triton_attention_decode
+from samepath.kernels.sparse_attention import triton_forward as triton_attention_forward
+from samepath.kernels.sparse_attention import triton_joined as triton_sparse_attention
+from samepath.kernels.sparse_attention import triton_mass as triton_attention_mass
+from samepath.kernels.sparse_attention.triton_backward import SavedRows, attend_backward
 from samepath.kernels.window import AttentionPlan, Window
+from samepath.kernels.window_attention import triton_joined as triton_window_attention
 
 ROWS, KEYS, SELECTED = 16, 4096, 2048
 

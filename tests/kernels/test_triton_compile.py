@@ -23,7 +23,7 @@ INTERPRETER_ONLY = {"triton_selection.py"}
 def launched_kernels() -> set[str]:
     """Names of all kernels that a file defines and launches."""
     names: set[str] = set()
-    for file in KERNELS.glob("triton_*.py"):
+    for file in KERNELS.rglob("*.py"):
         source = file.read_text()
         defined = set(re.findall(r"@(?:triton|gluon)\.jit[^\n]*\ndef (\w+)", source))
         if file.name not in INTERPRETER_ONLY:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.window import Window
-from samepath.kernels.window_attention import window_attend
+from samepath.kernels.window_attention.window_attention import window_attend
 
 
 @dataclass

@@ -11,8 +11,8 @@ from concurrent.futures import CancelledError
 import psutil
 import pytest
 
-from samepath.rewards.process import RewardStartError
 from samepath.rewards.request import RewardRequest
+from samepath.rewards.sandbox.process import RewardStartError
 
 HANG = "while True: time.sleep(60)"
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from tests.conftest import ALPHABET, tiny_config
 
 TINY: dict[str, Any] = {

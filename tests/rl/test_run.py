@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from samepath.rl.learner import Learner, latest_checkpoint
+from samepath.rl.learner.learner import Learner, latest_checkpoint
 from samepath.rl.loop import Loop
 from samepath.rl.run import RunError, resume_run, start_run
-from samepath.rl.tracking_jsonl import read_metrics, read_rollouts
+from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
 
 TIMED = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s")
 

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from samepath.model.checkpoint import save_checkpoint
-from samepath.model.tokenizer import Tokenizer, load_tokenizer
-from samepath.rl.prompts import group_request
-from samepath.rl.recipe import Recipe
+from samepath.model.files.checkpoint import save_checkpoint
+from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import resume_run, start_run
-from samepath.rl.task_row import TaskRow
-from samepath.rl.tasks import build_task
-from samepath.rl.tracking_jsonl import read_rollouts
+from samepath.rl.tasks.requests import group_request
+from samepath.rl.tasks.row import TaskRow
+from samepath.rl.tasks.tasks import build_task
+from samepath.rl.tracking.jsonl import read_rollouts
 from samepath.rollout.sampling import SamplingSettings
 from tests.conftest import tiny_model
-from tests.rl.test_prompts import chatty
+from tests.rl.tasks.test_requests import chatty
 
 CHAT = (
     "model={kind: checkpoint, path: chat}",

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from samepath.model.checkpoint import published_tensors
 from samepath.model.config import ModelConfig
-from samepath.rl.learner import latest_checkpoint
-from samepath.rl.model_source import NewModel
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
+from samepath.model.files.checkpoint import published_tensors
+from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.learner.model_source import NewModel
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
-from samepath.rl.tracking_jsonl import read_metrics
+from samepath.rl.tracking.jsonl import read_metrics
 from tests.conftest import ALPHABET
 from tests.families import family_config, family_model
 from tests.rl.conftest import TINY

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samepath.model.policy_files import load_policy, policy_tensors
-from samepath.rl.learner import latest_checkpoint
+from samepath.model.files.policy_files import load_policy, policy_tensors
+from samepath.rl.learner.learner import latest_checkpoint
 from samepath.rl.preview import evaluate_source, sample_source
 from samepath.rl.run import resume_run, start_run
-from samepath.rl.tracking_jsonl import read_metrics
+from samepath.rl.tracking.jsonl import read_metrics
 
 BUILTIN = ["engine={kind: builtin}", "rl.max_gap_at_lag_0=0.001", "rl.steps=3"]
 

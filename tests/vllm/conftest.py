@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from samepath.rollout.engine_settings import VllmSettings, engine_environment
-from samepath.rollout.vllm_version import installed_vllm
+from samepath.rollout.vllm.version import installed_vllm
 from tests.vllm_checkpoints import BY_NAME, Reference, write_checkpoint
 
 EXACT = VllmSettings(dtype="float32", cache_bytes=16 << 20, max_sequences=32, return_sampling_mask=True)

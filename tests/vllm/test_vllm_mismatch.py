@@ -2,7 +2,7 @@
 
 import pytest
 
-from samepath.rl.mismatch import compare
+from benchmarks.mismatch import compare
 
 
 @pytest.mark.parametrize("family", ["Qwen3Moe", "DeepseekV3"])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from samepath.model.checkpoint import load_checkpoint, published_tensors
-from samepath.model.tokenizer import character_tokenizer
-from samepath.rl.model_source import save_model
-from samepath.rl.policy_pass import run_policy
+from samepath.model.files.checkpoint import load_checkpoint, published_tensors
+from samepath.model.text.tokenizer import character_tokenizer
+from samepath.rl.learner.model_source import save_model
+from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.engine import build_engine
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings, engine_environment
 from samepath.rollout.request import GroupRequest

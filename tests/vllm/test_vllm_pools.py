@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from samepath.rl.environment import child_environment
-from samepath.rl.ray_learner import start_cluster, stop_cluster
-from samepath.rl.recipe import RaySettings
+from samepath.rl.learner.ray_learner import start_cluster, stop_cluster
+from samepath.rl.machine import child_environment
+from samepath.rl.recipe.recipe import RaySettings
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import VllmSettings
-from samepath.rollout.pool import RolloutPool, RolloutSettings, worker_environment
-from samepath.rollout.process_pool import ProcessPool
-from samepath.rollout.ray_pool import RayPool
+from samepath.rollout.pool.pool import RolloutPool, RolloutSettings, worker_environment
+from samepath.rollout.pool.process_pool import ProcessPool
+from samepath.rollout.pool.ray_pool import RayPool
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Group
 from tests.tiny_runs import request

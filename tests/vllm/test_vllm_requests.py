@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from samepath.model.tokenizer import load_tokenizer
+from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rollout.sampling import SamplingSettings
 from samepath.rollout.types import Segment, Support
 from tests.tiny_runs import random_prompt, request

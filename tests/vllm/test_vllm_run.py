@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from samepath.rl.preview import evaluate_source
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
-from samepath.rl.tracking_jsonl import read_metrics
+from samepath.rl.tracking.jsonl import read_metrics
 from tests.rl.conftest import TINY
 from tests.rl.test_run import comparable
 

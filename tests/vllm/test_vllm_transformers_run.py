@@ -8,11 +8,11 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from samepath.rl.mismatch_cases import write_case
-from samepath.rl.recipe import Recipe
-from samepath.rl.recipe_file import load_recipe
+from benchmarks.mismatch_cases import write_case
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import resume_run, start_run
-from samepath.rl.tracking_jsonl import read_metrics
+from samepath.rl.tracking.jsonl import read_metrics
 from tests.rl.conftest import TINY
 
 FOREIGN: dict[str, Any] = {

@@ -1,0 +1,66 @@
+"""Operations of single rows whose bits must not depend on the batch: linear map, RMS norm, router scores, dense feed-forward.
+
+Axes: N rows, D input width, O output width, E experts, F feed-forward width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm as torch_rms_norm
+
+from samepath.kernels.backend import Backend
+from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.rows.gated_unit import sigmoid, swiglu
+from samepath.kernels.rows.row_product import row_product
+
+
+def linear(x_ND: Tensor, weight_OD: Tensor, backend: Backend, bias_O: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias `[N, O]` in x's type, with gradients.
+
+    On CPU (`torch`) a row stands alone if N is a multiple of 16; on a GPU only `triton` promises it, for any N.
+    """
+    _check_width(x_ND, weight_OD)
+    if backend == "triton":
+        out_NO: Tensor = triton_kernels("rows.triton_dense_rows", x_ND, weight_OD).linear(x_ND, weight_OD)
+        return out_NO if bias_O is None else out_NO + bias_O
+    return row_product(x_ND, weight_OD, bias_O)
+
+
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, backend: Backend) -> Tensor:
+    """x / √(mean x² + eps) · weight `[N, D]`, with gradients."""
+    if backend == "triton":
+        return triton_kernels("rows.triton_dense_rows", x_ND, weight_D).rms_norm(x_ND, weight_D, eps)  # type: ignore[no-any-return]
+    return torch_rms_norm(x_ND, (x_ND.shape[1],), weight_D, eps)
+
+
+def head_norm(x_NHK: Tensor, weight_HK: Tensor, eps: float, backend: Backend) -> Tensor:
+    """The norm of each head's K channels alone, times the head's own weight `[N, H, K]`, with gradients."""
+    if backend == "triton":
+        ones_K = torch.ones_like(weight_HK[0])
+        return rms_norm(x_NHK.flatten(0, 1), ones_K, eps, backend).view(x_NHK.shape) * weight_HK
+    return torch_rms_norm(x_NHK, (x_NHK.shape[2],), None, eps) * weight_HK
+
+
+def router_scores(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
+    """sigmoid(x · weightᵀ) `[N, E]`, float32 (float64 stays), with gradients."""
+    return sigmoid(float32_linear(x_ND, weight_ED, backend))
+
+
+def float32_linear(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
+    """x · weightᵀ `[N, E]` in float32 (float64 stays) whatever the inputs' type, with gradients: what is compared needs the bits."""
+    _check_width(x_ND, weight_ED)
+    if backend == "triton":
+        return triton_kernels("rows.triton_dense_rows", x_ND, weight_ED).linear(x_ND, weight_ED, torch.float32)  # type: ignore[no-any-return]
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    return row_product(x_ND.to(wide), weight_ED.to(wide))
+
+
+def feed_forward(x_ND: Tensor, gate_up_GD: Tensor, down_DF: Tensor, backend: Backend) -> Tensor:
+    """Dense SwiGLU, `[N, D]`; gate and up weights stacked, G = 2F."""
+    return linear(swiglu(linear(x_ND, gate_up_GD, backend), backend), down_DF, backend)
+
+
+def _check_width(x_ND: Tensor, weight_OD: Tensor) -> None:
+    if x_ND.ndim != 2 or weight_OD.ndim != 2 or x_ND.shape[1] != weight_OD.shape[1]:
+        raise ValueError(
+            f"a linear map needs x [N, D] and weight [O, D]; got {tuple(x_ND.shape)}, {tuple(weight_OD.shape)}"
+        )

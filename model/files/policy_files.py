@@ -1,0 +1,50 @@
+"""Checkpoint folders of any policy: which implementation reads one, writes one, and names its weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from samepath.kernels.backend import Backend
+from samepath.model.files.checkpoint import load_checkpoint, published_tensors, save_checkpoint
+from samepath.model.network.network import CausalLM
+from samepath.model.policy import Policy
+
+Implementation = Literal["own", "transformers"]
+"""`own`: the network of this package, which the built-in engine runs too. `transformers`: any causal language model of it."""
+
+
+def load_policy(folder: Path, implementation: Implementation, backend: Backend) -> Policy:
+    """Build the policy of a checkpoint folder and fill it. Raises ValueError or FileNotFoundError that name what does not fit."""
+    match implementation:
+        case "own":
+            return load_checkpoint(folder, backend)
+        case "transformers":
+            # Late: importing transformers' models takes seconds that no run of the own network needs.
+            from samepath.model.transformers.policy import load_transformers
+
+            return load_transformers(folder, backend)
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write `config.json` and safetensors into `folder`, under the published names."""
+    if isinstance(policy, CausalLM):
+        save_checkpoint(policy, folder)
+        return
+    # Late: as above.
+    from samepath.model.transformers.policy import TransformersPolicy, save_transformers
+
+    assert isinstance(policy, TransformersPolicy)
+    save_transformers(policy, folder)
+
+
+def policy_tensors(policy: Policy) -> Mapping[str, Tensor]:
+    """The weights under their published names: what `save_policy` writes and every engine takes."""
+    if isinstance(policy, CausalLM):
+        return published_tensors(policy)
+    # Late: as above.
+    from samepath.model.transformers.policy import TransformersPolicy, checkpoint_tensors
+
+    assert isinstance(policy, TransformersPolicy)
+    return checkpoint_tensors(policy)

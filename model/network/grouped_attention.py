@@ -1,0 +1,65 @@
+"""Grouped-query attention over all keys, with the options of the published families: biases, and norms of each head (Qwen3).
+
+Axes: N rows, D width, H query heads, G key heads, X both, K head width, W width of a key row.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from samepath.kernels.backend import Backend
+from samepath.kernels.dense_attention.dense_attention import dense_attend
+from samepath.kernels.rows.dense_rows import head_norm, linear
+from samepath.kernels.window import AttentionPlan
+from samepath.model.config import ModelConfig
+from samepath.model.key_store import KeyStore
+from samepath.model.network.kernel_module import KernelModule
+from samepath.model.network.rope import rotate_whole
+from samepath.model.trace import ForwardTrace
+
+
+class GroupedAttention(KernelModule):
+    """Attention of one layer; query, key and value matrices stand in one, in this order."""
+
+    def __init__(self, config: ModelConfig, backend: Backend, layer: int) -> None:
+        super().__init__(backend)
+        self.config, self.layer = config, layer
+        heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_width
+        self.qkv = nn.Parameter(torch.empty((heads + 2 * groups) * width, config.hidden_size))
+        self.output = nn.Parameter(torch.empty(config.hidden_size, heads * width))
+        has_bias = config.attention_bias or config.model_type == "qwen2"
+        self.qkv_bias = nn.Parameter(torch.zeros(self.qkv.shape[0])) if has_bias else None
+        self.output_bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.attention_bias else None
+        has_norms = config.model_type in ("qwen3", "qwen3_moe")
+        self.query_norm = nn.Parameter(torch.ones(width)) if has_norms else None
+        self.key_norm = nn.Parameter(torch.ones(width)) if has_norms else None
+
+    def forward(
+        self,
+        x_ND: Tensor,
+        rope_N2K: Tensor,
+        plan: AttentionPlan,
+        store: KeyStore,
+        trace: ForwardTrace,
+        num_selected: int,
+    ) -> Tensor:
+        """Attention output `[N, D]`; new keys and values go to `store`. Nothing is selected, so `trace` gets nothing."""
+        config = self.config
+        heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_width
+        qkv_NXK = linear(x_ND, self.qkv, self.row_backend, self.qkv_bias).view(x_ND.shape[0], -1, width)
+        qk_NXK, v_NGK = qkv_NXK[:, : heads + groups], qkv_NXK[:, heads + groups :]
+        if self.query_norm is not None and self.key_norm is not None:
+            weights_XK = torch.cat([self.query_norm.expand(heads, -1), self.key_norm.expand(groups, -1)])
+            qk_NXK = head_norm(qk_NXK, weights_XK, config.rms_norm_eps, self.row_backend)
+        qk_NXK = rotate_whole(qk_NXK, rope_N2K[:, :1], rope_N2K[:, 1:])
+        q_NHK, k_NGK = qk_NXK[:, :heads], qk_NXK[:, heads:]
+        rows_GSW = store.update(self.layer, torch.cat([k_NGK.transpose(0, 1), v_NGK.transpose(0, 1)], -1))
+        out_NHK = dense_attend(
+            q_NHK,
+            rows_GSW,
+            plan,
+            scale=config.softmax_scale,
+            value_start=width,
+            value_width=width,
+            backend=self.backend,
+        )
+        return linear(out_NHK.flatten(1), self.output, self.row_backend, self.output_bias)

@@ -1,0 +1,105 @@
+"""Rotary position embedding tables and the two layouts the model uses.
+
+Axes: N rows, Q half the rotary width, K rotary width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from samepath.kernels.backend import Backend
+from samepath.kernels.gpu.loading import triton_kernels
+from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
+
+
+def inverse_frequencies(width: int, rope: RopeParameters) -> Tensor:
+    """θ^(−2i/width), float64 [width/2], interpolated by the factor where `rope_type` says so."""
+    exponents_Q = torch.arange(0, width, 2, dtype=torch.float64) / width
+    kept_Q = rope.rope_theta**-exponents_Q
+    match rope.rope_type:
+        case "default":
+            return kept_Q
+        case "linear":
+            return kept_Q / rope.factor
+        case "llama3":
+            return _llama3_frequencies(kept_Q, rope)
+        case "yarn":
+            return _yarn_frequencies(kept_Q, rope)
+
+
+def _llama3_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
+    """Slow rotations are divided by the factor, fast ones kept, with a linear change between the two bounds (Llama 3.1)."""
+    rotations_Q = rope.original_max_position_embeddings * kept_Q / (2 * math.pi)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    kept_share_Q = ((rotations_Q - low) / (high - low)).clamp(0, 1)
+    return kept_Q / rope.factor * (1 - kept_share_Q) + kept_Q * kept_share_Q
+
+
+def _yarn_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
+    """Slow rotations are divided by the factor, with a ramp over the channels between the two bounds (arXiv:2309.00071 §3.2)."""
+    width = 2 * kept_Q.shape[0]
+
+    def dimension_of(rotations: float) -> float:
+        return (
+            width
+            * math.log(rope.original_max_position_embeddings / (rotations * 2 * math.pi))
+            / (2 * math.log(rope.rope_theta))
+        )
+
+    low = max(math.floor(dimension_of(rope.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(rope.beta_slow)), width - 1)
+    ramp_Q = ((torch.arange(width // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return kept_Q / rope.factor * ramp_Q + kept_Q * (1 - ramp_Q)
+
+
+def rope_table(config: ModelConfig) -> Tensor:
+    """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them.
+
+    For grouped-query attention both are as wide as the head, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
+    """
+    frequencies_Q = inverse_frequencies(config.rope_width, config.rope_parameters)
+    angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
+    rope = config.rope_parameters
+    amplitude = 1.0
+    if rope.rope_type == "yarn":
+        amplitude = yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
+    cos, sin = angles.cos(), angles.sin()
+    if not config.latent_attention:
+        cos, sin = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
+    return torch.stack([cos, sin], 1).mul(amplitude).float()
+
+
+def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
+    """Rotate pairs (2i, 2i+1): MLA's layout. `x` may have head axes between N and K if cos and sin broadcast.
+
+    Where no gradient is wanted `triton` takes one kernel, with the bits of these operations.
+    """
+    if backend == "triton" and not (torch.is_grad_enabled() and x_NK.requires_grad):
+        return _rotate_fused(x_NK, cos_NQ, sin_NQ, interleaved=True)
+    even, odd = x_NK[..., 0::2], x_NK[..., 1::2]
+    return torch.stack([even * cos_NQ - odd * sin_NQ, odd * cos_NQ + even * sin_NQ], -1).flatten(-2)
+
+
+def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
+    """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's; otherwise as above."""
+    if backend == "triton" and not (torch.is_grad_enabled() and x_NK.requires_grad):
+        return _rotate_fused(x_NK, cos_NQ, sin_NQ, interleaved=False)
+    first, second = x_NK.chunk(2, dim=-1)
+    return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)
+
+
+def _rotate_fused(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, *, interleaved: bool) -> Tensor:
+    """`[N, K]` with `[N, Q]`, or `[N, H, K]` with `[N, 1, Q]`."""
+    rotated: Tensor = triton_kernels("rows.triton_rotary", x_NK, cos_NQ, sin_NQ).rotate(
+        x_NK[:, None] if x_NK.ndim == 2 else x_NK,
+        cos_NQ if cos_NQ.ndim == 2 else cos_NQ[:, 0],
+        sin_NQ if sin_NQ.ndim == 2 else sin_NQ[:, 0],
+        interleaved,
+    )
+    return rotated.view(x_NK.shape)
+
+
+def rotate_whole(x_NK: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
+    """`rotate_halves` with cosines repeated and sines (−sin, sin) over the whole width: the same bits in fewer operations."""
+    return x_NK * cos_NK + x_NK.roll(x_NK.shape[-1] // 2, -1) * sin_NK

@@ -1,0 +1,218 @@
+"""Packing rollouts for the learner: only the rows that must run, no padding but the last few to a multiple of 16.
+
+What sequences have in common at their beginning, such as the prompt of a group's samples, stands in the batch once, and what follows
+attends to those rows.
+
+Axes: N rows run, R rows of all sequences (every token but each segment's last; a shared row once for each sequence),
+M sampled tokens that are trained, U different ones among them (equal row, token and distribution), L layers, X experts chosen, B sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samepath.kernels.backend import round_up
+from samepath.kernels.head.logprob import SupportRows
+from samepath.kernels.window import AttentionPlan
+from samepath.model.plan import Span, plan_spans
+from samepath.model.shape import ModelShape
+from samepath.rl.batch.route_check import check_routes
+from samepath.rl.batch.shared_rows import Placed, SharedRows
+from samepath.rollout.types import Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSequence:
+    """One segment to train on, with what the objective needs to know of its rollout."""
+
+    segment: Segment
+    """Tokens and records."""
+    temperature: float
+    """Temperature it was sampled at."""
+    name: str
+    """For error messages: group and sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """Segments laid end to end, common beginnings once. The row of a segment's token t predicts its token t + 1."""
+
+    token_ids_N: Tensor
+    """int64 [N] inputs; N is a multiple of 16, the last rows are padding."""
+    positions_N: Tensor
+    """int64 [N]."""
+    plan: AttentionPlan
+    """Causal attention within each segment."""
+    num_rows: int
+    """Rows before padding."""
+    rows_R: Tensor
+    """int64 [R] row of each position of each segment, segment by segment: what is counted or averaged by row is taken from here."""
+    sequence_R: Tensor
+    """int64 [R] index of the segment in the batch."""
+    prompts_apart: int
+    """Sequences whose prompt runs once more, in part, because it came with other routes or fingerprints than another sample's."""
+    rows_M: Tensor
+    """int64 [M] row that predicts each trained token; the first tokens after a shared prompt have the same."""
+    targets_M: Tensor
+    """int64 [M] the trained tokens."""
+    first_U: Tensor
+    """int64 [U] index in M of one of each, ascending: only these go through the head."""
+    scored_M: Tensor
+    """int64 [M] index in U."""
+    temperature_M: Tensor
+    """[M] sampling temperature."""
+    support: SupportRows | None
+    """Candidates of each trained token, or None if nothing was truncated."""
+    sequence_M: Tensor
+    """int64 [M] index of the segment in the batch."""
+    sampler_logprobs_M: Tensor
+    """[M] nats."""
+    version_M: Tensor
+    """int64 [M] weight version that sampled the token."""
+    routes_LNX: Tensor
+    """int64 [L_moe, N, X] recorded routes; −1 missing and padding."""
+    missing_routes: int
+    """Number of missing (row, layer) entries among the R rows."""
+    fingerprints_NL: Tensor | None
+    """int64 [N, L_sparse] the sampler's selection fingerprints; None if a segment has none."""
+
+
+def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
+    """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run."""
+    if not sequences:
+        raise ValueError("a batch needs at least one sequence")
+    shared = SharedRows()
+    placed = [shared.place(entry.segment) for entry in sequences]
+    padded = round_up(shared.num_rows)
+    token_ids, positions = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
+    routes = np.full((padded, len(shape.moe_layers), shape.num_experts_per_tok), -1, np.int64)
+    recorded = all(entry.segment.selection_fingerprint is not None for entry in sequences)
+    fingerprints = np.zeros((padded, len(shape.sparse_layers)), np.int64)
+    trained_rows, missing = [], 0
+    for entry, place in zip(sequences, placed):
+        segment, rows, length = entry.segment, place.rows_T.numpy(), len(place.rows_T)
+        missing += check_routes(segment.routes[:length], length, shape, entry.name)
+        token_ids[rows] = segment.token_ids[:-1]
+        positions[rows] = np.arange(length)
+        routes[rows] = segment.routes[:length]
+        if segment.selection_fingerprint is not None:
+            fingerprints[rows] = segment.selection_fingerprint[:length].view(np.int64)
+        trained_rows.append(rows[segment.trained[1:]])
+    counts = np.array([len(part) for part in trained_rows])
+    segments = [entry.segment for entry in sequences]
+    rows_M, targets_M = torch.from_numpy(np.concatenate(trained_rows)), _trained(segments, "token_ids").long()
+    temperature_M = torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(torch.from_numpy(counts))
+    support = _pack_supports(segments, counts)
+    first_U, scored_M = _different(rows_M, targets_M, temperature_M, support)
+    return PackedBatch(
+        token_ids_N=torch.from_numpy(token_ids),
+        positions_N=torch.from_numpy(positions),
+        plan=plan_spans(_spans(placed), padded, shape.window_heads),
+        num_rows=shared.num_rows,
+        rows_R=torch.cat([place.rows_T for place in placed]),
+        sequence_R=torch.arange(len(sequences)).repeat_interleave(
+            torch.tensor([len(place.rows_T) for place in placed])
+        ),
+        prompts_apart=sum(place.apart for place in placed),
+        rows_M=rows_M,
+        targets_M=targets_M,
+        first_U=first_U,
+        scored_M=scored_M,
+        temperature_M=temperature_M,
+        support=support,
+        sequence_M=torch.arange(len(sequences)).repeat_interleave(torch.from_numpy(counts)),
+        sampler_logprobs_M=_trained(segments, "sampler_logprobs"),
+        version_M=_trained(segments, "weight_version").long(),
+        routes_LNX=torch.from_numpy(routes).transpose(0, 1).contiguous(),
+        missing_routes=missing,
+        fingerprints_NL=torch.from_numpy(fingerprints) if recorded else None,
+    )
+
+
+def _spans(placed: Sequence[Placed]) -> list[Span]:
+    """The new rows of each sequence, over the rows of all its positions."""
+    return [
+        Span(row=int(place.rows_T[place.num_shared]), first=place.num_shared, count=count, keys=place.rows_T)
+        for place in placed
+        if (count := len(place.rows_T) - place.num_shared)
+    ]
+
+
+def _different(
+    rows_M: Tensor, targets_M: Tensor, temperature_M: Tensor, support: SupportRows | None
+) -> tuple[Tensor, Tensor]:
+    """(first_U, scored_M): tokens that share their row often are the same token, from the same distribution."""
+    if support is None:
+        supports: list[bytes] = [b""] * len(rows_M)
+    else:
+        ends = np.cumsum(support.counts_N.numpy())[:-1]
+        supports = [ids.tobytes() for ids in np.split(support.ids.numpy(), ends)]
+    places: dict[tuple[int, int, float, bytes], int] = {}
+    scored = [
+        places.setdefault(key, len(places))
+        for key in zip(rows_M.tolist(), targets_M.tolist(), temperature_M.tolist(), supports)
+    ]
+    scored_M = torch.tensor(scored, dtype=torch.int64)
+    first_U = torch.full((len(places),), len(scored), dtype=torch.int64)
+    return first_U.scatter_reduce_(0, scored_M, torch.arange(len(scored)), "amin"), scored_M
+
+
+def _trained(segments: Sequence[Segment], name: str) -> Tensor:
+    return torch.from_numpy(np.concatenate([getattr(segment, name)[1:][segment.trained[1:]] for segment in segments]))
+
+
+def _pack_supports(segments: Sequence[Segment], counts_B: np.ndarray) -> SupportRows | None:
+    """Compressed rows of all segments; a segment without a record has the full vocabulary (count 0) on every token."""
+    if all(segment.support is None for segment in segments):
+        return None
+    counts = [
+        np.zeros(count, np.int64) if segment.support is None else segment.support.counts
+        for segment, count in zip(segments, counts_B)
+    ]
+    for segment, rows, count in zip(segments, counts, counts_B):
+        if len(rows) != count:
+            raise ValueError(
+                f"a support must have one row for each of the {count} sampled tokens; got {len(rows)} (finish {segment.finish_reason})"
+            )
+    ids = [segment.support.ids for segment in segments if segment.support is not None]
+    return SupportRows(
+        counts_N=torch.from_numpy(np.concatenate(counts).astype(np.int64)),
+        ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+    )
+
+
+def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int, at_least: int = 1) -> list[list[int]]:
+    """Indices of consecutive sequences in parts of about equal rows, none above `max_tokens` but for a single longer sequence.
+
+    Shared rows count once in each part. There are `at_least` parts if there are as many sequences, so that they can be computed at
+    the same time.
+    """
+    together, part_rows = SharedRows(), SharedRows()
+    for entry in sequences:
+        together.place(entry.segment)
+    share = -(-together.num_rows // max(at_least, 1))
+    parts: list[list[int]] = []
+    for index, entry in enumerate(sequences):
+        left, used = len(sequences) - index, part_rows.num_rows
+        part_rows.place(entry.segment)
+        more = part_rows.num_rows - used
+        # A part is closed once it is full, or holds its share, unless the sequences left are needed for the parts still owed.
+        full = used + more > max_tokens or (used + more // 2 >= share and len(parts) < at_least)
+        if not parts or full or (left <= at_least - len(parts) and parts[-1]):
+            parts.append([])
+            part_rows = SharedRows()
+            part_rows.place(entry.segment)
+        parts[-1].append(index)
+    return parts
+
+
+def sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
+    """`learner/…` metrics of what common beginnings saved, over the passes of an update."""
+    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
+    return {
+        "learner/rows_shared": 1 - run / total,
+        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
+    }

@@ -1,0 +1,97 @@
+"""From sampled groups to scored ones, and from scored ones to a training batch.
+
+Axes: B sequences.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from samepath.rewards.request import RewardRequest
+from samepath.rewards.runner import RewardRunner
+from samepath.rewards.score import Score
+from samepath.rl.batch.pack import TrainSequence
+from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.objective.advantage import advantages, apply_truncation, informative_groups
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rollout.sampling import SamplingSettings, resolve_sampling
+from samepath.rollout.types import Group, Rollout
+
+
+class GroupScorer:
+    """Hands each group to the reward children as soon as it is sampled, so that scoring overlaps with sampling."""
+
+    def __init__(self, runner: RewardRunner) -> None:
+        self._runner = runner
+        self._pending: dict[tuple[str, int], Future[Score]] = {}
+
+    def submit(self, group: Group) -> None:
+        """Start scoring a group's usable rollouts."""
+        for rollout in group.rollouts:
+            if not rollout.failure:
+                request = RewardRequest(
+                    prompt_text=group.prompt.text,
+                    response_text=rollout.text,
+                    answer=group.prompt.answer,
+                    dataset=group.prompt.dataset,
+                    finish_reason=rollout.segments[-1].finish_reason,
+                    num_tokens=rollout.num_trained,
+                    rollout_key=f"{group.group_id}/{rollout.sample_index}",
+                )
+                self._pending[group.group_id, rollout.sample_index] = self._runner.submit(request)
+
+    def collect(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with their scores. The runner's own limits bound the wait: every future ends as a typed status."""
+        return [replace(group, rollouts=tuple(self._scored(rollout) for rollout in group.rollouts)) for group in groups]
+
+    def _scored(self, rollout: Rollout) -> Rollout:
+        future = self._pending.pop((rollout.group_id, rollout.sample_index), None)
+        return rollout if future is None else replace(rollout, score=future.result())
+
+
+def training_batch(
+    groups: Sequence[Group], settings: AlgorithmSettings, sampling: SamplingSettings
+) -> tuple[TrainBatch | None, dict[str, np.ndarray]]:
+    """The batch of all scored rollouts with their advantages (None if there is nothing to learn), and each group's advantages by id.
+
+    A rollout without a usable reward is left out of baseline, loss and denominators.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    labels = {group.group_id: number for number, group in enumerate(groups)}
+    group_B = torch.tensor([labels[rollout.group_id] for rollout in rollouts])
+    scored_B = torch.tensor([rollout.score is not None and rollout.score.status == "ok" for rollout in rollouts])
+    rewards_B = torch.tensor(
+        [rollout.score.total if rollout.score is not None else float("nan") for rollout in rollouts],
+        dtype=torch.float32,
+    )
+    outcome = apply_truncation(rewards_B, torch.tensor([rollout.truncated for rollout in rollouts]), settings.truncated)
+    advantages_B = advantages(outcome.rewards_B, group_B, scored_B, settings.advantage)
+    by_group = {group.group_id: advantages_B[group_B == labels[group.group_id]].numpy() for group in groups}
+    used_B = scored_B.clone()
+    if settings.drop_uninformative:
+        used_B &= informative_groups(outcome.rewards_B, group_B, scored_B)[group_B]
+    used = used_B.nonzero().flatten().tolist()
+    if not used:
+        return None, by_group
+    prompts = {group.group_id: group.prompt for group in groups}
+    sequences = []
+    for index in used:
+        rollout = rollouts[index]
+        if len(rollout.segments) != 1:
+            raise ValueError(
+                f"{rollout.group_id}/{rollout.sample_index}: a single-turn rollout has one segment; got {len(rollout.segments)}"
+            )
+        resolved = resolve_sampling(sampling, prompts[rollout.group_id].sampling)
+        name = f"{rollout.group_id}/{rollout.sample_index}"
+        sequences.append(TrainSequence(segment=rollout.segments[0], temperature=resolved.temperature, name=name))
+    batch = TrainBatch(
+        sequences=tuple(sequences),
+        advantages_B=advantages_B[used_B].float().numpy(),
+        group_B=group_B[used_B].numpy(),
+        datasets=tuple(prompts[rollouts[index].group_id].dataset for index in used),
+        in_loss_B=outcome.in_loss_B[used_B].numpy(),
+    )
+    return batch, by_group

@@ -1,0 +1,51 @@
+"""What the driver hands the learner for one step, and what comes back.
+
+Axes: B sequences.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rl.batch.pack import TrainSequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """All sequences of one rollout batch that give loss or belong to a group that does.
+
+    Example: two groups of two:
+        TrainBatch(sequences=(a, b, c, d), advantages_B=[.5, -.5, 0, 0], group_B=[0, 0, 1, 1], datasets=("sums",) * 4, in_loss_B=[True] * 4)
+    """
+
+    sequences: tuple[TrainSequence, ...]
+    """[B] whole groups in a row."""
+    advantages_B: NDArray[np.float32]
+    """[B] reward units."""
+    group_B: NDArray[np.int64]
+    """[B] group label, consecutive."""
+    datasets: tuple[str, ...]
+    """[B] task name, for the KL weight by domain."""
+    in_loss_B: NDArray[np.bool_]
+    """[B] False keeps a sequence in the denominators only (masked truncation)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """What the updates on one rollout batch measured."""
+
+    metrics: dict[str, float]
+    """Step metrics, names grouped by their first part."""
+    kl_B: NDArray[np.float32]
+    """[B] mean KL estimate to the reference, nats per token."""
+    off_policy_B: NDArray[np.float32]
+    """[B] mean log(π_sampler/π), nats per token."""
+    masked_B: NDArray[np.bool_]
+    """[B] True where the off-policy mask took the sequence out of the surrogate."""
+    route_flips_B: NDArray[np.float32]
+    """[B] share of (row, layer) whose live route differs from the one followed."""
+    weight_lag_B: NDArray[np.int64]
+    """[B] largest lag of a token's weights behind the learner's at its update, in versions."""
+    kl_tokens: tuple[NDArray[np.float32], ...]
+    """[B] KL estimate of each trained token, nats."""

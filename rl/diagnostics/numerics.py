@@ -1,0 +1,57 @@
+"""The sampler/learner log-probability gap at equal weights: measured, and refused above a limit. Axes: N trained tokens."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from samepath.rl.objective.kl import k1, k3
+
+
+class NumericsMismatchError(RuntimeError):
+    """Sampler and learner disagree although both are said to hold the same weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumericsGap:
+    """Sampler against learner at equal weights (lag 0, before the first update on the rollouts).
+
+    Example:
+        NumericsGap(k1=0.0, k3=0.0, max_abs=0.0, num_tokens=8192)  # the built-in engine in its batch-invariant mode
+    """
+
+    k1: float
+    """Nats, mean log(π_sampler/π)."""
+    k3: float
+    """Nats, mean r − 1 − log r with r = π/π_sampler."""
+    max_abs: float
+    """Nats, largest |log π − log π_sampler| of one token."""
+    num_tokens: int
+    """Trained tokens measured."""
+
+
+def sampler_kl(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token (k1, k3) estimates of KL(π_sampler‖π) from π_sampler's own samples: −log r and r − 1 − log r, r = π/π_sampler."""
+    # k1 and k3 estimate KL(first‖second) where the first is the policy that sampled.
+    return k1(sampler_logprobs_N, logprobs_N), k3(sampler_logprobs_N, logprobs_N)
+
+
+def numerics_gap(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> NumericsGap:
+    """Measure the gap over trained tokens that learner and sampler computed with the same weights. Raises ValueError for none."""
+    if logprobs_N.numel() == 0:
+        raise ValueError("The numerics gap needs at least one trained token at weight lag 0; got none.")
+    k1_N, k3_N = sampler_kl(logprobs_N.detach().double(), sampler_logprobs_N.detach().double())
+    return NumericsGap(
+        k1=float(k1_N.mean()), k3=float(k3_N.mean()), max_abs=float(k1_N.abs().max()), num_tokens=k1_N.numel()
+    )
+
+
+def check_numerics_gap(gap: NumericsGap, limit: float) -> None:
+    """Raise NumericsMismatchError if one token's gap is above `limit` (nats), or not a number."""
+    # Written so that NaN is refused too.
+    if not gap.max_abs <= limit:
+        raise NumericsMismatchError(
+            f"At equal weights sampler and learner log-probabilities must agree within {limit:g} nats; got a gap of {gap.max_abs:g} "
+            f"(mean k3 {gap.k3:g} over {gap.num_tokens} tokens). Either the sampler holds stale weights, or its prefix cache outlived a "
+            "weight update, or the two compute differently (kernels, precision, temperature, support). Check the weight version "
+            "first, then clear the prefix cache, then compare the two on one prompt."
+        )

@@ -1,0 +1,71 @@
+"""How closely the learner followed the sampler's path in one update: route flips, missing rows, expert load, selections.
+
+Axes: N rows run, R rows of all sequences (a shared prompt counts for each of them), L mixture-of-experts layers (A: all layers),
+X experts chosen, E experts, B sequences.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samepath.model.shape import ModelShape
+from samepath.model.trace import ForwardTrace
+from samepath.rl.batch.pack import PackedBatch
+from samepath.rl.diagnostics.routing import routing_metrics, selection_metrics
+
+
+class PathRecord:
+    """Sums over the passes of one update."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self._shape = shape
+        layers = len(shape.moe_layers)
+        self._rows, self._fingerprinted = 0, 0
+        self._flips_L, self._missing_L = np.zeros(layers, np.int64), np.zeros(layers, np.int64)
+        self._counts_LE = np.zeros((layers, shape.n_routed_experts), np.int64)
+        self._mismatch_A = np.zeros(len(shape.sparse_layers), np.int64)
+        self.last_flips_B: NDArray[np.float32] = np.zeros(0, np.float32)
+
+    def add(self, batch: PackedBatch, trace: ForwardTrace, replayed: bool) -> None:
+        """Count one pass. Without replay the flips are against the routes that the sampler recorded all the same."""
+        rows_R = batch.rows_R
+        self._rows += len(rows_R)
+        if batch.fingerprints_NL is not None and self._shape.sparse_layers:
+            mismatch_NA = trace.stacked_fingerprints() != batch.fingerprints_NL
+            self._mismatch_A += mismatch_NA[rows_R].sum(0).numpy()
+            self._fingerprinted += len(rows_R)
+        num_sequences = int(batch.sequence_R[-1]) + 1
+        self.last_flips_B = np.zeros(num_sequences, np.float32)
+        if not trace.routes:
+            return
+        live_LNX = torch.stack(trace.live_routes).sort(-1).values
+        recorded_LNX = (torch.stack(trace.routes) if replayed else batch.routes_LNX).sort(-1).values
+        missing_LR = batch.routes_LNX[:, rows_R, 0] < 0
+        flips_LR = (live_LNX != recorded_LNX).any(-1)[:, rows_R] & ~missing_LR
+        self._flips_L += flips_LR.sum(1).numpy()
+        self._missing_L += missing_LR.sum(1).numpy()
+        for layer, routes_NX in enumerate(trace.routes):
+            self._counts_LE[layer] += torch.bincount(
+                routes_NX[rows_R].flatten(), minlength=self._shape.n_routed_experts
+            ).numpy()
+        share_R = flips_LR.float().mean(0)
+        sums = torch.zeros(num_sequences).index_add_(0, batch.sequence_R, share_R)
+        self.last_flips_B = (sums / torch.bincount(batch.sequence_R)).numpy()
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of recorded (row, layer) whose live choice differs."""
+        total = self._rows * len(self._flips_L) - int(self._missing_L.sum())
+        return int(self._flips_L.sum()) / total if total else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """`routing/…` of this update."""
+        selection = {}
+        if self._fingerprinted:
+            selection = selection_metrics(self._shape.sparse_layers, self._mismatch_A, self._fingerprinted)
+        if not self._shape.moe_layers:
+            return selection
+        return {
+            **selection,
+            **routing_metrics(self._shape.moe_layers, self._flips_L, self._missing_L, self._rows, self._counts_LE),
+        }

@@ -1,0 +1,205 @@
+"""The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process or as a Ray actor."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from samepath.model.files.policy_files import load_policy, policy_tensors
+from samepath.model.network.network import CausalLM
+from samepath.model.policy import Policy
+from samepath.model.text.tokenizer import load_tokenizer
+from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
+from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.diagnostics.gpu import GpuMeter
+from samepath.rl.learner.cold_start import ColdStart
+from samepath.rl.learner.master_weights import ApplyGradients, MasterWeights
+from samepath.rl.learner.model_source import CheckpointModel, build_model, resolve_folder, save_model
+from samepath.rl.learner.pass_pool import PassPool
+from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
+from samepath.rl.learner.update import PolicyUpdater
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.tasks.tasks import build_task
+from samepath.rollout.pool.pool import Weights
+from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
+
+STATE_FILE = "learner.pt"
+STEP_FILE = "step.json"
+
+
+class Learner:
+    """Owns the weights that are trained. `version` counts rollout batches learned from."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+        torch.set_num_threads(1)
+        self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
+        self.version = 0
+        self._updates = 0
+        if resume_from is None:
+            if isinstance(recipe.model, CheckpointModel):
+                check_checkpoint(recipe, resolve_folder(recipe.model.path, recipe_dir))
+            model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
+        else:
+            # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
+            source = self.reference_dir if recipe.learner.lora.enabled else resume_from
+            model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
+        check_policy(recipe, model)
+        self._model = self._placed(model, trained=True)
+        self._cold_start: ColdStart | None = None
+        self._updater: PolicyUpdater | None = None
+        self._optimizer: torch.optim.AdamW | None = None
+        self._weights: MasterWeights | None = None
+        if resume_from is not None:
+            self._begin_rl()
+            self._restore(resume_from)
+
+    def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
+        """Supervised steps `first … first + count − 1`; returns each step's metrics."""
+        if self._cold_start is None:
+            task = build_task(self._recipe.task, self._recipe_dir)
+            self._cold_start = ColdStart(
+                self._model,
+                self._tokenizer,
+                task,
+                self._recipe.cold_start,
+                self._recipe.seed,
+                PassPool(self._recipe.learner.threads),
+            )
+        return [self._cold_start.step(step) for step in range(first, first + count)]
+
+    def start_rl(self) -> None:
+        """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""
+        self._cold_start = None
+        save_model(self._model, self._tokenizer, self.reference_dir)
+        self._begin_rl()
+
+    @property
+    def reference_dir(self) -> Path:
+        """Folder of the frozen reference policy."""
+        return self._run_dir / "reference"
+
+    def update(self, batch: TrainBatch) -> UpdateReport:
+        """All updates on one rollout batch; afterwards the version is one higher."""
+        if self._updater is None or self._optimizer is None or self._weights is None:
+            raise RuntimeError("start_rl must come before the first update")
+        apply = ApplyGradients(self._optimizer, self._weights, self._recipe.optimizer.max_grad_norm, self._set_rate)
+        meter = GpuMeter()
+        with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
+            report = self._updater.run(batch, self.version, apply)
+        report.metrics.update(meter.metrics)
+        self.version += 1
+        return report
+
+    def advance(self) -> None:
+        """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
+        self.version += 1
+
+    def weights(self) -> Weights:
+        """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them.
+
+        bfloat16 ones go out as the float32 numbers they are, and round to themselves in an engine of that type.
+        """
+        return {name: tensor.detach().float().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
+
+    def save(self, step: int) -> Path:
+        """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
+        folder = self._run_dir / "checkpoints" / f"step-{step:06d}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_model(self._model, self._tokenizer, partial)
+        if self._optimizer is not None and self._weights is not None:
+            state = {
+                "optimizer": self._optimizer.state_dict(),
+                "updates": self._updates,
+                "masters": self._weights.state(),
+            }
+            torch.save({**state, "adapters": adapter_tensors(self._model)}, partial / STATE_FILE)
+        (partial / STEP_FILE).write_text(json.dumps({"step": step, "version": self.version}) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        for old in sorted(folder.parent.glob("step-*"))[: -self._recipe.checkpoint.keep]:
+            shutil.rmtree(old)
+        return folder
+
+    def statistics(self) -> dict[str, float]:
+        """Parameters, `peak_bytes` of this process, and of its GPU's memory if it computes there."""
+        return {
+            "parameters": float(sum(p.numel() for p in self._model.parameters())),
+            "peak_bytes": float(peak_memory_bytes()),
+            **gpu_statistics(self._recipe.model.device),
+        }
+
+    def _load(self, folder: Path) -> Policy:
+        return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)
+
+    def _placed(self, model: Policy, *, trained: bool) -> Policy:
+        """The own network goes where the recipe says, foreign models where accelerate puts them."""
+        model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
+        if isinstance(model, CausalLM):
+            return self._recipe.model.placement.place(model)
+        # Late: importing accelerate takes seconds that no run of the own network needs.
+        from samepath.rl.learner.acceleration import accelerated
+
+        return accelerated(model, self._recipe.learner, trained=trained)
+
+    def _begin_rl(self) -> None:
+        rl, learner = self._recipe.rl, self._recipe.learner
+        reference = None
+        if rl.objective.kl.needs_reference:
+            reference = self._placed(self._load(self.reference_dir), trained=False).requires_grad_(False)
+        if learner.lora.enabled:
+            if reference is not None:
+                share_weights(reference, self._model)
+            add_adapters(self._model, learner.lora, self._recipe.seed)
+        for parameter in self._model.indexer_parameters():
+            parameter.requires_grad_(learner.indexer == "trained")
+        settings = self._recipe.optimizer
+        weights = self._weights = MasterWeights(self._trained())
+        indexer = {id(parameter) for parameter in self._model.indexer_parameters()}
+        policy = [parameter for parameter in self._trained() if id(parameter) not in indexer]
+        groups = [{"params": weights.of(policy), "lr": settings.lr, "scale": 1.0}]
+        if learner.indexer == "trained":
+            trained = weights.of(self._model.indexer_parameters())
+            groups.append({"params": trained, "lr": settings.lr, "scale": learner.indexer_lr_scale})
+        self._optimizer = torch.optim.AdamW(
+            groups,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._updater = PolicyUpdater(self._model, reference, rl, learner, weights)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def _set_rate(self) -> None:
+        """Linear warm-up over optimiser steps."""
+        assert self._optimizer is not None
+        self._updates += 1
+        rise = min(1.0, self._updates / max(self._recipe.optimizer.warmup_updates, 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.optimizer.lr * rise * group["scale"]
+
+    def _restore(self, folder: Path) -> None:
+        assert self._optimizer is not None
+        assert self._weights is not None
+        state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+        self._weights.restore(state["masters"])
+        if self._recipe.learner.lora.enabled:
+            load_adapters(self._model, state["adapters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._updates = int(state["updates"])
+        self.version = int(json.loads((folder / STEP_FILE).read_text())["version"])
+
+
+def latest_checkpoint(run_dir: Path) -> tuple[Path, int] | None:
+    """The newest whole checkpoint of a run and its step, or None."""
+    folders = sorted((run_dir / "checkpoints").glob("step-*"))
+    if not folders:
+        return None
+    return folders[-1], int(json.loads((folders[-1] / STEP_FILE).read_text())["step"])

@@ -1,0 +1,42 @@
+"""What a recipe asks of its model, beyond what the recipe alone can tell; checked by `samepath validate` and before any work."""
+
+from pathlib import Path
+
+from samepath.model.files.config_file import read_config
+from samepath.model.policy import Policy
+from samepath.model.transformers.lora import check_targets
+from samepath.rl.recipe.engine_demands import gap_problem
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rollout.engine_settings import BuiltinSettings
+
+
+def check_checkpoint(recipe: Recipe, folder: Path) -> None:
+    """Raise ValueError, with what to change, if the recipe cannot train the foreign model of a folder; reads no weights."""
+    if recipe.model.implementation == "own":
+        return
+    # Late: importing transformers' models takes seconds that no run of the own network needs.
+    from samepath.model.transformers.router_replay import require_known_routers
+    from samepath.model.transformers.support import blank_model
+
+    model = blank_model(folder)
+    if recipe.rl.keep_routing != "off":
+        require_known_routers(model)
+    if recipe.learner.lora.enabled:
+        check_targets(model, recipe.learner.lora)
+    if isinstance(recipe.engine, BuiltinSettings):
+        try:
+            read_config(folder / "config.json")
+        except ValueError as error:
+            raise ValueError(f"engine: builtin cannot run this model ({error}). Set engine=vllm.") from error
+
+
+def check_policy(recipe: Recipe, policy: Policy) -> None:
+    """Raise ValueError if the recipe trains an indexer that the policy has not, or asks for a gap of 0 that the two sides cannot give."""
+    rl = recipe.rl
+    # A dense model's path is the same without replay, so its gap is held to the limit too (the recipe alone cannot know that it is dense).
+    same_path = rl.keep_routing == "sampler" or not policy.shape.moe_layers
+    exact = bool(rl.steps) and same_path and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0
+    if exact and (problem := gap_problem(recipe.engine, recipe.model)):
+        raise ValueError(problem)
+    if recipe.learner.indexer == "trained" and not policy.shape.sparse_layers:
+        raise ValueError("learner.indexer: trained needs a model with an indexer; this one attends to every key")

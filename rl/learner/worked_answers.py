@@ -1,0 +1,72 @@
+"""Worked answers for the cold start, made from the task's own rows: unreliable on purpose, so that RL has something to find."""
+
+import inspect
+import random
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+from samepath.rl.tasks.row import TaskRow
+
+
+class TraceFunction(Protocol):
+    """`f(row, rng, **options) -> str`: a response, without the end-of-sequence token."""
+
+    def __call__(self, row: TaskRow, rng: random.Random, **options: Any) -> str:
+        """Write one response."""
+        ...
+
+
+def resolve_traces(path: str, options: Mapping[str, Any]) -> TraceFunction:
+    """Import `package.module:function` and check that it takes a row, a generator and the options. Raises ValueError."""
+    module_name, _, name = path.partition(":")
+    try:
+        function = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"cold_start.traces must be an importable `package.module:function`; got {path!r}: {error}"
+        ) from error
+    try:
+        inspect.signature(function).bind(None, None, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"cold_start.traces: {path} must take (row, rng, **options); with the recipe's options: {error}"
+        ) from error
+    return function  # type: ignore[no-any-return]
+
+
+def arithmetic_sum(
+    row: TaskRow,
+    rng: random.Random,
+    *,
+    direct_share: float = 0.5,
+    slip_rate: float = 0.0,
+    guess_rate: float = 0.0,
+    marker: str = "#",
+) -> str:
+    """A chain of sums and differences, worked step by step or (with `direct_share`) as the bare answer after `marker`.
+
+    `12+34-5=` becomes `12+34=46;46-5=41;#41`, or `#41`. A worked step comes out wrong by a small amount with probability
+    `slip_rate`, and the rest follows from it; a bare answer does with probability `guess_rate`. Raises ValueError if the row's text is
+    no such chain.
+    """
+    match = re.fullmatch(r"(-?\d+)((?:[+-]\d+)+)=?", row.text.replace(" ", ""))
+    if match is None:
+        raise ValueError(
+            f"arithmetic_sum needs a text like 12+34-5=; got {row.text!r} (row {row.row_id}). Use a trace function for this task."
+        )
+    total = int(match[1])
+    terms = [int(sign + number) for sign, number in re.findall(r"([+-])(\d+)", match[2])]
+    if rng.random() < direct_share:
+        return f"{marker}{_slipped(total + sum(terms), guess_rate, rng)}"
+    steps = []
+    for term in terms:
+        after = _slipped(total + term, slip_rate, rng)
+        steps.append(f"{total}{term:+d}={after};")
+        total = after
+    return "".join(steps) + f"{marker}{total}"
+
+
+def _slipped(value: int, rate: float, rng: random.Random) -> int:
+    return value + rng.choice((-10, -2, -1, 1, 2, 10)) if rng.random() < rate else value

@@ -1,0 +1,97 @@
+"""How per-token losses become one number: weights over the whole optimiser batch, and sums over each sequence's tokens.
+
+Axes: B sequences, N tokens of a packed batch. `sequence_N` (int64) says which of the B sequences a token row belongs to;
+`trained_N` (bool) is True where the model sampled the token and it counts.
+"""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from samepath.rl.objective.importance_ratio import at_least_float32
+
+
+class AggregationSettings(BaseModel):
+    """Which denominator each token's loss is divided by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["sequence_mean", "token_mean", "constant"] = Field(
+        default="sequence_mean",
+        description=(
+            "`sequence_mean`: mean over groups, then sequences, then tokens (arXiv:2512.02556 eq. 5). `token_mean`: mean over "
+            "all tokens of the optimiser batch. `constant`: 1/(B·fixed_length) (Dr. GRPO, arXiv:2503.20783)."
+        ),
+    )
+    fixed_length: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Tokens that stand for every sequence's length in mode `constant`, at least 1 there; 0 in the other modes.",
+    )
+
+    @model_validator(mode="after")
+    def _fixed_length_only_where_used(self) -> Self:
+        if self.mode == "constant" and self.fixed_length == 0:
+            raise ValueError(
+                "aggregation.fixed_length must be at least 1 with mode `constant`, which divides by it; got 0. "
+                "Set it to the sampling limit (max_new_tokens)."
+            )
+        if self.mode != "constant" and self.fixed_length:
+            raise ValueError(
+                f"aggregation.fixed_length must be 0 with mode `{self.mode}`, which does not use it; got {self.fixed_length}. "
+                "Remove it, or set mode to `constant`."
+            )
+        return self
+
+
+def sequence_sum(values_N: Tensor, sequence_N: Tensor, trained_N: Tensor, num_sequences: int) -> Tensor:
+    """Sum of each sequence's trained rows, `[B]`, with gradient; whatever stands in other rows, NaN included, is left out."""
+    kept_N = torch.where(trained_N, values_N, 0)
+    return kept_N.new_zeros(num_sequences).index_add(0, sequence_N, kept_N)
+
+
+def trained_lengths(sequence_N: Tensor, trained_N: Tensor, num_sequences: int) -> Tensor:
+    """|o_i|, the number of trained rows of each sequence, int64 `[B]`."""
+    return sequence_sum(trained_N.long(), sequence_N, trained_N, num_sequences)
+
+
+def sequence_mean(values_N: Tensor, sequence_N: Tensor, trained_N: Tensor, num_sequences: int) -> Tensor:
+    """(1/|o_i|)·Σ_t of each sequence's trained rows, `[B]`, with gradient; 0 for a sequence without any."""
+    lengths_B = trained_lengths(sequence_N, trained_N, num_sequences)
+    return sequence_sum(at_least_float32(values_N), sequence_N, trained_N, num_sequences) / lengths_B.clamp(min=1)
+
+
+def token_weights(
+    sequence_N: Tensor,
+    trained_N: Tensor,
+    group_B: Tensor,
+    settings: AggregationSettings,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Weight w of each token in L = −Σ w·[…], `[N]`; 0 on rows that are not trained.
+
+    Call once over the whole optimiser batch (all micro-batches and ranks); a micro-batch then takes its rows of the result.
+    `group_B` is the group of each sequence, any int64 labels. With equal groups `sequence_mean` is 1/(B·|o_i|).
+    Masks and truncation come later and zero a term or a row, never a denominator. Raises ValueError if B or Σ|o_i| is 0.
+    """
+    num_sequences = group_B.shape[0]
+    lengths_B = trained_lengths(sequence_N, trained_N, num_sequences)
+    num_trained = int(lengths_B.sum())
+    if num_trained == 0:
+        raise ValueError(
+            f"An optimiser batch must hold at least one trained token; got {num_sequences} sequences with none. Skip the step."
+        )
+    match settings.mode:
+        case "sequence_mean":
+            _, index_B, sizes = torch.unique(group_B, return_inverse=True, return_counts=True)
+            # In float64 until the end: 1/(groups·G·|o_i|) passes float32's exact integers in a large batch.
+            weight_B = 1 / (len(sizes) * sizes[index_B].double() * lengths_B.clamp(min=1))
+        case "token_mean":
+            weight_B = torch.full((num_sequences,), 1 / num_trained, dtype=torch.float64, device=group_B.device)
+        case "constant":
+            value = 1 / (num_sequences * settings.fixed_length)
+            weight_B = torch.full((num_sequences,), value, dtype=torch.float64, device=group_B.device)
+    return torch.where(trained_N, weight_B[sequence_N], 0).to(dtype)

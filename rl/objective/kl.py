@@ -1,0 +1,88 @@
+"""Per-token estimates of KL(π‖π_ref) from tokens that another policy sampled. Axes: N tokens of a packed batch.
+
+All log-probabilities are of the sampled token under the sampling distribution, in nats; results are float32 or wider, unreduced.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from samepath.rl.objective.importance_ratio import at_least_float32, bounded_exp, importance_ratio
+
+KlEstimator = Literal["unbiased", "k1", "k2", "k3"]
+
+
+class KlSettings(BaseModel):
+    """Penalty that holds the learner near the frozen reference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimator: KlEstimator = Field(
+        default="unbiased",
+        description="`unbiased`: arXiv:2512.02556 eq. 7, right off-policy. `k1`, `k2`, `k3`: for comparison; biased off-policy as losses.",
+    )
+    beta: float = Field(
+        default=0.001, ge=0, le=10, description="Weight of the KL term; loss units per nat, 0 turns it off."
+    )
+    beta_by_dataset: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(
+        default_factory=dict,
+        description="Weight for single datasets in place of beta, 0 to 10; weak or zero suits mathematics.",
+    )
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if any weight is above zero, so that reference log-probabilities must be computed."""
+        return self.beta > 0 or any(beta > 0 for beta in self.beta_by_dataset.values())
+
+
+def beta_per_sequence(datasets: Sequence[str], settings: KlSettings) -> Tensor:
+    """KL weight of each sequence, float32 `[B]`, from the name of the dataset that its prompt came from."""
+    return torch.tensor([settings.beta_by_dataset.get(name, settings.beta) for name in datasets], dtype=torch.float32)
+
+
+def unbiased_kl(logprobs_N: Tensor, sampler_logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """Per-token KL(π‖π_ref) estimate, ρ·(x − log x − 1) with ρ = π/π_sampler, x = π_ref/π (arXiv:2512.02556 eq. 7).
+
+    ρ carries gradient: the gradient is ρ·log(π/π_ref)·∇log π, whose mean under π_sampler is exactly ∇KL(π‖π_ref).
+    π_ref/π_sampler and ρ are bounded (`bounded_exp`): exact while both log-ratios lie within ±LOG_RATIO_BOUND nats.
+    """
+    logprobs_N = at_least_float32(logprobs_N)
+    # ρ·x = π_ref/π_sampler holds no π, so it is taken out as a constant. Differentiated as written, −ρ·x and +ρ·x would have to
+    # cancel, which loses every digit of the gradient once x is large.
+    constant_N = importance_ratio(reference_logprobs_N, sampler_logprobs_N).detach()
+    log_x_N = reference_logprobs_N.detach() - logprobs_N
+    return constant_N - importance_ratio(logprobs_N, sampler_logprobs_N.detach()) * (log_x_N + 1)
+
+
+def k1(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """Per-token log(π/π_ref). Unbiased in value on-policy; as a loss its mean gradient ignores the reference (it is ∇log π)."""
+    return at_least_float32(logprobs_N) - at_least_float32(reference_logprobs_N)
+
+
+def k2(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """Per-token ½·log²(π/π_ref). Its gradient is right on-policy, its value only to second order."""
+    return 0.5 * k1(logprobs_N, reference_logprobs_N).square()
+
+
+def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """Per-token x − log x − 1 with x = π_ref/π, never negative. Biased off-policy; its gradient weight 1 − x has no lower bound."""
+    log_x_N = -k1(logprobs_N, reference_logprobs_N)
+    return bounded_exp(log_x_N) - log_x_N - 1
+
+
+def kl_estimate(
+    estimator: KlEstimator, logprobs_N: Tensor, sampler_logprobs_N: Tensor, reference_logprobs_N: Tensor
+) -> Tensor:
+    """The named estimator's KL(π‖π_ref) of each token, `[N]` nats, with gradient to `logprobs_N`."""
+    match estimator:
+        case "unbiased":
+            return unbiased_kl(logprobs_N, sampler_logprobs_N, reference_logprobs_N)
+        case "k1":
+            return k1(logprobs_N, reference_logprobs_N.detach())
+        case "k2":
+            return k2(logprobs_N, reference_logprobs_N.detach())
+        case "k3":
+            return k3(logprobs_N, reference_logprobs_N.detach())

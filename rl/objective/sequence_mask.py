@@ -1,0 +1,45 @@
+"""Off-policy sequence masking: leave out bad answers that the learner would hardly give any more. Axes: B sequences, N tokens."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from samepath.rl.objective.aggregation import sequence_mean
+from samepath.rl.objective.importance_ratio import at_least_float32
+
+
+class SequenceMaskSettings(BaseModel):
+    """When a sequence with negative advantage is left out of the surrogate (arXiv:2512.02556 eq. 8)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(default=True, description="True applies the mask. The statistic is reported either way.")
+    delta: float = Field(
+        default=0.05,
+        gt=0,
+        le=100,
+        description=(
+            "Largest mean log(π_sampler/π) of a kept sequence; nats per token, above 0. The report gives no value, public ones run "
+            "from 1e-4 to 0.5: choose it from the logged quantiles policy/off_policy_p50 … max."
+        ),
+    )
+
+
+def off_policy_statistic(
+    logprobs_N: Tensor, sampler_logprobs_N: Tensor, sequence_N: Tensor, trained_N: Tensor, num_sequences: int
+) -> Tensor:
+    """(1/|o_i|)·Σ_t log(π_sampler/π) of each sequence, `[B]` nats per token, no gradient (arXiv:2512.02556 eq. 8).
+
+    π_sampler is what the engine itself reported, so policy drift and engine/learner numerics both count. A sequence must stand
+    whole in the batch. 0 for a sequence without trained tokens.
+    """
+    # Sampler over learner: positive where the learner has moved away from the answer.
+    gap_N = at_least_float32(sampler_logprobs_N.detach()) - at_least_float32(logprobs_N.detach())
+    return sequence_mean(gap_N, sequence_N, trained_N, num_sequences)
+
+
+def kept_sequences(advantages_B: Tensor, off_policy_B: Tensor, settings: SequenceMaskSettings) -> Tensor:
+    """M of arXiv:2512.02556 eq. 8 as bool `[B]`: False iff A_i < 0 and the off-policy statistic is above δ."""
+    if not settings.enabled:
+        return torch.ones_like(advantages_B, dtype=torch.bool)
+    return ~((advantages_B < 0) & (off_policy_B > settings.delta))

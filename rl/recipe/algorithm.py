@@ -1,0 +1,108 @@
+"""Settings of the reinforcement-learning step and of the optimiser."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from samepath.model.transformers.lora import LoraSettings
+from samepath.rl.objective.advantage import AdvantageSettings, TruncationSettings
+from samepath.rl.objective.objective import ObjectiveSettings
+
+
+class AlgorithmSettings(BaseModel):
+    """One step: sample groups, score, several updates on them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(100, ge=0, description="rollout batches; 0 only evaluates")
+    prompts_per_step: int = Field(16, ge=1, description="P, prompts of one rollout batch")
+    group_size: int = Field(8, ge=2, description="G, samples of each prompt; at least 2 so that rewards can be centred")
+    updates_per_rollout: int = Field(
+        2, ge=1, description="mini-batches, one optimiser step each, that a rollout batch is split into by groups"
+    )
+    keep_routing: Literal["sampler", "learner", "off"] = Field(
+        "sampler",
+        description="experts the learner follows: the sampler's, those of its own first pass of the step, or its live router's",
+    )
+    keep_sampling_mask: Literal["on", "off"] = Field(
+        "on", description="renormalise over the sampler's recorded candidates"
+    )
+    reference_support: Literal["sampled", "full"] = Field(
+        "sampled", description="renormalise the reference too, or leave it over the full vocabulary"
+    )
+    drop_uninformative: bool = Field(
+        False, description="leave out groups whose rewards are all equal (dynamic sampling without refill)"
+    )
+    max_missing_routes: float = Field(
+        0.01, ge=0, le=1, description="largest share of (row, layer) without a recorded route before the run stops"
+    )
+    max_gap_at_lag_0: float = Field(
+        0.0, ge=0, description="largest sampler/learner gap at equal weights before the run stops, nats"
+    )
+    advantage: AdvantageSettings = Field(default_factory=AdvantageSettings, description="baseline and scale")
+    truncated: TruncationSettings = Field(
+        default_factory=TruncationSettings, description="responses that hit max_new_tokens"
+    )
+    objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings, description="loss")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.updates_per_rollout > self.prompts_per_step:
+            raise ValueError(
+                f"updates_per_rollout must be at most prompts_per_step={self.prompts_per_step}, because mini-batches hold whole groups; "
+                f"got {self.updates_per_rollout}"
+            )
+        if self.keep_routing == "learner" and self.objective.old_policy != "learner":
+            raise ValueError(
+                "keep_routing: learner replays the learner's first pass, which only old_policy: learner runs. "
+                "Set rl.objective.old_policy=learner or rl.keep_routing=sampler."
+            )
+        return self
+
+
+class OptimizerSettings(BaseModel):
+    """AdamW (arXiv:1711.05101) with gradient clipping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float = Field(1e-3, gt=0, le=1, description="learning rate")
+    warmup_updates: int = Field(0, ge=0, description="optimiser steps over which the rate rises linearly")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+
+
+class LearnerSettings(BaseModel):
+    """How the learner computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="passes computed at the same time, one CPU thread each; results depend on it in the last bits",
+    )
+    max_tokens_per_pass: int = Field(
+        4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="transformers models: arithmetic of the layers; weights, optimiser and log-probabilities stay in float32",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only the layers' inputs for the backward and run each layer twice: less memory, same gradients",
+    )
+    lora: LoraSettings = Field(
+        default_factory=lambda: LoraSettings(), description="transformers models: low-rank adapters"
+    )
+    indexer: Literal["frozen", "trained"] = Field(
+        "frozen", description="train the indexer with its own loss during RL, or not"
+    )
+    indexer_lr_scale: float = Field(1.0, gt=0, description="indexer's learning rate over the policy's, when trained")
+    update_timeout_s: float = Field(
+        600.0, gt=0, description="longest wait for the updates of one step under Ray, seconds"
+    )

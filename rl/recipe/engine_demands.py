@@ -1,0 +1,107 @@
+"""What a recipe asks of its engine, checked against the table of what engines can do (rollout/capabilities.py)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from samepath.rl.learner.model_source import CheckpointModel, NewModel
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rollout.capabilities import Capability, refusal
+from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from samepath.rollout.sampling import SamplingSettings
+
+GAP_HINTS = {"float32": 0.01, "bfloat16": 0.5}
+"""Gap that vLLM's kernels stay below in each type on the models measured in docs/engines.md, nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineUse:
+    """The parts of a recipe that ask something of its engine."""
+
+    engine: BuiltinSettings | VllmSettings
+    """The engine."""
+    runtime: str
+    """`ray` or `inline`."""
+    model: NewModel | CheckpointModel
+    """What it serves."""
+    rl: AlgorithmSettings
+    """What is replayed and compared."""
+    sampling: SamplingSettings
+    """How training responses are drawn."""
+    evaluation: SamplingSettings
+    """How held-out responses are drawn."""
+
+
+def unmet_demands(use: EngineUse) -> list[str]:
+    """One sentence for every demand of the recipe that its engine does not meet."""
+    problems = [
+        f"{demand}: {reason}" for demand, capability in demands(use) if (reason := refusal(capability, use.engine))
+    ]
+    rl = use.rl
+    if rl.steps and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0:
+        problems += filter(None, [gap_problem(use.engine, use.model)])
+    if rl.steps:
+        problems += filter(None, [correction_problem(use)])
+    return problems
+
+
+def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
+    """(what asks for it, the capability)."""
+    rl, sampling, evaluation = use.rl, use.sampling, use.evaluation
+    if rl.steps and rl.keep_routing == "sampler":
+        yield "rl.keep_routing=sampler replays the engine's experts", Capability.ROUTES
+    if sampling.truncates and sampling.temperature > 0:
+        yield (
+            "sampling truncates (top_k, top_p or min_p), and the learner must renormalise over the same candidates",
+            Capability.CANDIDATES,
+        )
+        # Not model_fields_set: a recipe that a run has written out holds every default.
+        if sampling.support_cap != SamplingSettings.model_fields["support_cap"].default:
+            yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
+    for name, drawn in (("sampling", sampling), ("evaluation", evaluation)):
+        if drawn.temperature and not 0.01 <= drawn.temperature <= 2:
+            yield f"{name}.temperature={drawn.temperature:g}", Capability.ANY_TEMPERATURE
+    if evaluation.temperature > 0 and evaluation.top_p < 1:
+        yield "evaluation.top_p truncates", Capability.CANDIDATES
+    if sampling.stop_token_ids or sampling.stop_strings:
+        yield "sampling.stop_token_ids and stop_strings end responses", Capability.STOPS
+    if rl.steps and rl.objective.off_policy_mask.enabled:
+        yield "rl.objective.off_policy_mask compares with the engine's log-probabilities", Capability.LOGPROBS
+    if rl.steps and rl.objective.old_policy == "sampler":
+        yield "rl.objective.old_policy=sampler divides by the engine's probabilities", Capability.LOGPROBS
+    if evaluation.temperature == 0:
+        yield "evaluation.temperature=0 takes the best token", Capability.GREEDY
+    if use.runtime == "inline":
+        yield "runtime=inline", Capability.INLINE
+
+
+def gap_problem(engine: BuiltinSettings | VllmSettings, model: NewModel | CheckpointModel) -> str:
+    """Why `rl.max_gap_at_lag_0: 0` cannot hold, and what to set; empty if it can: one implementation, of one arithmetic, on both sides."""
+    reason = f"model.implementation={model.implementation} rounds differently"
+    if model.implementation == "own":
+        reason = refusal(Capability.ZERO_GAP, engine)
+        if not reason and isinstance(engine, VllmSettings) and model.device != "cpu":
+            reason = f"the engine computes on CPU, the learner with model.device={model.device}"
+        if not reason and (model.device, model.backend) == ("cuda", "torch"):
+            reason = "on a GPU the library's products depend on the batch (model.backend=triton's do not)"
+        if not reason and not model.batch_invariant:
+            reason = "model.batch_invariant=false lets a row's bits depend on its batch"
+    if not reason:
+        return ""
+    hint = GAP_HINTS[engine.dtype if isinstance(engine, VllmSettings) else model.dtype]
+    return (
+        f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
+        f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."
+    )
+
+
+def correction_problem(use: EngineUse) -> str:
+    """Why the objective must not ignore the gap that `model.batch_invariant: false` leaves at equal weights; empty if it does not."""
+    objective = use.rl.objective
+    ratio_holds_it = objective.old_policy == "sampler" or objective.importance.mode != "none"
+    if use.model.batch_invariant or ratio_holds_it or objective.off_policy_mask.enabled:
+        return ""
+    return (
+        "model.batch_invariant=false lets sampler and learner differ at equal weights, and nothing here corrects for it: "
+        "rl.objective.old_policy=learner divides by the learner's own probabilities. Set rl.objective.importance.mode=truncated, "
+        "rl.objective.off_policy_mask.enabled=true, rl.objective.old_policy=sampler, or model.batch_invariant=true."
+    )

@@ -1,0 +1,172 @@
+"""The recipe: every setting of a run in one frozen tree, and the combinations that cannot work."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from samepath.rewards.settings import RewardSettings
+from samepath.rl.learner.cold_start import ColdStartSettings
+from samepath.rl.learner.model_source import ModelSettings, NewModel
+from samepath.rl.recipe.algorithm import AlgorithmSettings, LearnerSettings, OptimizerSettings
+from samepath.rl.recipe.engine_demands import EngineUse, unmet_demands
+from samepath.rl.tasks.tasks import TaskSettings
+from samepath.rl.tracking.build import TrackingSettings
+from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings
+from samepath.rollout.pool.pool import RolloutSettings
+from samepath.rollout.sampling import SamplingSettings
+
+
+class EvaluationSettings(BaseModel):
+    """Accuracy on held-out prompts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(0, ge=0, description="steps between evaluations; 0 only before and after training")
+    samples: int = Field(1, ge=1, description="responses to each held-out prompt")
+    temperature: float = Field(0.0, ge=0, le=10, description="0 takes the best token")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches p; 1 keeps all")
+    full_reward: float = Field(1.0, description="a response is right if the reward's first part is at least this")
+
+
+class CheckpointSettings(BaseModel):
+    """What is kept for resuming."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0 only at the end (and when interrupted)")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class RaySettings(BaseModel):
+    """The cluster under `runtime: ray`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = Field(
+        "local", description="`local` starts a cluster on this machine, `auto` joins a running one, or host:port"
+    )
+    object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="shared memory of a local cluster, bytes")
+    learner_gpus: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="with `model.device: cuda`: GPUs of the learner; a fraction shares one with workers",
+    )
+
+
+class Recipe(BaseModel):
+    """One run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][\w.-]*$", description="folder of the run below runs_dir, and its name in MLflow"
+    )
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    runtime: Literal["ray", "inline"] = Field(
+        "ray", description="actors on a Ray cluster, or the same objects in one process"
+    )
+    runs_dir: str = Field("runs", description="folder of all runs, relative to where the command is started")
+    model: ModelSettings = Field(description="network and tokenizer")
+    task: TaskSettings = Field(description="prompts")
+    reward: RewardSettings = Field(description="reward function, or named parts with weights")
+    sampling: SamplingSettings = Field(
+        default_factory=lambda: SamplingSettings(), description="how responses are drawn"
+    )
+    engine: EngineSettings = Field(
+        default_factory=BuiltinSettings, description="what samples; `engine: vllm` for short"
+    )
+    rollout: RolloutSettings = Field(default_factory=lambda: RolloutSettings(), description="rollout workers")
+    cold_start: ColdStartSettings = Field(default_factory=lambda: ColdStartSettings(), description="supervised start")
+    rl: AlgorithmSettings = Field(default_factory=lambda: AlgorithmSettings(), description="algorithm")
+    optimizer: OptimizerSettings = Field(default_factory=lambda: OptimizerSettings(), description="optimiser of RL")
+    learner: LearnerSettings = Field(default_factory=lambda: LearnerSettings(), description="learner")
+    evaluation: EvaluationSettings = Field(
+        default_factory=lambda: EvaluationSettings(), description="held-out accuracy"
+    )
+    checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings(), description="checkpoints")
+    tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings(), description="metrics and rollouts")
+    ray: RaySettings = Field(default_factory=lambda: RaySettings(), description="cluster")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = list(self._impossible())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _impossible(self) -> list[str]:
+        """Combinations that would train on wrong data or not at all."""
+        problems = []
+        if self.rl.steps and self.sampling.temperature == 0:
+            problems.append("sampling.temperature must be above 0 for training: all samples of a group would be equal")
+        if (
+            self.sampling.truncates
+            and self.rl.keep_sampling_mask == "off"
+            and "keep_sampling_mask" not in self.rl.model_fields_set
+        ):
+            problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
+        evaluation = SamplingSettings(temperature=self.evaluation.temperature, top_p=self.evaluation.top_p)
+        problems += unmet_demands(
+            EngineUse(
+                engine=self.engine,
+                runtime=self.runtime,
+                model=self.model,
+                rl=self.rl,
+                sampling=self.sampling,
+                evaluation=evaluation,
+            )
+        )
+        if isinstance(self.engine, BuiltinSettings):
+            if self.rl.group_size > self.engine.max_sequences:
+                problems.append(
+                    f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
+                )
+            problems += filter(None, [self.engine.graph_problem(self.model.device, self.model.backend)])
+        if isinstance(self.model, NewModel):
+            shape = self.model.shape
+            if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:
+                problems.append(
+                    "rl.keep_routing needs a mixture-of-experts layer: every layer is dense (model.config.first_k_dense_replace)"
+                )
+            if self.sampling.max_new_tokens >= shape.max_position_embeddings:
+                problems.append(
+                    f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
+                    f"model.config.max_position_embeddings={shape.max_position_embeddings}"
+                )
+        return problems + self._impossible_for_the_implementation()
+
+    def _impossible_for_the_implementation(self) -> list[str]:
+        """Options that the model's implementation does not have."""
+        learner, model, problems = self.learner, self.model, []
+        if model.placement.problem is not None:
+            problems.append(model.placement.problem)
+        if model.device == "cuda" and learner.threads > 1:
+            problems.append(
+                f"learner.threads={learner.threads} runs passes side by side on CPU cores; one GPU runs them one after the other. "
+                "Set learner.threads=1 with model.device=cuda."
+            )
+        if model.implementation == "own":
+            for name, used in (
+                ("precision", learner.precision != "fp32"),
+                ("lora", learner.lora.enabled),
+            ):
+                if used:
+                    problems.append(f"learner.{name} needs model.implementation: transformers")
+            return problems
+        if (model.device, model.dtype, model.batch_invariant) != ("cpu", "float32", True):
+            problems.append(
+                "model.device, model.dtype and model.batch_invariant place the own network; a transformers model goes where accelerate puts it, in "
+                "learner.precision. Leave them out, or set model.implementation=own."
+            )
+        if learner.indexer == "trained" or self.cold_start.dense_warmup_steps:
+            problems.append(
+                "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
+            )
+        return problems
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.runs_dir) / self.name

@@ -1,0 +1,50 @@
+"""The end of a run: plot, rollout report, `summary.json` and the table."""
+
+import json
+from typing import Any
+
+from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.curves import plot_training, write_rollout_report
+from samepath.rl.report.progress import summary_table
+from samepath.rl.run_state import RunState
+from samepath.rl.tasks.requests import evaluation_sampling
+from samepath.rl.tracking.build import Tracker
+
+SUMMARY_FILE = "summary.json"
+
+
+def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker) -> dict[str, Any]:
+    """Write plot, rollout report and `summary.json`, print the table."""
+    run_dir = recipe.run_dir
+    plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
+    files = ["training.png", SUMMARY_FILE]
+    if recipe.rl.steps:
+        write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
+        files.append("rollouts.html")
+    summary = {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "runtime": recipe.runtime,
+        "accuracy_before": round(state.accuracy_before, 4),
+        "accuracy_after": round(after.accuracy, 4),
+        "held_out_responses": after.num_scored,
+        "evaluation_temperature": evaluation_sampling(recipe).temperature,
+        "evaluation_top_p": evaluation_sampling(recipe).top_p,
+        "gap_at_lag_0": state.gap_at_lag_0,
+        "steps": recipe.rl.steps,
+        "seconds": round(state.seconds, 1),
+        "peak_memory_gib": round(state.peak_bytes / 2**30, 3),
+        **({"peak_gpu_memory_gib": round(state.gpu_peak_bytes / 2**30, 3)} if state.gpu_peak_bytes else {}),
+        "mlflow_run_id": state.run_id,
+        "failures": state.counters,
+    }
+    (run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    for file in files:
+        tracker.log_artifact(run_dir / file)
+    links = {f"MLflow {name}": link for name, link in tracker.links().items()}
+    summary_table(
+        {**summary, **links, "files": ", ".join(str(run_dir / file) for file in files)},
+        title=recipe.name,
+    )
+    return summary

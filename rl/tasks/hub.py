@@ -1,0 +1,99 @@
+"""Problems of a dataset on the Hugging Face hub, or of a local folder in the same layout, as a task."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from samepath.rl.recipe.did_you_mean import did_you_mean
+from samepath.rl.tasks.hub_folder import hub_folder
+from samepath.rl.tasks.row import Task, TaskError, TaskRow
+from samepath.rl.tasks.table import TableSettings, check_columns, split_task, table_rows
+
+REASON_CHARS = 300
+"""Longest reason of the datasets library that is shown; it may hold whole schemas."""
+
+
+class HubTask(TableSettings):
+    """Problems of a dataset on the hub; another split, or part of the same one, is held out."""
+
+    kind: Literal["hub"] = Field(default="hub", description="Names this kind of task.")
+    path: str = Field(
+        min_length=1,
+        description="Name such as openai/gsm8k, or a local folder of JSONL or Parquet files, relative to the recipe.",
+    )
+    config: str = Field(
+        default="", description="The dataset's configuration, such as main; empty where it has only one."
+    )
+    revision: str = Field(default="", description="Branch, tag or commit; empty takes the newest.")
+    train_split: str = Field(
+        default="train", min_length=1, description="Split to train on, or a part of one such as `train[1000:]`."
+    )
+    held_out_split: str = Field(
+        default="test", description="Split to evaluate on; empty: held_out_fraction of the training split."
+    )
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> "HubTask":
+        if (self.held_out_fraction > 0) == bool(self.held_out_split):
+            raise ValueError(
+                'give held_out_split, or held_out_fraction above 0 with held_out_split: ""; '
+                f"got {self.held_out_split!r} and {self.held_out_fraction}"
+            )
+        if self.held_out_split == self.train_split:
+            raise ValueError(
+                f"held_out_split must not be train_split, {self.train_split!r}; set it to another split or give held_out_fraction"
+            )
+        return self
+
+
+def build_hub(settings: HubTask, recipe_dir: Path) -> Task:
+    """Read the splits and make rows of them (see `split_task`). Raises TaskError, or HubUnreachableError without network and cache."""
+    folder = recipe_dir / settings.path
+    # A local folder wins, so that a copy beside the recipe needs no network. A name is resolved by the hub client, because the
+    # datasets library tries for half a minute where there is no network, and does not look into the hub's cache then.
+    if not folder.is_dir():
+        folder = hub_folder(settings.path, "dataset", ["*"], settings.revision)
+    name = settings.path.rstrip("/").rpartition("/")[2]
+    rows = _rows(folder, settings.train_split, settings, name)
+    held_out = _rows(folder, settings.held_out_split, settings, name) if settings.held_out_split else None
+    return split_task(rows, held_out, settings, name, f"{settings.path} {settings.train_split}")
+
+
+def _rows(folder: Path, split: str, settings: HubTask, name: str) -> list[TaskRow]:
+    try:
+        # Late: optional, and it takes a second.
+        import datasets
+    except ImportError as error:
+        raise TaskError(f"task.kind hub needs a package: pip install samepath[hub] ({error}).") from error
+    try:
+        configs = datasets.get_dataset_config_names(str(folder))
+        if settings.config not in configs and (settings.config or len(configs) > 1):
+            hint = did_you_mean(settings.config, configs)
+            raise TaskError(
+                f"task.config must be one that {settings.path} has; got {settings.config!r}{hint}; there are: {', '.join(configs)}"
+            )
+        known = datasets.get_dataset_split_names(str(folder), settings.config or None)
+        if split.partition("[")[0] not in known:
+            raise TaskError(
+                f"{settings.path} has no split {split!r}{did_you_mean(split, known)}; there are: {', '.join(known)}"
+            )
+        table = datasets.load_dataset(str(folder), settings.config or None, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, TaskError):
+            raise
+        # The library's own message often says only that something failed; the reason is the error below it.
+        reason = " ".join((f"{error}: {error.__cause__}" if error.__cause__ else str(error)).split())
+        raise TaskError(
+            f"the dataset {settings.path} (config {settings.config!r}, split {split!r}) cannot be read: {reason[:REASON_CHARS]}"
+        ) from error
+    check_columns(table.column_names, settings.columns, f"{settings.path} {split}")
+    return table_rows(
+        _entries(table.select_columns(settings.columns.names), f"{settings.path} {split}"), settings, name
+    )
+
+
+def _entries(table: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for row, record in enumerate(table):
+        yield f"{where} row {row}", record

@@ -1,0 +1,199 @@
+"""Problems that reasoning_gym generates, as a task."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from samepath.rl.recipe.did_you_mean import did_you_mean
+from samepath.rl.tasks.prompt import PromptSettings
+from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
+
+_REFUSED = {
+    "codeio": "gives other rows each time: it runs stored programs that use unseeded random numbers and the clock",
+    "composite": "only mixes other datasets, from settings that are no plain data",
+    "list_functions": "gives other rows each time: it draws from Python's unseeded global generator",
+}
+_ORDER_DEPENDENT = frozenset(
+    ("intermediate_integration", "isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
+)
+"""Iterate over sets of strings, so that rows change with the process's hash seed (reasoning-gym 0.1.25)."""
+_WITHOUT_ANSWER = frozenset(("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"))
+"""Store no answer: only the dataset's own scorer can judge (reasoning-gym 0.1.25)."""
+_MAX_DRAWS = 64
+"""Draws for one training row. At half overlap, the most that is accepted, all fail once in 2⁶⁴ rows."""
+_MAX_ROUNDS = 16
+_PROBED_ROWS = 32
+_Generate = Callable[..., Any]
+
+
+class ReasoningGymTask(PromptSettings):
+    """Problems of one reasoning_gym dataset."""
+
+    kind: Literal["reasoning_gym"] = Field(default="reasoning_gym", description="Names this kind of task.")
+    dataset: str = Field(min_length=1, description="Name of the dataset, for example chain_sum.")
+    params: dict[str, JsonValue] = Field(
+        default={},
+        description="The dataset's own settings, for example {min_terms: 3, max_terms: 3}; no seed, no size.",
+    )
+    num_train: int = Field(default=100_000, ge=1, description="Training rows in an epoch (count, at least 1).")
+    num_held_out: int = Field(default=128, ge=1, description="Rows held out for evaluation, all different (count).")
+    seed: int = Field(default=0, ge=0, description="Seed of both splits and of the epoch order (at least 0).")
+
+    @field_validator("params")
+    @classmethod
+    def _no_seed(cls, params: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name, instead in (("seed", "seed"), ("size", "num_train and num_held_out")):
+            if name in params:
+                raise ValueError(f"params must not hold {name}; set {instead} of the task instead")
+        return params
+
+
+def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
+    """Generate the held-out rows, and make training rows on demand, each drawn anew while its text is held out.
+
+    The splits have unrelated seeds. (reasoning_gym makes row i from seed + i, so neighbouring seeds would share rows.)
+    Texts may repeat among training rows. Raises TaskError for an unknown dataset or parameter, for datasets that give other
+    rows each time, when too few different texts exist, and when held-out texts are half of what the dataset generates.
+    """
+    generate = _checked_generator(settings)
+    held_out = _held_out_rows(settings, generate)
+    train = GeneratedRows(settings, generate, frozenset(canonical_text(row.text) for row in held_out))
+    # Few training rows are probed by several draws each: one alone would say nothing about the share.
+    places = [divmod(probe, settings.num_train) for probe in range(_PROBED_ROWS)]
+    num_fresh = sum(train.is_fresh(index, draw) for draw, index in places)
+    if 2 * num_fresh < _PROBED_ROWS:
+        raise TaskError(
+            f"{settings.dataset}: held-out rows must be a small part of what the dataset generates; of {_PROBED_ROWS} training "
+            f"rows {_PROBED_ROWS - num_fresh} were held out. Lower num_held_out ({settings.num_held_out}) or widen params."
+        )
+    return Task(name=settings.dataset, train=train, held_out=held_out, seed=settings.seed)
+
+
+class GeneratedRows:
+    """Training rows made on demand: row i is the first draw for i whose text is not held out."""
+
+    def __init__(self, settings: ReasoningGymTask, generate: _Generate, held_out: frozenset[str]) -> None:
+        self._settings = settings
+        self._generate = generate
+        self._held_out = held_out
+        self._draws: list[Any] = []
+
+    def __len__(self) -> int:
+        return self._settings.num_train
+
+    def __iter__(self) -> Iterator[TaskRow]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> TaskRow:
+        """Make row `index`; raises IndexError outside 0 … num_train − 1."""
+        for draw in range(_MAX_DRAWS):
+            row = self._drawn(index, draw)
+            if canonical_text(row.text) not in self._held_out:
+                return row
+        raise TaskError(
+            f"{self._settings.dataset} train row {index}: {_MAX_DRAWS} draws gave only held-out texts. Lower num_held_out."
+        )
+
+    def is_fresh(self, index: int, draw: int) -> bool:
+        """Tell whether one draw for a row is not held out."""
+        return canonical_text(self._drawn(index, draw).text) not in self._held_out
+
+    def _drawn(self, index: int, draw: int) -> TaskRow:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0 … {len(self) - 1}; got {index}")
+        while len(self._draws) <= draw:
+            seed = _derived_seed(self._settings.seed, "train", len(self._draws))
+            self._draws.append(self._generate(size=self._settings.num_train, seed=seed))
+        return _row(self._settings, self._draws[draw][index], "train", index)
+
+
+def _held_out_rows(settings: ReasoningGymTask, generate: _Generate) -> list[TaskRow]:
+    rows: dict[str, TaskRow] = {}
+    for round_ in range(_MAX_ROUNDS):
+        entries = generate(size=settings.num_held_out, seed=_derived_seed(settings.seed, "held-out", round_))
+        for index in range(settings.num_held_out):
+            row = _row(settings, entries[index], "held-out", len(rows))
+            rows.setdefault(canonical_text(row.text), row)
+            if len(rows) == settings.num_held_out:
+                return list(rows.values())
+    raise TaskError(
+        f"{settings.dataset}: num_held_out must not exceed the different texts that the dataset generates; "
+        f"{_MAX_ROUNDS * settings.num_held_out} draws gave {len(rows)} of {settings.num_held_out}. "
+        "Lower num_held_out or widen params."
+    )
+
+
+def _row(settings: ReasoningGymTask, entry: Mapping[str, Any], split: str, index: int) -> TaskRow:
+    where = f"{settings.dataset} {split} row {index}"
+    try:
+        # Tuples pass and stay tuples: some of the datasets' scorers compare with them.
+        json.dumps(entry)
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{where}: the entry must be plain data that JSON can hold: {error}.") from error
+    gold = entry["answer"]
+    return TaskRow(
+        row_id=f"{split}-{index}",
+        question=entry["question"],
+        text=settings.text_of(entry["question"], where),
+        chat=settings.chat.form,
+        answer={
+            "answer": "" if gold is None else str(gold),
+            "entry": entry,
+            "dataset": settings.dataset,
+            "config": settings.params,
+        },
+        dataset=settings.dataset,
+        row=index,
+    )
+
+
+def _derived_seed(seed: int, split: str, draw: int) -> int:
+    """Return a seed of 31 bits that has no simple relation to the seeds of other splits and draws."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{split}/{draw}".encode()).digest()[:4], "big") >> 1
+
+
+def _checked_generator(settings: ReasoningGymTask) -> _Generate:
+    """Return a function of size and seed that makes the dataset, after refusing what cannot work."""
+    datasets, create = _reasoning_gym()
+    name = settings.dataset
+    if name not in datasets:
+        raise TaskError(f"dataset must be one that reasoning_gym has; got {name!r}{did_you_mean(name, datasets)}")
+    if name in _REFUSED:
+        raise TaskError(f"{name} cannot be a task, it {_REFUSED[name]}. Choose another dataset.")
+    if name in _ORDER_DEPENDENT and sys.flags.hash_randomization:
+        raise TaskError(f"{name} gives other rows in each process; start Python with PYTHONHASHSEED=0 to use it.")
+    if name in _WITHOUT_ANSWER:
+        warnings.warn(
+            f"{name} stores no answer: `answer` is empty, and only reasoning_gym's own scorer can judge.", stacklevel=4
+        )
+    known = [field.name for field in dataclasses.fields(datasets[name][1]) if field.name not in ("seed", "size")]
+    for param in settings.params:
+        if param not in known:
+            raise TaskError(
+                f"{name} has no parameter {param!r}{did_you_mean(param, known)} (it has: {', '.join(sorted(known))})"
+            )
+
+    def generate(*, size: int, seed: int) -> Any:
+        try:
+            return create(name, size=size, seed=seed, **settings.params)
+        except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as error:
+            raise TaskError(f"{name} does not take params {settings.params}: {error}") from error
+
+    return generate
+
+
+def _reasoning_gym() -> tuple[Mapping[str, tuple[type, type]], _Generate]:
+    """Return reasoning_gym's datasets by name, and its function that makes one."""
+    try:
+        # Imported late: optional, and it takes about two seconds.
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise TaskError(f"kind reasoning_gym needs a package: pip install samepath[gym] ({error}).") from error
+    return DATASETS, reasoning_gym.create_dataset

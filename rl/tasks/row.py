@@ -1,0 +1,102 @@
+"""What a task is once it is built: rows to train on, rows held out, and an endless shuffled order."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.model.text.chat import ChatForm
+from samepath.model.text.tokenizer import Tokenizer
+
+
+class TaskError(ValueError):
+    """A task that cannot be built or read; the message names file and line, or dataset and row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """One problem with its answer.
+
+    Example:
+        TaskRow(row_id="train-17", question="State the final answer to the following arithmetic problem: 42 - 25 - 73 =",
+                text="42-25-73=", answer={"answer": "-56", "entry": {…}, "dataset": "chain_sum"}, dataset="chain_sum", row=17)
+    """
+
+    row_id: str
+    """Unique within the task: `train-` or `held-out-` and the row number, or the file's own id."""
+    question: str
+    """The question as the source words it."""
+    text: str
+    """The question after rewrite and template: what the model reads, or what the user says where `chat` is given."""
+    chat: ChatForm | None = None
+    """How `text` is put into the checkpoint's chat form; None: it is the prompt as it stands."""
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """For the reward function: `answer` (gold answer, text), `entry` (source row, plain data), `dataset` (name); of
+    reasoning_gym also `config` (the dataset's params, which some scorers read)."""
+    dataset: str
+    """Name of the task."""
+    row: int
+    """Index in the task's split, from 0."""
+
+    def encode(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Token ids of the prompt: of its text, or of the conversation around it."""
+        return tokenizer.encode(self.text) if self.chat is None else tokenizer.encode_chat(self.text, self.chat)
+
+
+class TaskRows(Protocol):
+    """Rows by index from 0; may make each one when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TaskRow: ...
+
+    def __iter__(self) -> Iterator[TaskRow]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Rows to train on and rows held out, which share no canonical text.
+
+    Example:
+        task.train_row(0).text == "42-25-73=" and len(task.held_out) == 64
+    """
+
+    name: str
+    """Name of the dataset, or of the file without its suffix."""
+    train: TaskRows
+    """Training rows; texts may repeat."""
+    held_out: list[TaskRow]
+    """Rows for evaluation only."""
+    seed: int
+    """Seed of the epoch order."""
+    dropped_overlap: int = 0
+    """Rows of the training file left out because the held-out file has the same text."""
+
+    def train_row(self, index: int) -> TaskRow:
+        """Return the row at place `index` ≥ 0 of the endless order: every epoch visits each row once, newly shuffled.
+
+        Depends on `seed`, `index` and the rows alone, so a resumed run goes on where it stopped.
+        """
+        if index < 0:
+            raise IndexError(f"index must be at least 0; got {index}")
+        epoch, place = divmod(index, len(self.train))
+        return self.train[int(_epoch_order(len(self.train), self.seed, epoch)[place])]
+
+
+def canonical_text(text: str) -> str:
+    """Return the text that decides whether two prompts are the same: runs of white space become one blank.
+
+    Only wording counts: `a+b` and `b+a` are different prompts, although one answer fits both.
+    """
+    return " ".join(text.split())
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the permutation of 0 … num_rows − 1 for one epoch."""
+    # NumPy promises the same raw bits in every version (NEP 19); it does not promise the same permutation().
+    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
+    return np.argsort(bits, kind="stable")

@@ -1,0 +1,161 @@
+"""Problems from the rows of a table, wherever it comes from: columns, gold answers, and what is held out."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from samepath.rl.recipe.did_you_mean import did_you_mean
+from samepath.rl.tasks.prompt import PromptRewrite, PromptSettings
+from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
+
+Entries = Iterable[tuple[str, Mapping[str, Any]]]
+"""(place for messages, row) pairs."""
+
+
+class ColumnMap(BaseModel):
+    """Which column of the table holds what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(default="question", min_length=1, description="Column of the question (text).")
+    answer: str = Field(default="answer", min_length=1, description="Column of the gold answer (text or number).")
+    id: str = Field(default="", description="Column of an id, unique in its split; empty: row numbers serve as ids.")
+    extra: tuple[str, ...] = Field(default=(), description="More columns that the reward function is to see.")
+
+    @property
+    def names(self) -> list[str]:
+        """Columns that the table must have, each once."""
+        return list(dict.fromkeys([self.prompt, self.answer, *([self.id] if self.id else []), *self.extra]))
+
+
+class TableSettings(PromptSettings):
+    """What tasks made from a table have."""
+
+    columns: ColumnMap = Field(default=ColumnMap(), description="Which column holds what.")
+    answer_rewrite: PromptRewrite = Field(
+        default=PromptRewrite(),
+        description="Cuts the gold answer out of its column; by default keeps it.",
+    )
+    held_out_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Part of the different prompts to hold out (0 to 1); 0: rows of their own are named.",
+    )
+    max_held_out: int = Field(
+        default=0, ge=0, description="Evaluate on so many of the held-out rows, the first ones (count); 0: on all."
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the epoch order (at least 0); the split does not change with it."
+    )
+
+
+def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[TaskRow]:
+    """Rows with bare ids, numbered from 0. Raises TaskError naming the place of what is wrong."""
+    columns = settings.columns
+    places: dict[str, str] = {}
+    rows: list[TaskRow] = []
+    for row, (where, record) in enumerate(entries):
+        entry = _wanted(record, columns, where)
+        question = entry[columns.prompt]
+        if not isinstance(question, str):
+            raise TaskError(f"{where}: column {columns.prompt!r} must be text; got {question!r:.80}.")
+        row_id = str(entry[columns.id]) if columns.id else str(row)
+        if row_id in places:
+            raise TaskError(f"{where}: id {row_id!r} must be unique; {places[row_id]} has it too.")
+        places[row_id] = where
+        gold = settings.answer_rewrite.apply(
+            _gold(entry[columns.answer], columns.answer, where), where, "answer_rewrite"
+        )
+        if not gold.strip():
+            raise TaskError(
+                f"{where}: the gold answer must not be empty after answer_rewrite; got {entry[columns.answer]!r:.80}."
+            )
+        rows.append(
+            TaskRow(
+                row_id=row_id,
+                question=question,
+                text=settings.text_of(question, where),
+                chat=settings.chat.form,
+                answer={"answer": gold, "entry": entry, "dataset": dataset},
+                dataset=dataset,
+                row=row,
+            )
+        )
+    return rows
+
+
+def split_task(
+    rows: list[TaskRow], held_out: list[TaskRow] | None, settings: TableSettings, name: str, source: str
+) -> Task:
+    """Put the rows on two sides that share no canonical text.
+
+    With `held_out` training rows whose prompt is held out are dropped and counted. Without it a hash of the canonical prompt
+    decides, so equal prompts land on the same side, and a row stays on its side when the table grows or the seed changes.
+    """
+    fraction = settings.held_out_fraction
+    if held_out is not None:
+        texts = {canonical_text(row.text) for row in held_out}
+        train = [row for row in rows if canonical_text(row.text) not in texts]
+    else:
+        train = [row for row in rows if _unit_hash(canonical_text(row.text)) >= fraction]
+    dropped = len(rows) - len(train) if held_out is not None else 0
+    if held_out is None:
+        held_out = [row for row in rows if _unit_hash(canonical_text(row.text)) < fraction]
+    if not rows:
+        raise TaskError(f"{source} must have at least one row; it has none.")
+    if not held_out:
+        raise TaskError(f"none of the {len(rows)} rows of {source} was held out; raise held_out_fraction or add rows.")
+    if not train:
+        raise TaskError(f"all {len(rows)} rows of {source} are held out, none is left to train on; hold fewer out.")
+    return Task(
+        name=name,
+        train=_numbered(train, "train"),
+        held_out=_numbered(held_out[: settings.max_held_out or None], "held-out"),
+        seed=settings.seed,
+        dropped_overlap=dropped,
+    )
+
+
+def check_columns(known: list[str], columns: ColumnMap, where: str) -> None:
+    """Raise TaskError unless every column that is asked for is there."""
+    for name in columns.names:
+        if name not in known:
+            raise TaskError(
+                f"{where}: no column {name!r}{did_you_mean(name, known)}; there are: {', '.join(known) or 'none'}. Set columns."
+            )
+
+
+def _unit_hash(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _numbered(rows: list[TaskRow], split: str) -> list[TaskRow]:
+    return [replace(row, row_id=f"{split}-{row.row_id}", row=index) for index, row in enumerate(rows)]
+
+
+def _gold(value: object, column: str, where: str) -> str:
+    """Return the gold answer as text."""
+    if isinstance(value, str) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return str(value)
+    raise TaskError(
+        f"{where}: column {column!r} must be text or a number; got {value!r:.80}. "
+        "For answers with structure name a text column here and list theirs under columns.extra."
+    )
+
+
+def _wanted(record: Mapping[str, Any], columns: ColumnMap, where: str) -> dict[str, Any]:
+    """Return the named columns of one record, which must hold plain data."""
+    check_columns(list(record), columns, where)
+    entry = {name: record[name] for name in columns.names}
+    for name, value in entry.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"{where}: column {name!r} must be plain data that JSON can hold: {error}.") from error
+    return entry

@@ -1,0 +1,179 @@
+"""JSON lines beside a run: every metric and every rollout, readable without any service."""
+
+import json
+import logging
+import math
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from samepath.rl.tracking.rollout_record import RolloutRecord
+
+logger = logging.getLogger("samepath.tracking")
+
+MAX_METRIC_NAME = 250
+"""Longest metric name that MLflow takes, characters."""
+
+
+class JsonlTracker:
+    """Writes `metrics.jsonl`, `rollouts/step-00012.jsonl` and `tracking.json` into the run's folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Name the run's folder; it is made by `start`."""
+        self._run_dir = run_dir
+        self._steps_written: set[int] = set()
+        self._warned = False
+        self._attempts: list[dict[str, Any]] = []
+        self._run_id = ""
+        self._finished = False
+
+    def start(
+        self,
+        *,
+        run_name: str,
+        recipe: Mapping[str, Any],
+        recipe_yaml: str,
+        environment: Mapping[str, Any],
+        resume_run_id: str = "",
+    ) -> str:
+        """Begin an attempt; earlier attempts stay listed in `tracking.json`."""
+        del run_name, recipe
+        book = self._run_dir / "tracking.json"
+        if book.is_file():
+            self._attempts = json.loads(book.read_text(encoding="utf-8"))["attempts"]
+        self._run_id = resume_run_id or f"local-{uuid.uuid4().hex}"
+        self._attempts.append(
+            {"started": _now(), "finished": "", "status": "RUNNING", "environment": plain(environment)}
+        )
+        self._write_book()
+        self._write(self._run_dir / f"recipe-attempt-{len(self._attempts)}.yaml", recipe_yaml, "w")
+        return self._run_id
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line; a step that is done again after a resume gets a second line, and the last one counts."""
+        entry = {"step": step, "time": _now(), "metrics": plain(clean_metrics(metrics))}
+        self._write(self._run_dir / "metrics.jsonl", json.dumps(entry) + "\n", "a")
+
+    def log_rollouts(self, step: int, records: Sequence[RolloutRecord]) -> None:
+        """Write all records of a step to its own file, replacing what an earlier attempt wrote for that step."""
+        lines = "".join(json.dumps(plain(asdict(record)), ensure_ascii=False) + "\n" for record in records)
+        path = self._run_dir / "rollouts" / f"step-{step:05d}.jsonl"
+        self._write(path, lines, "a" if step in self._steps_written else "w")
+        self._steps_written.add(step)
+
+    def log_artifact(self, path: Path) -> None:
+        """Do nothing: the file lies on this machine already."""
+
+    def log_checkpoint(self, step: int, path: Path) -> None:
+        """Note the checkpoint in `tracking.json`."""
+        if self._attempts:
+            self._attempts[-1]["checkpoint"] = {"step": step, "path": str(path)}
+            self._write_book()
+
+    def links(self) -> dict[str, str]:
+        """Return nothing: there is no page."""
+        return {}
+
+    def finish(self, status: str) -> None:
+        """Note how the attempt ended."""
+        if self._attempts and not self._finished:
+            self._finished = True
+            self._attempts[-1].update(finished=_now(), status=status)
+            self._write_book()
+
+    def _write_book(self) -> None:
+        book = {"run_id": self._run_id, "attempts": self._attempts}
+        self._write(self._run_dir / "tracking.json", json.dumps(book, indent=2) + "\n", "w")
+
+    def _write(self, path: Path, text: str, mode: Literal["a", "w"]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open(mode, encoding="utf-8", errors="replace") as file:
+                file.write(text)
+        except OSError as error:
+            if not self._warned:
+                logger.warning("cannot write %s, and go on without: %s", path, error)
+            self._warned = True
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as strict JSON data: NaN and infinities become "nan", "inf", "-inf", which `float` reads back."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def clean_metric_name(name: str) -> str:
+    """Return the nearest name that MLflow takes: ASCII letters, digits and `_-.:/ `, no empty or dotted path part."""
+    parts = (re.sub(r"[^A-Za-z0-9_\-.: ]", "_", part).strip() for part in name.split("/"))
+    cleaned = "/".join("_" * len(part) if set(part) == {"."} else part for part in parts if part)
+    return cleaned[:MAX_METRIC_NAME].rstrip("/ ") or "unnamed"
+
+
+def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics under clean names; where two names become one, the later gets `_2`, `_3`, …"""
+    cleaned: dict[str, float] = {}
+    for name, value in metrics.items():
+        wanted = clean_metric_name(name)
+        unique, number = wanted, 1
+        while unique in cleaned:
+            number += 1
+            unique = f"{wanted[: MAX_METRIC_NAME - 6]}_{number}"
+        cleaned[unique] = float(value)
+    return cleaned
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Return the metrics of each step, in order of steps; of a step that was done twice the later values count.
+
+    A last line cut short by a killed process is left out.
+    """
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in _entries(path):
+        values = {name: float(value) for name, value in entry["metrics"].items()}
+        by_step.setdefault(int(entry["step"]), {}).update(values)
+    return dict(sorted(by_step.items()))
+
+
+def read_rollouts(path: Path) -> list[RolloutRecord]:
+    """Return the records of one step's file; a line cut short by a killed process is left out."""
+    return [record_from_plain(entry) for entry in _entries(path)]
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    # Not `splitlines`: it also cuts at characters, such as U+2028, that may stand inside a JSON text.
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def record_from_plain(entry: Mapping[str, Any]) -> RolloutRecord:
+    """Turn the plain data of one record back into a record; unknown keys of a newer version are left out."""
+    known = {field.name for field in fields(RolloutRecord)}
+    values = {name: value for name, value in entry.items() if name in known}
+    for name in ("reward", "advantage", "kl", "off_policy", "route_flips", "generate_s"):
+        if name in values:
+            values[name] = float(values[name])
+    if "reward_parts" in values:
+        values["reward_parts"] = {name: float(value) for name, value in values["reward_parts"].items()}
+    for name in ("sampler_logprobs", "kl_tokens"):
+        values[name] = tuple(float(value) for value in values.get(name, ()))
+    values["tokens"] = tuple(values.get("tokens", ()))
+    return RolloutRecord(**values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

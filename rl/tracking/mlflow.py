@@ -1,0 +1,186 @@
+"""A run in MLflow: events go to a queue whose one background thread does all the talking, so that training never waits.
+
+Imports mlflow: only `samepath.rl.tracking.build` imports this file, late and after it has set `MLFLOW_VARIABLES`.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.tracking.events import Event, EventRefusedError, QueueFile, StoreUnavailableError, parse_event
+from samepath.rl.tracking.jsonl import clean_metrics, plain
+from samepath.rl.tracking.mlflow_sink import MlflowSink
+from samepath.rl.tracking.mlflow_ui import links
+from samepath.rl.tracking.queue import EventQueue, QueueCounts
+from samepath.rl.tracking.rollout_record import RolloutRecord, choose_rollouts
+from samepath.rl.tracking.spans import cut_text
+
+logger = logging.getLogger("samepath.tracking")
+
+MAX_PARAM_CHARS = 6000
+"""Longest parameter value that MLflow takes."""
+QUEUE_FILE_NAME = "tracking-queue.jsonl"
+
+
+class MlflowTracker:
+    """Hands everything to a queue whose thread talks to MLflow."""
+
+    def __init__(self, settings: TrackingSettings, run_dir: Path, uri: str) -> None:
+        """Start the thread; the store is not touched before `start`."""
+        self._settings = settings
+        self._uri = uri
+        file = QueueFile(run_dir / QUEUE_FILE_NAME, settings.max_queue_file_mib * 2**20)
+        # What an earlier attempt could not send goes first, under that attempt's run.
+        self._sink = MlflowSink(uri, file.read_state() if file.num_events else None)
+        self._queue = EventQueue(self._sink, file, max_events=settings.max_queued_events, store_name=f"MLflow at {uri}")
+        self._finished = False
+
+    def start(
+        self,
+        *,
+        run_name: str,
+        recipe: Mapping[str, Any],
+        recipe_yaml: str,
+        environment: Mapping[str, Any],
+        resume_run_id: str = "",
+    ) -> str:
+        """Begin a run; waits for the store up to `start_timeout_s`, then goes on without it under an id of its own."""
+        run_key = resume_run_id if resume_run_id.startswith("local-") else f"local-{uuid.uuid4().hex}"
+        attempt_key = uuid.uuid4().hex[:12]
+        payload = {
+            "run_name": run_name,
+            "run_key": run_key,
+            "attempt_key": attempt_key,
+            "experiment": self._settings.experiment,
+            "resume_run_id": resume_run_id,
+            "params": flatten_recipe(recipe),
+            "recipe_yaml": recipe_yaml,
+            "environment": plain(environment),
+            "tags": _run_tags(environment),
+        }
+        self._put("start", payload)
+        if not self._queue.first_handled.wait(self._settings.start_timeout_s):
+            logger.warning("MLflow at %s takes long to answer; training starts, and its events wait", self._uri)
+        state = self._sink.state()
+        return str(state["run_id"]) if state["attempt_key"] == attempt_key else resume_run_id or run_key
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Queue one batch of metrics."""
+        self._put("metrics", {"step": step, "metrics": plain(clean_metrics(metrics))})
+
+    def log_rollouts(self, step: int, records: Sequence[RolloutRecord]) -> None:
+        """Queue the chosen rollouts of the step, with their text cut and without token-level values."""
+        chosen = choose_rollouts(records, self._settings.traced_rollouts_per_step)
+        if chosen:
+            self._put("rollouts", {"step": step, "records": [plain(asdict(self._shortened(r))) for r in chosen]})
+
+    def log_artifact(self, path: Path) -> None:
+        """Queue a file; it is read when it is sent, so it must stay as it is."""
+        self._put("artifact", {"path": str(path.resolve())})
+
+    def log_checkpoint(self, step: int, path: Path) -> None:
+        """Note the newest checkpoint as tags of the run."""
+        self._put("checkpoint", {"step": step, "path": str(path.resolve())})
+
+    def links(self) -> dict[str, str]:
+        """Return links to the run's pages; empty while the store has not answered."""
+        return links(self._uri, self._sink.experiment_id, self._sink.run_id) if self._sink.run_id else {}
+
+    @property
+    def counts(self) -> QueueCounts:
+        """What became of the events so far."""
+        return self._queue.counts
+
+    def finish(self, status: str) -> None:
+        """Mark the run's end and send what is left, for at most `close_timeout_s`; the rest stays in the queue file."""
+        if not self._finished:
+            self._finished = True
+            self._queue.close(self._settings.close_timeout_s, _event("finish", {"status": status}))
+
+    def _put(self, kind: str, payload: Mapping[str, Any]) -> None:
+        self._queue.put(_event(kind, payload))
+
+    def _shortened(self, record: RolloutRecord) -> RolloutRecord:
+        limit = self._settings.max_text_chars
+        return replace(
+            record,
+            prompt_text=cut_text(record.prompt_text, limit),
+            response_text=cut_text(record.response_text, limit),
+            gold=cut_text(record.gold, limit),
+            reward_detail=cut_text(record.reward_detail, limit),
+            tokens=(),
+            sampler_logprobs=(),
+            kl_tokens=(),
+        )
+
+
+def replay_queue(path: Path, uri: str) -> QueueCounts:
+    """Send a run's `tracking-queue.jsonl` to a store; what was sent leaves the file, and an empty file goes away.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no queue file.
+    """
+    file = QueueFile(path, limit_bytes=2**62)
+    sink = MlflowSink(uri, file.read_state())
+    sent = refused = 0
+    for line in file.lines():
+        event = parse_event(line)
+        try:
+            if event is None:
+                raise EventRefusedError("the line is cut short")
+            sink.send(event)
+        except EventRefusedError as error:
+            refused += 1
+            logger.warning("not sent: %s", error)
+            continue
+        except StoreUnavailableError as error:
+            logger.warning("MLflow at %s does not answer: %s", uri, error)
+            break
+        sent += 1
+    file.forget_first(sent + refused, sink.state())
+    return QueueCounts(sent=sent, dropped=0, refused=refused, waiting=file.num_events)
+
+
+def flatten_recipe(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the recipe as MLflow parameters: dotted names, values as text of at most 6000 characters.
+
+    Example:
+        flatten_recipe({"rl": {"group_size": 8}, "rewards": [{"weight": 1.0}]})
+        == {"rl.group_size": "8", "rewards.0.weight": "1.0"}
+    """
+    flat: dict[str, str] = {}
+    for path, value in _leaves(plain(recipe), ""):
+        text = value if isinstance(value, str) else json.dumps(value)
+        flat[path[:250]] = text[:MAX_PARAM_CHARS]
+    return flat
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    children: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        children = [(str(index), item) for index, item in enumerate(value)]
+    if not children:
+        yield path or "recipe", value
+    for name, child in children:
+        yield from _leaves(child, f"{path}.{name}" if path else name)
+
+
+def _run_tags(environment: Mapping[str, Any]) -> dict[str, str]:
+    git = environment.get("git", {})
+    tags = {"mlflow.source.name": "samepath", "mlflow.source.type": "LOCAL"}
+    if isinstance(git, Mapping) and git.get("commit"):
+        tags |= {"mlflow.source.git.commit": str(git["commit"]), "git.dirty": str(git.get("dirty", False)).lower()}
+    return tags
+
+
+def _event(kind: str, payload: Mapping[str, Any]) -> Event:
+    return Event(kind=kind, time_ms=int(1000 * time.time()), payload=payload)

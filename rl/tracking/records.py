@@ -1,0 +1,64 @@
+"""What is kept of every rollout of a step, for people: text, reward, and what the objective did with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rollout.types import Group
+
+
+def rollout_records(
+    step: int,
+    groups: Sequence[Group],
+    by_group: Mapping[str, np.ndarray],
+    batch: TrainBatch | None,
+    report: UpdateReport | None,
+    tokenizer: Tokenizer,
+) -> list[RolloutRecord]:
+    """One record a rollout; fields of the update are NaN where the rollout was not trained on."""
+    places = {} if batch is None else {entry.name: index for index, entry in enumerate(batch.sequences)}
+    records = []
+    for group in groups:
+        for place, rollout in enumerate(group.rollouts):
+            index = places.get(f"{rollout.group_id}/{rollout.sample_index}")
+            score = rollout.score
+            segment = rollout.segments[-1] if rollout.segments else None
+            record = RolloutRecord(
+                step=step,
+                group_id=group.group_id,
+                sample_index=rollout.sample_index,
+                prompt_text=group.prompt.text,
+                response_text=rollout.text,
+                dataset=group.prompt.dataset,
+                gold=str(group.prompt.answer.get("answer", "")),
+                reward=float("nan") if score is None else score.total,
+                reward_parts={} if score is None else dict(score.parts),
+                reward_status=rollout.failure or ("unscored" if score is None else score.status),
+                reward_detail="" if score is None else score.detail,
+                advantage=float(by_group[group.group_id][place]),
+                num_tokens=rollout.num_trained,
+                finish_reason="" if segment is None else segment.finish_reason,
+                generate_s=rollout.generate_s,
+                tokens=()
+                if segment is None
+                else tuple(tokenizer.token_texts(segment.token_ids[segment.trained].tolist())),
+                sampler_logprobs=() if segment is None else tuple(segment.sampler_logprobs[segment.trained].tolist()),
+            )
+            records.append(record if index is None or report is None else _with_update(record, report, index))
+    return records
+
+
+def _with_update(record: RolloutRecord, report: UpdateReport, index: int) -> RolloutRecord:
+    return replace(
+        record,
+        kl=float(report.kl_B[index]),
+        off_policy=float(report.off_policy_B[index]),
+        masked=bool(report.masked_B[index]),
+        route_flips=float(report.route_flips_B[index]),
+        weight_lag=int(report.weight_lag_B[index]),
+        kl_tokens=tuple(report.kl_tokens[index].tolist()),
+    )

@@ -1,0 +1,202 @@
+"""Rollouts as MLflow traces: spans for generation and scoring, rewards as feedback, the gold answer as expectation.
+
+Traces are built after the fact as plain entities with ids derived from run, step, group and sample, so that sending one a
+second time changes nothing. Imports mlflow: import this file only where MLflow is wanted.
+"""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.entities import (
+    AssessmentSource,
+    Expectation,
+    Feedback,
+    Span,
+    SpanType,
+    TraceInfo,
+    TraceLocation,
+    TraceState,
+)
+
+from samepath.rl.tracking.jsonl import clean_metric_name
+from samepath.rl.tracking.rollout_record import RolloutRecord
+
+PREVIEW_CHARS = 1000
+"""Longest request and response preview that MLflow stores."""
+
+SCORING_SHARE_NS = 1_000_000
+"""Drawn length of the scoring span, 1 ms: scoring times are not part of a record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceTarget:
+    """Where traces belong."""
+
+    experiment_id: str
+    """MLflow experiment."""
+    run_id: str
+    """MLflow run the traces are tied to."""
+    run_name: str
+    """Stands before group names, which repeat from run to run."""
+    attempt: int
+    """1, and one more after each resume."""
+
+
+def build_trace(record: RolloutRecord, target: TraceTarget, ended_ms: int) -> tuple[TraceInfo, list[Span]]:
+    """Return a rollout's trace: head with tags and feedback, and its spans, dated back from `ended_ms`."""
+    name = f"{target.run_id}/{target.attempt}/{record.step}/{record.group_id}/{record.sample_index}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    duration_ms = max(round(1000 * record.generate_s), 1)
+    info = TraceInfo(
+        trace_id=f"tr-{digest}",
+        trace_location=TraceLocation.from_experiment_id(target.experiment_id),
+        request_time=ended_ms - duration_ms,
+        execution_duration=duration_ms,
+        state=TraceState.ERROR if record.failed else TraceState.OK,
+        request_preview=record.prompt_text[:PREVIEW_CHARS],
+        response_preview=record.response_text[:PREVIEW_CHARS],
+        trace_metadata={
+            "mlflow.sourceRun": target.run_id,
+            "mlflow.trace.session": f"{target.run_name}-{record.group_id}",
+            "mlflow.trace.tokenUsage": json.dumps(_token_usage(record)),
+        },
+        tags=_tags(record, target.attempt),
+        assessments=_assessments(record, digest, ended_ms),
+    )
+    return info, _spans(record, digest, ended_ms - duration_ms, ended_ms)
+
+
+def _tags(record: RolloutRecord, attempt: int) -> dict[str, str]:
+    return {
+        "mlflow.traceName": f"{record.group_id}/{record.sample_index}",
+        "step": str(record.step),
+        "group": record.group_id,
+        "sample": str(record.sample_index),
+        "dataset": record.dataset,
+        "reward_status": record.reward_status,
+        "finish_reason": record.finish_reason,
+        "masked": str(record.masked).lower(),
+        "attempt": str(attempt),
+    }
+
+
+def _assessments(record: RolloutRecord, digest: str, time_ms: int) -> list[Feedback | Expectation]:
+    """Return feedback and expectation. Values that are no finite number are left out: the page cannot read NaN."""
+    numbers = {
+        "reward": record.reward,
+        **{f"reward/{clean_metric_name(name)}": value for name, value in record.reward_parts.items()},
+        "advantage": record.advantage,
+        "kl": record.kl,
+        "off_policy": record.off_policy,
+        "route_flips": record.route_flips,
+        "weight_lag": float(record.weight_lag),
+    }
+    values: dict[str, float | bool | str] = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    values |= {"masked": record.masked, "reward_status": record.reward_status}
+    source = AssessmentSource(source_type="CODE", source_id="samepath")
+    assessments: list[Feedback | Expectation] = [
+        Feedback(
+            name=name,
+            value=value,
+            source=source,
+            create_time_ms=time_ms,
+            last_update_time_ms=time_ms,
+            rationale=record.reward_detail or None if name == "reward_status" else None,
+        )
+        for name, value in values.items()
+    ]
+    if record.gold:
+        expected = Expectation(
+            name="gold", value=record.gold, source=source, create_time_ms=time_ms, last_update_time_ms=time_ms
+        )
+        assessments.append(expected)
+    for assessment in assessments:
+        key = hashlib.sha256(f"{digest}/{assessment.name}".encode()).hexdigest()
+        assessment.assessment_id = f"a-{key[:32]}"
+    return assessments
+
+
+def _token_usage(record: RolloutRecord) -> dict[str, int]:
+    return {"output_tokens": record.num_tokens, "total_tokens": record.num_tokens}
+
+
+def _spans(record: RolloutRecord, digest: str, start_ms: int, end_ms: int) -> list[Span]:
+    start_ns, end_ns = 1_000_000 * start_ms, 1_000_000 * end_ms
+    question = {"messages": [{"role": "user", "content": record.prompt_text}]}
+    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": record.response_text}}]}
+    scored = {"reward": _number(record.reward), **{name: _number(part) for name, part in record.reward_parts.items()}}
+    rollout = {
+        "spanType": SpanType.AGENT,
+        "spanInputs": {"prompt": record.prompt_text},
+        "spanOutputs": {"response": record.response_text},
+    }
+    generate = {
+        "spanType": SpanType.CHAT_MODEL,
+        "spanInputs": question,
+        "spanOutputs": answer,
+        "chat.tokenUsage": _token_usage(record),
+        "message.format": "openai",
+    }
+    score = {
+        "spanType": SpanType.EVALUATOR,
+        "spanInputs": {"response": record.response_text, "gold": record.gold},
+        "spanOutputs": {**scored, "status": record.reward_status, "detail": record.reward_detail},
+    }
+    middle_ns = max(end_ns - SCORING_SHARE_NS, start_ns)
+    failed = record.reward_detail or record.reward_status if record.failed else ""
+    return [
+        _span("rollout", rollout, digest, (start_ns, end_ns), failed),
+        _span("generate", generate, digest, (start_ns, middle_ns), ""),
+        _span("score", score, digest, (middle_ns, end_ns), failed),
+    ]
+
+
+def _span(name: str, attributes: dict[str, Any], digest: str, times_ns: tuple[int, int], failed: str) -> Span:
+    is_root = name == "rollout"
+    named = {f"mlflow.{key}": json.dumps(value, ensure_ascii=False) for key, value in attributes.items()}
+    return Span.from_dict(
+        {
+            "trace_id": base64.b64encode(bytes.fromhex(digest)).decode(),
+            "span_id": _span_id(digest, name),
+            "parent_span_id": None if is_root else _span_id(digest, "rollout"),
+            "name": name,
+            "start_time_unix_nano": times_ns[0],
+            "end_time_unix_nano": times_ns[1],
+            "status": {"code": "STATUS_CODE_ERROR" if failed else "STATUS_CODE_OK", "message": failed},
+            "attributes": {"mlflow.traceRequestId": json.dumps(f"tr-{digest}"), **named},
+            "events": [],
+        }
+    )
+
+
+def _span_id(digest: str, name: str) -> str:
+    return base64.b64encode(hashlib.sha256(f"{digest}/{name}".encode()).digest()[:8]).decode()
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def cut_text(record_text: str, max_chars: int) -> str:
+    """Return the text, cut with a note of how much is missing."""
+    left_out = len(record_text) - max_chars
+    return (
+        record_text if left_out <= 0 else f"{record_text[:max_chars]} … [{left_out} more characters in the JSON lines]"
+    )
+
+
+def build_traces(
+    records: Sequence[RolloutRecord], target: TraceTarget, ended_ms: int
+) -> tuple[list[TraceInfo], list[Span]]:
+    """Return the heads of all traces and all their spans."""
+    heads, spans = [], []
+    for record in records:
+        info, own_spans = build_trace(record, target, ended_ms)
+        heads.append(info)
+        spans += own_spans
+    return heads, spans

@@ -1,0 +1,70 @@
+"""Whether a recipe's memory can be had: on this machine, on the devices that its engine asks for, in one process."""
+
+import psutil
+
+from samepath.rl.machine import list_gpus
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.validate.finding import Finding
+from samepath.rl.validate.memory_estimate import ENGINE_SHARE, LEARNER_SHARE
+from samepath.rl.validate.memory_plan import DEVICES, MemoryPlan
+from samepath.rollout.engine_settings import VllmSettings
+
+
+def memory_findings(recipe: Recipe, plan: MemoryPlan) -> list[Finding]:
+    """Findings on the learner, and on the cache of a vLLM engine."""
+    model = recipe.model
+    on_gpu = model.device == "cuda" or (model.implementation == "transformers" and bool(list_gpus()))
+    findings = [_learner(plan, on_gpu)]
+    if isinstance(recipe.engine, VllmSettings):
+        findings.append(_cache(recipe.engine, plan))
+    return findings
+
+
+def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
+    alone, *sharded = plan.learners.values()
+    needed, memory = alone.per_device(1), memory_bytes()
+    name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
+    said = f"the learner needs {needed / 1e9:,.1f} GB"
+    if needed > (largest * LEARNER_SHARE if on_gpu else memory):
+        here = "" if on_gpu else f"; this machine has {memory / 1e9:,.1f} GB"
+        if needed > largest * LEARNER_SHARE:
+            counts = [entry.least_devices(largest) for entry in sharded]
+            devices = min((count for count in counts if count is not None), default=None)
+            apart = (
+                f"sharded at least {devices} devices of {name}"
+                if devices
+                else "no number of devices is enough, sharded"
+            )
+            here = f", {apart}; the learner runs on one process in this version{here}"
+        return Finding(name="memory", outcome="obstacle", detail=said + here)
+    engine = plan.engine.per_device(1) / 1e9
+    detail = f"{said} and an engine {engine:,.2f} GB; this machine has {memory / 1e9:,.1f} GB"
+    return Finding(name="memory", outcome="ok", detail=detail)
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return int(psutil.virtual_memory().total)
+
+
+def _cache(engine: VllmSettings, plan: MemoryPlan) -> Finding:
+    name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
+    weights = -(-plan.engine.weights // engine.tensor_parallel)
+    divided = engine.tensor_parallel if plan.engine.cache_divides else 1
+    held = engine.cache_bytes * divided * plan.cache_tokens // max(plan.engine.cache, 1)
+    longest = plan.cache_tokens // engine.max_sequences
+    said = (
+        f"{weights / 1e9:,.1f} GB of weights and {engine.cache_bytes / 1e9:,.1f} GB of cache on each device, "
+        f"which hold {held:,} tokens"
+    )
+    if held < longest:
+        detail = (
+            f"{said}; one sequence may have {longest:,}. Raise engine.cache_bytes or lower engine.max_model_tokens."
+        )
+        return Finding(name="cache", outcome="wrong", detail=detail)
+    if engine.device == "cuda" and weights + engine.cache_bytes > largest * ENGINE_SHARE:
+        detail = f"{said}; a device of {name} is too small. Raise engine.tensor_parallel or lower engine.cache_bytes."
+        return Finding(name="cache", outcome="wrong", detail=detail)
+    together = min(held // longest, engine.max_sequences)
+    detail = f"{said}: {together} of {engine.max_sequences} sequences at their longest"
+    return Finding(name="cache", outcome="ok", detail=detail)

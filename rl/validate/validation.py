@@ -1,0 +1,274 @@
+"""`samepath validate`: everything that can be checked before a run without starting it, each check with its outcome."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from samepath.model.files.config_file import read_config
+from samepath.model.files.model_sizes import PublishedSizes
+from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
+from samepath.model.network.placement import PlacementError
+from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
+from samepath.rewards.runner import RewardRunner
+from samepath.rl.learner.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
+from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
+from samepath.rl.learner.worked_answers import resolve_traces
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.tasks.hub_folder import HubUnreachableError
+from samepath.rl.tasks.requests import group_request
+from samepath.rl.tasks.row import Task, TaskRow
+from samepath.rl.tasks.tasks import build_task
+from samepath.rl.validate.finding import Finding, Outcome, Validation
+from samepath.rl.validate.memory_findings import memory_findings
+from samepath.rl.validate.memory_plan import PROMPT_TOKENS, memory_plan
+from samepath.rollout.engine_errors import EngineUnavailableError
+from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from samepath.rollout.vllm.version import require_vllm
+
+MAX_BUILT_PARAMETERS = 2 * 10**9
+"""A larger network is never built here; everything else is read from its configuration."""
+PROBED_ROWS = 64
+"""Training prompts that are encoded, beside all held-out ones."""
+
+
+class NotCheckedError(Exception):
+    """A check that could not be made; the message is the reason."""
+
+
+def validate_recipe(recipe: Recipe, recipe_dir: Path) -> Validation:
+    """Check task, model, tokenizer, prompts, rewards, traces, engine and memory; every problem is a finding, none is raised."""
+    return _Checks(recipe, recipe_dir).run()
+
+
+class _Checks:
+    """Makes each check once; what one finds (task, sizes, tokenizer) later ones use."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path) -> None:
+        self.recipe, self.recipe_dir = recipe, recipe_dir
+        self.result = Validation()
+        self.task: Task | None = None
+        self.config: Mapping[str, Any] = {}
+        self.folder: Path | None = None
+        self.sizes: PublishedSizes | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.prompt_tokens = PROMPT_TOKENS
+
+    def run(self) -> Validation:
+        """All checks, in the order of a run."""
+        self._check("settings", lambda: f"every key of {self.recipe.name} is known and in its range")
+        self._check("task", self._task)
+        self._check("model", self._model)
+        self._check("sizes", self._sizes)
+        self._check("tokenizer", self._tokenizer)
+        self._device()
+        if self._can_build():
+            self._check("network", self._network)
+        if self.recipe.task.chat.enabled:
+            self._check("chat template", self._chat)
+        self._check("prompts", self._prompts)
+        if self.recipe.cold_start.steps:
+            self._check("cold start", self._traces)
+        self._check("reward", self._reward)
+        self._engine()
+        self._memory()
+        return self.result
+
+    def _check(self, name: str, look: Callable[[], str]) -> None:
+        outcome: Outcome = "ok"
+        try:
+            detail = look()
+        except (NotCheckedError, HubUnreachableError) as error:
+            outcome, detail = "not checked", str(error)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            # What a run would stop at before any work; anything else is a defect of this package and keeps its traceback.
+            outcome, detail = "wrong", str(error)
+        self._add(name, outcome, detail)
+
+    def _add(self, name: str, outcome: Outcome, detail: str) -> None:
+        self.result.findings.append(Finding(name=name, outcome=outcome, detail=detail))
+
+    def _task(self) -> str:
+        task = build_task(self.recipe.task, self.recipe_dir)
+        self.task = task
+        dropped = (
+            f", {task.dropped_overlap} training rows left out that are held out too" if task.dropped_overlap else ""
+        )
+        first = task.held_out[0]
+        return (
+            f"{task.name}: {len(task.train)} training and {len(task.held_out)} held-out rows{dropped}; "
+            f"first held-out prompt {first.text!r:.200}, gold answer {first.answer.get('answer')!r:.40}"
+        )
+
+    def _model(self) -> str:
+        """Find the configuration; the weights are neither fetched nor built."""
+        model = self.recipe.model
+        if isinstance(model, NewModel):
+            self.config = model_config(model, self.recipe_dir)
+            return "built new from model.config"
+        try:
+            self.folder = resolve_folder(model.path, self.recipe_dir, weights=False)
+        except HubUnreachableError:
+            self.config = model.expected
+            raise
+        self.config = check_expected(model.expected, self.folder)
+        if quantised := self.config.get("quantization_config"):
+            method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+            detail = (
+                f"published as {method}, which this version does not train; give the path of a float32 or bfloat16 copy"
+            )
+            self._add("weights", "obstacle", detail)
+        else:
+            if model.implementation == "own":
+                read_config(self.folder / "config.json")
+            check_checkpoint(self.recipe, self.folder)
+        compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
+        return f"{self.config.get('model_type')} in {self.folder}{compared}"
+
+    def _sizes(self) -> str:
+        if not self.config:
+            raise NotCheckedError("config.json is not at hand and the recipe has no model.expected")
+        if (model_type := self.config.get("model_type")) not in KNOWN_TYPES:
+            raise NotCheckedError(
+                f"parameters of model_type {model_type!r} cannot be counted here; memory is not estimated"
+            )
+        sizes = self.sizes = published_sizes(self.config)
+        limit, what = self._longest()
+        if self.recipe.sampling.max_new_tokens >= limit:
+            raise ValueError(
+                f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in {what}. Lower it."
+            )
+        source = "" if self.folder is not None or isinstance(self.recipe.model, NewModel) else " (from model.expected)"
+        moe = (
+            f"{sizes.num_moe_layers} of them mixtures of {sizes.num_experts} experts"
+            if sizes.num_moe_layers
+            else "all dense"
+        )
+        return (
+            f"{sizes.parameters:,} parameters, {sizes.active:,} active for a token, {sizes.num_layers} layers, {moe}, "
+            f"{sizes.max_positions:,} positions{source}"
+        )
+
+    def _longest(self) -> tuple[float, str]:
+        """Longest sequence in tokens, and what bounds it."""
+        limits = [(self.sizes.max_positions, "max_position_embeddings of the model")] if self.sizes is not None else []
+        engine = self.recipe.engine
+        if isinstance(engine, VllmSettings) and engine.max_model_tokens:
+            limits.append((engine.max_model_tokens, "engine.max_model_tokens"))
+        limit, name = min(limits, default=(math.inf, "any length"))
+        return limit, f"{name}={limit}"
+
+    def _network(self) -> str:
+        """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
+        policy, _ = build_model(self.recipe.model, self.recipe_dir, self.recipe.seed)
+        check_policy(self.recipe, policy)
+        shape = policy.shape
+        return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
+
+    def _device(self) -> None:
+        placement = self.recipe.model.placement
+        try:
+            placement.require()
+        except PlacementError as error:
+            self._add("device", "obstacle", f"this machine cannot run it: {error}")
+        else:
+            self._add("device", "ok", f"{placement.device}, {placement.dtype}, kernels {placement.backend}")
+
+    def _can_build(self) -> bool:
+        """Whether the network is small, needs no download, and has its device here."""
+        if any(finding.name == "device" and finding.outcome != "ok" for finding in self.result.findings):
+            return False
+        small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
+        here = self.folder is not None and any(self.folder.glob("*.safetensors"))
+        return small and (here or isinstance(self.recipe.model, NewModel))
+
+    def _tokenizer(self) -> str:
+        model = self.recipe.model
+        if isinstance(model, NewModel):
+            self.tokenizer = character_tokenizer(model.alphabet)
+        elif self.folder is None:
+            raise NotCheckedError("the checkpoint is not at hand")
+        else:
+            self.tokenizer = load_tokenizer(self.folder)
+        known = self.tokenizer.vocab_size
+        if self.sizes is not None and known > self.sizes.vocab_size:
+            raise ValueError(f"the tokenizer has {known} ids, the model only {self.sizes.vocab_size}")
+        return f"{known:,} ids, answers end with {self.tokenizer.end_token!r}"
+
+    def _chat(self) -> str:
+        form = self.recipe.task.chat.form
+        if self.tokenizer is None or form is None:
+            raise NotCheckedError("the checkpoint's tokenizer is not at hand")
+        ids = self.tokenizer.encode_chat("What is 1 + 1?", form)
+        return f"a question becomes {''.join(self.tokenizer.token_texts(ids))!r}"
+
+    def _prompts(self) -> str:
+        if self.task is None or self.tokenizer is None:
+            raise NotCheckedError(f"the {'task' if self.task is None else 'tokenizer'} is not at hand")
+        if any(found.name == "chat template" and found.outcome == "wrong" for found in self.result.findings):
+            raise NotCheckedError("the chat template does not work")
+        task, tokenizer = self.task, self.tokenizer
+        rows = [*task.held_out, *(task.train_row(index) for index in range(min(PROBED_ROWS, len(task.train))))]
+        lengths = {row.row_id: len(row.encode(tokenizer)) for row in rows}
+        worst = max(lengths, key=lambda name: lengths[name])
+        if empty := [name for name, length in lengths.items() if not length]:
+            raise ValueError(f"row {empty[0]} of the task has an empty prompt")
+        self.prompt_tokens = lengths[worst]
+        longest = lengths[worst] + self.recipe.sampling.max_new_tokens
+        limit, what = self._longest()
+        if longest > limit:
+            raise ValueError(
+                f"prompt and sampling.max_new_tokens must fit {what}; row {worst} needs {lengths[worst]} + "
+                f"{self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
+            )
+        self._fits_engine(next(row for row in rows if row.row_id == worst), tokenizer)
+        return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
+
+    def _fits_engine(self, row: TaskRow, tokenizer: Tokenizer) -> None:
+        """The built-in engine reserves all that a group can need before it starts one."""
+        engine, size = self.recipe.engine, self.recipe.rl.group_size
+        if not isinstance(engine, BuiltinSettings):
+            return
+        request = group_request(row, tokenizer, self.recipe.sampling, "longest", tuple(range(size)))
+        needed = request.pages_needed(engine.page_size) * engine.page_size
+        if needed > engine.cache_tokens:
+            raise ValueError(
+                f"engine.cache_tokens={engine.cache_tokens} must hold a whole group; row {row.row_id} with {size} samples needs {needed}"
+            )
+
+    def _traces(self) -> str:
+        settings = self.recipe.cold_start
+        resolve_traces(settings.traces, {**settings.options, **settings.late_options})
+        return f"{settings.steps} steps on {settings.traces}"
+
+    def _reward(self) -> str:
+        runner = RewardRunner(self.recipe.reward)
+        try:
+            runner.check()
+        finally:
+            runner.close()
+        return ", ".join(f"{name}: {part.function}" for name, part in self.recipe.reward.parts.items())
+
+    def _engine(self) -> None:
+        engine = self.recipe.engine
+        if isinstance(engine, VllmSettings):
+            try:
+                require_vllm(engine)
+            except EngineUnavailableError as error:
+                self._add("engine", "obstacle", f"this machine cannot run it: {error}")
+                return
+        self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
+
+    def _memory(self) -> None:
+        if self.sizes is None:
+            self._add("memory", "not checked", "the model's sizes are not known")
+            return
+        plan = self.result.memory = memory_plan(self.recipe, self.sizes, self.prompt_tokens)
+        self.result.findings += memory_findings(self.recipe, plan)
+
+
+def describe_step(recipe: Recipe) -> str:
+    """What one step does, in a line."""
+    rl, longest = recipe.rl, recipe.sampling.max_new_tokens
+    responses = rl.prompts_per_step * rl.group_size
+    return f"a step: {responses} responses of at most {longest} tokens, {rl.updates_per_rollout} updates"

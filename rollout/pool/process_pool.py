@@ -1,0 +1,176 @@
+"""The pool of one worker in a child process: `runtime: inline` for engines that change the process they live in."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rollout.engine_errors import RolloutPoolError
+from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.pool.pool import RolloutSettings, Weights
+from samepath.rollout.pool.process_calls import Answer, Call
+from samepath.rollout.request import GroupRequest
+from samepath.rollout.types import Group
+
+SLICE_S = 2.0
+"""Longest time that one call works before it reports."""
+END_WAIT_S = 10.0
+"""Longest wait for a killed child to go."""
+MAX_OUTPUT_CHARS = 2000
+"""How much of the end of a child's output goes into an error message."""
+
+
+class WorkerLostError(RuntimeError):
+    """The child ended or gave no answer in time."""
+
+
+class _Child:
+    """One worker process in a session of its own, so that Ctrl-C reaches the driver alone."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-X",
+                    "faulthandler",
+                    "-m",
+                    "samepath.rollout.pool.process_worker",
+                    str(theirs.fileno()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=dict(environment),
+            )
+        self._channel = Connection(ours.detach())
+
+    def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """The method's result. Raises WorkerLostError if there is none, RolloutPoolError with the worker's own exception."""
+        try:
+            self._channel.send(Call(method=method, arguments=arguments))
+            if not self._channel.poll(timeout_s):
+                raise WorkerLostError(f"gave no answer to {method} for {timeout_s:.0f} s")
+            answer: Answer = self._channel.recv()
+        except (EOFError, ConnectionError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=END_WAIT_S)
+            raise WorkerLostError(
+                f"ended during {method} (exit status {self._process.poll()}){self.output()}"
+            ) from error
+        if answer.failure:
+            raise RolloutPoolError(
+                f"the rollout worker stopped in {method}: {answer.failure}\n{answer.details['traceback']}"
+            )
+        return answer.value
+
+    def output(self) -> str:
+        """The end of what the child printed, for an error message."""
+        self._output.seek(0)
+        text = self._output.read().decode(errors="replace").strip()[-MAX_OUTPUT_CHARS:]
+        return f"; it printed: {text}" if text else ""
+
+    def end(self) -> None:
+        """Kill the child and what it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=END_WAIT_S)
+        self._channel.close()
+        self._output.close()
+
+
+class ProcessPool:
+    """One rollout worker beside this process; a dead or silent one is replaced and its groups run again."""
+
+    def __init__(
+        self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+    ) -> None:
+        """Start the worker in exactly `environment`. Raises RolloutPoolError with the reason if it does not start."""
+        self._start_arguments = (model_folder.resolve(), engine, settings.threads)
+        self._settings, self._environment = settings, environment
+        self._weights: tuple[Mapping[str, NDArray[np.float32]], int] | None = None
+        self._replaced = 0
+        self._child = self._start()
+
+    def process_ids(self) -> list[int]:
+        """Operating-system process of the worker, for people and fault tests."""
+        return [self._call("process_id")]
+
+    def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
+        """Answer all requests, in request order. Groups that were finished before a failure are kept."""
+        done: dict[str, Group] = {}
+        fresh: Sequence[GroupRequest] = requests
+        while len(done) < len(requests):
+            try:
+                groups = self._child.call("work", fresh, SLICE_S, timeout_s=self._settings.stall_timeout_s)
+            except WorkerLostError as error:
+                self._replace(str(error))
+                fresh = [request for request in requests if request.group_id not in done]
+                continue
+            fresh = ()
+            for group in groups:
+                done[group.group_id] = group
+                on_group(group)
+        return [done[request.group_id] for request in requests]
+
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """Hand the weights to the worker, and a copy to whatever replaces it: the learner changes its own in place."""
+        self._weights = ({name: np.array(array, np.float32) for name, array in tensors.items()}, version)
+        try:
+            self._child.call("load_weights", *self._weights, timeout_s=self._settings.stall_timeout_s)
+        except WorkerLostError as error:
+            self._replace(str(error))
+
+    def statistics(self) -> dict[str, float]:
+        """The worker's totals since it was started."""
+        return {**self._call("statistics"), "replaced_workers": float(self._replaced)}
+
+    def close(self) -> None:
+        """End the worker."""
+        self._child.end()
+
+    def _call(self, method: str) -> Any:
+        return self._child.call(method, timeout_s=self._settings.stall_timeout_s)
+
+    def _start(self) -> _Child:
+        child, limit_s = _Child(self._environment), self._settings.start_timeout_s
+        deadline = time.monotonic() + limit_s
+        with contextlib.ExitStack() as failed:
+            failed.callback(child.end)
+            try:
+                child.call("start", *self._start_arguments, timeout_s=limit_s)
+                if self._weights is not None:
+                    child.call("load_weights", *self._weights, timeout_s=max(1.0, deadline - time.monotonic()))
+            except WorkerLostError as error:
+                raise RolloutPoolError(
+                    f"the rollout worker must load {self._start_arguments[0]} within rollout.start_timeout_s={limit_s:.0f} s; it {error}"
+                ) from error
+            failed.pop_all()
+        return child
+
+    def _replace(self, reason: str) -> None:
+        """Start a fresh worker with the current weights."""
+        self._child.end()
+        self._replaced += 1
+        if self._replaced > self._settings.max_replacements:
+            raise RolloutPoolError(
+                f"the rollout worker may be replaced rollout.max_replacements={self._settings.max_replacements} times; the last one {reason}"
+            )
+        self._child = self._start()

@@ -1,0 +1,171 @@
+"""A pool of rollout actors under Ray: they drain one queue of groups; a dead or silent one is replaced and its groups run again.
+
+Ray is imported here and in `rl/learner/ray_learner.py` only, because `runtime: inline` must work without it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from samepath.model.network.placement import ON_CPU, Placement
+from samepath.rollout.engine_errors import RolloutPoolError
+from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.pool.pool import RolloutSettings, Weights, worker_environment
+from samepath.rollout.pool.worker import RolloutWorker
+from samepath.rollout.request import GroupRequest
+from samepath.rollout.types import Group
+
+SLICE_S = 2.0
+"""Longest time that one call on an actor works before it reports."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Actor:
+    """One actor and what it is working on."""
+
+    handle: Any
+    groups: dict[str, GroupRequest] = field(default_factory=dict)
+    call: Any = None
+    last_answer_s: float = 0.0
+
+
+class RayPool:
+    """Rollout actors with an engine each. Equal seeds give equal samples on any actor, so a group may be run again anywhere."""
+
+    def __init__(
+        self,
+        model_folder: Path,
+        engine: EngineSettings,
+        settings: RolloutSettings,
+        environment: Mapping[str, str],
+        placement: Placement = ON_CPU,
+    ) -> None:
+        self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
+        self._environment = worker_environment(engine, settings, environment)
+        self._weights: tuple[Any, int] | None = None
+        self._replaced = 0
+        self._retired: dict[str, float] = {}
+        self._actors = [self._start() for _ in range(settings.num_workers)]
+        for actor in self._actors:
+            self._await_start(actor)
+
+    def process_ids(self) -> list[int]:
+        """Operating-system processes of the actors, for people and fault tests."""
+        return [
+            int(ray.get(actor.handle.process_id.remote(), timeout=self._settings.start_timeout_s))
+            for actor in self._actors
+        ]
+
+    def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
+        """Answer all requests, in request order. Groups that were finished before a failure are kept."""
+        queue, done = deque(requests), dict[str, Group]()
+        while len(done) < len(requests):
+            for actor in self._actors:
+                if actor.call is None:
+                    self._give_work(actor, queue)
+            calls = {actor.call: actor for actor in self._actors if actor.call is not None}
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=SLICE_S)
+            for call in ready:
+                for group in self._collect(calls[call], queue):
+                    done[group.group_id] = group
+                    on_group(group)
+            for actor in self._actors:
+                if actor.call is not None and time.monotonic() - actor.last_answer_s > self._settings.stall_timeout_s:
+                    self._replace(
+                        actor,
+                        queue,
+                        f"gave no answer for {self._settings.stall_timeout_s:.0f} s while sampling {sorted(actor.groups)}",
+                    )
+        return [done[request.group_id] for request in requests]
+
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """Wait until every actor serves the weights, which stand in the object store once for all of them."""
+        reference = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(dict(tensors))
+        self._weights = (reference, version)
+        calls = [(actor, actor.handle.load_weights.remote(*self._weights)) for actor in self._actors]
+        for actor, call in calls:
+            try:
+                ray.get(call, timeout=self._settings.stall_timeout_s)
+            except (RayActorError, GetTimeoutError) as error:
+                self._replace(actor, deque(), f"failed to load weight version {version}: {type(error).__name__}")
+
+    def statistics(self) -> dict[str, float]:
+        """Sums over the living actors (and the last known totals of replaced ones)."""
+        total = {**self._retired, "replaced_workers": float(self._replaced)}
+        for actor in self._actors:
+            try:
+                counters = ray.get(actor.handle.statistics.remote(), timeout=self._settings.stall_timeout_s)
+            except (RayActorError, GetTimeoutError):
+                continue
+            for name, value in counters.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor.handle, no_restart=True)
+
+    def _start(self) -> _Actor:
+        gpus = self._settings.gpus if self._placement.device == "cuda" else 0
+        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
+        remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(RolloutWorker)
+        handle = remote.remote(self._folder, self._engine, self._settings.threads, self._placement)
+        return _Actor(handle=handle, last_answer_s=time.monotonic())
+
+    def _await_start(self, actor: _Actor) -> None:
+        """Wait until the actor has its model, and the current weights if there are any."""
+        try:
+            ray.get(actor.handle.process_id.remote(), timeout=self._settings.start_timeout_s)
+            if self._weights is not None:
+                ray.get(actor.handle.load_weights.remote(*self._weights), timeout=self._settings.start_timeout_s)
+        except (RayActorError, GetTimeoutError) as error:
+            raise RolloutPoolError(
+                f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}"
+            ) from error
+
+    def _give_work(self, actor: _Actor, queue: deque[GroupRequest]) -> None:
+        """Fill the actor up to its engine's rows and a few groups more, then let it work for a slice."""
+        fresh = []
+        share = -(-(len(queue) + sum(len(other.groups) for other in self._actors)) // len(self._actors))
+        while queue and len(actor.groups) < share:
+            rows = sum(len(request.seeds) for request in actor.groups.values())
+            if actor.groups and rows >= 2 * self._engine.max_sequences:
+                break
+            request = queue.popleft()
+            actor.groups[request.group_id] = request
+            fresh.append(request)
+        if actor.groups:
+            actor.call = actor.handle.work.remote(fresh, SLICE_S)
+            actor.last_answer_s = time.monotonic()
+
+    def _collect(self, actor: _Actor, queue: deque[GroupRequest]) -> list[Group]:
+        try:
+            groups: list[Group] = ray.get(actor.call, timeout=self._settings.stall_timeout_s)
+        except RayActorError as error:
+            self._replace(actor, queue, f"died ({type(error).__name__})")
+            return []
+        actor.call = None
+        for group in groups:
+            del actor.groups[group.group_id]
+        return groups
+
+    def _replace(self, actor: _Actor, queue: deque[GroupRequest], reason: str) -> None:
+        """Start a fresh actor with the current weights; the old one's unfinished groups go back to the front of the queue."""
+        self._replaced += 1
+        if self._replaced > self._settings.max_replacements:
+            raise RolloutPoolError(
+                f"rollout workers may be replaced rollout.max_replacements={self._settings.max_replacements} times; the last one {reason}. "
+                "Look at its log in the Ray session folder; too little memory is the usual cause."
+            )
+        ray.kill(actor.handle, no_restart=True)
+        queue.extendleft(reversed(list(actor.groups.values())))
+        fresh = self._start()
+        self._await_start(fresh)
+        actor.handle, actor.groups, actor.call, actor.last_answer_s = fresh.handle, {}, None, time.monotonic()

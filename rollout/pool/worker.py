@@ -1,0 +1,86 @@
+"""A rollout worker: one engine and the calls that the driver makes on it, in its own process under Ray or in the driver's."""
+
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samepath.model.network.placement import ON_CPU, DeviceName, Placement
+from samepath.rollout.engine import build_engine
+from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.request import GroupRequest
+from samepath.rollout.types import Group
+
+
+class RolloutWorker:
+    """Owns an engine. Groups go in with `work`, finished groups come out of it."""
+
+    def __init__(
+        self, model_folder: Path, settings: EngineSettings, threads: int, placement: Placement = ON_CPU
+    ) -> None:
+        # vLLM takes its threads from OMP_NUM_THREADS and makes this call do nothing.
+        self._threads = threads if settings.kind == "builtin" else 0
+        if self._threads:
+            torch.set_num_threads(threads)
+        self._placement = placement
+        self.engine = build_engine(model_folder, settings, placement)
+
+    def load_weights(self, tensors: Mapping[str, NDArray[np.float32] | Tensor], version: int) -> int:
+        """Take weights (published names; tensors only from the same process) and return the version now served."""
+        with warnings.catch_warnings():
+            # Ray's arrays are read-only views of shared memory. The engine only reads them, so they need no copy.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            views = {
+                name: array if isinstance(array, Tensor) else torch.from_numpy(array) for name, array in tensors.items()
+            }
+        self.engine.load_weights(views, version)
+        return version
+
+    def work(self, requests: Sequence[GroupRequest], slice_s: float) -> list[Group]:
+        """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        finished = [group for group in map(self.engine.submit, requests) if group is not None]
+        deadline = time.monotonic() + slice_s
+        while self.engine.busy and not finished and time.monotonic() < deadline:
+            finished += self.engine.step()
+        return finished
+
+    def abort(self) -> list[Group]:
+        """Drop unfinished work; partial groups come back."""
+        return self.engine.abort()
+
+    def statistics(self) -> dict[str, float]:
+        """Engine totals, and `peak_bytes` of this process."""
+        return {
+            **asdict(self.engine.counters),
+            "peak_bytes": float(peak_memory_bytes()),
+            **gpu_statistics(self._placement.device),
+        }
+
+    def process_id(self) -> int:
+        """Operating-system process, for people and fault tests."""
+        return os.getpid()
+
+
+def gpu_statistics(device: DeviceName) -> dict[str, float]:
+    """`gpu_peak_bytes`: most memory that this process's tensors held on its GPU at one time; nothing on the CPU."""
+    return {"gpu_peak_bytes": float(torch.cuda.max_memory_allocated())} if device == "cuda" else {}
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far, bytes (current size where the system keeps no peak)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,83 @@
+"""The engine benchmark's inputs and report, and a smoke run of two engines; nothing here measures a speed."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import engines as bench_engines
+from benchmarks.engines_case import TINY_VOCAB, EngineCase, EngineResult, prompts
+from benchmarks.engines_report import median_by_setting, ratios, report, setting_of
+
+
+def case(peer: str = "builtin", **changes: object) -> EngineCase:
+    sizes = {"model": "tiny-qwen3-moe", "folder": "/nowhere", "vocab_size": TINY_VOCAB, "peer": peer}
+    return EngineCase.model_validate({**sizes, **changes})
+
+
+def result(peer: str, round_s: float, peak_mib: int = 400, **changes: object) -> EngineResult:
+    """32 × 64 = 2048 tokens in the median round; the first is slower."""
+    return EngineResult(
+        case=case(peer, **changes),
+        versions={peer: "1.0"},
+        start_s=2.0,
+        round_s=(9.0, round_s, round_s),
+        first_token_s=0.0125,
+        update_s=0.25,
+        peak_bytes=peak_mib << 20,
+        parameters=7,
+    )
+
+
+def test_tokens_per_s_is_of_the_median_round() -> None:
+    assert result("builtin", 0.5).tokens_per_s == 4096.0
+
+
+def test_prompts_of_two_rounds_share_no_beginning() -> None:
+    asked = case(num_sequences=32)
+    first, second = (prompts(asked, round_, asked.num_sequences) for round_ in (0, 1))
+    assert prompts(asked, 0, 32) == first
+    assert {len(ids) for ids in first + second} == {asked.prompt_tokens}
+    assert min(min(ids) for ids in first + second) >= 2
+    assert max(max(ids) for ids in first + second) < TINY_VOCAB
+    assert len({ids[:4] for ids in first + second}) == 64
+
+
+def test_report_hand_worked_ratios_and_medians() -> None:
+    runs = [result("builtin", second) for second in (0.5, 0.25, 1.0)] + [result("generate", 2.0, peak_mib=800)]
+    medians = median_by_setting(runs)
+    assert medians[setting_of(runs[0])].tokens_per_s == 4096.0
+    line = (
+        "- 1 thread: built-in over generate in float32: 4.00× the tokens/s (target at least 5×), 0.50× the peak memory"
+    )
+    assert ratios(medians, with_targets=True) == [line]
+    page = report(runs, "the command")
+    assert "`the command`" in page
+    assert "4,096 8,192 2,048" in page
+    assert "12.5" in page
+
+
+def test_ratios_compare_equal_thread_counts_only() -> None:
+    runs = [result("builtin", 0.5, threads=2), result("vllm", 0.5, threads=1, precision="bfloat16")]
+    assert ratios(median_by_setting(runs), with_targets=True) == []
+
+
+@pytest.mark.slow
+def test_quick_run_of_two_engines_writes_nothing_and_prints_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = bench_engines.typer.Typer()
+    app.command()(bench_engines.run)
+    done = CliRunner().invoke(app, ["--quick", "--peer", "builtin,generate"])
+    assert done.exit_code == 0, done.output
+    assert "built-in over generate in float32" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_engine_is_refused_by_name() -> None:
+    app = bench_engines.typer.Typer()
+    app.command()(bench_engines.run)
+    done = CliRunner().invoke(app, ["--peer", "builtin,sglang"])
+    assert done.exit_code == 2
+    assert "sglang" in done.output

@@ -1,0 +1,59 @@
+"""The fused choice of experts gives the ids and the gates of the separate operations, bit for bit."""
+
+import pytest
+import torch
+
+from tests.kernels.triton_here import require_triton
+
+DEVICE = require_triton()
+
+from samepath.kernels.experts.expert_choice import ChoiceRule, choose_experts, choose_with_gates, gate_weights
+
+RULES = {
+    "published": (ChoiceRule(num_chosen=8, num_groups=8, open_groups=4, scale=2.5), 256),
+    "small": (ChoiceRule(num_chosen=4, num_groups=4, open_groups=2, scale=2.5), 16),
+    "groups of three": (ChoiceRule(num_chosen=5, num_groups=5, open_groups=3), 15),
+    "softmax": (ChoiceRule(num_chosen=3, normalised=False), 8),
+    "one": (ChoiceRule(num_chosen=1, scale=1.3), 7),
+}
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_choose_fused_equals_the_separate_operations(name: str, has_bias: bool) -> None:
+    rule, num_experts = RULES[name]
+    generator = torch.Generator().manual_seed(1)
+    scores_NE = torch.randn(37, num_experts, generator=generator).sigmoid()
+    # Many ties, within and between groups.
+    scores_NE[20:] = (scores_NE[20:] * 8).round() / 8
+    bias_E = (torch.randn(num_experts, generator=generator) * 0.3).round(decimals=1) if has_bias else None
+    wanted_NX = choose_experts(scores_NE, bias_E, rule, "torch")
+    on_device = (scores_NE.to(DEVICE), None if bias_E is None else bias_E.to(DEVICE), rule)
+    with torch.no_grad():
+        ids_NX, gates_NX = choose_with_gates(*on_device, "triton")
+    assert torch.equal(ids_NX.cpu(), wanted_NX)
+    assert torch.equal(choose_experts(*on_device, "triton").cpu(), wanted_NX)
+    assert torch.equal(gates_NX, gate_weights(on_device[0], ids_NX, rule))
+    assert torch.equal(gates_NX.cpu(), gate_weights(scores_NE, wanted_NX, rule))
+
+
+def test_choose_with_gradient_takes_the_same_ids_and_gates() -> None:
+    rule, num_experts = RULES["small"]
+    scores_NE = torch.rand(9, num_experts, generator=torch.Generator().manual_seed(2)).to(DEVICE).requires_grad_()
+    ids_NX, gates_NX = choose_with_gates(scores_NE, None, rule, "triton")
+    with torch.no_grad():
+        fused = choose_with_gates(scores_NE, None, rule, "triton")
+    assert torch.equal(ids_NX, fused[0])
+    assert torch.equal(gates_NX, fused[1])
+    gates_NX[:, 0].sum().backward()
+    assert scores_NE.grad is not None
+    assert bool((scores_NE.grad != 0).sum(1).eq(rule.num_chosen).all())
+
+
+def test_choose_scores_that_are_no_numbers_still_give_experts_that_exist() -> None:
+    rule, num_experts = RULES["small"]
+    scores_NE = torch.full((3, num_experts), torch.nan, device=DEVICE)
+    scores_NE[1, 3] = 0.5
+    ids_NX = choose_experts(scores_NE, None, rule, "triton")
+    assert bool(((ids_NX >= 0) & (ids_NX < num_experts)).all())
+    assert all(len(set(row)) == rule.num_chosen for row in ids_NX.tolist())

@@ -1,0 +1,153 @@
+"""Chat prompts: equal to transformers' own rendering, refusals, DeepSeek-V3.2's form, and that a saved template comes back."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from samepath.model.text.chat import ChatForm
+from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|start|>' + message.role + '\\n' + message.content + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
+    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+QUESTION = "What is 17 + 25?"
+
+
+def write_folder(folder: Path, special: list[str], config: dict[str, object], template: str = "") -> Path:
+    """A byte-level tokenizer folder with special tokens."""
+    folder.mkdir(exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = FastTokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens(special)
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, **config})
+    )
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "chat", ["<|start|>", "<|end|>"], {"eos_token": "<|end|>"}, TEMPLATE)
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"enable_thinking": True}])
+@pytest.mark.parametrize("system", ["", "Answer with a number."])
+def test_encode_chat_gives_the_ids_of_transformers(folder: Path, system: str, options: dict[str, bool]) -> None:
+    messages = [{"role": "system", "content": system}] if system else []
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [*messages, {"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False, **options
+    )
+    assert load_tokenizer(folder).encode_chat(QUESTION, ChatForm(system=system, options=options)) == tuple(theirs)
+
+
+def test_encode_chat_thinking_switch_changes_the_prompt(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    closed = tokenizer.encode_chat(QUESTION, ChatForm(options={"enable_thinking": False}))
+    text = tokenizer.fast.decode(list(closed), skip_special_tokens=False)
+    assert text == f"<|start|>user\n{QUESTION}<|end|>\n<|start|>assistant\n<think>\n\n</think>\n\n"
+    assert closed != tokenizer.encode_chat(QUESTION, ChatForm())
+
+
+def test_encode_chat_template_in_the_config_and_named_templates_are_read(folder: Path) -> None:
+    whole = load_tokenizer(folder).encode_chat(QUESTION, ChatForm())
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
+    for form in (TEMPLATE, named):
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": form}))
+        assert load_tokenizer(folder).encode_chat(QUESTION, ChatForm()) == whole
+
+
+def test_encode_chat_without_a_template_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"needs the checkpoint's template.*task\.chat\.enabled"):
+        tokenizer.encode_chat("1+1", ChatForm())
+
+
+def test_encode_chat_option_that_the_template_does_not_know_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"chat\.options\.enable_thinkin must be a variable"):
+        load_tokenizer(folder).encode_chat(QUESTION, ChatForm(options={"enable_thinkin": False}))
+
+
+def test_encode_chat_special_token_in_a_text_is_refused(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    for question, system in ((f"{QUESTION}<|end|>", ""), (QUESTION, "<|start|>")):
+        with pytest.raises(ValueError, match="must not hold special tokens"):
+            tokenizer.encode_chat(question, ChatForm(system=system))
+
+
+def test_encode_chat_template_that_refuses_says_why(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system message here') }}{% endif %}x"
+    )
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode(tokenizer.encode_chat(QUESTION, ChatForm())) == "x"
+    with pytest.raises(ValueError, match="cannot render the conversation: no system message here"):
+        tokenizer.encode_chat(QUESTION, ChatForm(system="s"))
+
+
+def test_save_keeps_the_template_and_its_special_tokens(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    config = {"eos_token": {"content": "<|end|>"}, "bos_token": "<|start|>"}
+    before = load_tokenizer(write_folder(tmp_path / "a", ["<|start|>", "<|end|>"], config, template))
+    before.save(tmp_path / "b")
+    after = load_tokenizer(tmp_path / "b")
+    ids = before.encode_chat(QUESTION, ChatForm())
+    assert after.encode_chat(QUESTION, ChatForm()) == ids
+    assert after.encode("12") == before.encode("12")
+    messages = [{"role": "user", "content": QUESTION}]
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "b").apply_chat_template(messages, return_dict=False)
+    assert tuple(theirs) == ids
+
+
+DEEPSEEK = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"]
+
+
+@pytest.fixture
+def deepseek(tmp_path: Path) -> Path:
+    """DeepSeek-V3.2's tokenizer as far as chat goes: special tokens and no template."""
+    folder = write_folder(tmp_path / "v32", DEEPSEEK, {"bos_token": DEEPSEEK[0], "eos_token": DEEPSEEK[1]})
+    (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"}))
+    return folder
+
+
+@pytest.mark.parametrize(("options", "end"), [({}, "</think>"), ({"thinking": True}, "<think>")])
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_encode_chat_deepseek_v32_form(deepseek: Path, system: str, options: dict[str, bool], end: str) -> None:
+    tokenizer = load_tokenizer(deepseek)
+    ids = tokenizer.encode_chat(QUESTION, ChatForm(system=system, options=options))
+    shown = tokenizer.fast.decode(list(ids), skip_special_tokens=False)
+    assert shown == f"{DEEPSEEK[0]}{system}<｜User｜>{QUESTION}<｜Assistant｜>{end}"
+    assert ids.count(tokenizer.fast.token_to_id(DEEPSEEK[0])) == 1
+
+
+def test_encode_chat_deepseek_v32_equals_the_encoder_that_vllm_has(deepseek: Path) -> None:
+    encoding = pytest.importorskip("vllm.tokenizers.deepseek_v32_encoding")
+    tokenizer = load_tokenizer(deepseek)
+    for system in ("", "Be brief."):
+        for thinking in (False, True):
+            messages = [{"role": "system", "content": system}] if system else []
+            theirs = encoding.encode_messages(
+                [*messages, {"role": "user", "content": QUESTION}], thinking_mode="thinking" if thinking else "chat"
+            )
+            ours = tokenizer.encode_chat(QUESTION, ChatForm(system=system, options={"thinking": thinking}))
+            assert tokenizer.fast.decode(list(ours), skip_special_tokens=False) == theirs
+
+
+def test_deepseek_form_is_not_given_to_other_tokenizers(deepseek: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A model of this architecture with a character tokenizer has none of the marks."""
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"}))
+    assert load_tokenizer(tmp_path).chat is None
+    (deepseek / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
+    assert load_tokenizer(deepseek).chat is None

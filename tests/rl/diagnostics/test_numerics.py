@@ -1,0 +1,37 @@
+import math
+
+import pytest
+import torch
+
+from samepath.rl.diagnostics.numerics import NumericsGap, NumericsMismatchError, check_numerics_gap, numerics_gap
+
+LOG2 = math.log(2)
+
+
+def logs(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).log()
+
+
+def test_numerics_gap_hand_worked() -> None:
+    gap = numerics_gap(logs(0.5, 0.25), logs(0.25, 0.25))
+    assert gap == NumericsGap(
+        k1=pytest.approx(-LOG2 / 2), k3=pytest.approx((1 - LOG2) / 2), max_abs=pytest.approx(LOG2), num_tokens=2
+    )
+
+
+def test_numerics_gap_of_equal_logprobs_is_exactly_zero() -> None:
+    logprobs_N = torch.tensor([-0.3, -11.7, -2e-8])
+    assert numerics_gap(logprobs_N, logprobs_N.clone()) == NumericsGap(k1=0.0, k3=0.0, max_abs=0.0, num_tokens=3)
+    check_numerics_gap(numerics_gap(logprobs_N, logprobs_N.clone()), 0.0)
+
+
+def test_numerics_gap_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one trained token"):
+        numerics_gap(torch.zeros(0), torch.zeros(0))
+
+
+@pytest.mark.parametrize("max_abs", [0.1, float("nan")])
+def test_check_numerics_gap_above_limit_names_the_three_causes(max_abs: float) -> None:
+    gap = NumericsGap(k1=0.0, k3=0.001, max_abs=max_abs, num_tokens=5)
+    with pytest.raises(NumericsMismatchError, match="stale weights.*prefix cache.*compute differently"):
+        check_numerics_gap(gap, 0.05)

@@ -1,0 +1,110 @@
+"""The same run under Ray: equal results, a killed worker, a bounded wait."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from samepath.model.files.checkpoint import published_tensors  # noqa: E402
+from samepath.model.text.tokenizer import Tokenizer  # noqa: E402
+from samepath.rl.learner.model_source import save_model  # noqa: E402
+from samepath.rl.learner.ray_learner import start_cluster, stop_cluster  # noqa: E402
+from samepath.rl.machine import import_path  # noqa: E402
+from samepath.rl.recipe.recipe import RaySettings  # noqa: E402
+from samepath.rl.run import start_run  # noqa: E402
+from samepath.rollout.engine_errors import RolloutPoolError  # noqa: E402
+from samepath.rollout.engine_settings import BuiltinSettings  # noqa: E402
+from samepath.rollout.pool.pool import InlinePool, RolloutSettings  # noqa: E402
+from samepath.rollout.pool.ray_pool import RayPool  # noqa: E402
+from samepath.rollout.request import GroupRequest  # noqa: E402
+from samepath.rollout.sampling import SamplingSettings  # noqa: E402
+from samepath.rollout.types import Group, Prompt  # noqa: E402
+from tests.conftest import tiny_model  # noqa: E402
+from tests.rl.test_run import comparable  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local cluster for this file."""
+    start_cluster(RaySettings(object_store_bytes=100 << 20))
+    yield
+    stop_cluster()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A checkpoint for the workers."""
+    save_model(tiny_model(), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def requests(tokenizer: Tokenizer, count: int) -> list[GroupRequest]:
+    """`count` groups of three long samples."""
+    return [
+        GroupRequest(
+            group_id=f"g{index}",
+            prompt=Prompt(prompt_id=str(index), text=f"{index}+1=", token_ids=tokenizer.encode(f"{index}+1=")),
+            sampling=SamplingSettings(max_new_tokens=60, ignore_stop=True),
+            seeds=(index, index + 100, index + 200),
+        )
+        for index in range(count)
+    ]
+
+
+def texts(groups: list[Group]) -> list[list[str]]:
+    """What was sampled."""
+    return [[rollout.text for rollout in group.rollouts] for group in groups]
+
+
+def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
+    cluster: None, folder: Path, tokenizer: Tokenizer
+) -> None:
+    engine = BuiltinSettings(max_sequences=6)
+    other = tiny_model(seed=5)
+    weights = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
+    pool = RayPool(folder, engine, RolloutSettings(num_workers=2, max_replacements=1), {})
+    pool.load_weights(weights, 7)
+    before = pool.process_ids()
+    finished: list[str] = []
+
+    def on_group(group: Group) -> None:
+        finished.append(group.group_id)
+        if len(finished) == 1:
+            os.kill(before[0], signal.SIGKILL)
+
+    asked = requests(tokenizer, 12)
+    groups = pool.sample(asked, on_group)
+    assert sorted(finished) == sorted(request.group_id for request in asked), "no finished group may be asked for twice"
+    assert pool.statistics()["replaced_workers"] == 1
+    after = pool.process_ids()
+    assert before[0] not in after
+    assert before[1] in after
+    versions = {
+        int(v) for group in groups for rollout in group.rollouts for v in rollout.segments[0].weight_version[-5:]
+    }
+    assert versions == {7}, "the replacement must serve the current weights"
+    inline = InlinePool(folder, engine, RolloutSettings())
+    inline.load_weights(weights, 7)
+    assert texts(groups) == texts(inline.sample(asked, lambda group: None))
+
+    os.kill(after[0], signal.SIGKILL)
+    with pytest.raises(RolloutPoolError, match="max_replacements=1"):
+        pool.sample(asked, lambda group: None)
+    pool.close()
+
+
+def test_pool_with_an_unloadable_model_names_the_folder(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RolloutPoolError, match="must load"):
+        RayPool(tmp_path / "nothing", BuiltinSettings(), RolloutSettings(num_workers=1), import_path(tmp_path))
+
+
+def test_start_run_under_ray_equals_inline(cluster: None, tiny_recipe, tmp_path: Path) -> None:
+    start_run(tiny_recipe("name=inline"), tmp_path)
+    start_run(tiny_recipe("name=ray", "runtime=ray"), tmp_path)
+    assert comparable(tmp_path / "runs" / "inline") == comparable(tmp_path / "runs" / "ray")

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from samepath.rl.objective.importance_ratio import (
+    LOG_RATIO_BOUND,
+    ImportanceSettings,
+    bounded_exp,
+    importance_ratio,
+    importance_weight,
+)
+
+
+@given(st.floats(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+def test_bounded_exp_within_bound_is_exp_with_its_derivative(log_ratio: float) -> None:
+    value = torch.tensor([log_ratio], dtype=torch.float64, requires_grad=True)
+    result = bounded_exp(value)
+    result.sum().backward()
+    assert torch.equal(result.detach(), value.detach().exp())
+    assert torch.equal(value.grad, value.detach().exp())
+
+
+@pytest.mark.parametrize(("log_ratio", "held_at"), [(1e4, LOG_RATIO_BOUND), (-1e4, -LOG_RATIO_BOUND)])
+def test_bounded_exp_beyond_bound_keeps_the_bounded_value_as_derivative(log_ratio: float, held_at: float) -> None:
+    value = torch.tensor([log_ratio], requires_grad=True)
+    result = bounded_exp(value)
+    result.sum().backward()
+    assert result.item() == pytest.approx(math.exp(held_at), rel=1e-5)
+    assert value.grad.item() == pytest.approx(math.exp(held_at), rel=1e-5)
+
+
+def test_importance_ratio_of_half_precision_is_computed_in_float32() -> None:
+    logprobs_N = torch.tensor([-1.0], dtype=torch.bfloat16)
+    behaviour_N = torch.tensor([-1.0078125], dtype=torch.bfloat16)
+    assert importance_ratio(logprobs_N, behaviour_N).dtype == torch.float32
+    assert importance_ratio(logprobs_N, behaviour_N).item() == pytest.approx(math.exp(0.0078125), rel=1e-6)
+
+
+# π_old/π_sampler = 0.25, 0.5, 1, 4, 8.
+OLD_N = torch.tensor([0.25, 0.5, 1.0, 4.0, 8.0], dtype=torch.float64).log()
+SAMPLER_N = torch.zeros(5, dtype=torch.float64)
+
+
+def test_importance_weight_truncated_caps_from_above_only() -> None:
+    weight_N = importance_weight(OLD_N, SAMPLER_N, ImportanceSettings(mode="truncated", cap=2.0))
+    torch.testing.assert_close(weight_N, torch.tensor([0.25, 0.5, 1.0, 2.0, 2.0], dtype=torch.float64))
+
+
+def test_importance_weight_banded_is_zero_outside_the_closed_band() -> None:
+    weight_N = importance_weight(OLD_N, SAMPLER_N, ImportanceSettings(mode="banded", band_low=0.5, band_high=5.0))
+    torch.testing.assert_close(weight_N, torch.tensor([0.0, 0.5, 1.0, 4.0, 0.0], dtype=torch.float64))
+
+
+def test_importance_weight_none_is_one() -> None:
+    assert torch.equal(importance_weight(OLD_N, SAMPLER_N, ImportanceSettings()), torch.ones(5, dtype=torch.float64))
+
+
+def test_importance_weight_of_logprobs_with_gradient_carries_none() -> None:
+    old_N = OLD_N.clone().requires_grad_()
+    assert not importance_weight(old_N, SAMPLER_N, ImportanceSettings(mode="truncated")).requires_grad
+
+
+def test_importance_settings_band_without_width_is_refused() -> None:
+    with pytest.raises(ValidationError, match="band_low must be below band_high"):
+        ImportanceSettings(mode="banded", band_low=1.0, band_high=1.0)
+
+
+@pytest.mark.parametrize("values", [{"cap": 0.5}, {"band_low": 1.1}, {"band_high": 0.9}, {"ceiling": 2.0}])
+def test_importance_settings_out_of_range_or_unknown_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        ImportanceSettings(mode="truncated", **values)
+
+
+def test_importance_ratio_without_the_sampling_mask_is_the_kept_mass_and_with_it_one() -> None:
+    logits_V = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0], dtype=torch.float64)
+    kept_V = torch.tensor([True, True, True, False, False])
+    full_V = logits_V.log_softmax(0)
+    sampler_V = logits_V.masked_fill(~kept_V, -math.inf).log_softmax(0)
+    kept_mass = full_V.exp()[kept_V].sum()
+    assert kept_mass < 0.97
+    # The weights are equal, and yet every token the sampler can draw looks off-policy by the same factor.
+    ratio_V = importance_ratio(full_V[kept_V], sampler_V[kept_V])
+    torch.testing.assert_close(ratio_V, kept_mass.expand(3), rtol=1e-14, atol=0)
+    renormalised_V = full_V[kept_V] - full_V[kept_V].logsumexp(0)
+    torch.testing.assert_close(
+        importance_ratio(renormalised_V, sampler_V[kept_V]), torch.ones(3, dtype=torch.float64), rtol=1e-14, atol=0
+    )
+    # Computed over the same support by the same operation it is 1 to the last bit.
+    learner_V = logits_V.masked_fill(~kept_V, -math.inf).log_softmax(0)
+    assert torch.equal(importance_ratio(learner_V[kept_V], sampler_V[kept_V]), torch.ones(3, dtype=torch.float64))

@@ -1,0 +1,282 @@
+"""Runs in a real SQLite store of MLflow, and in a store that is out of reach."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read while mlflow is imported.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from samepath.rl.machine import set_missing_variables
+from samepath.rl.tracking.build import MLFLOW_VARIABLES, TrackingSettings, build_tracker, replay_tracking
+from samepath.rl.tracking.mlflow import MlflowTracker, flatten_recipe
+from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command
+from samepath.rl.tracking.rollout_record import RolloutRecord
+
+RECIPE = {
+    "rl": {"group_size": 2, "lr": 1e-5},
+    "rewards": [{"kind": "answer", "weight": 1.0}],
+    "stop": ["\n"],
+    "note": "",
+}
+ENVIRONMENT = {"python": "3.11", "git": {"known": True, "commit": "abc123", "dirty": True}}
+
+
+def record(step: int, group: int, sample: int, reward: float, **changes: Any) -> RolloutRecord:
+    values: dict[str, Any] = {
+        "step": step, "group_id": f"s{step}-g{group}", "sample_index": sample, "prompt_text": "12+34=", "gold": "46",
+        "response_text": "46" if reward == 1.0 else "40", "reward": reward, "reward_parts": {"answer": reward},
+        "dataset": "sums", "advantage": reward - 0.5, "kl": 0.01 * sample, "off_policy": 0.0, "route_flips": 0.25,
+        "weight_lag": 1, "num_tokens": 3, "finish_reason": "stop", "generate_s": 2.0,
+    }  # fmt: skip
+    return RolloutRecord(**{**values, **changes})
+
+
+def rollouts(step: int) -> list[RolloutRecord]:
+    broken = record(step, 1, 1, math.nan, reward_parts={}, reward_status="timeout", reward_detail="no result in 5.0 s",
+                    advantage=math.nan, masked=True)  # fmt: skip
+    return [record(step, 0, 0, 1.0), record(step, 0, 1, 0.0), record(step, 1, 0, 0.0), broken, record(step, 2, 0, 0.5)]
+
+
+def start(tracker: Any, resume_run_id: str = "", recipe: Any = RECIPE) -> str:
+    run_id: str = tracker.start(
+        run_name="quick", recipe=recipe, recipe_yaml="rl: {}\n", environment=ENVIRONMENT, resume_run_id=resume_run_id
+    )
+    return run_id
+
+
+def away(run_dir: Path, **changes: Any) -> MlflowTracker:
+    settings = TrackingSettings(uri="http://127.0.0.1:9", experiment="sums", **changes)
+    return MlflowTracker(settings, run_dir, settings.uri)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _variables() -> None:
+    set_missing_variables(MLFLOW_VARIABLES)
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def client(runs_dir: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{runs_dir}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def run(runs_dir: Path, client: MlflowClient) -> Run:
+    """One finished run of two steps, four of five rollouts of each traced."""
+    tracker = build_tracker(TrackingSettings(experiment="sums", traced_rollouts_per_step=4), runs_dir / "quick")
+    run_id = start(tracker)
+    for step in (1, 2):
+        tracker.log_metrics(step, {"reward/mean": step / 4, "kl/reference": math.nan, "eval/acc@1": 0.5})
+        tracker.log_rollouts(step, rollouts(step))
+    (runs_dir / "report.html").write_text("<p>report</p>")
+    tracker.log_artifact(runs_dir / "report.html")
+    tracker.log_artifact(runs_dir / "missing.html")
+    tracker.log_checkpoint(2, runs_dir / "quick" / "checkpoint-2")
+    tracker.finish("FINISHED")
+    assert tracker.links()["charts"].endswith(f"/runs/{run_id}/model-metrics")
+    return client.get_run(run_id)
+
+
+def found(client: MlflowClient, run: Run, condition: str) -> list[str]:
+    traces = client.search_traces(
+        locations=[run.info.experiment_id], filter_string=condition, run_id=run.info.run_id, max_results=100
+    )
+    return sorted(f"{trace.info.tags['group']}/{trace.info.tags['sample']}" for trace in traces)
+
+
+def test_mlflow_run_has_params_tags_and_status(run: Run) -> None:
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "quick"
+    assert run.data.params == {
+        "rl.group_size": "2", "rl.lr": "1e-05", "rewards.0.kind": "answer", "rewards.0.weight": "1.0", "stop": '["\\n"]',
+        "note": "",
+    }  # fmt: skip
+    assert run.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert run.data.tags["checkpoint.step"] == "2"
+
+
+def test_mlflow_metrics_keep_step_and_nan_under_clean_names(run: Run, client: MlflowClient) -> None:
+    history = client.get_metric_history(run.info.run_id, "reward/mean")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.25), (2, 0.5)]
+    assert math.isnan(run.data.metrics["kl/reference"])
+    assert run.data.metrics["eval/acc_1"] == 0.5
+
+
+def test_mlflow_artifacts_lie_beside_the_store(run: Run, client: MlflowClient, runs_dir: Path) -> None:
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert names == {"recipe.yaml", "environment.json", "report.html"}
+    folder = runs_dir / "mlartifacts" / run.info.run_id / "artifacts"
+    assert (folder / "recipe.yaml").read_text() == "rl: {}\n"
+    assert json.loads((folder / "environment.json").read_text()) == ENVIRONMENT
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("tags.step = '2'", ["s2-g0/0", "s2-g0/1", "s2-g1/0", "s2-g1/1"]),
+        ("feedback.reward > 0.5", ["s1-g0/0", "s2-g0/0"]),
+        ("feedback.`reward/answer` > 0.5 AND tags.step = '1'", ["s1-g0/0"]),
+        ("feedback.reward_status = 'timeout'", ["s1-g1/1", "s2-g1/1"]),
+        ("feedback.masked = 'true' AND tags.step = '1'", ["s1-g1/1"]),
+        ("tags.masked = 'true' AND tags.step = '1'", ["s1-g1/1"]),
+        ("feedback.kl > 0.005 AND feedback.advantage < 0", ["s1-g0/1", "s2-g0/1"]),
+        ("trace.status = 'ERROR' AND tags.step = '2'", ["s2-g1/1"]),
+        ("metadata.`mlflow.trace.session` = 'quick-s1-g0'", ["s1-g0/0", "s1-g0/1"]),
+    ],
+)
+def test_mlflow_traces_are_found(client: MlflowClient, run: Run, condition: str, expected: list[str]) -> None:
+    assert found(client, run, condition) == expected
+
+
+def test_mlflow_trace_has_spans_gold_and_no_nan(run: Run, client: MlflowClient) -> None:
+    trace = client.search_traces(
+        locations=[run.info.experiment_id],
+        filter_string="tags.step = '1' AND tags.group = 's1-g1' AND tags.sample = '1'",
+    )[0]
+    root, generate, score = trace.data.spans
+    assert [span.span_type for span in trace.data.spans] == ["AGENT", "CHAT_MODEL", "EVALUATOR"]
+    assert root.parent_id is None
+    assert {generate.parent_id, score.parent_id} == {root.span_id}
+    assert root.end_time_ns - root.start_time_ns == 2_000_000_000
+    assert root.inputs == {"prompt": "12+34="}
+    assert score.outputs["status"] == "timeout"
+    values = {assessment.name: assessment.value for assessment in trace.info.assessments}
+    assert values["gold"] == "46"
+    assert values["weight_lag"] == 1
+    assert not {"reward", "advantage", "reward/answer"} & values.keys()
+    assert trace.info.execution_duration == 2000
+
+
+def test_mlflow_jsonl_beside_has_every_rollout(run: Run, runs_dir: Path) -> None:
+    assert len((runs_dir / "quick" / "rollouts" / "step-00002.jsonl").read_text().splitlines()) == 5
+    assert json.loads((runs_dir / "quick" / "tracking.json").read_text())["run_id"] == run.info.run_id
+
+
+def test_mlflow_resume_keeps_run_and_params_and_notes_the_change(runs_dir: Path, client: MlflowClient) -> None:
+    settings = TrackingSettings(experiment="sums")
+    first = build_tracker(settings, runs_dir / "resumed")
+    run_id = start(first)
+    first.finish("KILLED")
+    assert client.get_run(run_id).info.status == "KILLED"
+    second = build_tracker(settings, runs_dir / "resumed")
+    changed = {**RECIPE, "rl": {"group_size": 2, "lr": 2e-5, "new": True}}
+    assert start(second, run_id, changed) == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
+    second.log_metrics(3, {"reward/mean": 0.75})
+    second.finish("FAILED")
+    again = client.get_run(run_id)
+    assert again.info.status == "FAILED"
+    assert again.data.params["rl.lr"] == "1e-05"
+    assert again.data.params["rl.new"] == "true"
+    assert again.data.tags["attempt"] == "2"
+    assert again.data.tags["recipe_changed.attempt_2"] == "rl.lr: 1e-05 → 2e-05"
+    assert {item.path for item in client.list_artifacts(run_id)} >= {"recipe.yaml", "recipe-attempt-2.yaml"}
+
+
+def test_mlflow_resume_of_unknown_run_makes_a_new_one(runs_dir: Path, client: MlflowClient) -> None:
+    tracker = build_tracker(TrackingSettings(experiment="sums"), runs_dir / "unknown")
+    run_id = start(tracker, "0" * 32)
+    tracker.finish("FINISHED")
+    assert run_id != "0" * 32
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_mlflow_unreachable_run_goes_on_and_is_replayed_whole(
+    tmp_path: Path, runs_dir: Path, run: Run, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = away(tmp_path, traced_rollouts_per_step=4)
+    key = start(tracker)
+    tracker.log_metrics(1, {"reward/mean": 0.25})
+    tracker.log_rollouts(1, rollouts(1))
+    tracker.finish("FINISHED")
+    assert key.startswith("local-")
+    assert tracker.links() == {}
+    assert tracker.counts.waiting == 4
+    assert sum("does not answer" in entry.message for entry in caplog.records) == 1
+    queue_file = tmp_path / "tracking-queue.jsonl"
+    kinds = [json.loads(line).get("kind") for line in queue_file.read_text().splitlines()]
+    assert kinds == [None, "start", "metrics", "rollouts", "finish"]
+    copy = tmp_path / "again.jsonl"
+    copy.write_bytes(queue_file.read_bytes())
+    time_ms = json.loads(queue_file.read_text().splitlines()[2])["time_ms"]
+
+    uri = f"sqlite:///{runs_dir}/mlflow.db"
+    for path in (queue_file, copy):
+        counts = replay_tracking(path, uri)
+        assert (counts.sent, counts.refused, counts.waiting) == (4, 0, 0)
+        assert not path.exists()
+        (replayed,) = client.search_runs([run.info.experiment_id], f"tags.`samepath.run_key` = '{key}'")
+        assert replayed.info.status == "FINISHED"
+        assert replayed.data.tags["attempt"] == "1"
+        (metric,) = client.get_metric_history(replayed.info.run_id, "reward/mean")
+        assert (metric.step, metric.value, metric.timestamp) == (1, 0.25, time_ms)
+        assert len(found(client, replayed, "tags.step = '1'")) == 4
+        trace = client.search_traces(locations=[run.info.experiment_id], run_id=replayed.info.run_id)[0]
+        names = [assessment.name for assessment in trace.info.assessments]
+        assert len(names) == len(set(names))
+
+
+def test_mlflow_resume_sends_what_the_earlier_attempt_left(
+    tmp_path: Path, runs_dir: Path, client: MlflowClient
+) -> None:
+    first = away(tmp_path)
+    key = start(first)
+    first.log_metrics(1, {"reward/mean": 0.5})
+    first.finish("KILLED")
+    settings = TrackingSettings(experiment="sums")
+    second = MlflowTracker(settings, tmp_path, f"sqlite:///{runs_dir}/mlflow.db")
+    run_id = start(second, key)
+    second.log_metrics(2, {"reward/mean": 0.75})
+    second.finish("FINISHED")
+    assert [metric.step for metric in client.get_metric_history(run_id, "reward/mean")] == [1, 2]
+    assert client.get_run(run_id).data.tags["attempt"] == "2"
+    assert second.counts.waiting == 0
+
+
+def test_replay_store_still_away_keeps_all_events(tmp_path: Path) -> None:
+    tracker = away(tmp_path)
+    start(tracker)
+    tracker.finish("FINISHED")
+    counts = replay_tracking(tmp_path / "tracking-queue.jsonl", "http://127.0.0.1:9")
+    assert (counts.sent, counts.waiting) == (0, 2)
+    assert (tmp_path / "tracking-queue.jsonl").exists()
+
+
+def test_tracker_leaves_global_mlflow_state_alone(run: Run) -> None:
+    assert mlflow.active_run() is None
+    assert "runs" not in mlflow.get_tracking_uri().split("/")
+
+
+def test_flatten_recipe_long_value_is_cut_and_nested_lists_are_numbered() -> None:
+    flat = flatten_recipe({"a": {"b": [{"c": None}, {"c": math.inf}]}, "text": "x" * 7000, "empty": {}})
+    assert flat == {"a.b.0.c": "null", "a.b.1.c": "inf", "text": "x" * 6000, "empty": "{}"}
+
+
+def test_links_sqlite_leads_to_own_page_and_server_to_itself() -> None:
+    own = links("sqlite:////x/mlflow.db", "1", "r", port=5005)
+    assert own["charts"] == "http://127.0.0.1:5005/#/experiments/1/runs/r/model-metrics"
+    assert links("https://host:8443/", "1", "r")["run"] == "https://host:8443/#/experiments/1/runs/r"
+
+
+def test_ui_command_serves_the_runs_folder_on_loopback(tmp_path: Path) -> None:
+    command = ui_command(tmp_path, 5005)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert f"sqlite:///{tmp_path}/mlflow.db" in command
+
+
+def test_start_ui_without_store_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tracking\.kind=mlflow"):
+        start_ui(tmp_path, 5005)
