@@ -1,9 +1,12 @@
 """The sampler/learner log-probability gap at equal weights: measured, and refused above a limit. Axes: N trained tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from samepath.rl.batch.pack import PackedBatch, TrainSequence
 from samepath.rl.objective.kl import k1, k3
 
 
@@ -13,7 +16,7 @@ class NumericsMismatchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumericsGap:
-    """Sampler against learner at equal weights (lag 0, before the first update on the rollouts).
+    """Sampler against learner at equal weights (lag 0, before the first optimiser step on the rollouts).
 
     Example:
         NumericsGap(k1=0.0, k3=0.0, max_abs=0.0, num_tokens=8192)  # the built-in engine in its batch-invariant mode
@@ -45,13 +48,47 @@ def numerics_gap(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> NumericsGap:
     )
 
 
-def check_numerics_gap(gap: NumericsGap, limit: float) -> None:
-    """Raise NumericsMismatchError if one token's gap is above `limit` (nats), or not a number."""
+def check_numerics_gap(gap: NumericsGap, limit: float, where: str) -> None:
+    """Raise NumericsMismatchError if one token's gap is above `limit` (nats), or not a number; `where` names its sequence."""
     # Written so that NaN is refused too.
     if not gap.max_abs <= limit:
         raise NumericsMismatchError(
             f"At equal weights sampler and learner log-probabilities must agree within {limit:g} nats; got a gap of {gap.max_abs:g} "
-            f"(mean k3 {gap.k3:g} over {gap.num_tokens} tokens). Either the sampler holds stale weights, or its prefix cache outlived a "
-            "weight update, or the two compute differently (kernels, precision, temperature, support). Check the weight version "
-            "first, then clear the prefix cache, then compare the two on one prompt."
+            f"in {where} (mean k3 {gap.k3:g} over {gap.num_tokens} tokens). Either the sampler holds stale weights, or its prefix cache "
+            "outlived a weight update, or the two compute differently (kernels, precision, temperature, support), or records of one "
+            "sequence came with another. Check the weight version first, then clear the prefix cache, then compare the two on one prompt."
         )
+
+
+class LagZero:
+    """Gathers what sampler and learner gave the same tokens at the same weights: all of a step's, before its first optimiser step."""
+
+    def __init__(self, version: int, sequences: Sequence[TrainSequence]) -> None:
+        self._version, self._sequences = version, sequences
+        self._learner: list[Tensor] = []
+        self._sampler: list[Tensor] = []
+        self._places: list[Tensor] = []
+
+    def add(self, batch: PackedBatch, indices: Sequence[int], logprobs_M: Tensor | None) -> None:
+        """Take the tokens that weights of this version sampled; `indices` are the batch's sequences among all. None adds nothing."""
+        if logprobs_M is None:
+            return
+        same_M = batch.version_M == self._version
+        self._learner.append(logprobs_M.detach()[same_M])
+        self._sampler.append(batch.sampler_logprobs_M[same_M])
+        self._places.append(torch.tensor(indices)[batch.sequence_M[same_M]])
+
+    def gap(self, limit: float | None) -> NumericsGap | None:
+        """The gap over all tokens added, held to `limit` (nats) unless that is None; None without tokens.
+
+        Raises NumericsMismatchError, which names the sequence of the largest gap.
+        """
+        if not sum(map(len, self._learner)):
+            return None
+        learner_M, sampler_M = torch.cat(self._learner), torch.cat(self._sampler)
+        gap = numerics_gap(learner_M, sampler_M)
+        if limit is not None:
+            # NaN counts as the largest.
+            worst = int(torch.cat(self._places)[(learner_M - sampler_M).abs().argmax()])
+            check_numerics_gap(gap, limit, self._sequences[worst].name)
+        return gap

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from samepath.model.files.config_file import read_config
 from samepath.model.policy import Policy
+from samepath.model.shape import ModelShape
 from samepath.model.transformers.lora import check_targets
+from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.engine_demands import gap_problem
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.engine_settings import BuiltinSettings
@@ -30,12 +32,19 @@ def check_checkpoint(recipe: Recipe, folder: Path) -> None:
             raise ValueError(f"engine: builtin cannot run this model ({error}). Set engine=vllm.") from error
 
 
+def same_path(rl: AlgorithmSettings, shape: ModelShape) -> bool:
+    """True if learner and sampler compute one distribution, so that equal weights must give equal log-probabilities.
+
+    Live routes, or the full vocabulary where the sampler truncated, are another distribution by choice. A dense model's path is the
+    same without replay, which the recipe alone cannot know.
+    """
+    return rl.keep_sampling_mask == "on" and (rl.keep_routing == "sampler" or not shape.moe_layers)
+
+
 def check_policy(recipe: Recipe, policy: Policy) -> None:
     """Raise ValueError if the recipe trains an indexer that the policy has not, or asks for a gap of 0 that the two sides cannot give."""
     rl = recipe.rl
-    # A dense model's path is the same without replay, so its gap is held to the limit too (the recipe alone cannot know that it is dense).
-    same_path = rl.keep_routing == "sampler" or not policy.shape.moe_layers
-    exact = bool(rl.steps) and same_path and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0
+    exact = bool(rl.steps) and same_path(rl, policy.shape) and rl.max_gap_at_lag_0 == 0
     if exact and (problem := gap_problem(recipe.engine, recipe.model)):
         raise ValueError(problem)
     if recipe.learner.indexer == "trained" and not policy.shape.sparse_layers:

@@ -15,11 +15,12 @@ from samepath.model.policy import Policy
 from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, sharing_metrics, split_by_tokens
 from samepath.rl.batch.route_check import RouteError
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.diagnostics.numerics import NumericsGap, check_numerics_gap, numerics_gap
+from samepath.rl.diagnostics.numerics import LagZero, NumericsGap
 from samepath.rl.diagnostics.path_record import PathRecord
 from samepath.rl.diagnostics.step import HeadStatistics, gather_step, step_metrics
 from samepath.rl.learner.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.learner.pass_pool import PassPool, add_gradients, gradients_of
+from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 from samepath.rl.objective.aggregation import sequence_mean, token_weights
 from samepath.rl.objective.kl import beta_per_sequence
@@ -35,7 +36,8 @@ class _Part:
     batch: PackedBatch
     routes_LNX: Tensor | None
     reference_M: Tensor | None
-    old_M: Tensor | None
+    first_M: Tensor | None
+    """The learner's log-probabilities at the step's start, where a pass of their own was run for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,35 +74,51 @@ class PolicyUpdater:
         Raises NumericsMismatchError if sampler and learner disagree at equal weights, RouteError for unusable routes.
         """
         minibatches = split_groups(batch.group_B, self.rl.updates_per_rollout)
-        prepared = [self._prepare(batch, indices) for indices in minibatches]
+        prepared = [self._prepare(batch, indices, version, number == 0) for number, indices in enumerate(minibatches)]
+        lag_0 = LagZero(version, batch.sequences)
+        for parts in prepared:
+            for part in parts:
+                lag_0.add(part.batch, part.indices, part.first_M)
         report = _Report(batch)
         for number, (indices, parts) in enumerate(zip(minibatches, prepared)):
-            self._one_update(batch, indices, parts, version if number == 0 else None, report)
+            self._one_update(batch, indices, parts, lag_0 if number == 0 else None, report)
             report.add_metrics({"learner/grad_norm": apply_gradients()})
         return report.finish(version, len(minibatches))
 
-    def _prepare(self, batch: TrainBatch, indices: Sequence[int]) -> list[_Part]:
-        """Pack a mini-batch into passes; run the reference and, where asked for, the learner's own first pass."""
+    def _prepare(self, batch: TrainBatch, indices: Sequence[int], version: int, next_up: bool) -> list[_Part]:
+        """Pack a mini-batch into passes; run the reference and, where it is needed, the learner's own first pass.
+
+        `next_up` marks the mini-batch whose training passes are the next to run, and so are at the weights of the step's start themselves.
+        """
         sequences = [batch.sequences[index] for index in indices]
         chunks = split_by_tokens(sequences, self.learner.max_tokens_per_pass, self.learner.threads)
-        return self._pool.map(lambda chunk: self._prepare_part([indices[place] for place in chunk], batch), chunks)
+        return self._pool.map(
+            lambda chunk: self._prepare_part([indices[place] for place in chunk], batch, version, next_up), chunks
+        )
 
     @torch.no_grad()
-    def _prepare_part(self, indices: Sequence[int], batch: TrainBatch) -> _Part:
+    def _prepare_part(self, indices: Sequence[int], batch: TrainBatch, version: int, next_up: bool) -> _Part:
         packed = pack([batch.sequences[index] for index in indices], self.model.shape)
         self._check_missing(packed)
         routes_LNX = packed.routes_LNX if self.rl.keep_routing == "sampler" else None
-        reference_M, old_M = None, None
+        reference_M, first_M = None, None
         if self.reference is not None:
             use = self._use_support and self.rl.reference_support == "sampled"
             # The reference is a policy of its own: it routes live.
             reference_M = run_policy(self.reference, packed, routes_LNX=None, use_support=use).logprobs_M
-        if self.rl.objective.old_policy == "learner":
+        compared = not next_up and self._same_path and bool((packed.version_M == version).any())
+        if self.rl.objective.old_policy == "learner" or compared:
             first = run_policy(self.model, packed, routes_LNX=routes_LNX, use_support=self._use_support)
-            old_M = first.logprobs_M
+            first_M = first.logprobs_M
             if self.rl.keep_routing == "learner":
                 routes_LNX = torch.stack(first.trace.routes)
-        return _Part(indices=tuple(indices), batch=packed, routes_LNX=routes_LNX, reference_M=reference_M, old_M=old_M)
+        return _Part(
+            indices=tuple(indices), batch=packed, routes_LNX=routes_LNX, reference_M=reference_M, first_M=first_M
+        )
+
+    @property
+    def _same_path(self) -> bool:
+        return same_path(self.rl, self.model.shape)
 
     @property
     def _use_support(self) -> bool:
@@ -119,7 +137,7 @@ class PolicyUpdater:
         batch: TrainBatch,
         indices: Sequence[int],
         parts: list[_Part],
-        lag_0_version: int | None,
+        lag_0: LagZero | None,
         report: "_Report",
     ) -> None:
         weights = self._token_weights(batch, indices, parts)
@@ -128,26 +146,24 @@ class PolicyUpdater:
             lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
         )
         record = PathRecord(self.model.shape)
-        equal: list[tuple[Tensor, Tensor]] = []
         passes: list[_Pass] = []
         for part, done in zip(parts, running):
             add_gradients(self._weights.of(parameters), done.gradients)
             # As large as the model: they go as soon as they are added.
             done.gradients.clear()
             passes.append(done)
-            if lag_0_version is not None:
-                same_M = part.batch.version_M == lag_0_version
-                equal.append((done.result.logprobs_M.detach()[same_M], part.batch.sampler_logprobs_M[same_M]))
+            if lag_0 is not None and part.first_M is None:
+                lag_0.add(part.batch, part.indices, done.result.logprobs_M)
             record.add(part.batch, done.result.trace, part.routes_LNX is not None)
             report.add_part(part.indices, done.terms, done.inputs, part.batch, record.last_flips_B)
             report.add_metrics({"learner/loss_part": float(done.loss)})
         inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
         heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
-        self._measure_gap(equal)
+        if lag_0 is not None and (gap := lag_0.gap(self.rl.max_gap_at_lag_0 if self._same_path else None)) is not None:
+            self._gap = gap
+            report.first = {"policy/gap_at_lag_0": gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
         report.add_metrics(sharing_metrics([part.batch for part in parts]))
         report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
-        if lag_0_version is not None and self._gap is not None:
-            report.first = {"policy/gap_at_lag_0": self._gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
 
     def _pass(
         self, batch: TrainBatch, part: _Part, weights_M: Tensor, num_parts: int, parameters: list[torch.nn.Parameter]
@@ -170,15 +186,6 @@ class PolicyUpdater:
             result=result, inputs=inputs, terms=terms, loss=loss.detach(), gradients=gradients_of(loss, parameters)
         )
 
-    def _measure_gap(self, equal: list[tuple[Tensor, Tensor]]) -> None:
-        learner_M = torch.cat([first for first, _ in equal]) if equal else torch.empty(0)
-        if len(learner_M):
-            self._gap = numerics_gap(learner_M, torch.cat([second for _, second in equal]))
-            # With live routing or without the recorded support the two are different distributions by choice.
-            same_path = self.rl.keep_routing == "sampler" or not self.model.shape.moe_layers
-            if same_path and self._use_support:
-                check_numerics_gap(self._gap, self.rl.max_gap_at_lag_0)
-
     def _token_weights(self, batch: TrainBatch, indices: Sequence[int], parts: list[_Part]) -> list[Tensor]:
         """Denominators over the whole mini-batch, then cut into its passes."""
         offsets = np.cumsum([0, *(len(part.indices) for part in parts)])
@@ -194,7 +201,7 @@ class PolicyUpdater:
         in_loss_B = torch.from_numpy(batch.in_loss_B[indices])
         return LossInputs(
             sampler_logprobs_N=part.batch.sampler_logprobs_M,
-            old_logprobs_N=part.old_M,
+            old_logprobs_N=part.first_M if self.rl.objective.old_policy == "learner" else None,
             reference_logprobs_N=part.reference_M,
             advantages_B=torch.from_numpy(batch.advantages_B[indices]),
             beta_B=beta_per_sequence([batch.datasets[index] for index in indices], self.rl.objective.kl),

@@ -22,7 +22,7 @@ def test_numerics_gap_hand_worked() -> None:
 def test_numerics_gap_of_equal_logprobs_is_exactly_zero() -> None:
     logprobs_N = torch.tensor([-0.3, -11.7, -2e-8])
     assert numerics_gap(logprobs_N, logprobs_N.clone()) == NumericsGap(k1=0.0, k3=0.0, max_abs=0.0, num_tokens=3)
-    check_numerics_gap(numerics_gap(logprobs_N, logprobs_N.clone()), 0.0)
+    check_numerics_gap(numerics_gap(logprobs_N, logprobs_N.clone()), 0.0, "3/1")
 
 
 def test_numerics_gap_without_tokens_is_refused() -> None:
@@ -33,5 +33,7 @@ def test_numerics_gap_without_tokens_is_refused() -> None:
 @pytest.mark.parametrize("max_abs", [0.1, float("nan")])
 def test_check_numerics_gap_above_limit_names_the_three_causes(max_abs: float) -> None:
     gap = NumericsGap(k1=0.0, k3=0.001, max_abs=max_abs, num_tokens=5)
-    with pytest.raises(NumericsMismatchError, match="stale weights.*prefix cache.*compute differently"):
-        check_numerics_gap(gap, 0.05)
+    with pytest.raises(
+        NumericsMismatchError, match="in 3/1 .*stale weights.*prefix cache.*compute differently.*another"
+    ):
+        check_numerics_gap(gap, 0.05, "3/1")

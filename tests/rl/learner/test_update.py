@@ -7,83 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.batch.pack import TrainSequence, pack
+from samepath.rl.batch.pack import pack
 from samepath.rl.batch.route_check import RouteError
-from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.diagnostics.numerics import NumericsMismatchError
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.update import PolicyUpdater, split_groups
 from samepath.rl.recipe.algorithm import AlgorithmSettings, LearnerSettings
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
-from samepath.rollout.types import Prompt
 from tests.conftest import tiny_model
-
-GROUPS, SAMPLES = 4, 4
-
-
-def rollout_batch(tokenizer: Tokenizer, engine: BuiltinEngine | None = None, **sampling: object) -> TrainBatch:
-    """Sixteen real rollouts of the tiny model, longer than its top-k, with alternating advantages."""
-    settings = SamplingSettings.model_validate({"max_new_tokens": 20, **sampling})
-    prompts = [f"{index}+{index + 1}-3=" for index in range(GROUPS)]
-    requests = [
-        GroupRequest(
-            group_id=str(index),
-            prompt=Prompt(prompt_id=str(index), text=text, token_ids=tokenizer.encode(text)),
-            sampling=settings,
-            seeds=tuple(range(100 * index, 100 * index + SAMPLES)),
-        )
-        for index, text in enumerate(prompts)
-    ]
-    groups = (engine or BuiltinEngine(tiny_model(), tokenizer, BuiltinSettings())).run(requests)
-    sequences = tuple(
-        TrainSequence(
-            segment=rollout.segments[0],
-            temperature=settings.temperature,
-            name=f"{group.group_id}/{rollout.sample_index}",
-        )
-        for group in groups
-        for rollout in group.rollouts
-    )
-    count = len(sequences)
-    return TrainBatch(
-        sequences=sequences,
-        advantages_B=np.where(np.arange(count) % 2, -0.5, 0.5).astype(np.float32),
-        group_B=np.repeat(np.arange(GROUPS), SAMPLES),
-        datasets=("sums",) * count,
-        in_loss_B=np.ones(count, np.bool_),
-    )
-
-
-class Descent:
-    """Plain gradient descent that remembers the first gradient."""
-
-    def __init__(self, model: CausalLM, rate: float) -> None:
-        self.model, self.rate = model, rate
-        self.first: list[torch.Tensor] = []
-
-    def __call__(self) -> float:
-        """Step and clear."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad.clone() for p in parameters if p.grad is not None]
-        self.first = self.first or gradients
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients):
-                parameter -= self.rate * gradient
-                parameter.grad = None
-        return float(sum(gradient.square().sum() for gradient in gradients)) ** 0.5
-
-
-def updater(model: CausalLM, rl: dict[str, object] | None = None, **learner: object) -> PolicyUpdater:
-    """Two updates a rollout batch, KL to a frozen copy."""
-    settings = AlgorithmSettings.model_validate(
-        {"prompts_per_step": GROUPS, "group_size": SAMPLES, "updates_per_rollout": 2, **(rl or {})}
-    )
-    return PolicyUpdater(model, tiny_model(), settings, LearnerSettings.model_validate(learner))
+from tests.update_runs import GROUPS, SAMPLES, Descent, rollout_batch, updater
 
 
 def test_run_at_lag_0_has_no_gap_and_the_second_update_is_off_policy(tokenizer: Tokenizer) -> None:
