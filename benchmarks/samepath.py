@@ -6,10 +6,8 @@ Run in a process of its own: `python -m benchmarks.samepath case.json result.jso
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -27,8 +25,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.row import Task
-from samepath.rl.tracking.build import RunStatus
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.pool.pool import InlinePool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Prompt
@@ -109,41 +106,6 @@ class BenchLoop(Loop):
         ]
 
 
-class NoTracker:
-    """Keeps nothing, as the peer does with `report_to="none"`."""
-
-    def start(
-        self,
-        *,
-        run_name: str,
-        recipe: Mapping[str, Any],
-        recipe_yaml: str,
-        environment: Mapping[str, Any],
-        resume_run_id: str = "",
-    ) -> str:
-        """Give no id."""
-        return ""
-
-    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Drop."""
-
-    def log_rollouts(self, step: int, records: Sequence[RolloutRecord]) -> None:
-        """Drop."""
-
-    def log_artifact(self, path: Path) -> None:
-        """Drop."""
-
-    def log_checkpoint(self, step: int, path: Path) -> None:
-        """Drop."""
-
-    def links(self) -> dict[str, str]:
-        """None."""
-        return {}
-
-    def finish(self, status: RunStatus) -> None:
-        """Do nothing."""
-
-
 def active_parameters(config: ModelConfig) -> tuple[int, int]:
     """(all, used by one token): routed experts count with the share that is chosen."""
     model = CausalLM(config)
@@ -169,7 +131,8 @@ def run_case(case: Case, folder: Path, idle_bytes: int) -> PeerResult:
             learner=learner,
             pool=pool,
             scorer=GroupScorer(runner),
-            tracker=NoTracker(),
+            # Nothing is kept, as with the peer's `report_to="none"`.
+            tracker=Tracker([]),
             display=ProgressDisplay(total_steps=1),
         )
         steps, step_s = [], []

@@ -184,11 +184,10 @@ def replay(
 ) -> None:
     """Send what a run could not send to MLflow."""
     # Late: MLflow is optional.
-    from samepath.rl.tracking.build import store_uri
-    from samepath.rl.tracking.mlflow import replay_queue
+    from samepath.rl.tracking.tracker import resend_to_mlflow, store_uri
 
     recipe = _recipe_of_run(run_dir)
-    counts = replay_queue(run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent))
+    counts = resend_to_mlflow(run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent))
     Console().print(f"sent {counts.sent}, refused {counts.refused}, waiting {counts.waiting}")
 
 

@@ -13,8 +13,8 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.tasks.requests import group_request, seed_of
 from samepath.rl.tasks.row import Task
-from samepath.rl.tracking.build import Tracker
-from samepath.rl.tracking.records import rollout_records
+from samepath.rl.tracking.step_rollouts import tracked_rollouts
+from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.request import GroupRequest
 
@@ -73,8 +73,8 @@ class Loop:
         self.pool.load_weights(self.learner.weights(), step + 1)
 
         clock.start("recording")
-        records = rollout_records(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
-        self.tracker.log_rollouts(step + 1, records)
+        rollouts = tracked_rollouts(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
+        self.tracker.log_rollouts(step + 1, rollouts)
         seconds = clock.stop()
         sampled_tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
         learned_tokens = 0 if batch is None else sum(len(entry.segment.token_ids) for entry in batch.sequences)

@@ -26,7 +26,8 @@ from samepath.rl.report.summary import write_summary
 from samepath.rl.run_state import STATE_FILE, RunState
 from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.tasks import build_task
-from samepath.rl.tracking.build import RunStatus, Tracker, build_tracker
+from samepath.rl.tracking.sink import RunStart, RunStatus
+from samepath.rl.tracking.tracker import Tracker, build_tracker
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
@@ -72,11 +73,13 @@ def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: 
     with RewardRunner(recipe.reward) as runner:
         tracker = build_tracker(recipe.tracking, run_dir)
         state.run_id = tracker.start(
-            run_name=recipe.name,
-            recipe=recipe.model_dump(mode="json"),
-            recipe_yaml=dump_recipe(recipe),
-            environment=collect_environment(),
-            resume_run_id=state.run_id,
+            RunStart(
+                run_name=recipe.name,
+                recipe=recipe.model_dump(mode="json"),
+                recipe_yaml=dump_recipe(recipe),
+                environment=collect_environment(),
+                run_id=state.run_id,
+            )
         )
         status: RunStatus = "FAILED"
         try:

@@ -12,7 +12,7 @@ from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
 from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "own_reward"
@@ -44,9 +44,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records(run_dir: Path) -> list[RolloutRecord]:
+def rollouts(run_dir: Path) -> list[TrackedRollout]:
     """Every rollout of both steps."""
-    return [record for path in sorted((run_dir / "rollouts").iterdir()) for record in read_rollouts(path)]
+    return [rollout for path in sorted((run_dir / "rollouts").iterdir()) for rollout in read_rollouts(path)]
 
 
 def test_own_reward_recipe_keeps_what_it_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,24 +59,24 @@ def test_own_reward_recipe_keeps_what_it_does_not_change(monkeypatch: pytest.Mon
     assert recipe.reward.parts["answer"].options == {"marker": "#"}
 
 
-def test_own_reward_part_stands_in_every_recorded_rollout(records: list[RolloutRecord]) -> None:
-    assert len(records) == 2 * 4 * 4
-    assert {record.reward_status for record in records} == {"ok"}
-    for record in records:
-        assert set(record.reward_parts) == {"answer", "shown_work"}
-        steps = record.response_text.count("=")
-        assert record.reward_parts["shown_work"] == pytest.approx(min(1.0, steps / 3))
+def test_own_reward_part_stands_in_every_kept_rollout(rollouts: list[TrackedRollout]) -> None:
+    assert len(rollouts) == 2 * 4 * 4
+    assert {rollout.reward_status for rollout in rollouts} == {"ok"}
+    for rollout in rollouts:
+        assert set(rollout.reward_parts) == {"answer", "shown_work"}
+        steps = rollout.response_text.count("=")
+        assert rollout.reward_parts["shown_work"] == pytest.approx(min(1.0, steps / 3))
 
 
-def test_own_reward_total_is_the_weighted_sum(records: list[RolloutRecord]) -> None:
-    for record in records:
-        parts = record.reward_parts
-        assert record.reward == pytest.approx(1.0 * parts["answer"] + 0.1 * parts["shown_work"])
+def test_own_reward_total_is_the_weighted_sum(rollouts: list[TrackedRollout]) -> None:
+    for rollout in rollouts:
+        parts = rollout.reward_parts
+        assert rollout.reward == pytest.approx(1.0 * parts["answer"] + 0.1 * parts["shown_work"])
 
 
-def test_own_reward_run_reports_the_part_and_an_exact_path(run_dir: Path, records: list[RolloutRecord]) -> None:
+def test_own_reward_run_reports_the_part_and_an_exact_path(run_dir: Path, rollouts: list[TrackedRollout]) -> None:
     steps = read_metrics(run_dir / "metrics.jsonl")
-    mean = sum(record.reward_parts["shown_work"] for record in records if record.step == 2) / 16
+    mean = sum(rollout.reward_parts["shown_work"] for rollout in rollouts if rollout.step == 2) / 16
     assert steps[2]["reward/part.shown_work"] == pytest.approx(mean)
     assert json.loads((run_dir / "summary.json").read_text())["gap_at_lag_0"] == 0.0
 

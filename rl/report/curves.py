@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from samepath.rl.report.page import PAGE
 from samepath.rl.tracking.jsonl import plain, read_metrics, read_rollouts
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 MAX_TEXT_CHARS = 6000
 """Texts in the page are cut to this length; the JSON lines keep all of them."""
@@ -125,11 +125,11 @@ def write_rollout_report(rollouts_dir: Path, out_html: Path, *, max_steps: int =
     steps = []
     num_shown = num_all = 0
     for path in shown_paths:
-        records = read_rollouts(path)
-        shown = _whole_groups(records, max_rollouts)
-        num_all += len(records)
+        rollouts = read_rollouts(path)
+        shown = _whole_groups(rollouts, max_rollouts)
+        num_all += len(rollouts)
         num_shown += len(shown)
-        steps.append({"step": _step_of(path), "records": [_for_page(record) for record in shown]})
+        steps.append({"step": _step_of(path), "rollouts": [_for_page(rollout) for rollout in shown]})
     summary = f"{len(shown_paths)} of {len(paths)} steps and {num_shown} of their {num_all} rollouts are shown."
     title = f"Rollouts of {rollouts_dir.resolve().parent.name}"
     page = PAGE.replace("@TITLE@", html.escape(title)).replace(
@@ -148,11 +148,11 @@ def embedded_json(value: Any) -> str:
     return text
 
 
-def _for_page(record: RolloutRecord) -> dict[str, Any]:
+def _for_page(rollout: TrackedRollout) -> dict[str, Any]:
     shortened = replace(
-        record, prompt_text=record.prompt_text[:MAX_TEXT_CHARS], response_text=record.response_text[:MAX_TEXT_CHARS]
+        rollout, prompt_text=rollout.prompt_text[:MAX_TEXT_CHARS], response_text=rollout.response_text[:MAX_TEXT_CHARS]
     )
-    if len(record.tokens) > MAX_TOKENS_SHOWN:
+    if len(rollout.tokens) > MAX_TOKENS_SHOWN:
         shortened = replace(shortened, tokens=(), sampler_logprobs=(), kl_tokens=())
     values: dict[str, Any] = plain(_rounded(asdict(shortened)))
     return values
@@ -181,12 +181,12 @@ def _spread_evenly(paths: Sequence[Path], limit: int) -> list[Path]:
     return [paths[round(index * (len(paths) - 1) / (limit - 1))] for index in range(limit)]
 
 
-def _whole_groups(records: Sequence[RolloutRecord], limit: int) -> list[RolloutRecord]:
-    """Return the records of the first groups that fit, at least one group."""
-    groups: dict[str, list[RolloutRecord]] = {}
-    for record in records:
-        groups.setdefault(record.group_id, []).append(record)
-    shown: list[RolloutRecord] = []
+def _whole_groups(rollouts: Sequence[TrackedRollout], limit: int) -> list[TrackedRollout]:
+    """Return the rollouts of the first groups that fit, at least one group."""
+    groups: dict[str, list[TrackedRollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.group_id, []).append(rollout)
+    shown: list[TrackedRollout] = []
     for members in groups.values():
         if shown and len(shown) + len(members) > limit:
             break

@@ -66,61 +66,61 @@ const make = (tag, text, kind) => { const node = document.createElement(tag); if
   if (text !== undefined) node.textContent = text; return node; };
 const number = value => Number(value);
 const show = (value, digits) => Number.isFinite(number(value)) ? number(value).toPrecision(digits || 3) : "–";
-const promptKey = record => record.dataset + "\u0000" + record.prompt_text;
-const failed = record => record.reward_status !== "ok";
+const promptKey = rollout => rollout.dataset + "\u0000" + rollout.prompt_text;
+const failed = rollout => rollout.reward_status !== "ok";
 const rank = (value) => Number.isFinite(number(value)) ? number(value) : -Infinity;
 const order = { step: 0, group: 0 };
 
 function groupsOf(step) {
   const groups = new Map();
-  for (const record of step.records) {
-    if (!groups.has(record.group_id)) groups.set(record.group_id, []);
-    groups.get(record.group_id).push(record);
+  for (const rollout of step.rollouts) {
+    if (!groups.has(rollout.group_id)) groups.set(rollout.group_id, []);
+    groups.get(rollout.group_id).push(rollout);
   }
   return [...groups.values()];
 }
-function mean(records) {
-  const values = records.map(record => number(record.reward)).filter(Number.isFinite);
+function mean(rollouts) {
+  const values = rollouts.map(rollout => number(rollout.reward)).filter(Number.isFinite);
   return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : NaN;
 }
-function sorted(records, key) { return [...records].sort((a, b) => rank(b[key]) - rank(a[key])); }
+function sorted(rollouts, key) { return [...rollouts].sort((a, b) => rank(b[key]) - rank(a[key])); }
 
 function colourOf(name, value, limit) {
   const share = Math.min(Math.abs(number(value)) / limit, 1);
   return name === "kl_tokens" ? `hsl(265 80% ${96 - 34 * share}%)` : `hsl(${130 - 130 * share} 75% 84%)`;
 }
-function answerText(record, colour) {
+function answerText(rollout, colour) {
   const box = make("pre");
-  const values = colour ? record[colour] : [];
-  if (!colour || !record.tokens.length || values.length !== record.tokens.length) {
-    box.textContent = record.response_text || "(empty)";
-    if (colour && record.response_text) box.append(make("div", "no token values were kept for this answer", "dim"));
+  const values = colour ? rollout[colour] : [];
+  if (!colour || !rollout.tokens.length || values.length !== rollout.tokens.length) {
+    box.textContent = rollout.response_text || "(empty)";
+    if (colour && rollout.response_text) box.append(make("div", "no token values were kept for this answer", "dim"));
     return box;
   }
   const limit = colour === "kl_tokens" ? Math.max(...values.map(value => Math.abs(number(value))), 1e-9) : 5;
-  record.tokens.forEach((token, index) => {
+  rollout.tokens.forEach((token, index) => {
     const piece = make("span", token, "token");
     piece.style.background = colourOf(colour, values[index], limit);
-    const kl = record.kl_tokens.length ? `, KL ${show(record.kl_tokens[index])} nats` : "";
-    piece.title = `log-probability ${show(record.sampler_logprobs[index])} nats${kl}`;
+    const kl = rollout.kl_tokens.length ? `, KL ${show(rollout.kl_tokens[index])} nats` : "";
+    piece.title = `log-probability ${show(rollout.sampler_logprobs[index])} nats${kl}`;
     box.append(piece);
   });
   return box;
 }
-function card(record, colour) {
+function card(rollout, colour) {
   const box = make("div", undefined, "card"), head = make("header");
   const add = (name, value) => { const span = make("span", name + " ", "dim"); const bold = make("b", value);
     bold.style.color = "var(--fg)"; span.append(bold); head.append(span); };
-  head.append(make("span", "sample " + record.sample_index));
-  if (failed(record)) head.append(make("span", record.reward_status, "badge bad"));
-  add("reward", show(record.reward));
-  for (const [name, value] of Object.entries(record.reward_parts)) add(name, show(value));
-  add("advantage", show(record.advantage)); add("KL", show(record.kl)); add("off-policy", show(record.off_policy));
-  add("route flips", show(record.route_flips)); add("weight lag", record.weight_lag); add("tokens", record.num_tokens);
-  add("ended by", record.finish_reason || "–"); add("took", show(record.generate_s) + " s");
-  if (record.masked) head.append(make("span", "masked as off-policy", "badge bad"));
-  box.append(head, answerText(record, colour));
-  if (record.reward_detail) { const why = make("pre", record.reward_detail, "bad"); box.append(why); }
+  head.append(make("span", "sample " + rollout.sample_index));
+  if (failed(rollout)) head.append(make("span", rollout.reward_status, "badge bad"));
+  add("reward", show(rollout.reward));
+  for (const [name, value] of Object.entries(rollout.reward_parts)) add(name, show(value));
+  add("advantage", show(rollout.advantage)); add("KL", show(rollout.kl)); add("off-policy", show(rollout.off_policy));
+  add("route flips", show(rollout.route_flips)); add("weight lag", rollout.weight_lag); add("tokens", rollout.num_tokens);
+  add("ended by", rollout.finish_reason || "–"); add("took", show(rollout.generate_s) + " s");
+  if (rollout.masked) head.append(make("span", "masked as off-policy", "badge bad"));
+  box.append(head, answerText(rollout, colour));
+  if (rollout.reward_detail) { const why = make("pre", rollout.reward_detail, "bad"); box.append(why); }
   return box;
 }
 function difference(before, after) {
@@ -139,7 +139,7 @@ function difference(before, after) {
 function drawHistory(key) {
   const box = find("history"); box.replaceChildren(); let previous = null, unchanged = 0;
   for (const step of data.steps) {
-    const same = step.records.filter(record => promptKey(record) === key);
+    const same = step.rollouts.filter(rollout => promptKey(rollout) === key);
     if (!same.length) continue;
     const best = sorted(same, "reward")[0];
     if (previous !== null && previous.response_text === best.response_text) { unchanged++; continue; }
@@ -158,19 +158,19 @@ function draw() {
   const step = data.steps[order.step], groups = groupsOf(step);
   order.group = Math.min(order.group, groups.length - 1);
   find("step").value = order.step; find("step-name").textContent = step.step;
-  find("group").replaceChildren(...groups.map((records, index) => { const option = make("option",
-    `${records[0].group_id}: mean ${show(mean(records))} · ${records[0].prompt_text.slice(-60)}`); option.value = index; return option; }));
+  find("group").replaceChildren(...groups.map((rollouts, index) => { const option = make("option",
+    `${rollouts[0].group_id}: mean ${show(mean(rollouts))} · ${rollouts[0].prompt_text.slice(-60)}`); option.value = index; return option; }));
   find("group").value = order.group;
   const question = find("question"), box = find("answers"); question.replaceChildren(); box.replaceChildren();
   if (!groups.length) { box.append(make("p", "No rollouts were kept for this step.", "dim")); return; }
-  const records = groups[order.group], first = records[0];
+  const rollouts = groups[order.group], first = rollouts[0];
   const prompt = make("div", undefined, "prompt"); prompt.append(make("pre", first.prompt_text));
   question.append(prompt, make("div", `gold answer: ${first.gold || "none"} · data set: ${first.dataset || "–"}`, "dim"));
-  for (const record of sorted(records, find("order").value)) box.append(card(record, find("colour").value));
+  for (const rollout of sorted(rollouts, find("order").value)) box.append(card(rollout, find("colour").value));
   drawHistory(promptKey(first));
 }
 function drawCurve() {
-  const means = data.steps.map(step => mean(step.records)), finite = means.filter(Number.isFinite);
+  const means = data.steps.map(step => mean(step.rollouts)), finite = means.filter(Number.isFinite);
   if (finite.length < 2) return;
   const low = Math.min(...finite), high = Math.max(...finite), span = high - low || 1;
   const points = means.map((value, index) => [1000 * index / (means.length - 1), 65 - 60 * (value - low) / span]);

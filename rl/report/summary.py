@@ -9,7 +9,7 @@ from samepath.rl.report.curves import plot_training, write_rollout_report
 from samepath.rl.report.progress import summary_table
 from samepath.rl.run_state import RunState
 from samepath.rl.tasks.requests import evaluation_sampling
-from samepath.rl.tracking.build import Tracker
+from samepath.rl.tracking.tracker import Tracker
 
 SUMMARY_FILE = "summary.json"
 

@@ -35,7 +35,7 @@ class Event:
     """JSON-able content."""
 
 
-class EventSink(Protocol):
+class EventStore(Protocol):
     """Where events go. Called from one thread at a time."""
 
     def send(self, event: Event) -> None:
@@ -46,7 +46,7 @@ class EventSink(Protocol):
 
 
 class QueueFile:
-    """Events on disk, oldest first: one JSON line each, after a first line with the sink's state."""
+    """Events on disk, oldest first: one JSON line each, after a first line with the store's state."""
 
     def __init__(self, path: Path, limit_bytes: int) -> None:
         """Count what an earlier process left; `limit_bytes` bounds the file's size."""
@@ -76,7 +76,7 @@ class QueueFile:
         return True
 
     def read_state(self) -> dict[str, Any]:
-        """Return the sink's state as it was when the first event was stored.
+        """Return the store's state as it was when the first event was stored.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 logger = logging.getLogger("samepath.tracking")
 
@@ -19,7 +20,7 @@ MAX_METRIC_NAME = 250
 """Longest metric name that MLflow takes, characters."""
 
 
-class JsonlTracker:
+class JsonlSink(Sink):
     """Writes `metrics.jsonl`, `rollouts/step-00012.jsonl` and `tracking.json` into the run's folder."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -29,28 +30,18 @@ class JsonlTracker:
         self._warned = False
         self._attempts: list[dict[str, Any]] = []
         self._run_id = ""
-        self._finished = False
 
-    def start(
-        self,
-        *,
-        run_name: str,
-        recipe: Mapping[str, Any],
-        recipe_yaml: str,
-        environment: Mapping[str, Any],
-        resume_run_id: str = "",
-    ) -> str:
+    def start(self, run: RunStart) -> str:
         """Begin an attempt; earlier attempts stay listed in `tracking.json`."""
-        del run_name, recipe
         book = self._run_dir / "tracking.json"
         if book.is_file():
             self._attempts = json.loads(book.read_text(encoding="utf-8"))["attempts"]
-        self._run_id = resume_run_id or f"local-{uuid.uuid4().hex}"
+        self._run_id = run.run_id or f"local-{uuid.uuid4().hex}"
         self._attempts.append(
-            {"started": _now(), "finished": "", "status": "RUNNING", "environment": plain(environment)}
+            {"started": _now(), "finished": "", "status": "RUNNING", "environment": plain(run.environment)}
         )
         self._write_book()
-        self._write(self._run_dir / f"recipe-attempt-{len(self._attempts)}.yaml", recipe_yaml, "w")
+        self._write(self._run_dir / f"recipe-attempt-{len(self._attempts)}.yaml", run.recipe_yaml, "w")
         return self._run_id
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,15 +49,12 @@ class JsonlTracker:
         entry = {"step": step, "time": _now(), "metrics": plain(clean_metrics(metrics))}
         self._write(self._run_dir / "metrics.jsonl", json.dumps(entry) + "\n", "a")
 
-    def log_rollouts(self, step: int, records: Sequence[RolloutRecord]) -> None:
-        """Write all records of a step to its own file, replacing what an earlier attempt wrote for that step."""
-        lines = "".join(json.dumps(plain(asdict(record)), ensure_ascii=False) + "\n" for record in records)
+    def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
+        """Write all rollouts of a step to its own file, replacing what an earlier attempt wrote for that step."""
+        lines = "".join(json.dumps(plain(asdict(rollout)), ensure_ascii=False) + "\n" for rollout in rollouts)
         path = self._run_dir / "rollouts" / f"step-{step:05d}.jsonl"
         self._write(path, lines, "a" if step in self._steps_written else "w")
         self._steps_written.add(step)
-
-    def log_artifact(self, path: Path) -> None:
-        """Do nothing: the file lies on this machine already."""
 
     def log_checkpoint(self, step: int, path: Path) -> None:
         """Note the checkpoint in `tracking.json`."""
@@ -74,14 +62,9 @@ class JsonlTracker:
             self._attempts[-1]["checkpoint"] = {"step": step, "path": str(path)}
             self._write_book()
 
-    def links(self) -> dict[str, str]:
-        """Return nothing: there is no page."""
-        return {}
-
-    def finish(self, status: str) -> None:
+    def finish(self, status: RunStatus) -> None:
         """Note how the attempt ended."""
-        if self._attempts and not self._finished:
-            self._finished = True
+        if self._attempts:
             self._attempts[-1].update(finished=_now(), status=status)
             self._write_book()
 
@@ -145,9 +128,9 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(by_step.items()))
 
 
-def read_rollouts(path: Path) -> list[RolloutRecord]:
-    """Return the records of one step's file; a line cut short by a killed process is left out."""
-    return [record_from_plain(entry) for entry in _entries(path)]
+def read_rollouts(path: Path) -> list[TrackedRollout]:
+    """Return the rollouts of one step's file; a line cut short by a killed process is left out."""
+    return [rollout_from_plain(entry) for entry in _entries(path)]
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -160,9 +143,9 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def record_from_plain(entry: Mapping[str, Any]) -> RolloutRecord:
-    """Turn the plain data of one record back into a record; unknown keys of a newer version are left out."""
-    known = {field.name for field in fields(RolloutRecord)}
+def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
+    """Turn the plain data of one rollout back into a rollout; unknown keys of a newer version are left out."""
+    known = {field.name for field in fields(TrackedRollout)}
     values = {name: value for name, value in entry.items() if name in known}
     for name in ("reward", "advantage", "kl", "off_policy", "route_flips", "generate_s"):
         if name in values:
@@ -172,7 +155,7 @@ def record_from_plain(entry: Mapping[str, Any]) -> RolloutRecord:
     for name in ("sampler_logprobs", "kl_tokens"):
         values[name] = tuple(float(value) for value in values.get(name, ()))
     values["tokens"] = tuple(values.get("tokens", ()))
-    return RolloutRecord(**values)
+    return TrackedRollout(**values)
 
 
 def _now() -> str:

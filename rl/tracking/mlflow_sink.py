@@ -1,225 +1,150 @@
-"""MLflow as a tracking store: what each event becomes there.
+"""A run in MLflow: events go to a queue whose one background thread does all the talking, so that training never waits.
 
-Imports mlflow: only `samepath.rl.tracking.mlflow` imports this file. Its calls block, so they belong into the queue's thread.
+Imports mlflow: only `samepath.rl.tracking.tracker` imports this file, late and after it has set `MLFLOW_VARIABLES`.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import requests
-import sqlalchemy.exc
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.tracing.client import TracingClient
-
-from samepath.rl.tracking.events import Event, EventRefusedError, StoreUnavailableError
-from samepath.rl.tracking.jsonl import record_from_plain
-from samepath.rl.tracking.spans import TraceTarget, build_traces
+from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.tracking.events import Event, QueueFile
+from samepath.rl.tracking.jsonl import clean_metrics, plain
+from samepath.rl.tracking.mlflow_store import MlflowStore
+from samepath.rl.tracking.mlflow_traces import cut_text
+from samepath.rl.tracking.mlflow_ui import links
+from samepath.rl.tracking.queue import EventQueue, QueueCounts
+from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
+from samepath.rl.tracking.tracked_rollout import TrackedRollout, choose_rollouts
 
 logger = logging.getLogger("samepath.tracking")
 
-PARAMS_PER_CALL = 100
-METRICS_PER_CALL = 1000
-RUN_KEY_TAG = "samepath.run_key"
-"""Tag with the id that a run has even while its store cannot be reached."""
+MAX_PARAM_CHARS = 6000
+"""Longest parameter value that MLflow takes."""
+QUEUE_FILE_NAME = "tracking-queue.jsonl"
 
 
-class MlflowSink:
-    """Sends events to one MLflow store. Sending an event twice changes nothing."""
+class MlflowSink(Sink):
+    """Hands everything to a queue whose thread talks to MLflow."""
 
-    def __init__(self, uri: str, state: Mapping[str, Any] | None = None) -> None:
-        """Reach for nothing yet; `state` goes on where an earlier sink stopped."""
-        self.uri = uri
-        fresh = {"experiment_id": "", "run_id": "", "run_name": "", "attempt": 0, "attempt_key": ""}
-        self._state: dict[str, Any] = {**fresh, **(state or {})}
-        self._client: MlflowClient | None = None
-        self._tracing: TracingClient | None = None
+    def __init__(self, settings: TrackingSettings, run_dir: Path, uri: str) -> None:
+        """Start the thread; the store is not touched before `start`."""
+        self._settings = settings
+        self._uri = uri
+        file = QueueFile(run_dir / QUEUE_FILE_NAME, settings.max_queue_file_mib * 2**20)
+        # What an earlier attempt could not send goes first, under that attempt's run.
+        self._store = MlflowStore(uri, file.read_state() if file.num_events else None)
+        self._queue = EventQueue(
+            self._store, file, max_events=settings.max_queued_events, store_name=f"MLflow at {uri}"
+        )
 
-    def state(self) -> dict[str, Any]:
-        """Return experiment, run and attempt, for the queue file."""
-        return dict(self._state)
-
-    @property
-    def run_id(self) -> str:
-        """MLflow's id of the run; empty until the store has answered."""
-        return str(self._state["run_id"])
-
-    @property
-    def experiment_id(self) -> str:
-        """MLflow's id of the experiment; empty until the store has answered."""
-        return str(self._state["experiment_id"])
-
-    def send(self, event: Event) -> None:
-        """Send one event.
-
-        Raises:
-            StoreUnavailableError: no answer, or an error that may pass.
-            EventRefusedError: the store considers the event invalid.
-        """
-        handlers = {
-            "start": self._start,
-            "metrics": self._metrics,
-            "rollouts": self._rollouts,
-            "artifact": self._artifact,
-            "checkpoint": self._checkpoint,
-            "finish": self._finish,
+    def start(self, run: RunStart) -> str:
+        """Begin a run; waits for the store up to `start_timeout_s`, then goes on without it under an id of its own."""
+        run_key = run.run_id if run.run_id.startswith("local-") else f"local-{uuid.uuid4().hex}"
+        attempt_key = uuid.uuid4().hex[:12]
+        payload = {
+            "run_name": run.run_name,
+            "run_key": run_key,
+            "attempt_key": attempt_key,
+            "experiment": self._settings.experiment,
+            "resume_run_id": run.run_id,
+            "params": flatten_recipe(run.recipe),
+            "recipe_yaml": run.recipe_yaml,
+            "environment": plain(run.environment),
+            "tags": _run_tags(run.environment),
         }
-        if event.kind not in handlers:
-            raise EventRefusedError(f"an event's kind is one of {', '.join(handlers)}; got {event.kind!r}")
-        if event.kind != "start" and not self.run_id:
-            raise EventRefusedError("the run was never started in this store")
-        try:
-            self._connect()
-            handlers[event.kind](event)
-        except MlflowException as error:
-            # 400 means invalid content. Everything else (no answer, no permission, no such run) may be put right.
-            if error.get_http_status_code() == 400:
-                raise EventRefusedError(_first_line(error)) from error
-            raise StoreUnavailableError(_first_line(error)) from error
-        except (OSError, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
-            raise StoreUnavailableError(_first_line(error)) from error
-        except (NotImplementedError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            # A server too old for traces, or a slip of MLflow's client on this event: the thread must outlive it.
-            raise EventRefusedError(_first_line(error)) from error
+        self._put("start", payload)
+        if not self._queue.first_handled.wait(self._settings.start_timeout_s):
+            logger.warning("MLflow at %s takes long to answer; training starts, and its events wait", self._uri)
+        state = self._store.state()
+        return str(state["run_id"]) if state["attempt_key"] == attempt_key else run.run_id or run_key
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Queue one batch of metrics."""
+        self._put("metrics", {"step": step, "metrics": plain(clean_metrics(metrics))})
+
+    def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
+        """Queue the chosen rollouts of the step, with their text cut and without token-level values."""
+        chosen = choose_rollouts(rollouts, self._settings.traced_rollouts_per_step)
+        if chosen:
+            self._put("rollouts", {"step": step, "records": [plain(asdict(self._shortened(one))) for one in chosen]})
+
+    def log_artifact(self, path: Path) -> None:
+        """Queue a file; it is read when it is sent, so it must stay as it is."""
+        self._put("artifact", {"path": str(path.resolve())})
+
+    def log_checkpoint(self, step: int, path: Path) -> None:
+        """Note the newest checkpoint as tags of the run."""
+        self._put("checkpoint", {"step": step, "path": str(path.resolve())})
+
+    def links(self) -> dict[str, str]:
+        """Return links to the run's pages; empty while the store has not answered."""
+        return links(self._uri, self._store.experiment_id, self._store.run_id) if self._store.run_id else {}
 
     @property
-    def _store(self) -> MlflowClient:
-        assert self._client is not None  # `send` connects first
-        return self._client
+    def counts(self) -> QueueCounts:
+        """What became of the events so far."""
+        return self._queue.counts
 
-    def _connect(self) -> None:
-        if self._client is None:
-            # MLflow's migrations print a line for each step while a database is made.
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            with _alone(self.uri):
-                self._client = MlflowClient(tracking_uri=self.uri)
-                self._tracing = TracingClient(self.uri)
+    def finish(self, status: RunStatus) -> None:
+        """Mark the run's end and send what is left, for at most `close_timeout_s`; the rest stays in the queue file."""
+        self._queue.close(self._settings.close_timeout_s, _event("finish", {"status": status}))
 
-    def _start(self, event: Event) -> None:
-        payload = event.payload
-        experiment = self._find_experiment(payload["experiment"])
-        run = self._find_run(experiment.experiment_id, payload["run_key"], payload["resume_run_id"])
-        if run is None:
-            tags = {RUN_KEY_TAG: payload["run_key"], **payload["tags"]}
-            run = self._store.create_run(
-                experiment.experiment_id, start_time=event.time_ms, tags=tags, run_name=payload["run_name"]
-            )
-        attempts = {tag: value for tag, value in run.data.tags.items() if tag.startswith("samepath.attempt.")}
-        own_tag = f"samepath.attempt.{payload['attempt_key']}"
-        attempt = int(attempts.get(own_tag, len(attempts) + 1))
-        run_id = run.info.run_id
-        self._store.update_run(run_id, status="RUNNING")
-        changed = self._log_params(run, payload["params"])
-        tags = {own_tag: str(attempt), "attempt": str(attempt), **payload["tags"]}
-        if changed:
-            tags[f"recipe_changed.attempt_{attempt}"] = changed
-        self._store.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        suffix = "" if attempt == 1 else f"-attempt-{attempt}"
-        self._store.log_text(run_id, payload["recipe_yaml"], f"recipe{suffix}.yaml")
-        self._store.log_text(run_id, json.dumps(payload["environment"], indent=2), f"environment{suffix}.json")
-        self._state.update(
-            experiment_id=experiment.experiment_id,
-            run_id=run_id,
-            run_name=payload["run_name"],
-            attempt=attempt,
-            attempt_key=payload["attempt_key"],
+    def _put(self, kind: str, payload: Mapping[str, Any]) -> None:
+        self._queue.put(_event(kind, payload))
+
+    def _shortened(self, rollout: TrackedRollout) -> TrackedRollout:
+        limit = self._settings.max_text_chars
+        return replace(
+            rollout,
+            prompt_text=cut_text(rollout.prompt_text, limit),
+            response_text=cut_text(rollout.response_text, limit),
+            gold=cut_text(rollout.gold, limit),
+            reward_detail=cut_text(rollout.reward_detail, limit),
+            tokens=(),
+            sampler_logprobs=(),
+            kl_tokens=(),
         )
 
-    def _find_experiment(self, name: str) -> Experiment:
-        found = self._store.get_experiment_by_name(name)
-        if found is not None:
-            return found
-        # Without a place of its own MLflow puts artifacts of an SQLite store into the working directory.
-        location = None
-        if self.uri.startswith("sqlite:///"):
-            location = Path(self.uri.removeprefix("sqlite:///")).parent.joinpath("mlartifacts").resolve().as_uri()
-        try:
-            self._store.create_experiment(name, artifact_location=location)
-        except MlflowException as error:
-            # Another process was faster.
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        return self._store.get_experiment_by_name(name)
 
-    def _find_run(self, experiment_id: str, run_key: str, resume_run_id: str) -> Run | None:
-        """Return the run to go on with: by its id, or by the key it got while the store was out of reach."""
-        if resume_run_id and not resume_run_id.startswith("local-"):
-            try:
-                return self._store.get_run(resume_run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                logger.warning("run %s is not in %s; a new run is made there", resume_run_id, self.uri)
-        found = self._store.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
-        return found[0] if found else None
+def flatten_recipe(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the recipe as MLflow parameters: dotted names, values as text of at most 6000 characters.
 
-    def _log_params(self, run: Run, params: Mapping[str, str]) -> str:
-        """Log what is not there yet; return a description of what is there with another value (MLflow cannot change it)."""
-        present = run.data.params
-        new = [Param(key, value) for key, value in params.items() if key not in present]
-        for first in range(0, len(new), PARAMS_PER_CALL):
-            self._store.log_batch(run.info.run_id, params=new[first : first + PARAMS_PER_CALL])
-        changed = [
-            f"{key}: {present[key]} → {value}" for key, value in params.items() if present.get(key, value) != value
-        ]
-        return "\n".join(changed)[:4000]
-
-    def _metrics(self, event: Event) -> None:
-        step = event.payload["step"]
-        metrics = [Metric(name, float(value), event.time_ms, step) for name, value in event.payload["metrics"].items()]
-        for first in range(0, len(metrics), METRICS_PER_CALL):
-            self._store.log_batch(self.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
-
-    def _rollouts(self, event: Event) -> None:
-        records = [record_from_plain(entry) for entry in event.payload["records"]]
-        target = TraceTarget(
-            experiment_id=self.experiment_id,
-            run_id=self.run_id,
-            run_name=self._state["run_name"],
-            attempt=self._state["attempt"],
-        )
-        heads, spans = build_traces(records, target, event.time_ms)
-        assert self._tracing is not None  # `send` connects first
-        for head in heads:
-            self._tracing.start_trace(head)
-        self._tracing.log_spans(self.experiment_id, spans)
-
-    def _artifact(self, event: Event) -> None:
-        path = Path(event.payload["path"])
-        if not path.exists():
-            raise EventRefusedError(f"the file to keep is gone: {path}")
-        if path.is_dir():
-            self._store.log_artifacts(self.run_id, str(path), path.name)
-        else:
-            self._store.log_artifact(self.run_id, str(path))
-
-    def _checkpoint(self, event: Event) -> None:
-        tags = {"checkpoint.step": str(event.payload["step"]), "checkpoint.path": str(event.payload["path"])}
-        self._store.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def _finish(self, event: Event) -> None:
-        self._store.set_terminated(self.run_id, status=event.payload["status"], end_time=event.time_ms)
+    Example:
+        flatten_recipe({"rl": {"group_size": 8}, "rewards": [{"weight": 1.0}]})
+        == {"rl.group_size": "8", "rewards.0.weight": "1.0"}
+    """
+    flat: dict[str, str] = {}
+    for path, value in _leaves(plain(recipe), ""):
+        text = value if isinstance(value, str) else json.dumps(value)
+        flat[path[:250]] = text[:MAX_PARAM_CHARS]
+    return flat
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    children: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        children = [(str(index), item) for index, item in enumerate(value)]
+    if not children:
+        yield path or "recipe", value
+    for name, child in children:
+        yield from _leaves(child, f"{path}.{name}" if path else name)
 
 
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Let one process at a time make the tables of an SQLite store: MLflow's migrations break when two run at once."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    store = Path(uri.removeprefix("sqlite:///"))
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with store.with_suffix(".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _run_tags(environment: Mapping[str, Any]) -> dict[str, str]:
+    git = environment.get("git", {})
+    tags = {"mlflow.source.name": "samepath", "mlflow.source.type": "LOCAL"}
+    if isinstance(git, Mapping) and git.get("commit"):
+        tags |= {"mlflow.source.git.commit": str(git["commit"]), "git.dirty": str(git.get("dirty", False)).lower()}
+    return tags
+
+
+def _event(kind: str, payload: Mapping[str, Any]) -> Event:
+    return Event(kind=kind, time_ms=int(1000 * time.time()), payload=payload)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from samepath.rl.tracking.events import (
     Event,
     EventRefusedError,
-    EventSink,
+    EventStore,
     QueueFile,
     StoreUnavailableError,
     parse_event,
@@ -44,9 +44,9 @@ class QueueCounts:
 class EventQueue:
     """Sends events from one daemon thread; `put` never waits and never raises."""
 
-    def __init__(self, sink: EventSink, file: QueueFile, *, max_events: int, store_name: str) -> None:
+    def __init__(self, store: EventStore, file: QueueFile, *, max_events: int, store_name: str) -> None:
         """Start the thread. `max_events` bounds memory; `store_name` is for messages."""
-        self._sink = sink
+        self._store = store
         self._file = file
         self._store_name = store_name
         self._memory: queue.Queue[Event] = queue.Queue(maxsize=max_events)
@@ -99,7 +99,7 @@ class EventQueue:
         while not self._memory.empty():
             kept.append(self._memory.get_nowait())
         for event in kept + left:
-            self._store(event)
+            self._keep(event)
         if self._file.num_events:
             self._warn_once(
                 "left", f"{self._file.num_events} tracking events could not be sent; they wait in {self._file.path}"
@@ -124,7 +124,7 @@ class EventQueue:
                     return
                 self._in_flight = None
             if not handled:
-                self._store(event)
+                self._keep(event)
             self.first_handled.set()
         if self._file.num_events:
             self._send_file()
@@ -140,14 +140,14 @@ class EventQueue:
         with self._lock:
             if self._abandoned.is_set() or done == 0:
                 return
-            self._file.forget_first(done, self._sink.state())
+            self._file.forget_first(done, self._store.state())
         if self._file.num_events == 0:
             self._warn_once("back", f"{self._store_name} answers; {done} waiting tracking events were sent")
 
     def _try(self, event: Event) -> bool:
         """Send one event; False if it has to wait. A refused one is counted and done with."""
         try:
-            self._sink.send(event)
+            self._store.send(event)
         except EventRefusedError as error:
             self._refused += 1
             self._warn_once("refused", f"{self._store_name} refused a tracking event ({event.kind}): {error}")
@@ -165,9 +165,9 @@ class EventQueue:
         self._retry_wait_s = FIRST_RETRY_S
         return True
 
-    def _store(self, event: Event) -> None:
+    def _keep(self, event: Event) -> None:
         with self._lock:
-            stored = self._file.append(event, self._sink.state())
+            stored = self._file.append(event, self._store.state())
         if not stored:
             self._drop(event)
 
@@ -180,3 +180,24 @@ class EventQueue:
         if topic not in self._said:
             self._said.add(topic)
             logger.warning(message)
+
+
+def resend(file: QueueFile, store: EventStore, store_name: str) -> QueueCounts:
+    """Send what waits in a queue file, oldest first, up to the first time that the store does not answer; the rest stays in the file."""
+    sent = refused = 0
+    for line in file.lines():
+        event = parse_event(line)
+        try:
+            if event is None:
+                raise EventRefusedError("the line is cut short")
+            store.send(event)
+        except EventRefusedError as error:
+            refused += 1
+            logger.warning("not sent: %s", error)
+            continue
+        except StoreUnavailableError as error:
+            logger.warning("%s does not answer: %s", store_name, error)
+            break
+        sent += 1
+    file.forget_first(sent + refused, store.state())
+    return QueueCounts(sent=sent, dropped=0, refused=refused, waiting=file.num_events)

@@ -42,7 +42,7 @@ def test_start_run_with_another_seed_gives_other_metrics(tiny_recipe, tmp_path: 
     assert comparable(tmp_path / "runs" / "a") != comparable(tmp_path / "runs" / "b")
 
 
-def test_start_run_writes_summary_plot_records_and_checkpoint(tiny_recipe, tmp_path: Path) -> None:
+def test_start_run_writes_summary_plot_rollouts_and_checkpoint(tiny_recipe, tmp_path: Path) -> None:
     start_run(tiny_recipe(), tmp_path)
     run_dir = tmp_path / "runs" / "tiny"
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -56,9 +56,9 @@ def test_start_run_writes_summary_plot_records_and_checkpoint(tiny_recipe, tmp_p
         "mlflow_run_id",
     } <= set(summary)
     assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
-    records = read_rollouts(run_dir / "rollouts" / "step-00003.jsonl")
-    assert len(records) == 16
-    assert abs(sum(record.advantage for record in records)) < 1e-4
+    rollouts = read_rollouts(run_dir / "rollouts" / "step-00003.jsonl")
+    assert len(rollouts) == 16
+    assert abs(sum(rollout.advantage for rollout in rollouts)) < 1e-4
     found = latest_checkpoint(run_dir)
     assert found is not None
     assert found[1] == 3

@@ -12,21 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samepath.rl.report.curves import embedded_json, plot_training, write_rollout_report
-from samepath.rl.tracking.jsonl import JsonlTracker
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.jsonl import JsonlSink
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 ATTACK = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&lt;\u2028'
 
 
-def record(step: int, group: int, sample: int, **changes: Any) -> RolloutRecord:
+def tracked(step: int, group: int, sample: int, **changes: Any) -> TrackedRollout:
     values: dict[str, Any] = {"prompt_text": f"prompt {group}", "response_text": "answer", "reward": 0.5}
-    return RolloutRecord(**{**values, "step": step, "group_id": f"s{step}-g{group}", "sample_index": sample, **changes})
+    return TrackedRollout(
+        **{**values, "step": step, "group_id": f"s{step}-g{group}", "sample_index": sample, **changes}
+    )
 
 
-def write(folder: Path, records: list[RolloutRecord]) -> None:
-    tracker = JsonlTracker(folder)
-    for one in records:
-        tracker.log_rollouts(one.step, [one])
+def write(folder: Path, rollouts: list[TrackedRollout]) -> None:
+    sink = JsonlSink(folder)
+    for one in rollouts:
+        sink.log_rollouts(one.step, [one])
 
 
 class Page(HTMLParser):
@@ -62,7 +64,9 @@ def data_of(page: str) -> dict[str, Any]:
 
 def test_report_hostile_text_stays_data_and_nothing_is_loaded(tmp_path: Path) -> None:
     run_dir = tmp_path / "<u>run"
-    write(run_dir, [record(1, 0, 0, response_text=ATTACK, prompt_text=ATTACK, gold=ATTACK, reward_parts={ATTACK: 1.0})])
+    write(
+        run_dir, [tracked(1, 0, 0, response_text=ATTACK, prompt_text=ATTACK, gold=ATTACK, reward_parts={ATTACK: 1.0})]
+    )
     out = tmp_path / "report.html"
     assert write_rollout_report(run_dir / "rollouts", out) == 1
     text = out.read_text(encoding="utf-8")
@@ -71,7 +75,7 @@ def test_report_hostile_text_stays_data_and_nothing_is_loaded(tmp_path: Path) ->
     assert page.loads == []
     assert "img" not in page.tags
     assert "u" not in page.tags
-    assert data_of(text)["steps"][0]["records"][0]["response_text"] == ATTACK
+    assert data_of(text)["steps"][0]["rollouts"][0]["response_text"] == ATTACK
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert "innerHTML" not in text
 
@@ -84,7 +88,7 @@ def test_embedded_json_any_text_cannot_leave_the_script_and_comes_back(text: str
 
 
 def test_report_long_run_shows_first_and_last_step_and_says_so(tmp_path: Path) -> None:
-    write(tmp_path, [record(step, 0, 0) for step in range(1, 12)])
+    write(tmp_path, [tracked(step, 0, 0) for step in range(1, 12)])
     write_rollout_report(tmp_path / "rollouts", tmp_path / "r.html", max_steps=3)
     data = data_of((tmp_path / "r.html").read_text())
     assert [step["step"] for step in data["steps"]] == [1, 6, 11]
@@ -92,26 +96,26 @@ def test_report_long_run_shows_first_and_last_step_and_says_so(tmp_path: Path) -
 
 
 def test_report_steps_beyond_five_digits_stay_in_order(tmp_path: Path) -> None:
-    write(tmp_path, [record(step, 0, 0) for step in (100_000, 99_999)])
+    write(tmp_path, [tracked(step, 0, 0) for step in (100_000, 99_999)])
     write_rollout_report(tmp_path / "rollouts", tmp_path / "r.html")
     assert [step["step"] for step in data_of((tmp_path / "r.html").read_text())["steps"]] == [99_999, 100_000]
 
 
 def test_report_many_rollouts_keeps_whole_groups(tmp_path: Path) -> None:
-    write(tmp_path, [record(1, group, sample) for group in range(3) for sample in range(4)])
+    write(tmp_path, [tracked(1, group, sample) for group in range(3) for sample in range(4)])
     assert write_rollout_report(tmp_path / "rollouts", tmp_path / "r.html", max_rollouts=9) == 8
     (step,) = data_of((tmp_path / "r.html").read_text())["steps"]
-    assert [(r["group_id"], r["sample_index"]) for r in step["records"]] == [
+    assert [(r["group_id"], r["sample_index"]) for r in step["rollouts"]] == [
         (f"s1-g{group}", sample) for group in range(2) for sample in range(4)
     ]
 
 
 def test_report_token_values_are_kept_rounded_and_long_answers_lose_them(tmp_path: Path) -> None:
-    short = record(1, 0, 0, tokens=("a", "b"), sampler_logprobs=(-0.123456, -2.0), kl_tokens=(0.0, 0.1))
-    long = record(1, 0, 1, tokens=("a",) * 1001, sampler_logprobs=(-1.0,) * 1001, kl_tokens=(0.0,) * 1001)
+    short = tracked(1, 0, 0, tokens=("a", "b"), sampler_logprobs=(-0.123456, -2.0), kl_tokens=(0.0, 0.1))
+    long = tracked(1, 0, 1, tokens=("a",) * 1001, sampler_logprobs=(-1.0,) * 1001, kl_tokens=(0.0,) * 1001)
     write(tmp_path, [short, long])
     write_rollout_report(tmp_path / "rollouts", tmp_path / "r.html")
-    first, second = data_of((tmp_path / "r.html").read_text())["steps"][0]["records"]
+    first, second = data_of((tmp_path / "r.html").read_text())["steps"][0]["rollouts"]
     assert first["sampler_logprobs"] == [-0.1235, -2.0]
     assert second["tokens"] == second["sampler_logprobs"] == []
 
@@ -122,10 +126,10 @@ def test_report_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_plot_training_draws_what_the_run_has(tmp_path: Path) -> None:
-    tracker = JsonlTracker(tmp_path)
+    sink = JsonlSink(tmp_path)
     for step in range(1, 4):
         values = {"reward/mean": step / 3, "kl/sampler_k3": 0.0, "kl/reference_unbiased": float("nan")}
-        tracker.log_metrics(step, values)
+        sink.log_metrics(step, values)
     drawn = plot_training(tmp_path / "metrics.jsonl", tmp_path / "plots" / "t.png")
     assert drawn == ["reward/mean", "kl/sampler_k3"]
     height, width = matplotlib.image.imread(tmp_path / "plots" / "t.png").shape[:2]
@@ -133,14 +137,14 @@ def test_plot_training_draws_what_the_run_has(tmp_path: Path) -> None:
 
 
 def test_plot_training_exact_and_drifting_steps_share_a_panel(tmp_path: Path) -> None:
-    tracker = JsonlTracker(tmp_path)
+    sink = JsonlSink(tmp_path)
     for step, drift in enumerate((0.0, 1e-7, 1e-3, -1e-9)):
-        tracker.log_metrics(step, {"kl/sampler_k3": drift, "kl/sampler_k3_numerics": 0.0})
+        sink.log_metrics(step, {"kl/sampler_k3": drift, "kl/sampler_k3_numerics": 0.0})
     drawn = plot_training(tmp_path / "metrics.jsonl", tmp_path / "t.png")
     assert drawn == ["kl/sampler_k3", "kl/sampler_k3_numerics"]
 
 
 def test_plot_training_run_without_known_metrics_is_refused(tmp_path: Path) -> None:
-    JsonlTracker(tmp_path).log_metrics(1, {"other": 1.0})
+    JsonlSink(tmp_path).log_metrics(1, {"other": 1.0})
     with pytest.raises(ValueError, match="reward/mean"):
         plot_training(tmp_path / "metrics.jsonl", tmp_path / "t.png")

@@ -1,5 +1,6 @@
 """Runs in a real SQLite store of MLflow, and in a store that is out of reach."""
 
+import importlib.util
 import json
 import math
 import os
@@ -15,11 +16,15 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from samepath.rl.cli import app
 from samepath.rl.machine import set_missing_variables
-from samepath.rl.tracking.build import MLFLOW_VARIABLES, TrackingSettings, build_tracker, replay_tracking
-from samepath.rl.tracking.mlflow import MlflowTracker, flatten_recipe
+from samepath.rl.recipe.file import dump_recipe
+from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe
 from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.sink import RunStart
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from samepath.rl.tracking.tracker import MLFLOW_VARIABLES, build_tracker, resend_to_mlflow
 
 RECIPE = {
     "rl": {"group_size": 2, "lr": 1e-5},
@@ -30,32 +35,37 @@ RECIPE = {
 ENVIRONMENT = {"python": "3.11", "git": {"known": True, "commit": "abc123", "dirty": True}}
 
 
-def record(step: int, group: int, sample: int, reward: float, **changes: Any) -> RolloutRecord:
+def tracked(step: int, group: int, sample: int, reward: float, **changes: Any) -> TrackedRollout:
     values: dict[str, Any] = {
         "step": step, "group_id": f"s{step}-g{group}", "sample_index": sample, "prompt_text": "12+34=", "gold": "46",
         "response_text": "46" if reward == 1.0 else "40", "reward": reward, "reward_parts": {"answer": reward},
         "dataset": "sums", "advantage": reward - 0.5, "kl": 0.01 * sample, "off_policy": 0.0, "route_flips": 0.25,
         "weight_lag": 1, "num_tokens": 3, "finish_reason": "stop", "generate_s": 2.0,
     }  # fmt: skip
-    return RolloutRecord(**{**values, **changes})
+    return TrackedRollout(**{**values, **changes})
 
 
-def rollouts(step: int) -> list[RolloutRecord]:
-    broken = record(step, 1, 1, math.nan, reward_parts={}, reward_status="timeout", reward_detail="no result in 5.0 s",
+def rollouts(step: int) -> list[TrackedRollout]:
+    broken = tracked(step, 1, 1, math.nan, reward_parts={}, reward_status="timeout", reward_detail="no result in 5.0 s",
                     advantage=math.nan, masked=True)  # fmt: skip
-    return [record(step, 0, 0, 1.0), record(step, 0, 1, 0.0), record(step, 1, 0, 0.0), broken, record(step, 2, 0, 0.5)]
+    return [
+        tracked(step, 0, 0, 1.0),
+        tracked(step, 0, 1, 0.0),
+        tracked(step, 1, 0, 0.0),
+        broken,
+        tracked(step, 2, 0, 0.5),
+    ]
 
 
-def start(tracker: Any, resume_run_id: str = "", recipe: Any = RECIPE) -> str:
-    run_id: str = tracker.start(
-        run_name="quick", recipe=recipe, recipe_yaml="rl: {}\n", environment=ENVIRONMENT, resume_run_id=resume_run_id
-    )
-    return run_id
+def start(tracker: Any, run_id: str = "", recipe: Any = RECIPE) -> str:
+    run = RunStart(run_name="quick", recipe=recipe, recipe_yaml="rl: {}\n", environment=ENVIRONMENT, run_id=run_id)
+    given: str = tracker.start(run)
+    return given
 
 
-def away(run_dir: Path, **changes: Any) -> MlflowTracker:
+def away(run_dir: Path, **changes: Any) -> MlflowSink:
     settings = TrackingSettings(uri="http://127.0.0.1:9", experiment="sums", **changes)
-    return MlflowTracker(settings, run_dir, settings.uri)
+    return MlflowSink(settings, run_dir, settings.uri)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,7 +204,7 @@ def test_mlflow_resume_of_unknown_run_makes_a_new_one(runs_dir: Path, client: Ml
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_mlflow_unreachable_run_goes_on_and_is_replayed_whole(
+def test_mlflow_unreachable_run_goes_on_and_is_resent_whole(
     tmp_path: Path, runs_dir: Path, run: Run, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = away(tmp_path, traced_rollouts_per_step=4)
@@ -215,16 +225,16 @@ def test_mlflow_unreachable_run_goes_on_and_is_replayed_whole(
 
     uri = f"sqlite:///{runs_dir}/mlflow.db"
     for path in (queue_file, copy):
-        counts = replay_tracking(path, uri)
+        counts = resend_to_mlflow(path, uri)
         assert (counts.sent, counts.refused, counts.waiting) == (4, 0, 0)
         assert not path.exists()
-        (replayed,) = client.search_runs([run.info.experiment_id], f"tags.`samepath.run_key` = '{key}'")
-        assert replayed.info.status == "FINISHED"
-        assert replayed.data.tags["attempt"] == "1"
-        (metric,) = client.get_metric_history(replayed.info.run_id, "reward/mean")
+        (resent,) = client.search_runs([run.info.experiment_id], f"tags.`samepath.run_key` = '{key}'")
+        assert resent.info.status == "FINISHED"
+        assert resent.data.tags["attempt"] == "1"
+        (metric,) = client.get_metric_history(resent.info.run_id, "reward/mean")
         assert (metric.step, metric.value, metric.timestamp) == (1, 0.25, time_ms)
-        assert len(found(client, replayed, "tags.step = '1'")) == 4
-        trace = client.search_traces(locations=[run.info.experiment_id], run_id=replayed.info.run_id)[0]
+        assert len(found(client, resent, "tags.step = '1'")) == 4
+        trace = client.search_traces(locations=[run.info.experiment_id], run_id=resent.info.run_id)[0]
         names = [assessment.name for assessment in trace.info.assessments]
         assert len(names) == len(set(names))
 
@@ -237,7 +247,7 @@ def test_mlflow_resume_sends_what_the_earlier_attempt_left(
     first.log_metrics(1, {"reward/mean": 0.5})
     first.finish("KILLED")
     settings = TrackingSettings(experiment="sums")
-    second = MlflowTracker(settings, tmp_path, f"sqlite:///{runs_dir}/mlflow.db")
+    second = MlflowSink(settings, tmp_path, f"sqlite:///{runs_dir}/mlflow.db")
     run_id = start(second, key)
     second.log_metrics(2, {"reward/mean": 0.75})
     second.finish("FINISHED")
@@ -246,13 +256,37 @@ def test_mlflow_resume_sends_what_the_earlier_attempt_left(
     assert second.counts.waiting == 0
 
 
-def test_replay_store_still_away_keeps_all_events(tmp_path: Path) -> None:
+def test_resend_store_still_away_keeps_all_events(tmp_path: Path) -> None:
     tracker = away(tmp_path)
     start(tracker)
     tracker.finish("FINISHED")
-    counts = replay_tracking(tmp_path / "tracking-queue.jsonl", "http://127.0.0.1:9")
+    counts = resend_to_mlflow(tmp_path / "tracking-queue.jsonl", "http://127.0.0.1:9")
     assert (counts.sent, counts.waiting) == (0, 2)
     assert (tmp_path / "tracking-queue.jsonl").exists()
+
+
+def test_replay_command_sends_to_the_store_of_the_recipe(
+    tiny_recipe, runs_dir: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe("name=late", f"tracking={{kind: mlflow, uri: 'sqlite:///{runs_dir}/mlflow.db'}}")
+    sink = away(recipe.run_dir)
+    key = start(sink)
+    sink.finish("FINISHED")
+    (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    app(["replay", str(recipe.run_dir)], standalone_mode=False)
+    assert "sent 2, refused 0, waiting 0" in capsys.readouterr().out
+    experiment = client.get_experiment_by_name("sums")
+    (resent,) = client.search_runs([experiment.experiment_id], f"tags.`samepath.run_key` = '{key}'")
+    assert resent.info.status == "FINISHED"
+
+
+def test_replay_command_without_mlflow_says_what_to_install(tiny_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe("name=late")
+    recipe.run_dir.mkdir(parents=True)
+    (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install samepath\[mlflow\]"):
+        app(["replay", str(recipe.run_dir)], standalone_mode=False)
 
 
 def test_tracker_leaves_global_mlflow_state_alone(run: Run) -> None:

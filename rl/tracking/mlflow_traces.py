@@ -24,13 +24,13 @@ from mlflow.entities import (
 )
 
 from samepath.rl.tracking.jsonl import clean_metric_name
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 PREVIEW_CHARS = 1000
 """Longest request and response preview that MLflow stores."""
 
 SCORING_SHARE_NS = 1_000_000
-"""Drawn length of the scoring span, 1 ms: scoring times are not part of a record."""
+"""Drawn length of the scoring span, 1 ms: scoring times are not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,57 +47,57 @@ class TraceTarget:
     """1, and one more after each resume."""
 
 
-def build_trace(record: RolloutRecord, target: TraceTarget, ended_ms: int) -> tuple[TraceInfo, list[Span]]:
+def build_trace(rollout: TrackedRollout, target: TraceTarget, ended_ms: int) -> tuple[TraceInfo, list[Span]]:
     """Return a rollout's trace: head with tags and feedback, and its spans, dated back from `ended_ms`."""
-    name = f"{target.run_id}/{target.attempt}/{record.step}/{record.group_id}/{record.sample_index}"
+    name = f"{target.run_id}/{target.attempt}/{rollout.step}/{rollout.group_id}/{rollout.sample_index}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
-    duration_ms = max(round(1000 * record.generate_s), 1)
+    duration_ms = max(round(1000 * rollout.generate_s), 1)
     info = TraceInfo(
         trace_id=f"tr-{digest}",
         trace_location=TraceLocation.from_experiment_id(target.experiment_id),
         request_time=ended_ms - duration_ms,
         execution_duration=duration_ms,
-        state=TraceState.ERROR if record.failed else TraceState.OK,
-        request_preview=record.prompt_text[:PREVIEW_CHARS],
-        response_preview=record.response_text[:PREVIEW_CHARS],
+        state=TraceState.ERROR if rollout.failed else TraceState.OK,
+        request_preview=rollout.prompt_text[:PREVIEW_CHARS],
+        response_preview=rollout.response_text[:PREVIEW_CHARS],
         trace_metadata={
             "mlflow.sourceRun": target.run_id,
-            "mlflow.trace.session": f"{target.run_name}-{record.group_id}",
-            "mlflow.trace.tokenUsage": json.dumps(_token_usage(record)),
+            "mlflow.trace.session": f"{target.run_name}-{rollout.group_id}",
+            "mlflow.trace.tokenUsage": json.dumps(_token_usage(rollout)),
         },
-        tags=_tags(record, target.attempt),
-        assessments=_assessments(record, digest, ended_ms),
+        tags=_tags(rollout, target.attempt),
+        assessments=_assessments(rollout, digest, ended_ms),
     )
-    return info, _spans(record, digest, ended_ms - duration_ms, ended_ms)
+    return info, _spans(rollout, digest, ended_ms - duration_ms, ended_ms)
 
 
-def _tags(record: RolloutRecord, attempt: int) -> dict[str, str]:
+def _tags(rollout: TrackedRollout, attempt: int) -> dict[str, str]:
     return {
-        "mlflow.traceName": f"{record.group_id}/{record.sample_index}",
-        "step": str(record.step),
-        "group": record.group_id,
-        "sample": str(record.sample_index),
-        "dataset": record.dataset,
-        "reward_status": record.reward_status,
-        "finish_reason": record.finish_reason,
-        "masked": str(record.masked).lower(),
+        "mlflow.traceName": f"{rollout.group_id}/{rollout.sample_index}",
+        "step": str(rollout.step),
+        "group": rollout.group_id,
+        "sample": str(rollout.sample_index),
+        "dataset": rollout.dataset,
+        "reward_status": rollout.reward_status,
+        "finish_reason": rollout.finish_reason,
+        "masked": str(rollout.masked).lower(),
         "attempt": str(attempt),
     }
 
 
-def _assessments(record: RolloutRecord, digest: str, time_ms: int) -> list[Feedback | Expectation]:
+def _assessments(rollout: TrackedRollout, digest: str, time_ms: int) -> list[Feedback | Expectation]:
     """Return feedback and expectation. Values that are no finite number are left out: the page cannot read NaN."""
     numbers = {
-        "reward": record.reward,
-        **{f"reward/{clean_metric_name(name)}": value for name, value in record.reward_parts.items()},
-        "advantage": record.advantage,
-        "kl": record.kl,
-        "off_policy": record.off_policy,
-        "route_flips": record.route_flips,
-        "weight_lag": float(record.weight_lag),
+        "reward": rollout.reward,
+        **{f"reward/{clean_metric_name(name)}": value for name, value in rollout.reward_parts.items()},
+        "advantage": rollout.advantage,
+        "kl": rollout.kl,
+        "off_policy": rollout.off_policy,
+        "route_flips": rollout.route_flips,
+        "weight_lag": float(rollout.weight_lag),
     }
     values: dict[str, float | bool | str] = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    values |= {"masked": record.masked, "reward_status": record.reward_status}
+    values |= {"masked": rollout.masked, "reward_status": rollout.reward_status}
     source = AssessmentSource(source_type="CODE", source_id="samepath")
     assessments: list[Feedback | Expectation] = [
         Feedback(
@@ -106,13 +106,13 @@ def _assessments(record: RolloutRecord, digest: str, time_ms: int) -> list[Feedb
             source=source,
             create_time_ms=time_ms,
             last_update_time_ms=time_ms,
-            rationale=record.reward_detail or None if name == "reward_status" else None,
+            rationale=rollout.reward_detail or None if name == "reward_status" else None,
         )
         for name, value in values.items()
     ]
-    if record.gold:
+    if rollout.gold:
         expected = Expectation(
-            name="gold", value=record.gold, source=source, create_time_ms=time_ms, last_update_time_ms=time_ms
+            name="gold", value=rollout.gold, source=source, create_time_ms=time_ms, last_update_time_ms=time_ms
         )
         assessments.append(expected)
     for assessment in assessments:
@@ -121,36 +121,36 @@ def _assessments(record: RolloutRecord, digest: str, time_ms: int) -> list[Feedb
     return assessments
 
 
-def _token_usage(record: RolloutRecord) -> dict[str, int]:
-    return {"output_tokens": record.num_tokens, "total_tokens": record.num_tokens}
+def _token_usage(rollout: TrackedRollout) -> dict[str, int]:
+    return {"output_tokens": rollout.num_tokens, "total_tokens": rollout.num_tokens}
 
 
-def _spans(record: RolloutRecord, digest: str, start_ms: int, end_ms: int) -> list[Span]:
+def _spans(rollout: TrackedRollout, digest: str, start_ms: int, end_ms: int) -> list[Span]:
     start_ns, end_ns = 1_000_000 * start_ms, 1_000_000 * end_ms
-    question = {"messages": [{"role": "user", "content": record.prompt_text}]}
-    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": record.response_text}}]}
-    scored = {"reward": _number(record.reward), **{name: _number(part) for name, part in record.reward_parts.items()}}
-    rollout = {
+    question = {"messages": [{"role": "user", "content": rollout.prompt_text}]}
+    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": rollout.response_text}}]}
+    scored = {"reward": _number(rollout.reward), **{name: _number(part) for name, part in rollout.reward_parts.items()}}
+    whole = {
         "spanType": SpanType.AGENT,
-        "spanInputs": {"prompt": record.prompt_text},
-        "spanOutputs": {"response": record.response_text},
+        "spanInputs": {"prompt": rollout.prompt_text},
+        "spanOutputs": {"response": rollout.response_text},
     }
     generate = {
         "spanType": SpanType.CHAT_MODEL,
         "spanInputs": question,
         "spanOutputs": answer,
-        "chat.tokenUsage": _token_usage(record),
+        "chat.tokenUsage": _token_usage(rollout),
         "message.format": "openai",
     }
     score = {
         "spanType": SpanType.EVALUATOR,
-        "spanInputs": {"response": record.response_text, "gold": record.gold},
-        "spanOutputs": {**scored, "status": record.reward_status, "detail": record.reward_detail},
+        "spanInputs": {"response": rollout.response_text, "gold": rollout.gold},
+        "spanOutputs": {**scored, "status": rollout.reward_status, "detail": rollout.reward_detail},
     }
     middle_ns = max(end_ns - SCORING_SHARE_NS, start_ns)
-    failed = record.reward_detail or record.reward_status if record.failed else ""
+    failed = rollout.reward_detail or rollout.reward_status if rollout.failed else ""
     return [
-        _span("rollout", rollout, digest, (start_ns, end_ns), failed),
+        _span("rollout", whole, digest, (start_ns, end_ns), failed),
         _span("generate", generate, digest, (start_ns, middle_ns), ""),
         _span("score", score, digest, (middle_ns, end_ns), failed),
     ]
@@ -182,21 +182,19 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def cut_text(record_text: str, max_chars: int) -> str:
+def cut_text(text: str, max_chars: int) -> str:
     """Return the text, cut with a note of how much is missing."""
-    left_out = len(record_text) - max_chars
-    return (
-        record_text if left_out <= 0 else f"{record_text[:max_chars]} … [{left_out} more characters in the JSON lines]"
-    )
+    left_out = len(text) - max_chars
+    return text if left_out <= 0 else f"{text[:max_chars]} … [{left_out} more characters in the JSON lines]"
 
 
 def build_traces(
-    records: Sequence[RolloutRecord], target: TraceTarget, ended_ms: int
+    rollouts: Sequence[TrackedRollout], target: TraceTarget, ended_ms: int
 ) -> tuple[list[TraceInfo], list[Span]]:
     """Return the heads of all traces and all their spans."""
     heads, spans = [], []
-    for record in records:
-        info, own_spans = build_trace(record, target, ended_ms)
+    for rollout in rollouts:
+        info, own_spans = build_trace(rollout, target, ended_ms)
         heads.append(info)
         spans += own_spans
     return heads, spans

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutRecord:
+class TrackedRollout:
     """One rollout as people look at it: text, reward, and what the objective did with it.
 
     Example:
-        RolloutRecord(step=3, group_id="s3-g0", sample_index=2, dataset="chain_sum", prompt_text="12+34+5=",
+        TrackedRollout(step=3, group_id="s3-g0", sample_index=2, dataset="chain_sum", prompt_text="12+34+5=",
                       response_text="51", gold="51", reward=1.0, reward_parts={"answer": 1.0}, advantage=0.4, num_tokens=3)
     """
 
@@ -67,20 +67,20 @@ class RolloutRecord:
         return self.reward_status != "ok" or not math.isfinite(self.reward)
 
 
-def choose_rollouts(records: Sequence[RolloutRecord], limit: int) -> list[RolloutRecord]:
-    """Return up to `limit` records: whole groups where they fit, and always (from 3) some best, worst and failed ones.
+def choose_rollouts(rollouts: Sequence[TrackedRollout], limit: int) -> list[TrackedRollout]:
+    """Return up to `limit` rollouts: whole groups where they fit, and always (from 3) some best, worst and failed ones.
 
-    Groups that show more of these kinds come first, then groups whose rewards differ most. The order of `records` is kept.
+    Groups that show more of these kinds come first, then groups whose rewards differ most. The order of `rollouts` is kept.
     """
-    if limit >= len(records):
-        return list(records)
+    if limit >= len(rollouts):
+        return list(rollouts)
     groups: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(record.group_id, []).append(index)
-    missing = _kinds(records)
+    for index, rollout in enumerate(rollouts):
+        groups.setdefault(rollout.group_id, []).append(index)
+    missing = _kinds(rollouts)
     chosen: list[int] = []
     while groups:
-        ranked = sorted(groups, key=lambda name: (-_num_shown(groups[name], missing), -_spread(records, groups[name])))
+        ranked = sorted(groups, key=lambda name: (-_num_shown(groups[name], missing), -_spread(rollouts, groups[name])))
         # A place stays free for each kind that the group would leave out.
         room = limit - len(chosen) - len(missing)
         fitting = [name for name in ranked if len(groups[name]) - _num_shown(groups[name], missing) <= room]
@@ -94,16 +94,16 @@ def choose_rollouts(records: Sequence[RolloutRecord], limit: int) -> list[Rollou
             chosen.append(min(kind))
     rest = [index for members in groups.values() for index in members if index not in chosen]
     chosen += rest[: max(limit - len(chosen), 0)]
-    return [records[index] for index in sorted(chosen[:limit])]
+    return [rollouts[index] for index in sorted(chosen[:limit])]
 
 
-def _kinds(records: Sequence[RolloutRecord]) -> list[set[int]]:
-    """Return the indices of failed, best and worst records; kinds that do not occur are left out."""
-    failed = {index for index, record in enumerate(records) if record.failed}
-    rewards = [record.reward for record in records if not record.failed]
+def _kinds(rollouts: Sequence[TrackedRollout]) -> list[set[int]]:
+    """Return the indices of failed, best and worst rollouts; kinds that do not occur are left out."""
+    failed = {index for index, rollout in enumerate(rollouts) if rollout.failed}
+    rewards = [rollout.reward for rollout in rollouts if not rollout.failed]
     highest, lowest = max(rewards, default=math.nan), min(rewards, default=math.nan)
-    best = {index for index, record in enumerate(records) if not record.failed and record.reward == highest}
-    worst = {index for index, record in enumerate(records) if not record.failed and record.reward == lowest}
+    best = {index for index, rollout in enumerate(rollouts) if not rollout.failed and rollout.reward == highest}
+    worst = {index for index, rollout in enumerate(rollouts) if not rollout.failed and rollout.reward == lowest}
     return [kind for kind in (failed, best, worst) if kind]
 
 
@@ -111,6 +111,6 @@ def _num_shown(members: Sequence[int], kinds: Sequence[set[int]]) -> int:
     return sum(bool(kind.intersection(members)) for kind in kinds)
 
 
-def _spread(records: Sequence[RolloutRecord], members: Sequence[int]) -> float:
-    rewards = [records[index].reward for index in members if not records[index].failed]
+def _spread(rollouts: Sequence[TrackedRollout], members: Sequence[int]) -> float:
+    rewards = [rollouts[index].reward for index in members if not rollouts[index].failed]
     return max(rewards) - min(rewards) if rewards else 0.0

@@ -7,27 +7,27 @@ import numpy as np
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.tracking.rollout_record import RolloutRecord
+from samepath.rl.tracking.tracked_rollout import TrackedRollout
 from samepath.rollout.types import Group
 
 
-def rollout_records(
+def tracked_rollouts(
     step: int,
     groups: Sequence[Group],
     by_group: Mapping[str, np.ndarray],
     batch: TrainBatch | None,
     report: UpdateReport | None,
     tokenizer: Tokenizer,
-) -> list[RolloutRecord]:
-    """One record a rollout; fields of the update are NaN where the rollout was not trained on."""
+) -> list[TrackedRollout]:
+    """The step's rollouts, group by group; fields of the update are NaN where the rollout was not trained on."""
     places = {} if batch is None else {entry.name: index for index, entry in enumerate(batch.sequences)}
-    records = []
+    tracked = []
     for group in groups:
         for place, rollout in enumerate(group.rollouts):
             index = places.get(f"{rollout.group_id}/{rollout.sample_index}")
             score = rollout.score
             segment = rollout.segments[-1] if rollout.segments else None
-            record = RolloutRecord(
+            one = TrackedRollout(
                 step=step,
                 group_id=group.group_id,
                 sample_index=rollout.sample_index,
@@ -48,13 +48,13 @@ def rollout_records(
                 else tuple(tokenizer.token_texts(segment.token_ids[segment.trained].tolist())),
                 sampler_logprobs=() if segment is None else tuple(segment.sampler_logprobs[segment.trained].tolist()),
             )
-            records.append(record if index is None or report is None else _with_update(record, report, index))
-    return records
+            tracked.append(one if index is None or report is None else _with_update(one, report, index))
+    return tracked
 
 
-def _with_update(record: RolloutRecord, report: UpdateReport, index: int) -> RolloutRecord:
+def _with_update(rollout: TrackedRollout, report: UpdateReport, index: int) -> TrackedRollout:
     return replace(
-        record,
+        rollout,
         kl=float(report.kl_B[index]),
         off_policy=float(report.off_policy_B[index]),
         masked=bool(report.masked_B[index]),

@@ -1,0 +1,225 @@
+"""MLflow as a tracking store: what each event becomes there.
+
+Imports mlflow: only `samepath.rl.tracking.mlflow_sink` and `.tracker` import this file. Its calls block, so they belong into the queue's thread.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+import sqlalchemy.exc
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+
+from samepath.rl.tracking.events import Event, EventRefusedError, StoreUnavailableError
+from samepath.rl.tracking.jsonl import rollout_from_plain
+from samepath.rl.tracking.mlflow_traces import TraceTarget, build_traces
+
+logger = logging.getLogger("samepath.tracking")
+
+PARAMS_PER_CALL = 100
+METRICS_PER_CALL = 1000
+RUN_KEY_TAG = "samepath.run_key"
+"""Tag with the id that a run has even while its store cannot be reached."""
+
+
+class MlflowStore:
+    """Sends events to one MLflow store. Sending an event twice changes nothing."""
+
+    def __init__(self, uri: str, state: Mapping[str, Any] | None = None) -> None:
+        """Reach for nothing yet; `state` goes on where an earlier one stopped."""
+        self.uri = uri
+        fresh = {"experiment_id": "", "run_id": "", "run_name": "", "attempt": 0, "attempt_key": ""}
+        self._state: dict[str, Any] = {**fresh, **(state or {})}
+        self._client: MlflowClient | None = None
+        self._tracing: TracingClient | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return experiment, run and attempt, for the queue file."""
+        return dict(self._state)
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; empty until the store has answered."""
+        return str(self._state["run_id"])
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment; empty until the store has answered."""
+        return str(self._state["experiment_id"])
+
+    def send(self, event: Event) -> None:
+        """Send one event.
+
+        Raises:
+            StoreUnavailableError: no answer, or an error that may pass.
+            EventRefusedError: the store considers the event invalid.
+        """
+        handlers = {
+            "start": self._start,
+            "metrics": self._metrics,
+            "rollouts": self._rollouts,
+            "artifact": self._artifact,
+            "checkpoint": self._checkpoint,
+            "finish": self._finish,
+        }
+        if event.kind not in handlers:
+            raise EventRefusedError(f"an event's kind is one of {', '.join(handlers)}; got {event.kind!r}")
+        if event.kind != "start" and not self.run_id:
+            raise EventRefusedError("the run was never started in this store")
+        try:
+            self._connect()
+            handlers[event.kind](event)
+        except MlflowException as error:
+            # 400 means invalid content. Everything else (no answer, no permission, no such run) may be put right.
+            if error.get_http_status_code() == 400:
+                raise EventRefusedError(_first_line(error)) from error
+            raise StoreUnavailableError(_first_line(error)) from error
+        except (OSError, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
+            raise StoreUnavailableError(_first_line(error)) from error
+        except (NotImplementedError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            # A server too old for traces, or a slip of MLflow's client on this event: the thread must outlive it.
+            raise EventRefusedError(_first_line(error)) from error
+
+    @property
+    def _connected(self) -> MlflowClient:
+        assert self._client is not None  # `send` connects first
+        return self._client
+
+    def _connect(self) -> None:
+        if self._client is None:
+            # MLflow's migrations print a line for each step while a database is made.
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            with _alone(self.uri):
+                self._client = MlflowClient(tracking_uri=self.uri)
+                self._tracing = TracingClient(self.uri)
+
+    def _start(self, event: Event) -> None:
+        payload = event.payload
+        experiment = self._find_experiment(payload["experiment"])
+        run = self._find_run(experiment.experiment_id, payload["run_key"], payload["resume_run_id"])
+        if run is None:
+            tags = {RUN_KEY_TAG: payload["run_key"], **payload["tags"]}
+            run = self._connected.create_run(
+                experiment.experiment_id, start_time=event.time_ms, tags=tags, run_name=payload["run_name"]
+            )
+        attempts = {tag: value for tag, value in run.data.tags.items() if tag.startswith("samepath.attempt.")}
+        own_tag = f"samepath.attempt.{payload['attempt_key']}"
+        attempt = int(attempts.get(own_tag, len(attempts) + 1))
+        run_id = run.info.run_id
+        self._connected.update_run(run_id, status="RUNNING")
+        changed = self._log_params(run, payload["params"])
+        tags = {own_tag: str(attempt), "attempt": str(attempt), **payload["tags"]}
+        if changed:
+            tags[f"recipe_changed.attempt_{attempt}"] = changed
+        self._connected.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        suffix = "" if attempt == 1 else f"-attempt-{attempt}"
+        self._connected.log_text(run_id, payload["recipe_yaml"], f"recipe{suffix}.yaml")
+        self._connected.log_text(run_id, json.dumps(payload["environment"], indent=2), f"environment{suffix}.json")
+        self._state.update(
+            experiment_id=experiment.experiment_id,
+            run_id=run_id,
+            run_name=payload["run_name"],
+            attempt=attempt,
+            attempt_key=payload["attempt_key"],
+        )
+
+    def _find_experiment(self, name: str) -> Experiment:
+        found = self._connected.get_experiment_by_name(name)
+        if found is not None:
+            return found
+        # Without a place of its own MLflow puts artifacts of an SQLite store into the working directory.
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            location = Path(self.uri.removeprefix("sqlite:///")).parent.joinpath("mlartifacts").resolve().as_uri()
+        try:
+            self._connected.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            # Another process was faster.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._connected.get_experiment_by_name(name)
+
+    def _find_run(self, experiment_id: str, run_key: str, resume_run_id: str) -> Run | None:
+        """Return the run to go on with: by its id, or by the key it got while the store was out of reach."""
+        if resume_run_id and not resume_run_id.startswith("local-"):
+            try:
+                return self._connected.get_run(resume_run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                logger.warning("run %s is not in %s; a new run is made there", resume_run_id, self.uri)
+        found = self._connected.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
+        return found[0] if found else None
+
+    def _log_params(self, run: Run, params: Mapping[str, str]) -> str:
+        """Log what is not there yet; return a description of what is there with another value (MLflow cannot change it)."""
+        present = run.data.params
+        new = [Param(key, value) for key, value in params.items() if key not in present]
+        for first in range(0, len(new), PARAMS_PER_CALL):
+            self._connected.log_batch(run.info.run_id, params=new[first : first + PARAMS_PER_CALL])
+        changed = [
+            f"{key}: {present[key]} → {value}" for key, value in params.items() if present.get(key, value) != value
+        ]
+        return "\n".join(changed)[:4000]
+
+    def _metrics(self, event: Event) -> None:
+        step = event.payload["step"]
+        metrics = [Metric(name, float(value), event.time_ms, step) for name, value in event.payload["metrics"].items()]
+        for first in range(0, len(metrics), METRICS_PER_CALL):
+            self._connected.log_batch(self.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+
+    def _rollouts(self, event: Event) -> None:
+        rollouts = [rollout_from_plain(entry) for entry in event.payload["records"]]
+        target = TraceTarget(
+            experiment_id=self.experiment_id,
+            run_id=self.run_id,
+            run_name=self._state["run_name"],
+            attempt=self._state["attempt"],
+        )
+        heads, spans = build_traces(rollouts, target, event.time_ms)
+        assert self._tracing is not None  # `send` connects first
+        for head in heads:
+            self._tracing.start_trace(head)
+        self._tracing.log_spans(self.experiment_id, spans)
+
+    def _artifact(self, event: Event) -> None:
+        path = Path(event.payload["path"])
+        if not path.exists():
+            raise EventRefusedError(f"the file to keep is gone: {path}")
+        if path.is_dir():
+            self._connected.log_artifacts(self.run_id, str(path), path.name)
+        else:
+            self._connected.log_artifact(self.run_id, str(path))
+
+    def _checkpoint(self, event: Event) -> None:
+        tags = {"checkpoint.step": str(event.payload["step"]), "checkpoint.path": str(event.payload["path"])}
+        self._connected.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _finish(self, event: Event) -> None:
+        self._connected.set_terminated(self.run_id, status=event.payload["status"], end_time=event.time_ms)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time make the tables of an SQLite store: MLflow's migrations break when two run at once."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    store = Path(uri.removeprefix("sqlite:///"))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
