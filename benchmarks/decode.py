@@ -21,7 +21,7 @@ from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Prompt
 
 MODEL: dict[str, object] = {

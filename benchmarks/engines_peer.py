@@ -18,7 +18,7 @@ from samepath.rl.machine import package_versions
 from samepath.rollout.engine import Engine, build_engine
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt
 
 WARM_UP, FIRST_TOKEN = 1000, 2000

@@ -21,10 +21,11 @@ from samepath.model.files.policy_files import load_policy
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.machine import child_environment, import_path
 from samepath.rollout.engine_settings import VllmSettings
-from samepath.rollout.pool.pool import RolloutSettings, worker_environment
+from samepath.rollout.pool.pool import worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
+from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt
 
 PROMPT_TOKENS = 24

@@ -1,4 +1,4 @@
-"""The `samepath` command."""
+"""The `samepath` command. Each subcommand imports what it runs when it is called: torch alone takes seconds, and `--help` needs none of it."""
 
 import json
 import sys
@@ -6,55 +6,63 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from samepath.rl.machine import set_missing_variables
+from samepath.rl.machine import package_versions, set_missing_variables
+from samepath.rl.recipe.file import dump_recipe, load_recipe, recipe_schema
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.run_state import RECIPE_FILE
 
-# Spinning threads cost more than they give on few cores; must stand before torch starts its thread pool.
+# Spinning threads cost more than they give on few cores; read when torch is imported.
 set_missing_variables({"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
-
-from samepath.rewards.plugin import PluginError  # noqa: E402
-from samepath.rl.preview import evaluate_source, sample_source  # noqa: E402
-from samepath.rl.recipe.file import dump_recipe, load_recipe, recipe_schema  # noqa: E402
-from samepath.rl.recipe.node import RecipeError  # noqa: E402
-from samepath.rl.recipe.recipe import Recipe  # noqa: E402
-from samepath.rl.run import RECIPE_FILE, RunError, resume_run, start_run  # noqa: E402
-from samepath.rl.tasks.row import TaskError  # noqa: E402
-from samepath.rl.validate.validation import describe_step, validate_recipe  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Reinforcement learning on the path the sampler walked.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 RecipePath = Annotated[Path, typer.Argument(help="recipe file, YAML")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to change: key=value, ~key, list[0].key=value")]
-USER_ERRORS = (
-    RecipeError,
-    RunError,
-    TaskError,
-    PluginError,
-    ValidationError,
-    FileNotFoundError,
-    ValueError,
-    RuntimeError,
-)
-"""Errors whose message is for the user; anything else keeps its traceback."""
+USER_ERRORS = (ValueError, RuntimeError, FileNotFoundError)
+"""Errors whose message is for the user, this package's own among them; anything else keeps its traceback."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"samepath {package_versions(['samepath'])['samepath']}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Take the options that stand before a subcommand."""
 
 
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train by a recipe and print the summary; Ctrl-C leaves a checkpoint."""
-    start_run(load_recipe(recipe, overrides or [], Recipe), recipe.parent)
+    resolved = load_recipe(recipe, overrides or [], Recipe)
+    # Late: torch.
+    from samepath.rl.run import start_run
+
+    start_run(resolved, recipe.parent)
 
 
 @app.command()
 def resume(run_dir: Annotated[Path, typer.Argument(help="folder of the run, such as runs/quickstart")]) -> None:
     """Go on with an interrupted run from its newest checkpoint."""
-    resume_run(_recipe_of_run(run_dir), run_dir)
+    resolved = _recipe_of_run(run_dir)
+    # Late: torch.
+    from samepath.rl.run import resume_run
+
+    resume_run(resolved, run_dir)
 
 
 @app.command()
@@ -68,6 +76,9 @@ def validate(
 ) -> int:
     """Check a recipe, its task, model, prompts, rewards and memory, and print all of it; starts nothing. Status 1 if anything is wrong."""
     resolved = load_recipe(recipe, overrides or [], Recipe)
+    # Late: torch; what the settings alone show is said before it.
+    from samepath.rl.validate.validation import describe_step, validate_recipe
+
     result = validate_recipe(resolved, recipe.parent)
     if not quiet:
         sys.stdout.write(dump_recipe(resolved))
@@ -94,6 +105,9 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Answer one prompt a few times."""
+    # Late: torch.
+    from samepath.rl.preview import sample_source
+
     changes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     table = Table("log-probability", "tokens", "finish", "response")
     for rollout in sample_source(source, prompt, count, changes, seed):
@@ -113,7 +127,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Held-out accuracy of a checkpoint on a recipe's task."""
-    result = evaluate_source(load_recipe(recipe, overrides or [], Recipe), recipe.parent, checkpoint)
+    resolved = load_recipe(recipe, overrides or [], Recipe)
+    # Late: torch.
+    from samepath.rl.preview import evaluate_source
+
+    result = evaluate_source(resolved, recipe.parent, checkpoint)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 

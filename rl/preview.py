@@ -10,16 +10,18 @@ from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import evaluate
 from samepath.rl.learner.learner import latest_checkpoint
-from samepath.rl.learner.model_source import CheckpointModel, build_model, resolve_folder
+from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.run import RECIPE_FILE, inline_pool
+from samepath.rl.run import inline_pool
+from samepath.rl.run_state import RECIPE_FILE
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
 
 

@@ -23,7 +23,7 @@ from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.report.summary import write_summary
-from samepath.rl.run_state import STATE_FILE, RunState
+from samepath.rl.run_state import RECIPE_FILE, STATE_FILE, RunState
 from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.tracking.sink import RunStart, RunStatus
@@ -34,7 +34,6 @@ from samepath.rollout.pool.process_pool import ProcessPool
 from samepath.rollout.pool.worker import peak_memory_bytes
 from samepath.rollout.vllm.version import require_vllm
 
-RECIPE_FILE = "recipe.yaml"
 COLD_START_STEPS_A_CALL = 20
 
 

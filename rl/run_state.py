@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STATE_FILE = "run.json"
+RECIPE_FILE = "recipe.yaml"
+"""The resolved recipe of a run, in its folder."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from samepath.model.files.checkpoint import load_checkpoint
-from samepath.model.network.placement import ON_CPU, Placement
+from samepath.model.network.placement import place
+from samepath.model.placement import ON_CPU, Placement
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.counters import EngineCounters
@@ -56,7 +57,7 @@ def build_engine(folder: Path, settings: BuiltinSettings | VllmSettings, placeme
     """
     match settings:
         case BuiltinSettings():
-            model = placement.place(load_checkpoint(folder, placement.backend))
+            model = place(load_checkpoint(folder, placement.backend), placement)
             return BuiltinEngine(model, load_tokenizer(folder), settings)
         case VllmSettings():
             require_vllm(settings)

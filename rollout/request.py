@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from samepath.model.shape import ModelShape
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
 
 

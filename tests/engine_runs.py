@@ -11,7 +11,7 @@ from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import ALPHABET, tiny_model
 from tests.tiny_runs import learner_batch, random_prompt, request

@@ -1,6 +1,7 @@
 """The shape of the code base, read from its syntax trees: who imports whom, sizes, and habits that are not allowed."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ HOUSE: dict[str, str] = {
         indexer/
     """,
     "model": """
-        config json_file shape trace plan model_input key_store policy
+        config json_file placement shape trace plan model_input key_store policy
         text/ network/ transformers/
         files/
     """,
@@ -26,7 +27,8 @@ HOUSE: dict[str, str] = {
         runner
     """,
     "rollout": """
-        types sampling request engine_settings engine_errors counters capabilities stepped_engine
+        sampling_settings engine_settings
+        types sampling request engine_errors counters capabilities stepped_engine
         builtin/
         vllm/
         engine
@@ -34,8 +36,8 @@ HOUSE: dict[str, str] = {
     """,
     "rl": """
         machine run_state
-        objective/
         recipe/
+        objective/
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
@@ -67,6 +69,8 @@ MAX_LOOP_LINES = 100
 """The training loop alone, a function of rl/loop.py or rl/run.py, may be this long."""
 LOOP_FILES = {"rl/loop.py", "rl/run.py"}
 ENVIRONMENT_FILE = "rl/machine.py"
+LIGHT_PACKAGES = {"pydantic", "pydantic_core", "yaml", "psutil", "typer", "rich"}
+"""All that settings and the command line may import when they are imported, beside the standard library."""
 
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
@@ -207,6 +211,38 @@ def test_files_import_each_other_without_circles() -> None:
         for module in free:
             del left[module]
     assert sorted(left) == []
+
+
+def imported_at_start(tree: ast.Module) -> Iterator[str]:
+    """Modules that importing the file imports: those at its top."""
+    return imported_modules(
+        ast.Module(body=[node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], type_ignores=[])
+    )
+
+
+def test_settings_and_the_command_line_import_only_light_packages() -> None:
+    """`samepath --help`, `schema` and the report of a bad recipe wait for nothing of what a run needs, directly or through others."""
+    parsed = {"samepath." + name.removesuffix(".py").replace("/", "."): tree for name, tree, _ in trees()}
+    settings = {
+        module
+        for module, tree in parsed.items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and (node.name.endswith("Settings") or node.name == "ModelConfig")
+    }
+    light = settings | {"samepath.rl.cli"} | {module for module in parsed if module.startswith("samepath.rl.recipe.")}
+    assert len(settings) > 10
+    wrong = []
+    for start in sorted(light):
+        seen, waiting = {start}, [start]
+        while waiting:
+            module = waiting.pop()
+            for wanted in imported_at_start(parsed[module]):
+                if wanted in parsed and wanted not in seen:
+                    seen.add(wanted)
+                    waiting.append(wanted)
+                if wanted not in parsed and wanted.split(".")[0] not in {*sys.stdlib_module_names, *LIGHT_PACKAGES}:
+                    wrong.append(f"{start} imports {wanted} in {module}")
+    assert wrong == []
 
 
 def test_file_names_say_what_is_inside() -> None:

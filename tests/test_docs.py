@@ -18,10 +18,10 @@ from samepath.model.config import ModelType
 from samepath.model.files.published_sizes import KNOWN_TYPES
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.cli import app
-from samepath.rl.learner.model_source import ModelSettings
 from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.model import ModelSettings
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.tasks.tasks import TaskSettings
+from samepath.rl.recipe.task import TaskSettings
 from tests.tiny_transformers import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]

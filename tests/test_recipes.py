@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from samepath.model.files.published_sizes import published_sizes
-from samepath.rl.learner.model_source import CheckpointModel, NewModel
 from samepath.rl.recipe.file import dump_recipe, load_recipe
+from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.validate import memory_findings
 from samepath.rl.validate.memory_plan import DEVICES, MemoryPlan, memory_lines, memory_plan

@@ -15,7 +15,7 @@ from samepath.model.plan import Span, plan_spans
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Prompt
 
 

@@ -8,11 +8,12 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.update import PolicyUpdater
-from samepath.rl.recipe.algorithm import AlgorithmSettings, LearnerSettings
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt
 from tests.conftest import tiny_model
 

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
 from samepath.model.files.checkpoint import load_checkpoint, published_tensors, save_checkpoint
 from samepath.model.network.network import CausalLM
+from samepath.model.placement import Implementation
 from samepath.model.policy import Policy
-
-Implementation = Literal["own", "transformers"]
-"""`own`: the network of this package, which the built-in engine runs too. `transformers`: any causal language model of it."""
 
 
 def load_policy(folder: Path, implementation: Implementation, backend: Backend) -> Policy:

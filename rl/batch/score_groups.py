@@ -17,7 +17,7 @@ from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.objective.advantage import advantages, apply_truncation, informative_groups
 from samepath.rl.recipe.algorithm import AlgorithmSettings
-from samepath.rollout.sampling import SamplingSettings, resolve_sampling
+from samepath.rollout.sampling_settings import SamplingSettings, resolve_sampling
 from samepath.rollout.types import Group, Rollout
 
 

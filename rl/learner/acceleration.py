@@ -3,7 +3,7 @@
 from accelerate import Accelerator
 
 from samepath.model.policy import Policy
-from samepath.rl.recipe.algorithm import LearnerSettings
+from samepath.rl.recipe.learner import LearnerSettings
 
 
 def accelerated(policy: Policy, settings: LearnerSettings, *, trained: bool) -> Policy:

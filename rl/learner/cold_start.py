@@ -6,11 +6,9 @@ Axes: N rows, M response tokens, E experts, L mixture-of-experts layers.
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from samepath.model.policy import Policy
@@ -20,38 +18,9 @@ from samepath.rl.learner.master_weights import MasterWeights
 from samepath.rl.learner.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.worked_answers import TraceFunction, resolve_traces
-from samepath.rl.recipe.algorithm import OptimizerSettings
+from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import Task
 from samepath.rollout.types import MISSING_ROUTE, Segment
-
-
-class ColdStartSettings(BaseModel):
-    """Supervised training before RL; `steps: 0` starts from the model as it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(0, ge=0, description="optimiser steps")
-    batch_size: int = Field(64, ge=1, description="sequences of a step")
-    traces: str = Field(
-        "samepath.rl.learner.worked_answers:arithmetic_sum",
-        pattern=r"^[\w.]+:\w+$",
-        description="function that writes a response for a task row",
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
-    late_steps: int = Field(
-        0, ge=0, description="last steps, whose traces are written with `late_options` laid over `options`"
-    )
-    late_options: dict[str, Any] = Field(
-        default_factory=dict,
-        description="keyword arguments for the last steps, such as more slips: a start that knows but is careless",
-    )
-    dense_warmup_steps: int = Field(
-        0, ge=0, description="first steps with dense attention while the indexer learns to imitate it"
-    )
-    bias_update_rate: float = Field(
-        0.001, ge=0, description="step of the selection bias towards an even expert load (arXiv:2408.15664); 0 = off"
-    )
-    optimizer: OptimizerSettings = Field(default_factory=lambda: OptimizerSettings(), description="its own optimiser")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

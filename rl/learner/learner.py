@@ -10,6 +10,7 @@ import torch
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
 from samepath.model.network.network import CausalLM
+from samepath.model.network.placement import place
 from samepath.model.policy import Policy
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
@@ -17,10 +18,11 @@ from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.gpu import GpuMeter
 from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.master_weights import ApplyGradients, MasterWeights
-from samepath.rl.learner.model_source import CheckpointModel, build_model, resolve_folder, save_model
+from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
 from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
 from samepath.rl.learner.update import PolicyUpdater
+from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.pool.pool import Weights
@@ -139,7 +141,7 @@ class Learner:
         """The own network goes where the recipe says, foreign models where accelerate puts them."""
         model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
         if isinstance(model, CausalLM):
-            return self._recipe.model.placement.place(model)
+            return place(model, self._recipe.model.placement)
         # Late: importing accelerate takes seconds that no run of the own network needs.
         from samepath.rl.learner.acceleration import accelerated
 

@@ -10,7 +10,8 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.learner import Learner
 from samepath.rl.machine import import_path, set_missing_variables
-from samepath.rl.recipe.recipe import RaySettings, Recipe
+from samepath.rl.recipe.cluster import RaySettings
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.pool.pool import Weights
 
 

@@ -25,7 +25,8 @@ from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 from samepath.rl.objective.aggregation import sequence_mean, token_weights
 from samepath.rl.objective.kl import beta_per_sequence
 from samepath.rl.objective.objective import LossInputs, LossTerms, policy_loss
-from samepath.rl.recipe.algorithm import AlgorithmSettings, LearnerSettings
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.learner import LearnerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

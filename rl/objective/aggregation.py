@@ -4,47 +4,11 @@ Axes: B sequences, N tokens of a packed batch. `sequence_N` (int64) says which o
 `trained_N` (bool) is True where the model sampled the token and it counts.
 """
 
-from typing import Literal, Self
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from samepath.rl.objective.importance_ratio import at_least_float32
-
-
-class AggregationSettings(BaseModel):
-    """Which denominator each token's loss is divided by."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["sequence_mean", "token_mean", "constant"] = Field(
-        default="sequence_mean",
-        description=(
-            "`sequence_mean`: mean over groups, then sequences, then tokens (arXiv:2512.02556 eq. 5). `token_mean`: mean over "
-            "all tokens of the optimiser batch. `constant`: 1/(B·fixed_length) (Dr. GRPO, arXiv:2503.20783)."
-        ),
-    )
-    fixed_length: int = Field(
-        default=0,
-        ge=0,
-        le=10_000_000,
-        description="Tokens that stand for every sequence's length in mode `constant`, at least 1 there; 0 in the other modes.",
-    )
-
-    @model_validator(mode="after")
-    def _fixed_length_only_where_used(self) -> Self:
-        if self.mode == "constant" and self.fixed_length == 0:
-            raise ValueError(
-                "aggregation.fixed_length must be at least 1 with mode `constant`, which divides by it; got 0. "
-                "Set it to the sampling limit (max_new_tokens)."
-            )
-        if self.mode != "constant" and self.fixed_length:
-            raise ValueError(
-                f"aggregation.fixed_length must be 0 with mode `{self.mode}`, which does not use it; got {self.fixed_length}. "
-                "Remove it, or set mode to `constant`."
-            )
-        return self
+from samepath.rl.recipe.objective import AggregationSettings
 
 
 def sequence_sum(values_N: Tensor, sequence_N: Tensor, trained_N: Tensor, num_sequences: int) -> Tensor:

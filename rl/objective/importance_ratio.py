@@ -1,38 +1,12 @@
 """Ratios of two policies at the sampled tokens, and the weights that correct π_old/π_sampler. Axes: N tokens of a packed batch."""
 
-from typing import Literal, Self
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
+
+from samepath.rl.recipe.objective import ImportanceSettings
 
 LOG_RATIO_BOUND = 20.0
 """Nats. Log-ratios are held within ± this before exp; within it nothing changes, beyond it float32 would soon overflow."""
-
-
-class ImportanceSettings(BaseModel):
-    """Weight π_old/π_sampler on the surrogate when `old_policy: learner` (three policies)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["none", "truncated", "banded"] = Field(
-        default="none",
-        description="`none`: weight 1. `truncated`: min(π_old/π_sampler, cap) (TIS). `banded`: 0 outside [band_low, band_high] (IcePop).",
-    )
-    cap: float = Field(
-        default=2.0, ge=1, le=1e6, description="Upper bound of the truncated weight; a ratio, at least 1."
-    )
-    band_low: float = Field(default=0.5, ge=0, le=1, description="Lower edge of the band; a ratio from 0 to 1.")
-    band_high: float = Field(default=5.0, ge=1, le=1e6, description="Upper edge of the band; a ratio, at least 1.")
-
-    @model_validator(mode="after")
-    def _band_has_width(self) -> Self:
-        if self.mode == "banded" and self.band_low == self.band_high:
-            raise ValueError(
-                f"importance.band_low must be below band_high so that the band has width; got {self.band_low} and "
-                f"{self.band_high}. Lower band_low or raise band_high."
-            )
-        return self
 
 
 def at_least_float32(values: Tensor) -> Tensor:

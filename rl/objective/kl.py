@@ -4,38 +4,12 @@ All log-probabilities are of the sampled token under the sampling distribution, 
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from samepath.rl.objective.importance_ratio import at_least_float32, bounded_exp, importance_ratio
-
-KlEstimator = Literal["unbiased", "k1", "k2", "k3"]
-
-
-class KlSettings(BaseModel):
-    """Penalty that holds the learner near the frozen reference."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    estimator: KlEstimator = Field(
-        default="unbiased",
-        description="`unbiased`: arXiv:2512.02556 eq. 7, right off-policy. `k1`, `k2`, `k3`: for comparison; biased off-policy as losses.",
-    )
-    beta: float = Field(
-        default=0.001, ge=0, le=10, description="Weight of the KL term; loss units per nat, 0 turns it off."
-    )
-    beta_by_dataset: dict[str, Annotated[float, Field(ge=0, le=10)]] = Field(
-        default_factory=dict,
-        description="Weight for single datasets in place of beta, 0 to 10; weak or zero suits mathematics.",
-    )
-
-    @property
-    def needs_reference(self) -> bool:
-        """True if any weight is above zero, so that reference log-probabilities must be computed."""
-        return self.beta > 0 or any(beta > 0 for beta in self.beta_by_dataset.values())
+from samepath.rl.recipe.objective import KlEstimator, KlSettings
 
 
 def beta_per_sequence(datasets: Sequence[str], settings: KlSettings) -> Tensor:

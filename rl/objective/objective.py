@@ -4,70 +4,17 @@ L = −Σ_t w_t·[ M·k_t·surrogate_t − β·KL_t ] (arXiv:2512.02556 eq. 5 to
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from samepath.rl.objective.aggregation import AggregationSettings
-from samepath.rl.objective.importance_ratio import ImportanceSettings, at_least_float32, importance_weight
-from samepath.rl.objective.kl import KlSettings, kl_estimate
-from samepath.rl.objective.sequence_mask import SequenceMaskSettings, kept_sequences, off_policy_statistic
-from samepath.rl.objective.surrogate import SurrogateInputs, SurrogateName, surrogate
-
-
-class ObjectiveSettings(BaseModel):
-    """The policy loss. The defaults are the DeepSeek-V3.2 report's where it gives them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    surrogate: SurrogateName = Field(
-        default="grpo",
-        description="`grpo`: clipped token ratio. `gspo`: clipped sequence ratio (arXiv:2507.18071). `cispo`: arXiv:2506.13585.",
-    )
-    clip_low: float = Field(
-        default=0.2,
-        gt=0,
-        le=1,
-        description=(
-            "ε_low: ratios are clipped at 1 − ε_low; above 0, below 1 (1, no lower bound, only with cispo). GSPO's paper uses 3e-4."
-        ),
-    )
-    clip_high: float = Field(
-        default=0.28,
-        gt=0,
-        le=1000,
-        description="ε_high: ratios are clipped at 1 + ε_high; above 0. 0.28 as in arXiv:2503.14476. GSPO's paper uses 4e-4.",
-    )
-    old_policy: Literal["sampler", "learner"] = Field(
-        default="sampler",
-        description="Denominator of the ratio. `sampler`: the engine's log-probabilities. `learner`: the learner's at the step's start.",
-    )
-    importance: ImportanceSettings = Field(
-        default_factory=ImportanceSettings, description="Weight π_old/π_sampler; only with `old_policy: learner`."
-    )
-    kl: KlSettings = Field(default_factory=KlSettings, description="Penalty that holds the learner near the reference.")
-    off_policy_mask: SequenceMaskSettings = Field(
-        default_factory=SequenceMaskSettings, description="Mask on off-policy sequences with negative advantage."
-    )
-    aggregation: AggregationSettings = Field(
-        default_factory=AggregationSettings, description="Denominators, computed once over the optimiser batch."
-    )
-
-    @model_validator(mode="after")
-    def _combinations_that_work(self) -> Self:
-        if self.importance.mode != "none" and self.old_policy == "sampler":
-            raise ValueError(
-                f"objective.importance.mode must be `none` with `old_policy: sampler`, where π_old/π_sampler is 1; got "
-                f"`{self.importance.mode}`. Set old_policy to `learner`, or the mode to `none`."
-            )
-        if self.clip_low == 1 and self.surrogate != "cispo":
-            raise ValueError(
-                f"objective.clip_low must be below 1 with surrogate `{self.surrogate}`, whose lower bound 1 − clip_low would never be "
-                "reached; got 1. Lower clip_low."
-            )
-        return self
+from samepath.rl.objective.importance_ratio import at_least_float32, importance_weight
+from samepath.rl.objective.kl import kl_estimate
+from samepath.rl.objective.sequence_mask import kept_sequences, off_policy_statistic
+from samepath.rl.objective.surrogate import SurrogateInputs, surrogate
+from samepath.rl.recipe.objective import (
+    ObjectiveSettings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,28 +1,11 @@
 """Off-policy sequence masking: leave out bad answers that the learner would hardly give any more. Axes: B sequences, N tokens."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from samepath.rl.objective.aggregation import sequence_mean
 from samepath.rl.objective.importance_ratio import at_least_float32
-
-
-class SequenceMaskSettings(BaseModel):
-    """When a sequence with negative advantage is left out of the surrogate (arXiv:2512.02556 eq. 8)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    enabled: bool = Field(default=True, description="True applies the mask. The statistic is reported either way.")
-    delta: float = Field(
-        default=0.05,
-        gt=0,
-        le=100,
-        description=(
-            "Largest mean log(π_sampler/π) of a kept sequence; nats per token, above 0. The report gives no value, public ones run "
-            "from 1e-4 to 0.5: choose it from the logged quantiles policy/off_policy_p50 … max."
-        ),
-    )
+from samepath.rl.recipe.objective import SequenceMaskSettings
 
 
 def off_policy_statistic(

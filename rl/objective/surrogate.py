@@ -5,15 +5,13 @@ Axes: B sequences, N tokens of a packed batch.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from samepath.rl.objective.aggregation import sequence_mean
 from samepath.rl.objective.importance_ratio import at_least_float32, bounded_exp, importance_ratio
-
-SurrogateName = Literal["grpo", "gspo", "cispo"]
+from samepath.rl.recipe.objective import SurrogateName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

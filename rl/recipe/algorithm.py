@@ -4,9 +4,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from samepath.model.transformers.lora import LoraSettings
-from samepath.rl.objective.advantage import AdvantageSettings, TruncationSettings
-from samepath.rl.objective.objective import ObjectiveSettings
+from samepath.rl.recipe.advantage import AdvantageSettings, TruncationSettings
+from samepath.rl.recipe.objective import ObjectiveSettings
 
 
 class AlgorithmSettings(BaseModel):
@@ -58,51 +57,3 @@ class AlgorithmSettings(BaseModel):
                 "Set rl.objective.old_policy=learner or rl.keep_routing=sampler."
             )
         return self
-
-
-class OptimizerSettings(BaseModel):
-    """AdamW (arXiv:1711.05101) with gradient clipping."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lr: float = Field(1e-3, gt=0, le=1, description="learning rate")
-    warmup_updates: int = Field(0, ge=0, description="optimiser steps over which the rate rises linearly")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
-    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-
-
-class LearnerSettings(BaseModel):
-    """How the learner computes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    threads: int = Field(
-        2,
-        ge=1,
-        le=256,
-        description="passes computed at the same time, one CPU thread each; results depend on it in the last bits",
-    )
-    max_tokens_per_pass: int = Field(
-        4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="transformers models: arithmetic of the layers; weights, optimiser and log-probabilities stay in float32",
-    )
-    activation_checkpointing: bool = Field(
-        False,
-        description="keep only the layers' inputs for the backward and run each layer twice: less memory, same gradients",
-    )
-    lora: LoraSettings = Field(
-        default_factory=lambda: LoraSettings(), description="transformers models: low-rank adapters"
-    )
-    indexer: Literal["frozen", "trained"] = Field(
-        "frozen", description="train the indexer with its own loss during RL, or not"
-    )
-    indexer_lr_scale: float = Field(1.0, gt=0, description="indexer's learning rate over the policy's, when trained")
-    update_timeout_s: float = Field(
-        600.0, gt=0, description="longest wait for the updates of one step under Ray, seconds"
-    )

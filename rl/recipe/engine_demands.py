@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from samepath.rl.learner.model_source import CheckpointModel, NewModel
 from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rollout.capabilities import Capability, refusal
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 
 GAP_HINTS = {"float32": 0.01, "bfloat16": 0.5}
 """Gap that vLLM's kernels stay below in each type on the models measured in docs/engines.md, nats."""

@@ -6,53 +6,20 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from samepath.rewards.settings import RewardSettings
-from samepath.rl.learner.cold_start import ColdStartSettings
-from samepath.rl.learner.model_source import ModelSettings, NewModel
-from samepath.rl.recipe.algorithm import AlgorithmSettings, LearnerSettings, OptimizerSettings
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.checkpoint import CheckpointSettings
+from samepath.rl.recipe.cluster import RaySettings
+from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.recipe.engine_demands import EngineUse, unmet_demands
-from samepath.rl.tasks.tasks import TaskSettings
-from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.recipe.evaluation import EvaluationSettings
+from samepath.rl.recipe.learner import LearnerSettings
+from samepath.rl.recipe.model import ModelSettings, NewModel
+from samepath.rl.recipe.optimizer import OptimizerSettings
+from samepath.rl.recipe.task import TaskSettings
+from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings
-from samepath.rollout.pool.pool import RolloutSettings
-from samepath.rollout.sampling import SamplingSettings
-
-
-class EvaluationSettings(BaseModel):
-    """Accuracy on held-out prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    every: int = Field(0, ge=0, description="steps between evaluations; 0 only before and after training")
-    samples: int = Field(1, ge=1, description="responses to each held-out prompt")
-    temperature: float = Field(0.0, ge=0, le=10, description="0 takes the best token")
-    top_p: float = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches p; 1 keeps all")
-    full_reward: float = Field(1.0, description="a response is right if the reward's first part is at least this")
-
-
-class CheckpointSettings(BaseModel):
-    """What is kept for resuming."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    every: int = Field(0, ge=0, description="steps between checkpoints; 0 only at the end (and when interrupted)")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
-
-
-class RaySettings(BaseModel):
-    """The cluster under `runtime: ray`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    address: str = Field(
-        "local", description="`local` starts a cluster on this machine, `auto` joins a running one, or host:port"
-    )
-    object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="shared memory of a local cluster, bytes")
-    learner_gpus: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="with `model.device: cuda`: GPUs of the learner; a fraction shares one with workers",
-    )
+from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 
 
 class Recipe(BaseModel):

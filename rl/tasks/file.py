@@ -3,37 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-from pydantic import Field, model_validator
+from typing import Any, NoReturn
 
 from samepath.rl.recipe.did_you_mean import files_beside
+from samepath.rl.recipe.task import ColumnMap, FileTask
 from samepath.rl.tasks.row import Task, TaskError, TaskRow
-from samepath.rl.tasks.table import ColumnMap, TableSettings, check_columns, split_task, table_rows
+from samepath.rl.tasks.table import check_columns, split_task, table_rows
 
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
-
-
-class FileTask(TableSettings):
-    """Problems of a file; part of it, or another file, is held out."""
-
-    kind: Literal["file"] = Field(default="file", description="Names this kind of task.")
-    path: str = Field(min_length=1, description="JSONL or Parquet file, relative to the recipe.")
-    format: Literal["auto", "jsonl", "parquet"] = Field(
-        default="auto", description="Format of the files; auto goes by suffix (.jsonl, .ndjson, .json, .parquet, .pq)."
-    )
-    held_out_path: str = Field(
-        default="", description="File of the held-out rows, relative to the recipe; empty: held_out_fraction says."
-    )
-
-    @model_validator(mode="after")
-    def _check_held_out(self) -> "FileTask":
-        if (self.held_out_fraction > 0) == bool(self.held_out_path):
-            raise ValueError(
-                "give exactly one of held_out_fraction (above 0) and held_out_path, so that there are rows to evaluate on; "
-                f"got {self.held_out_fraction} and {self.held_out_path!r}"
-            )
-        return self
 
 
 def build_file(settings: FileTask, recipe_dir: Path) -> Task:

@@ -2,50 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from samepath.rl.recipe.did_you_mean import did_you_mean
+from samepath.rl.recipe.task import HubTask
 from samepath.rl.tasks.hub_folder import hub_folder
 from samepath.rl.tasks.row import Task, TaskError, TaskRow
-from samepath.rl.tasks.table import TableSettings, check_columns, split_task, table_rows
+from samepath.rl.tasks.table import check_columns, split_task, table_rows
 
 REASON_CHARS = 300
 """Longest reason of the datasets library that is shown; it may hold whole schemas."""
-
-
-class HubTask(TableSettings):
-    """Problems of a dataset on the hub; another split, or part of the same one, is held out."""
-
-    kind: Literal["hub"] = Field(default="hub", description="Names this kind of task.")
-    path: str = Field(
-        min_length=1,
-        description="Name such as openai/gsm8k, or a local folder of JSONL or Parquet files, relative to the recipe.",
-    )
-    config: str = Field(
-        default="", description="The dataset's configuration, such as main; empty where it has only one."
-    )
-    revision: str = Field(default="", description="Branch, tag or commit; empty takes the newest.")
-    train_split: str = Field(
-        default="train", min_length=1, description="Split to train on, or a part of one such as `train[1000:]`."
-    )
-    held_out_split: str = Field(
-        default="test", description="Split to evaluate on; empty: held_out_fraction of the training split."
-    )
-
-    @model_validator(mode="after")
-    def _check_held_out(self) -> "HubTask":
-        if (self.held_out_fraction > 0) == bool(self.held_out_split):
-            raise ValueError(
-                'give held_out_split, or held_out_fraction above 0 with held_out_split: ""; '
-                f"got {self.held_out_split!r} and {self.held_out_fraction}"
-            )
-        if self.held_out_split == self.train_split:
-            raise ValueError(
-                f"held_out_split must not be train_split, {self.train_split!r}; set it to another split or give held_out_fraction"
-            )
-        return self
 
 
 def build_hub(settings: HubTask, recipe_dir: Path) -> Task:

@@ -6,12 +6,11 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
-
-from pydantic import Field, JsonValue, field_validator
+from typing import Any
 
 from samepath.rl.recipe.did_you_mean import did_you_mean
-from samepath.rl.tasks.prompt import PromptSettings
+from samepath.rl.recipe.task import ReasoningGymTask
+from samepath.rl.tasks.prompt import prompt_text
 from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
 
 _REFUSED = {
@@ -30,28 +29,6 @@ _MAX_DRAWS = 64
 _MAX_ROUNDS = 16
 _PROBED_ROWS = 32
 _Generate = Callable[..., Any]
-
-
-class ReasoningGymTask(PromptSettings):
-    """Problems of one reasoning_gym dataset."""
-
-    kind: Literal["reasoning_gym"] = Field(default="reasoning_gym", description="Names this kind of task.")
-    dataset: str = Field(min_length=1, description="Name of the dataset, for example chain_sum.")
-    params: dict[str, JsonValue] = Field(
-        default={},
-        description="The dataset's own settings, for example {min_terms: 3, max_terms: 3}; no seed, no size.",
-    )
-    num_train: int = Field(default=100_000, ge=1, description="Training rows in an epoch (count, at least 1).")
-    num_held_out: int = Field(default=128, ge=1, description="Rows held out for evaluation, all different (count).")
-    seed: int = Field(default=0, ge=0, description="Seed of both splits and of the epoch order (at least 0).")
-
-    @field_validator("params")
-    @classmethod
-    def _no_seed(cls, params: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for name, instead in (("seed", "seed"), ("size", "num_train and num_held_out")):
-            if name in params:
-                raise ValueError(f"params must not hold {name}; set {instead} of the task instead")
-        return params
 
 
 def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
@@ -140,7 +117,7 @@ def _row(settings: ReasoningGymTask, entry: Mapping[str, Any], split: str, index
     return TaskRow(
         row_id=f"{split}-{index}",
         question=entry["question"],
-        text=settings.text_of(entry["question"], where),
+        text=prompt_text(settings, entry["question"], where),
         chat=settings.chat.form,
         answer={
             "answer": "" if gold is None else str(gold),

@@ -6,7 +6,7 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import TaskRow
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt
 
 

@@ -6,52 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from samepath.rl.recipe.did_you_mean import did_you_mean
-from samepath.rl.tasks.prompt import PromptRewrite, PromptSettings
+from samepath.rl.recipe.task import ColumnMap, TableSettings
+from samepath.rl.tasks.prompt import prompt_text, rewritten
 from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
 
 Entries = Iterable[tuple[str, Mapping[str, Any]]]
 """(place for messages, row) pairs."""
-
-
-class ColumnMap(BaseModel):
-    """Which column of the table holds what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: str = Field(default="question", min_length=1, description="Column of the question (text).")
-    answer: str = Field(default="answer", min_length=1, description="Column of the gold answer (text or number).")
-    id: str = Field(default="", description="Column of an id, unique in its split; empty: row numbers serve as ids.")
-    extra: tuple[str, ...] = Field(default=(), description="More columns that the reward function is to see.")
-
-    @property
-    def names(self) -> list[str]:
-        """Columns that the table must have, each once."""
-        return list(dict.fromkeys([self.prompt, self.answer, *([self.id] if self.id else []), *self.extra]))
-
-
-class TableSettings(PromptSettings):
-    """What tasks made from a table have."""
-
-    columns: ColumnMap = Field(default=ColumnMap(), description="Which column holds what.")
-    answer_rewrite: PromptRewrite = Field(
-        default=PromptRewrite(),
-        description="Cuts the gold answer out of its column; by default keeps it.",
-    )
-    held_out_fraction: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Part of the different prompts to hold out (0 to 1); 0: rows of their own are named.",
-    )
-    max_held_out: int = Field(
-        default=0, ge=0, description="Evaluate on so many of the held-out rows, the first ones (count); 0: on all."
-    )
-    seed: int = Field(
-        default=0, ge=0, description="Seed of the epoch order (at least 0); the split does not change with it."
-    )
 
 
 def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[TaskRow]:
@@ -68,8 +29,8 @@ def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[
         if row_id in places:
             raise TaskError(f"{where}: id {row_id!r} must be unique; {places[row_id]} has it too.")
         places[row_id] = where
-        gold = settings.answer_rewrite.apply(
-            _gold(entry[columns.answer], columns.answer, where), where, "answer_rewrite"
+        gold = rewritten(
+            settings.answer_rewrite, _gold(entry[columns.answer], columns.answer, where), where, "answer_rewrite"
         )
         if not gold.strip():
             raise TaskError(
@@ -79,7 +40,7 @@ def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[
             TaskRow(
                 row_id=row_id,
                 question=question,
-                text=settings.text_of(question, where),
+                text=prompt_text(settings, question, where),
                 chat=settings.chat.form,
                 answer={"answer": gold, "entry": entry, "dataset": dataset},
                 dataset=dataset,

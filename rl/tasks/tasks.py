@@ -1,17 +1,12 @@
 """Which problems a run trains and is evaluated on: the choice of task kinds, and their one builder."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from samepath.rl.tasks.file import FileTask, build_file
-from samepath.rl.tasks.hub import HubTask, build_hub
-from samepath.rl.tasks.reasoning_gym import ReasoningGymTask, build_reasoning_gym
+from samepath.rl.recipe.task import FileTask, HubTask, ReasoningGymTask
+from samepath.rl.tasks.file import build_file
+from samepath.rl.tasks.hub import build_hub
+from samepath.rl.tasks.reasoning_gym import build_reasoning_gym
 from samepath.rl.tasks.row import Task
-
-TaskSettings = Annotated[ReasoningGymTask | FileTask | HubTask, Field(discriminator="kind")]
-"""Settings of a task; `kind` chooses."""
 
 
 def build_task(settings: ReasoningGymTask | FileTask | HubTask, recipe_dir: Path) -> Task:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.events import Event, QueueFile
 from samepath.rl.tracking.jsonl import clean_metrics, plain
 from samepath.rl.tracking.mlflow_store import MlflowStore

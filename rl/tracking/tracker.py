@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from samepath.rl.machine import set_missing_variables
-from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.events import QueueFile
 from samepath.rl.tracking.jsonl import JsonlSink
 from samepath.rl.tracking.queue import QueueCounts, resend

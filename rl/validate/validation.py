@@ -8,12 +8,13 @@ from typing import Any
 from samepath.model.files.config_file import read_config
 from samepath.model.files.model_sizes import PublishedSizes
 from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
-from samepath.model.network.placement import PlacementError
+from samepath.model.network.placement import PlacementError, require
 from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
-from samepath.rl.learner.model_source import NewModel, build_model, check_expected, model_config, resolve_folder
+from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
 from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import resolve_traces
+from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import HubUnreachableError
 from samepath.rl.tasks.requests import group_request
@@ -168,7 +169,7 @@ class _Checks:
     def _device(self) -> None:
         placement = self.recipe.model.placement
         try:
-            placement.require()
+            require(placement)
         except PlacementError as error:
             self._add("device", "obstacle", f"this machine cannot run it: {error}")
         else:

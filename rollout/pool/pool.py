@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from samepath.model.network.placement import ON_CPU, Placement
+from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings, engine_environment
+from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
@@ -18,23 +18,6 @@ from samepath.rollout.types import Group
 Weights = Mapping[str, NDArray[np.float32] | Tensor] | Any
 """Weights under their published names (tensors for a pool in the same process, which copies them on the device), or a Ray reference to them,
 which `RayPool` passes on as it is."""
-
-
-class RolloutSettings(BaseModel):
-    """How many workers sample, and how long anybody waits for them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_workers: int = Field(2, ge=1, le=1024, description="rollout actors under Ray; `runtime: inline` always has one")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of a worker")
-    start_timeout_s: float = Field(120.0, gt=0, description="longest wait for a worker to load its model, seconds")
-    stall_timeout_s: float = Field(
-        120.0, gt=0, description="longest time without any answer from a worker before it is replaced, seconds"
-    )
-    max_replacements: int = Field(8, ge=0, description="workers replaced in one run before it is stopped")
-    gpus: float = Field(
-        1.0, gt=0, le=1, description="under Ray with `model.device: cuda`: GPUs of a worker; a fraction shares one"
-    )
 
 
 def worker_environment(

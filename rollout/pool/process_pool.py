@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.pool.pool import RolloutSettings, Weights
+from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.process_calls import Answer, Call
+from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 

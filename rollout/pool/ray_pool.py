@@ -13,10 +13,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from samepath.model.network.placement import ON_CPU, Placement
+from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.pool.pool import RolloutSettings, Weights, worker_environment
+from samepath.rollout.pool.pool import Weights, worker_environment
+from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group

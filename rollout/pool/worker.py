@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samepath.model.network.placement import ON_CPU, DeviceName, Placement
+from samepath.model.placement import ON_CPU, DeviceName, Placement
 from samepath.rollout.engine import build_engine
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.request import GroupRequest

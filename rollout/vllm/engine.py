@@ -19,7 +19,7 @@ from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.request import GroupRequest, GroupState
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group, Prompt
 from samepath.rollout.vllm.published_weights import PublishedWeights

@@ -8,7 +8,7 @@ import yaml
 
 from benchmarks import decode as bench_decode
 from benchmarks.decode import DecodeResult, bench_requests, measure, same_bits, table
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.engine_runs import make_engine
 
 SAMPLING = SamplingSettings(max_new_tokens=5, ignore_stop=True)

@@ -13,7 +13,7 @@ from samepath.rl.tasks.requests import group_request
 from samepath.rl.tasks.row import TaskRow
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.tracking.jsonl import read_rollouts
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_model
 from tests.rl.tasks.test_requests import chatty
 

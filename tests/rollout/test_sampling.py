@@ -8,20 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.rollout.sampling import (
-    Draw,
-    SamplingSettings,
-    candidates,
-    draw,
-    invert_cumulative,
-    resolve_sampling,
-    setting_rows,
-    uniforms,
-)
+from samepath.rollout.sampling import Draw, candidates, draw, invert_cumulative, setting_rows, uniforms
+from samepath.rollout.sampling_settings import SamplingSettings
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
 """By rank: tokens 1, 3, 4, 0, 2 with 0.4, 0.25, 0.2, 0.1, 0.05."""
@@ -168,17 +159,6 @@ def test_uniforms_lie_in_the_unit_interval_and_differ(seeds: list[int]) -> None:
     numbers = uniforms(*grid)
     assert bool(((numbers >= 0) & (numbers < 1)).all())
     assert len(np.unique(numbers)) == len(numbers)
-
-
-def test_resolve_sampling_overrides_are_checked() -> None:
-    recipe = SamplingSettings(top_p=0.9, max_new_tokens=10)
-    assert resolve_sampling(recipe, {}) is recipe
-    resolved = resolve_sampling(recipe, {"temperature": 0.3})
-    assert (resolved.temperature, resolved.top_p, resolved.max_new_tokens) == (0.3, 0.9, 10)
-    with pytest.raises(ValidationError, match="Extra inputs"):
-        resolve_sampling(recipe, {"temprature": 0.3})
-    with pytest.raises(ValidationError, match="less than or equal to 1"):
-        resolve_sampling(recipe, {"top_p": 1.5})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Segment
 from tests.tiny_runs import random_prompt, request
 from tests.vllm_checkpoints import FAMILIES, VOCAB_SIZE, Family, compare

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from samepath.rollout.engine_errors import EngineRecordError
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.tiny_runs import request
 from tests.vllm.conftest import EXACT
 from tests.vllm.test_vllm_engine import SAMPLINGS, assert_equal_records, prompts, segments

@@ -15,7 +15,7 @@ from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.engine import build_engine
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings, engine_environment
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import ALPHABET, tiny_model
 from tests.tiny_runs import learner_batch, random_prompt, request
 

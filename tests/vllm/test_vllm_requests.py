@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from samepath.model.text.tokenizer import load_tokenizer
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Segment, Support
 from tests.tiny_runs import random_prompt, request
 from tests.vllm.conftest import EXACT

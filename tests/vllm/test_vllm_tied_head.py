@@ -8,7 +8,7 @@ import pytest
 import transformers
 from safetensors.torch import load_file
 
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.tiny_runs import random_prompt, request
 from tests.vllm.conftest import EXACT
 from tests.vllm.test_vllm_engine import segments

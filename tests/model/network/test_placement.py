@@ -8,7 +8,8 @@ import torch
 from samepath.kernels.rows import row_product
 from samepath.model.network.kernel_module import KernelModule
 from samepath.model.network.network import CausalLM
-from samepath.model.network.placement import ON_CPU, Placement, PlacementError
+from samepath.model.network.placement import PlacementError, place, require
+from samepath.model.placement import ON_CPU, Placement
 from tests.conftest import tiny_model
 from tests.cuda_stand_in import GPU, gpu_stand_in
 from tests.tiny_runs import packed_input, random_sequences, run
@@ -24,7 +25,7 @@ def test_the_default_is_the_cpu_in_float32_and_changes_nothing() -> None:
 def test_cuda_without_a_gpu_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PlacementError, match="CUDA_VISIBLE_DEVICES"):
-        Placement(device="cuda").require()
+        require(Placement(device="cuda"))
 
 
 def test_bfloat16_needs_kernels_that_add_in_float32() -> None:
@@ -36,17 +37,17 @@ def test_bfloat16_needs_kernels_that_add_in_float32() -> None:
 @pytest.mark.parametrize("other", [{"device": "cuda"}, {"backend": "triton"}, {}])
 def test_rows_may_depend_on_their_batch_only_where_there_is_a_choice(other: dict[str, Any]) -> None:
     with pytest.raises(PlacementError, match="chooses between those kernels and the library's"):
-        Placement(batch_invariant=False, **other).require()
+        require(Placement(batch_invariant=False, **other))
     assert Placement(batch_invariant=False, device="cuda", backend="triton").problem is None
 
 
 def test_placed_network_takes_the_library_where_its_rows_may_depend_on_their_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Placement, "require", lambda self: None)
+    monkeypatch.setattr("samepath.model.network.placement.require", lambda placement: None)
     for batch_invariant, wanted in ((True, "triton"), (False, "torch")):
         network = CausalLM(tiny_model().config, "triton")
-        placed = Placement(backend="triton", batch_invariant=batch_invariant).place(network)
+        placed = place(network, Placement(backend="triton", batch_invariant=batch_invariant))
         modules = [module for module in placed.modules() if isinstance(module, KernelModule)]
         assert placed.batch_invariant == batch_invariant
         assert {module.row_backend for module in modules} == {wanted}
@@ -57,14 +58,14 @@ def test_triton_without_gpu_or_interpreter_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr("samepath.model.network.placement.triton_problem", lambda: None)
     monkeypatch.setattr("samepath.model.network.placement.interpreting", lambda: False)
     with pytest.raises(PlacementError, match="model.device=cuda"):
-        Placement(backend="triton").require()
+        require(Placement(backend="triton"))
 
 
 def test_bfloat16_rounds_weights_and_leaves_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("samepath.model.network.placement.triton_problem", lambda: None)
     monkeypatch.setattr("samepath.model.network.placement.interpreting", lambda: True)
     model, wanted = tiny_model(), tiny_model()
-    Placement(dtype="bfloat16", backend="triton").place(model)
+    place(model, Placement(dtype="bfloat16", backend="triton"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
     assert torch.equal(model.head.float(), wanted.head.bfloat16().float())
@@ -76,7 +77,7 @@ def test_forward_pass_keeps_everything_on_its_device(monkeypatch: pytest.MonkeyP
     batch = packed_input(tiny_model().config, random_sequences(tiny_model().config, (21, 9)))
     wanted_ND, _ = run(tiny_model(), batch)
     with gpu_stand_in(monkeypatch):
-        model = Placement(device="cuda").place(tiny_model())
+        model = place(tiny_model(), Placement(device="cuda"))
         hidden_ND, trace = run(model, batch)
         assert hidden_ND.device == GPU
         assert {route.device for route in trace.routes} == {GPU}

@@ -8,9 +8,8 @@ import torch
 
 from samepath.rl.diagnostics.numerics import NumericsGap
 from samepath.rl.diagnostics.step import HeadStatistics, StepSequences, StepTokens, gather_step, quantiles, step_metrics
-from samepath.rl.objective.kl import KlSettings
-from samepath.rl.objective.objective import LossInputs, ObjectiveSettings, policy_loss
-from samepath.rl.objective.sequence_mask import SequenceMaskSettings
+from samepath.rl.objective.objective import LossInputs, policy_loss
+from samepath.rl.recipe.objective import KlSettings, ObjectiveSettings, SequenceMaskSettings
 
 LOG2 = math.log(2)
 

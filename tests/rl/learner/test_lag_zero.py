@@ -12,7 +12,8 @@ from samepath.model.text.tokenizer import Tokenizer, character_tokenizer
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.diagnostics.numerics import NumericsMismatchError
 from samepath.rl.learner.update import PolicyUpdater
-from samepath.rl.recipe.algorithm import AlgorithmSettings, LearnerSettings
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.types import Segment

@@ -11,7 +11,7 @@ from samepath.rl.diagnostics.path_record import PathRecord
 from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import random_prompt, request, train_sequences
 

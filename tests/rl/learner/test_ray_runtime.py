@@ -14,14 +14,15 @@ from samepath.model.text.tokenizer import Tokenizer  # noqa: E402
 from samepath.rl.learner.model_source import save_model  # noqa: E402
 from samepath.rl.learner.ray_learner import start_cluster, stop_cluster  # noqa: E402
 from samepath.rl.machine import import_path  # noqa: E402
-from samepath.rl.recipe.recipe import RaySettings  # noqa: E402
+from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.run import start_run  # noqa: E402
 from samepath.rollout.engine_errors import RolloutPoolError  # noqa: E402
 from samepath.rollout.engine_settings import BuiltinSettings  # noqa: E402
-from samepath.rollout.pool.pool import InlinePool, RolloutSettings  # noqa: E402
+from samepath.rollout.pool.pool import InlinePool  # noqa: E402
 from samepath.rollout.pool.ray_pool import RayPool  # noqa: E402
+from samepath.rollout.pool.settings import RolloutSettings  # noqa: E402
 from samepath.rollout.request import GroupRequest  # noqa: E402
-from samepath.rollout.sampling import SamplingSettings  # noqa: E402
+from samepath.rollout.sampling_settings import SamplingSettings  # noqa: E402
 from samepath.rollout.types import Group, Prompt  # noqa: E402
 from tests.conftest import tiny_model  # noqa: E402
 from tests.rl.test_run import comparable  # noqa: E402

@@ -1,15 +1,9 @@
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from samepath.rl.objective.aggregation import (
-    AggregationSettings,
-    sequence_mean,
-    sequence_sum,
-    token_weights,
-    trained_lengths,
-)
+from samepath.rl.objective.aggregation import sequence_mean, sequence_sum, token_weights, trained_lengths
+from samepath.rl.recipe.objective import AggregationSettings
 
 # Sequences 0 and 1 (group 4) with 3 and 1 trained tokens, sequence 2 (group 9) with 2; rows 0 and 4 are prompt rows.
 SEQUENCE_N = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
@@ -70,14 +64,3 @@ def test_sequence_sum_and_mean_leave_untrained_rows_out_even_if_nan() -> None:
     assert means_B.tolist() == [3.0, 5.0, -1.5, 0.0]
     (gradient_N,) = torch.autograd.grad(means_B.sum(), values_N)
     torch.testing.assert_close(gradient_N, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3, 0, 1, 0.5, 0.5]))
-
-
-def test_aggregation_settings_constant_without_length_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"fixed_length must be at least 1 with mode `constant`.*max_new_tokens"):
-        AggregationSettings(mode="constant")
-
-
-@pytest.mark.parametrize("mode", ["sequence_mean", "token_mean"])
-def test_aggregation_settings_length_without_effect_is_refused(mode: str) -> None:
-    with pytest.raises(ValidationError, match=f"must be 0 with mode `{mode}`"):
-        AggregationSettings(mode=mode, fixed_length=128)

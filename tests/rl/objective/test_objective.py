@@ -8,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samepath.rl.objective.aggregation import AggregationSettings, token_weights
-from samepath.rl.objective.importance_ratio import ImportanceSettings
-from samepath.rl.objective.kl import KlSettings
-from samepath.rl.objective.objective import LossInputs, ObjectiveSettings, policy_loss
-from samepath.rl.objective.sequence_mask import SequenceMaskSettings
+from samepath.rl.objective.aggregation import token_weights
+from samepath.rl.objective.objective import LossInputs, policy_loss
+from samepath.rl.recipe.objective import (
+    AggregationSettings,
+    ImportanceSettings,
+    KlSettings,
+    ObjectiveSettings,
+    SequenceMaskSettings,
+)
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
 SURROGATES = ("grpo", "gspo", "cispo")

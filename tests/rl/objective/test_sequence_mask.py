@@ -1,8 +1,7 @@
-import pytest
 import torch
-from pydantic import ValidationError
 
-from samepath.rl.objective.sequence_mask import SequenceMaskSettings, kept_sequences, off_policy_statistic
+from samepath.rl.objective.sequence_mask import kept_sequences, off_policy_statistic
+from samepath.rl.recipe.objective import SequenceMaskSettings
 
 # Three sequences of 2, 1 and 1 trained tokens; row 1 is a prompt row that must not count.
 SEQUENCE_N = torch.tensor([0, 0, 0, 1, 2])
@@ -43,9 +42,3 @@ def test_kept_sequences_far_in_the_other_direction_is_kept() -> None:
 def test_kept_sequences_disabled_keeps_all() -> None:
     kept_B = kept_sequences(torch.tensor([-1.0]), torch.tensor([9.0]), SequenceMaskSettings(enabled=False))
     assert kept_B.tolist() == [True]
-
-
-@pytest.mark.parametrize("values", [{"delta": 0.0}, {"delta": -1.0}, {"threshold": 0.1}])
-def test_sequence_mask_settings_out_of_range_or_unknown_is_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        SequenceMaskSettings.model_validate(values)

@@ -7,9 +7,8 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from samepath.rl.tasks.file import FileTask
+from samepath.rl.recipe.task import FileTask
 from samepath.rl.tasks.row import TaskError, canonical_text
 from samepath.rl.tasks.tasks import build_task
 
@@ -183,15 +182,6 @@ def test_build_file_parquet_problems_name_column_and_row(tmp_path):
         tmp_path, "rows.parquet", columns={"extra": ["day"]}
     )
     assert build(tmp_path, "rows.parquet", held_out_fraction=0.5).name == "rows"
-
-
-@pytest.mark.parametrize(
-    "held_out",
-    [{}, {"held_out_fraction": 0.1, "held_out_path": "x"}, {"held_out_fraction": 1.0}, {"held_out_fraction": -0.1}],
-)
-def test_file_task_needs_exactly_one_source_of_held_out_rows(held_out):
-    with pytest.raises(ValidationError, match="held_out_fraction"):
-        FileTask(path="x", **held_out)
 
 
 def test_build_file_paths_are_relative_to_the_recipe(tmp_path):

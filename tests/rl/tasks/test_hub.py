@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from pydantic import ValidationError
 
-from samepath.rl.tasks.hub import HubTask
+from samepath.rl.recipe.task import HubTask
 from samepath.rl.tasks.hub_folder import HubUnreachableError, hub_folder
 from samepath.rl.tasks.row import Task, TaskError
 from samepath.rl.tasks.tasks import build_task
@@ -161,16 +160,3 @@ def test_build_hub_without_the_package_names_the_extra(gsm: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TaskError, match=r"pip install samepath\[hub\]"):
         build_task(HubTask(path="gsm8k", config="main"), gsm.parent)
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"held_out_split": ""}, "give held_out_split, or held_out_fraction above 0"),
-        ({"held_out_fraction": 0.1}, "give held_out_split, or held_out_fraction above 0"),
-        ({"held_out_split": "train"}, "held_out_split must not be train_split"),
-    ],
-)
-def test_hub_task_held_out_must_be_said_once(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        HubTask.model_validate({"path": "openai/gsm8k", **more})

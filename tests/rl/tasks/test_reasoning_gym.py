@@ -5,10 +5,10 @@ import sys
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
+from samepath.rl.recipe.task import ReasoningGymTask
 from samepath.rl.tasks import reasoning_gym as task_reasoning_gym
-from samepath.rl.tasks.reasoning_gym import ReasoningGymTask, build_reasoning_gym
+from samepath.rl.tasks.reasoning_gym import build_reasoning_gym
 from samepath.rl.tasks.row import TaskError, canonical_text
 
 pytest.importorskip("reasoning_gym")
@@ -98,12 +98,6 @@ def test_train_rows_index_outside_is_refused():
 def test_build_reasoning_gym_bad_settings_say_what_to_do(more, said):
     with pytest.raises(TaskError, match=said):
         build(**more)
-
-
-@pytest.mark.parametrize("params", [{"seed": 1}, {"size": 1}])
-def test_reasoning_gym_task_seed_and_size_are_not_params(params):
-    with pytest.raises(ValidationError, match="params must not hold"):
-        ReasoningGymTask(dataset="chain_sum", params=params)
 
 
 def test_build_reasoning_gym_dataset_without_answers_warns():

@@ -4,7 +4,7 @@ from samepath.model.text.chat import ChatForm, ChatTemplate
 from samepath.model.text.tokenizer import Tokenizer, character_tokenizer
 from samepath.rl.tasks.requests import group_request
 from samepath.rl.tasks.row import TaskRow
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import ALPHABET
 
 

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from samepath.rl.recipe.file import dump_recipe, load_recipe
 from samepath.rl.recipe.node import RecipeError
-from samepath.rl.tasks.file import FileTask
-from samepath.rl.tasks.tasks import TaskSettings, build_task
+from samepath.rl.recipe.task import FileTask, TaskSettings
+from samepath.rl.tasks.tasks import build_task
 
 
 class Recipe(BaseModel):

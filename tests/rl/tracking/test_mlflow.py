@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from samepath.rl.cli import app
 from samepath.rl.machine import set_missing_variables
 from samepath.rl.recipe.file import dump_recipe
-from samepath.rl.tracking.build import TrackingSettings
+from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe
 from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command
 from samepath.rl.tracking.sink import RunStart

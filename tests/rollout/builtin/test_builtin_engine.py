@@ -12,7 +12,7 @@ from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.pages import PagePool
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_model
 from tests.engine_runs import (

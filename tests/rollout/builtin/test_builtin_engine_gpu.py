@@ -8,11 +8,12 @@ import torch
 from samepath.model.files.checkpoint import published_tensors
 from samepath.model.network import dispatch
 from samepath.model.network.network import CausalLM
-from samepath.model.network.placement import Placement, TypeName
+from samepath.model.network.placement import place
+from samepath.model.placement import Placement, TypeName
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_config
 from tests.engine_runs import (
@@ -35,7 +36,7 @@ SAMPLING = SamplingSettings(max_new_tokens=14, temperature=0.7, top_p=0.9)
 def made(placement: Placement) -> CausalLM:
     model = CausalLM(tiny_config(), placement.backend)
     model.initialise(0)
-    return placement.place(model)
+    return place(model, placement)
 
 
 def sampled(placement: Placement, **sizes: int) -> list[Group]:
@@ -64,7 +65,7 @@ def test_graphs_of_every_family_equal_launched_passes_bit_for_bit(name: str, dty
         model = CausalLM(family_config(name), placement.backend)
         model.initialise(0)
         engine = BuiltinEngine(
-            placement.place(model), TOKENIZER, BuiltinSettings.model_validate({"cuda_graph": cuda_graph})
+            place(model, placement), TOKENIZER, BuiltinSettings.model_validate({"cuda_graph": cuda_graph})
         )
         return engine, engine.run(mixed_requests())
 
@@ -103,7 +104,7 @@ def test_graphs_of_a_large_vocabulary_give_the_learners_log_probabilities() -> N
     def model() -> CausalLM:
         network = CausalLM(tiny_config(vocab_size=5000), "triton")
         network.initialise(0)
-        return placement.place(network)
+        return place(network, placement)
 
     engine = BuiltinEngine(model(), TOKENIZER, BuiltinSettings(cuda_graph="on"))
     sampling = SamplingSettings(max_new_tokens=20, temperature=0.8, top_p=0.9, ignore_stop=True)

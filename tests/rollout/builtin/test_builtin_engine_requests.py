@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.engine_runs import LEARNER, SAMPLINGS, TOKENIZER, assert_nothing_leaked, assert_same_samples, make_engine
 from tests.tiny_runs import packed_input, request, run
 

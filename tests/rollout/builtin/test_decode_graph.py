@@ -20,7 +20,7 @@ from samepath.rollout.builtin.graph_capture import (
 )
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_model
 from tests.engine_runs import (
     TOKENIZER,

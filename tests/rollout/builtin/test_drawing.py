@@ -6,7 +6,8 @@ import torch
 
 from samepath.kernels.head.logprob import kept_words
 from samepath.rollout.builtin.drawing import draw_rows, kept_ids, read_report
-from samepath.rollout.sampling import SamplingSettings, setting_rows
+from samepath.rollout.sampling import setting_rows
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_model
 
 

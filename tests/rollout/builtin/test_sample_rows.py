@@ -4,7 +4,8 @@ import numpy as np
 
 from samepath.rollout.builtin.sample_rows import INPUT_ROWS, RUN_ROWS, SampleRows
 from samepath.rollout.request import GroupState, SampleState
-from samepath.rollout.sampling import SamplingSettings, uniforms
+from samepath.rollout.sampling import uniforms
+from samepath.rollout.sampling_settings import SamplingSettings
 from tests.tiny_runs import request
 
 ENDS_V = np.arange(10) == 1

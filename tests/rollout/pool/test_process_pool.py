@@ -12,10 +12,11 @@ from samepath.rl.learner.model_source import save_model
 from samepath.rl.machine import child_environment, import_path
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.pool.pool import InlinePool, RolloutSettings, worker_environment
+from samepath.rollout.pool.pool import InlinePool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
+from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_model
 from tests.engine_runs import TOKENIZER, assert_same_samples

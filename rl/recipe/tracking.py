@@ -1,4 +1,4 @@
-"""Settings of what is kept of a run."""
+"""Settings of what is kept of a run, and where."""
 
 from typing import Literal
 from urllib.parse import urlsplit

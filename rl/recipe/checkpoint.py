@@ -1,0 +1,12 @@
+"""Settings of the checkpoints that a run keeps."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CheckpointSettings(BaseModel):
+    """What is kept for resuming."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0 only at the end (and when interrupted)")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")

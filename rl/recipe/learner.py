@@ -1,0 +1,41 @@
+"""Settings of the learner: how it computes, and what of the model it trains."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from samepath.model.transformers.lora_settings import LoraSettings
+
+
+class LearnerSettings(BaseModel):
+    """How the learner computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="passes computed at the same time, one CPU thread each; results depend on it in the last bits",
+    )
+    max_tokens_per_pass: int = Field(
+        4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="transformers models: arithmetic of the layers; weights, optimiser and log-probabilities stay in float32",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only the layers' inputs for the backward and run each layer twice: less memory, same gradients",
+    )
+    lora: LoraSettings = Field(
+        default_factory=lambda: LoraSettings(), description="transformers models: low-rank adapters"
+    )
+    indexer: Literal["frozen", "trained"] = Field(
+        "frozen", description="train the indexer with its own loss during RL, or not"
+    )
+    indexer_lr_scale: float = Field(1.0, gt=0, description="indexer's learning rate over the policy's, when trained")
+    update_timeout_s: float = Field(
+        600.0, gt=0, description="longest wait for the updates of one step under Ray, seconds"
+    )

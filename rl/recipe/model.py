@@ -1,0 +1,116 @@
+"""Settings of the model: built new from sizes, or a checkpoint; and where it computes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from samepath.kernels.backend import Backend
+from samepath.model.config import ModelConfig
+from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
+from samepath.model.placement import DeviceName, Implementation, Placement, TypeName
+
+
+class PlacedModel(BaseModel):
+    """Where a model computes; learner and built-in engine alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: Backend = Field(
+        "torch",
+        description="kernels; `triton`: fused ones for `device: cuda`, with a gap of 0 between sampler and learner",
+    )
+    device: DeviceName = Field(
+        "cpu",
+        description="own network: the CPU, or one GPU a process, which CUDA_VISIBLE_DEVICES or Ray chooses; transformers models go where accelerate puts them",
+    )
+    dtype: TypeName = Field(
+        "float32",
+        description="own network: weights and activations in the passes; with `bfloat16` (backend triton) the optimiser keeps float32 masters",
+    )
+
+    batch_invariant: bool = Field(
+        True,
+        description=(
+            "a row's bits do not depend on its batch, so sampler and learner agree exactly; `false` (with `device: cuda`, `backend: triton`) "
+            "runs dense attention below a measured length, and the library's products: faster, and it leaves a gap"
+        ),
+    )
+
+    @property
+    def placement(self) -> Placement:
+        """The four as one."""
+        return Placement(
+            device=self.device, dtype=self.dtype, backend=self.backend, batch_invariant=self.batch_invariant
+        )
+
+
+class NewModel(PlacedModel):
+    """A network of any family (`config.model_type`) with fresh weights and a character-level tokenizer."""
+
+    kind: Literal["new"] = Field("new", description="build from sizes")
+    alphabet: str = Field(min_length=1, description="the characters of prompts and responses, each once")
+    config: dict[str, Any] = Field(
+        description="sizes under their published names (see model/config.py); vocab_size follows from the alphabet"
+    )
+
+    @property
+    def implementation(self) -> Implementation:
+        """A new network is always the own one."""
+        return "own"
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The sizes, with the number of tokens that the alphabet gives."""
+        return ModelConfig.model_validate({**self.config, "vocab_size": len(self.alphabet) + 2})
+
+    @field_validator("config")
+    @classmethod
+    def _check_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        for key in ("vocab_size", "eos_token_id", "bos_token_id"):
+            if key in config:
+                raise ValueError(f"{key} follows from the alphabet; leave it out")
+        try:
+            ModelConfig.model_validate({"vocab_size": 2, **config})
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()
+            )
+            raise ValueError(problems) from error
+        return config
+
+
+class CheckpointModel(PlacedModel):
+    """A checkpoint folder in the published layout, or a hub name that transformers' hub client resolves."""
+
+    kind: Literal["checkpoint"] = Field("checkpoint", description="load weights")
+    path: str = Field(min_length=1, description="folder (relative to the recipe) or hub name such as organisation/name")
+    implementation: Implementation = Field(
+        "own", description="`own`: this package's network; `transformers`: any of its causal language models"
+    )
+    expected: dict[str, Any] = Field(
+        default_factory=dict,
+        description=(
+            "sizes that the checkpoint's config.json must have, under its own names; where the hub cannot be reached, "
+            "`samepath validate` goes by them"
+        ),
+    )
+
+    @field_validator("expected")
+    @classmethod
+    def _check_expected(cls, expected: dict[str, Any]) -> dict[str, Any]:
+        if expected and "model_type" not in expected:
+            raise ValueError("model_type must be among the sizes, as it is in config.json")
+        # Sizes of other types are compared, only not counted.
+        if expected.get("model_type") in KNOWN_TYPES:
+            published_sizes(expected)
+        return expected
+
+
+def _short_form(value: object) -> object:
+    """`model: NAME` stands for `{kind: checkpoint, path: NAME}`."""
+    return {"kind": "checkpoint", "path": value} if isinstance(value, str) else value
+
+
+ModelSettings = Annotated[
+    Annotated[NewModel | CheckpointModel, Field(discriminator="kind")], BeforeValidator(_short_form)
+]

@@ -1,0 +1,20 @@
+"""Settings of the rollout workers."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RolloutSettings(BaseModel):
+    """How many workers sample, and how long anybody waits for them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: int = Field(2, ge=1, le=1024, description="rollout actors under Ray; `runtime: inline` always has one")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of a worker")
+    start_timeout_s: float = Field(120.0, gt=0, description="longest wait for a worker to load its model, seconds")
+    stall_timeout_s: float = Field(
+        120.0, gt=0, description="longest time without any answer from a worker before it is replaced, seconds"
+    )
+    max_replacements: int = Field(8, ge=0, description="workers replaced in one run before it is stopped")
+    gpus: float = Field(
+        1.0, gt=0, le=1, description="under Ray with `model.device: cuda`: GPUs of a worker; a fraction shares one"
+    )

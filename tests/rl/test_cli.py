@@ -1,0 +1,53 @@
+"""The command line in a fresh interpreter: what is asked of settings alone is answered without the heavy packages."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+HEAVY = {"torch", "transformers", "numpy", "ray", "mlflow", "vllm", "triton", "accelerate", "pyarrow", "datasets"}
+PROGRAM = """
+import sys
+from samepath.rl.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *sorted(sys.modules), file=sys.stderr)
+"""
+
+
+def called(*arguments: str) -> tuple[int, str, str, set[str]]:
+    """(exit status, stdout, stderr, loaded modules) of `samepath …`."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=60)
+    said, _, loaded = done.stderr.rpartition("loaded: ")
+    return done.returncode, done.stdout, said, set(loaded.split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("validate", "-h"), ("--version",), ("schema",)])
+def test_main_without_a_run_loads_no_heavy_package(arguments: tuple[str, ...]) -> None:
+    status, printed, said, loaded = called(*arguments)
+    assert (status, said) == (0, "")
+    assert printed
+    assert "samepath.rl.recipe.recipe" in loaded
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("rl.group_sise=8", "rl.group_sise: unknown key; did you mean rl.group_size?"),
+        ("rl.group_size=few", "rl.group_size: must be a valid integer"),
+        ("rl.group_size=1", "rl.group_size: must be greater than or equal to 2; got 1"),
+        ("engine.max_sequences=4", "engine.max_sequences=4 must hold a whole group"),
+    ],
+)
+def test_validate_reports_what_the_settings_show_before_a_heavy_package_is_loaded(override: str, problem: str) -> None:
+    status, printed, said, loaded = called("validate", "recipes/quickstart.yaml", override)
+    assert (status, printed) == (1, "")
+    assert problem in said
+    assert loaded & HEAVY == set()
+
+
+def test_version_is_the_installed_one() -> None:
+    assert called("--version")[1] == f"samepath {version('samepath')}\n"
