@@ -18,7 +18,7 @@ from tests.tiny_runs import packed_input, random_sequences, run
 def test_the_default_is_the_cpu_in_float32_and_changes_nothing() -> None:
     model = tiny_model()
     weights = [parameter.data_ptr() for parameter in model.parameters()]
-    assert ON_CPU.place(model) is model
+    assert place(model, ON_CPU) is model
     assert [parameter.data_ptr() for parameter in model.parameters()] == weights
 
 
