@@ -1,4 +1,4 @@
-"""Supervised cold start on traces generated from the task: language-model loss, the indexer's own loss, router balancing.
+"""Supervised cold start on worked answers, made from the task's rows: language-model loss, the indexer's own loss, router balancing.
 
 Axes: N rows, M response tokens, E experts, L mixture-of-experts layers.
 """
@@ -17,7 +17,7 @@ from samepath.rl.batch.pack import TrainSequence, pack, split_by_tokens
 from samepath.rl.learner.master_weights import MasterWeights
 from samepath.rl.learner.pass_pool import PassPool, add_gradients, gradients_of
 from samepath.rl.learner.policy_pass import run_policy
-from samepath.rl.learner.worked_answers import TraceFunction, resolve_traces
+from samepath.rl.learner.worked_answers import AnswerWriter, resolve_answer_writer
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import Task
 from samepath.rollout.types import MISSING_ROUTE, Segment
@@ -35,14 +35,16 @@ class _Pass:
 
 
 class ColdStart:
-    """Draws traces deterministically by step and trains on them."""
+    """Draws worked answers deterministically by step and trains on them."""
 
     def __init__(
         self, model: Policy, tokenizer: Tokenizer, task: Task, settings: ColdStartSettings, seed: int, pool: PassPool
     ) -> None:
         self.model, self.tokenizer, self.task, self.settings, self.seed = model, tokenizer, task, settings, seed
         self._pool = pool
-        self._traces: TraceFunction = resolve_traces(settings.traces, {**settings.options, **settings.late_options})
+        self._write_answer: AnswerWriter = resolve_answer_writer(
+            settings.traces, {**settings.options, **settings.late_options}
+        )
         self._weights = MasterWeights(list(model.parameters()))
         self._optimizer = torch.optim.AdamW(
             self._weights.masters,
@@ -62,7 +64,7 @@ class ColdStart:
         sequences = []
         for _ in range(self.settings.batch_size):
             row = self.task.train[rng.randrange(len(self.task.train))]
-            response = self._traces(row, rng, **options)
+            response = self._write_answer(row, rng, **options)
             prompt_ids = row.encode(self.tokenizer)
             response_ids = self.tokenizer.encode_continuation(response)
             sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
@@ -151,7 +153,7 @@ def supervised_sequence(prompt_ids: tuple[int, ...], response_ids: tuple[int, ..
     total = len(prompt_ids) + len(response_ids)
     if total > model.shape.max_position_embeddings:
         raise ValueError(
-            f"prompt and trace must fit max_position_embeddings={model.shape.max_position_embeddings}; got {total} tokens"
+            f"prompt and worked answer must fit max_position_embeddings={model.shape.max_position_embeddings}; got {total} tokens"
         )
     trained = np.arange(total) >= len(prompt_ids)
     segment = Segment(

@@ -16,7 +16,7 @@ from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, sharing_met
 from samepath.rl.batch.route_check import RouteError
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.numerics import LagZero, NumericsGap
-from samepath.rl.diagnostics.path_record import PathRecord
+from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.diagnostics.step import HeadStatistics, gather_step, step_metrics
 from samepath.rl.learner.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.learner.pass_pool import PassPool, add_gradients, gradients_of
@@ -146,7 +146,7 @@ class PolicyUpdater:
         running = self._pool.stream(
             lambda pair: self._pass(batch, pair[0], pair[1], len(parts), parameters), zip(parts, weights)
         )
-        record = PathRecord(self.model.shape)
+        followed = PathCounts(self.model.shape)
         passes: list[_Pass] = []
         for part, done in zip(parts, running):
             add_gradients(self._weights.of(parameters), done.gradients)
@@ -155,16 +155,16 @@ class PolicyUpdater:
             passes.append(done)
             if lag_0 is not None and part.first_M is None:
                 lag_0.add(part.batch, part.indices, done.result.logprobs_M)
-            record.add(part.batch, done.result.trace, part.routes_LNX is not None)
-            report.add_part(part.indices, done.terms, done.inputs, part.batch, record.last_flips_B)
+            followed.add(part.batch, done.result.trace, part.routes_LNX is not None)
+            report.add_part(part.indices, done.terms, done.inputs, part.batch, followed.last_flips_B)
             report.add_metrics({"learner/loss_part": float(done.loss)})
         inputs, terms = [done.inputs for done in passes], [done.terms for done in passes]
         heads = [_head_statistics(done.result, part.batch) for part, done in zip(parts, passes)]
         if lag_0 is not None and (gap := lag_0.gap(self.rl.max_gap_at_lag_0 if self._same_path else None)) is not None:
             self._gap = gap
-            report.first = {"policy/gap_at_lag_0": gap.max_abs, "routing/flip_rate_at_lag_0": record.flip_rate}
+            report.first = {"policy/gap_at_lag_0": gap.max_abs, "routing/flip_rate_at_lag_0": followed.flip_rate}
         report.add_metrics(sharing_metrics([part.batch for part in parts]))
-        report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **record.metrics()})
+        report.add_metrics({**step_metrics(*gather_step(inputs, terms, heads), self._gap), **followed.metrics()})
 
     def _pass(
         self, batch: TrainBatch, part: _Part, weights_M: Tensor, num_parts: int, parameters: list[torch.nn.Parameter]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from samepath.rl.tasks.row import TaskRow
 
 
-class TraceFunction(Protocol):
+class AnswerWriter(Protocol):
     """`f(row, rng, **options) -> str`: a response, without the end-of-sequence token."""
 
     def __call__(self, row: TaskRow, rng: random.Random, **options: Any) -> str:
@@ -18,7 +18,7 @@ class TraceFunction(Protocol):
         ...
 
 
-def resolve_traces(path: str, options: Mapping[str, Any]) -> TraceFunction:
+def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter:
     """Import `package.module:function` and check that it takes a row, a generator and the options. Raises ValueError."""
     module_name, _, name = path.partition(":")
     try:
@@ -54,7 +54,7 @@ def arithmetic_sum(
     match = re.fullmatch(r"(-?\d+)((?:[+-]\d+)+)=?", row.text.replace(" ", ""))
     if match is None:
         raise ValueError(
-            f"arithmetic_sum needs a text like 12+34-5=; got {row.text!r} (row {row.row_id}). Use a trace function for this task."
+            f"arithmetic_sum needs a text like 12+34-5=; got {row.text!r} (row {row.row_id}). Name a function for this task in cold_start.traces."
         )
     total = int(match[1])
     terms = [int(sign + number) for sign, number in re.findall(r"([+-])(\d+)", match[2])]

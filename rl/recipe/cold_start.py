@@ -17,11 +17,11 @@ class ColdStartSettings(BaseModel):
     traces: str = Field(
         "samepath.rl.learner.worked_answers:arithmetic_sum",
         pattern=r"^[\w.]+:\w+$",
-        description="function that writes a response for a task row",
+        description="function that writes a worked answer for a task row",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
     late_steps: int = Field(
-        0, ge=0, description="last steps, whose traces are written with `late_options` laid over `options`"
+        0, ge=0, description="last steps, whose worked answers are written with `late_options` laid over `options`"
     )
     late_options: dict[str, Any] = Field(
         default_factory=dict,

@@ -24,13 +24,13 @@ class TrackingSettings(BaseModel):
         default=8,
         ge=0,
         le=512,
-        description="Rollouts of each step that become MLflow traces; a trace costs some 40 ms.",
+        description="Rollouts of each step that become MLflow traces; one costs some 40 ms.",
     )
     max_text_chars: int = Field(
         default=8000,
         ge=100,
         le=1_000_000,
-        description="Prompt and response are cut to this many characters in a trace.",
+        description="Prompt and response are cut to this many characters in an MLflow trace.",
     )
     max_queued_events: int = Field(
         default=1000,

@@ -95,7 +95,7 @@ def links(uri: str, experiment_id: str, run_id: str, port: int = DEFAULT_PORT) -
     """Return links to a run's pages by name: `charts`, `run`, `rollouts` and `compare`.
 
     For a store in a file they lead to the page that `samepath ui` serves on `port`. They skip MLflow's start page, which
-    shows request counts and latencies as soon as an experiment has traces.
+    shows request counts and latencies as soon as an experiment has MLflow traces.
     """
     is_server = urlsplit(uri).scheme in ("http", "https")
     base = uri.rstrip("/") if is_server else f"http://127.0.0.1:{port}"

@@ -13,7 +13,7 @@ from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_t
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
 from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
-from samepath.rl.learner.worked_answers import resolve_traces
+from samepath.rl.learner.worked_answers import resolve_answer_writer
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import HubUnreachableError
@@ -38,7 +38,7 @@ class NotCheckedError(Exception):
 
 
 def validate_recipe(recipe: Recipe, recipe_dir: Path) -> Validation:
-    """Check task, model, tokenizer, prompts, rewards, traces, engine and memory; every problem is a finding, none is raised."""
+    """Check task, model, tokenizer, prompts, rewards, worked answers, engine and memory; every problem is a finding, none is raised."""
     return _Checks(recipe, recipe_dir).run()
 
 
@@ -69,7 +69,7 @@ class _Checks:
             self._check("chat template", self._chat)
         self._check("prompts", self._prompts)
         if self.recipe.cold_start.steps:
-            self._check("cold start", self._traces)
+            self._check("cold start", self._worked_answers)
         self._check("reward", self._reward)
         self._engine()
         self._memory()
@@ -237,9 +237,9 @@ class _Checks:
                 f"engine.cache_tokens={engine.cache_tokens} must hold a whole group; row {row.row_id} with {size} samples needs {needed}"
             )
 
-    def _traces(self) -> str:
+    def _worked_answers(self) -> str:
         settings = self.recipe.cold_start
-        resolve_traces(settings.traces, {**settings.options, **settings.late_options})
+        resolve_answer_writer(settings.traces, {**settings.options, **settings.late_options})
         return f"{settings.steps} steps on {settings.traces}"
 
     def _reward(self) -> str:

@@ -7,7 +7,7 @@ import torch
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_by_tokens
-from samepath.rl.diagnostics.path_record import PathRecord
+from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.engine_settings import BuiltinSettings
@@ -105,7 +105,7 @@ def test_run_policy_with_a_shared_prompt_equals_each_sample_alone(group: list[Tr
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_path_record_of_a_shared_prompt_counts_it_for_each_sample(group: list[TrainSequence]) -> None:
+def test_path_counts_of_a_shared_prompt_counts_it_for_each_sample(group: list[TrainSequence]) -> None:
     """Flips, missing rows and loads of one packed group are those of its samples packed one by one."""
     config = tiny_config()
     moved = tiny_model()
@@ -115,7 +115,7 @@ def test_path_record_of_a_shared_prompt_counts_it_for_each_sample(group: list[Tr
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     for entry in group:
         entry.segment.routes[3] = -1
-    shared, separate, flips = PathRecord(config), PathRecord(config), []
+    shared, separate, flips = PathCounts(config), PathCounts(config), []
     with torch.no_grad():
         together = pack(group, config)
         shared.add(together, full_pass(moved, together)[2].trace, replayed=True)

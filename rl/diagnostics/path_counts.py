@@ -14,7 +14,7 @@ from samepath.rl.batch.pack import PackedBatch
 from samepath.rl.diagnostics.routing import routing_metrics, selection_metrics
 
 
-class PathRecord:
+class PathCounts:
     """Sums over the passes of one update."""
 
     def __init__(self, shape: ModelShape) -> None:
