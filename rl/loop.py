@@ -60,7 +60,7 @@ class Loop:
 
         clock.start("scoring")
         groups = self.scorer.collect(sampled)
-        batch, advantages_by_group = training_batch(groups, self.recipe.rl, self.recipe.sampling)
+        batch, advantages_by_group = training_batch(groups, self.recipe.rl)
 
         clock.start("learning")
         report = None

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from samepath.model.shape import ModelShape
 from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.sampling_settings import SamplingSettings
+from samepath.rollout.sampling_settings import SamplingSettings, resolve_sampling
 from samepath.rollout.types import Prompt, Rollout
 
 
@@ -24,13 +24,14 @@ class GroupRequest:
     prompt: Prompt
     """What to answer."""
     sampling: SamplingSettings
-    """Resolved settings (the prompt's own overrides applied)."""
+    """How to draw it; once the request is made, with the prompt's own overrides applied. What samples and what learns read this alone."""
     seeds: tuple[int, ...]
     """One 64-bit seed a sample; equal seeds and weights give equal samples whatever else the engine does."""
 
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError(f"a group needs at least one seed, one for each sample; {self.group_id} has none")
+        object.__setattr__(self, "sampling", resolve_sampling(self.sampling, self.prompt.sampling))
 
     def pages_needed(self, page_size: int) -> int:
         """Pages to prefill the prompt and to fork every sample with room for its longest response."""
@@ -84,11 +85,5 @@ class SampleState:
     """Row of the engine's tables."""
     pages: list[int]
     """Pages it holds a reference to."""
-    tokens: list[int] = field(default_factory=list)
-    """Sampled token ids; these and the next two are kept in the engine's tables until they are asked for."""
-    logprobs: list[float] = field(default_factory=list)
-    """Their log-probabilities."""
-    versions: list[int] = field(default_factory=list)
-    """Weight version of each."""
     supports: list[NDArray[np.int32]] = field(default_factory=list)
-    """Kept ids of each (empty: full vocabulary); unused when nothing truncates."""
+    """Kept ids of each sampled token (empty: full vocabulary); unused when nothing truncates. Whatever has one entry a token stands in the tables."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.head.logprob import sampling_logprobs
+from samepath.kernels.head.logprob import sampling_logprobs, scaled_logits
 from samepath.rollout.sampling_settings import SamplingSettings
 
 DRAW_BLOCK = 512
@@ -57,21 +57,22 @@ def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDAr
 
 
 def candidates(logits_BV: Tensor, temperature_B: Tensor, settings_5B: Tensor) -> tuple[Tensor, Tensor]:
-    """(kept_BV, over_cap_B) of `setting_rows`. A row that keeps everything, or more than its cap, is all False."""
-    order = sampling_logprobs(logits_BV, temperature_B, None).exp().sort(dim=-1, descending=True, stable=True)
-    ranks_V = torch.arange(logits_BV.shape[1], device=logits_BV.device)
+    """(kept_BV, over_cap_B) of `setting_rows`. A row that keeps everything, or more than its cap, is all False.
+
+    In vLLM's order: temperature, then min-p and top-k (tokens as likely as the k-th stay), then top-p over what these left, renormalised.
+    """
+    order = scaled_logits(logits_BV, temperature_B).sort(dim=-1, descending=True, stable=True)
     _, top_k_B, top_p_B, min_p_B, cap_B = settings_5B
     truncates_B = (top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0)
-    min_p_B1 = min_p_B.to(order.values.dtype)[:, None]
+    place_B1 = (top_k_B.long() - 1).clamp(0, logits_BV.shape[1] - 1)[:, None]
+    best_B1, kth_B1 = order.values[:, :1], order.values.gather(1, place_B1)
+    left_sorted_BV = (order.values - best_B1).exp() >= min_p_B.to(order.values.dtype)[:, None]
+    left_sorted_BV &= (order.values >= kth_B1) | (top_k_B == 0)[:, None]
+    left_BV = torch.zeros_like(left_sorted_BV).scatter_(1, order.indices, left_sorted_BV)
+    probs_sorted_BV = sampling_logprobs(logits_BV, temperature_B, ~left_BV).exp().gather(1, order.indices)
     # In float64: how a library groups the additions of a row may follow the number of rows, and must not decide.
-    before_BV = order.values.cumsum(-1, dtype=torch.float64) - order.values
-    kept_sorted_BV = (
-        ((ranks_V < top_k_B[:, None]) | (top_k_B == 0)[:, None])
-        & ((before_BV < top_p_B[:, None]) | (top_p_B >= 1)[:, None])
-        & (order.values >= min_p_B1 * order.values[:, :1])
-    )
-    # The best token is always kept.
-    kept_sorted_BV = kept_sorted_BV | (ranks_V == 0)
+    before_BV = probs_sorted_BV.cumsum(-1, dtype=torch.float64) - probs_sorted_BV
+    kept_sorted_BV = left_sorted_BV & ((before_BV < top_p_B[:, None]) | (top_p_B >= 1)[:, None])
     kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, order.indices, kept_sorted_BV)
     over_cap_B = (kept_BV.sum(1) > cap_B) & truncates_B
     # A token of probability 0 in float32 is never a candidate of an untruncated row either, so "keeps all" is by settings.

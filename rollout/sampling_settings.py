@@ -13,8 +13,13 @@ class SamplingSettings(BaseModel):
     temperature: float = Field(
         1.0, ge=0, le=10, description="divides the logits; 0 takes the best token (evaluation only)"
     )
-    top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 keeps all")
-    top_p: float = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches p; 1 keeps all")
+    top_k: int = Field(0, ge=0, description="keep the k most likely tokens, and any as likely as the k-th; 0 keeps all")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="keep the fewest tokens whose probability, among those that top_k and min_p left, reaches p; 1 keeps all",
+    )
     min_p: float = Field(
         0.0, ge=0, lt=1, description="keep tokens at least min_p times as likely as the best; 0 keeps all"
     )

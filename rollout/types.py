@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samepath.rewards.score import Score
+from samepath.rollout.sampling_settings import SamplingSettings
 
 MISSING_ROUTE = -1
 """Expert id of a route that the engine did not record (the learner falls back to its live router there)."""
@@ -38,7 +39,7 @@ class Prompt:
     row: int = -1
     """Row in that task's split."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Overrides of the recipe's sampling settings for this prompt only."""
+    """Overrides of the recipe's sampling settings for this prompt only; a `GroupRequest` applies them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +128,14 @@ class Group:
     """All samples of one prompt in one step.
 
     Example:
-        Group(group_id="s3-g0", prompt=prompt, rollouts=(first, second))
+        Group(group_id="s3-g0", prompt=prompt, sampling=SamplingSettings(top_p=0.9), rollouts=(first, second))
     """
 
     group_id: str
     """`s<step>-g<index>`."""
     prompt: Prompt
     """The prompt they answer."""
+    sampling: SamplingSettings
+    """What they were drawn with (the prompt's own overrides applied): the learner reads it here, never from the recipe."""
     rollouts: tuple[Rollout, ...]
     """[G] in sample order."""

@@ -23,7 +23,7 @@ LEARNER = tiny_model()
 SAMPLINGS = (
     SamplingSettings(max_new_tokens=14, ignore_stop=True),
     SamplingSettings(max_new_tokens=20, temperature=0.7, top_p=0.8),
-    SamplingSettings(max_new_tokens=9, temperature=1.3, top_k=5, min_p=0.02),
+    SamplingSettings(max_new_tokens=9, temperature=1.3, top_k=5, top_p=0.8, min_p=0.02),
     SamplingSettings(max_new_tokens=12, top_p=0.9, support_cap=12),
 )
 

@@ -28,7 +28,7 @@ HOUSE: dict[str, str] = {
     """,
     "rollout": """
         sampling_settings engine_settings
-        types sampling request engine_errors counters capabilities stepped_engine
+        types sampling request record stop_strings engine_errors counters capabilities stepped_engine
         builtin/
         vllm/
         engine

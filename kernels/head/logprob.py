@@ -47,11 +47,16 @@ class SupportRows:
         return excluded & (counts > 0)[:, None]
 
 
-def sampling_logprobs(logits_NV: Tensor, temperature_N: Tensor, excluded_NV: Tensor | None) -> Tensor:
-    """Log-probabilities of the sampling distribution, float32 or wider `[N, V]`; the one definition both sides use."""
+def scaled_logits(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
+    """Logits over the temperature of their row."""
     # A division by 1 changes nothing and costs a pass over the vocabulary; on a GPU asking would cost a wait.
     divides = temperature_N.device.type != "cpu" or not bool((temperature_N == 1).all())
-    scaled_NV = logits_NV / temperature_N[:, None] if divides else logits_NV
+    return logits_NV / temperature_N[:, None] if divides else logits_NV
+
+
+def sampling_logprobs(logits_NV: Tensor, temperature_N: Tensor, excluded_NV: Tensor | None) -> Tensor:
+    """Log-probabilities of the sampling distribution, float32 or wider `[N, V]`; the one definition both sides use."""
+    scaled_NV = scaled_logits(logits_NV, temperature_N)
     if excluded_NV is not None:
         scaled_NV = scaled_NV.masked_fill(excluded_NV, -torch.inf)
     return scaled_NV.log_softmax(-1)

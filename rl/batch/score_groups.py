@@ -17,7 +17,6 @@ from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.objective.advantage import advantages, apply_truncation, informative_groups
 from samepath.rl.recipe.algorithm import AlgorithmSettings
-from samepath.rollout.sampling_settings import SamplingSettings, resolve_sampling
 from samepath.rollout.types import Group, Rollout
 
 
@@ -53,7 +52,7 @@ class GroupScorer:
 
 
 def training_batch(
-    groups: Sequence[Group], settings: AlgorithmSettings, sampling: SamplingSettings
+    groups: Sequence[Group], settings: AlgorithmSettings
 ) -> tuple[TrainBatch | None, dict[str, np.ndarray]]:
     """The batch of all scored rollouts with their advantages (None if there is nothing to learn), and each group's advantages by id.
 
@@ -76,7 +75,7 @@ def training_batch(
     used = used_B.nonzero().flatten().tolist()
     if not used:
         return None, by_group
-    prompts = {group.group_id: group.prompt for group in groups}
+    group_of = {group.group_id: group for group in groups}
     sequences = []
     for index in used:
         rollout = rollouts[index]
@@ -84,14 +83,18 @@ def training_batch(
             raise ValueError(
                 f"{rollout.group_id}/{rollout.sample_index}: a single-turn rollout has one segment; got {len(rollout.segments)}"
             )
-        resolved = resolve_sampling(sampling, prompts[rollout.group_id].sampling)
         name = f"{rollout.group_id}/{rollout.sample_index}"
-        sequences.append(TrainSequence(segment=rollout.segments[0], temperature=resolved.temperature, name=name))
+        temperature = group_of[rollout.group_id].sampling.temperature
+        if temperature == 0:
+            raise ValueError(
+                f"{rollout.group_id}: best tokens (temperature 0) were not drawn, so they have no probability to train on"
+            )
+        sequences.append(TrainSequence(segment=rollout.segments[0], temperature=temperature, name=name))
     batch = TrainBatch(
         sequences=tuple(sequences),
         advantages_B=advantages_B[used_B].float().numpy(),
         group_B=group_B[used_B].numpy(),
-        datasets=tuple(prompts[rollouts[index].group_id].dataset for index in used),
+        datasets=tuple(group_of[rollouts[index].group_id].prompt.dataset for index in used),
         in_loss_B=outcome.in_loss_B[used_B].numpy(),
     )
     return batch, by_group

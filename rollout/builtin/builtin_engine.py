@@ -27,16 +27,11 @@ from samepath.rollout.builtin.graph_capture import Capture, CudaCapture, wants_g
 from samepath.rollout.builtin.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.builtin.pages import PagePool
 from samepath.rollout.builtin.prompt_queue import PromptQueue
-from samepath.rollout.builtin.recording import (
-    failed_rollouts,
-    finish_reason,
-    finished_rollout,
-    group_so_far,
-    read_slots,
-)
+from samepath.rollout.builtin.recording import finish_reason, finished_rollout, read_slots
 from samepath.rollout.builtin.sample_rows import SampleRows
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.record import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
@@ -227,10 +222,11 @@ class BuiltinEngine(SteppedEngine):
                 sample.supports.append(ids)
         ended = []
         for place in self._tables.may_end(rows, self._ends_V):
-            self._tables.write_back(ready[place])
-            reason = finish_reason(ready[place], self.tokenizer)
+            sample = ready[place]
+            token_ids = self._tables.sampled(sample.row).token_ids
+            reason = finish_reason(sample.group.request.sampling, token_ids, self.tokenizer)
             if reason:
-                ended.append((ready[place], reason))
+                ended.append((sample, reason))
         return self._finish(ended)
 
     def _finish(self, ended: list[tuple[SampleState, str]]) -> list[Group]:
@@ -242,8 +238,8 @@ class BuiltinEngine(SteppedEngine):
         groups = []
         for (sample, reason), record in zip(ended, records, strict=True):
             group = sample.group
-            tables.write_back(sample)
-            group.rollouts[sample.index] = finished_rollout(sample, reason, record, self.tokenizer)
+            sampled = tables.sampled(sample.row)
+            group.rollouts[sample.index] = finished_rollout(sample, reason, sampled, record, self.tokenizer)
             tables.free.append(sample.row)
             self._pages.release(sample.pages)
             if len(group.rollouts) == len(group.request.seeds):

@@ -1,6 +1,5 @@
-"""From the engine's state to the typed record of a finished (or failed) sample."""
+"""What the built-in engine knows of a sample at its end: why it ends, and what the cache holds of its tokens."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,21 +9,22 @@ from numpy.typing import NDArray
 
 from samepath.model.key_store import SlotCache
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rollout.request import GroupRequest, GroupState, SampleState
-from samepath.rollout.types import MISSING_ROUTE, Group, Rollout, Segment, Support
+from samepath.rollout.record import SampledTokens, SegmentParts, sampled_rollout, support_rows
+from samepath.rollout.request import SampleState
+from samepath.rollout.sampling_settings import SamplingSettings
+from samepath.rollout.stop_strings import completes_stop
+from samepath.rollout.types import MISSING_ROUTE, Rollout
 
 
-def finish_reason(sample: SampleState, tokenizer: Tokenizer) -> str:
-    """Why the sample ends with its last token: `stop`, `length`, or empty if it goes on."""
-    sampling, token = sample.group.request.sampling, sample.tokens[-1]
+def finish_reason(sampling: SamplingSettings, token_ids: NDArray[np.int32], tokenizer: Tokenizer) -> str:
+    """Why a response of these tokens ends with the last of them: `stop`, `length`, or empty if it goes on. To be asked after each token."""
+    last = int(token_ids[-1])
     if not sampling.ignore_stop:
-        if token in tokenizer.end_ids or token in sampling.stop_token_ids:
+        if last in tokenizer.end_ids or last in sampling.stop_token_ids:
             return "stop"
-        if sampling.stop_strings:
-            text = tokenizer.decode(sample.tokens)
-            if any(stop in text for stop in sampling.stop_strings):
-                return "stop"
-    return "length" if len(sample.tokens) >= sampling.max_new_tokens else ""
+        if sampling.stop_strings and completes_stop(tokenizer.decode, token_ids, sampling.stop_strings):
+            return "stop"
+    return "length" if len(token_ids) >= sampling.max_new_tokens else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,65 +46,22 @@ def read_slots(cache: SlotCache, slots: Sequence[NDArray[np.int64]]) -> list[Slo
     return [SlotRecord(routes=own, fingerprints=prints) for own, prints in zip(routes, fingerprints, strict=True)]
 
 
-def finished_rollout(sample: SampleState, reason: str, record: SlotRecord, tokenizer: Tokenizer) -> Rollout:
+def finished_rollout(
+    sample: SampleState, reason: str, sampled: SampledTokens, record: SlotRecord, tokenizer: Tokenizer
+) -> Rollout:
     """Collect tokens, log-probabilities, routes, supports and fingerprints of a sample."""
     request = sample.group.request
-    prompt_ids = request.prompt.token_ids
-    total = len(prompt_ids) + len(sample.tokens)
+    total = len(request.prompt.token_ids) + len(sampled.token_ids)
     run = len(record.routes)
     routes = np.full((total, *record.routes.shape[1:]), MISSING_ROUTE, np.int16)
     fingerprints = np.zeros((total, record.fingerprints.shape[1]), np.uint64)
     routes[:run], fingerprints[:run] = record.routes, record.fingerprints
     # The last sampled token is never run, whatever stood in the cache.
     routes[-1], fingerprints[-1] = MISSING_ROUTE, 0
-    trained = np.arange(total) >= len(prompt_ids)
-    logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
-    logprobs[trained], versions[trained] = sample.logprobs, sample.versions
-    segment = Segment(
-        token_ids=np.array([*prompt_ids, *sample.tokens], np.int32),
-        trained=trained,
-        sampler_logprobs=logprobs,
-        routes=routes,
-        support=_support(sample),
-        selection_fingerprint=fingerprints,
-        weight_version=versions,
+    parts = SegmentParts(
+        routes_TLX=routes,
+        fingerprints_TL=fingerprints,
+        support=support_rows(sample.supports) if request.sampling.truncates else None,
         finish_reason=reason,
     )
-    return Rollout(
-        prompt_id=request.prompt.prompt_id,
-        group_id=request.group_id,
-        sample_index=sample.index,
-        segments=(segment,),
-        text=tokenizer.decode(sample.tokens),
-        generate_s=time.monotonic() - sample.group.submitted_s,
-    )
-
-
-def _support(sample: SampleState) -> Support | None:
-    if not sample.group.request.sampling.truncates:
-        return None
-    counts = np.array([len(ids) for ids in sample.supports], np.int32)
-    return Support(counts=counts, ids=np.concatenate(sample.supports, dtype=np.int32))
-
-
-def failed_rollouts(request: GroupRequest, failure: str) -> Group:
-    """A group whose samples all carry `failure`: counted by the caller, never trained on."""
-    rollouts = tuple(
-        Rollout(
-            prompt_id=request.prompt.prompt_id,
-            group_id=request.group_id,
-            sample_index=index,
-            segments=(),
-            text="",
-            failure=failure,
-        )
-        for index in range(len(request.seeds))
-    )
-    return Group(group_id=request.group_id, prompt=request.prompt, rollouts=rollouts)
-
-
-def group_so_far(state: GroupState) -> Group:
-    """The group as far as it got, samples without a rollout marked as aborted."""
-    missing = failed_rollouts(state.request, "aborted").rollouts
-    rollouts = tuple(state.rollouts.get(index, missing[index]) for index in range(len(missing)))
-    return Group(group_id=state.request.group_id, prompt=state.request.prompt, rollouts=rollouts)
+    return sampled_rollout(sample.group, sample.index, sampled, parts, tokenizer)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from samepath.rollout.record import SampledTokens
 from samepath.rollout.request import SampleState
 from samepath.rollout.sampling import SETTING_ROWS, setting_rows, uniforms
 
@@ -78,12 +79,14 @@ class SampleRows:
         found: list[int] = places.nonzero()[0].tolist()
         return found
 
-    def write_back(self, sample: SampleState) -> None:
-        """Give the sample its tokens so far, their log-probabilities and weight versions."""
-        drawn = slice(0, int(self.drawn_R[sample.row]))
-        sample.tokens = self._tokens_RS[sample.row, drawn].tolist()
-        sample.logprobs = self._logprobs_RS[sample.row, drawn].tolist()
-        sample.versions = self._versions_RS[sample.row, drawn].tolist()
+    def sampled(self, row: int) -> SampledTokens:
+        """What was drawn for the sample of a row so far: views, which its next tokens and the row's next sample overwrite."""
+        drawn = slice(0, int(self.drawn_R[row]))
+        return SampledTokens(
+            token_ids=self._tokens_RS[row, drawn],
+            logprobs=self._logprobs_RS[row, drawn],
+            versions=self._versions_RS[row, drawn],
+        )
 
     def truncates(self, rows: NDArray[np.int64]) -> bool:
         """True if any of the rows may leave tokens out."""

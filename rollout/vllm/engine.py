@@ -14,10 +14,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rollout.builtin.recording import failed_rollouts, group_so_far
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
 from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.record import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stepped_engine import SteppedEngine

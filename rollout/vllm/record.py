@@ -4,7 +4,6 @@ Axes: T tokens of prompt and response, L mixture-of-experts layers, A all layers
 """
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.engine_errors import EngineRecordError
+from samepath.rollout.record import SampledTokens, SegmentParts, sampled_rollout, support_rows
 from samepath.rollout.request import GroupState
-from samepath.rollout.types import MISSING_ROUTE, Rollout, Segment, Support
+from samepath.rollout.types import MISSING_ROUTE, Rollout, Support
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FINISH_REASONS = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -82,31 +82,20 @@ def recorded_rollout(
     state: GroupState, index: int, completion: Any, binding: RouteBinding, tokenizer: Tokenizer
 ) -> Rollout:
     """The record of one finished (or aborted) request that sampled at least one token."""
-    request = state.request
-    where = f"{request.group_id}/{index}"
-    prompt_ids, sampled = request.prompt.token_ids, list(completion.token_ids)
-    total = len(prompt_ids) + len(sampled)
-    trained = np.arange(total) >= len(prompt_ids)
-    logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
-    logprobs[trained], versions[trained] = _logprobs(completion, where), _versions(completion, where)
-    segment = Segment(
-        token_ids=np.array([*prompt_ids, *sampled], np.int32),
-        trained=trained,
-        sampler_logprobs=logprobs,
-        routes=binding.routes(completion.routed_experts, total, where),
+    where = f"{state.request.group_id}/{index}"
+    sampled = SampledTokens(
+        token_ids=np.array(completion.token_ids, np.int32),
+        logprobs=np.array(_logprobs(completion, where), np.float32),
+        versions=np.array(_versions(completion, where), np.int32),
+    )
+    total = len(state.request.prompt.token_ids) + len(sampled.token_ids)
+    parts = SegmentParts(
+        routes_TLX=binding.routes(completion.routed_experts, total, where),
+        fingerprints_TL=None,
         support=_support(state, completion, where),
-        selection_fingerprint=None,
-        weight_version=versions,
         finish_reason=FINISH_REASONS[completion.finish_reason],
     )
-    return Rollout(
-        prompt_id=request.prompt.prompt_id,
-        group_id=request.group_id,
-        sample_index=index,
-        segments=(segment,),
-        text=tokenizer.decode(sampled),
-        generate_s=time.monotonic() - state.submitted_s,
-    )
+    return sampled_rollout(state, index, sampled, parts, tokenizer)
 
 
 def _logprobs(completion: Any, where: str) -> list[float]:
@@ -145,5 +134,4 @@ def _support(state: GroupState, completion: Any, where: str) -> Support | None:
     for row, token in zip(rows, completion.token_ids):
         if row and token not in row:
             raise EngineRecordError(f"{where}: token {token} is not among its own {len(row)} candidates")
-    ids = [np.sort(np.array(row, np.int32)) for row in rows]
-    return Support(counts=np.array([len(row) for row in rows], np.int32), ids=np.concatenate(ids, dtype=np.int32))
+    return support_rows([np.sort(np.array(row, np.int32)) for row in rows])

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from samepath.kernels.head.logprob import sampling_logprobs
 from samepath.rollout.sampling import Draw, candidates, draw, invert_cumulative, setting_rows, uniforms
 from samepath.rollout.sampling_settings import SamplingSettings
 
@@ -64,9 +72,82 @@ def test_candidates_temperature_comes_before_top_p() -> None:
     assert candidates(logits_BV, torch.tensor([1.0]), rows_of([entry]))[0][0].nonzero().flatten().tolist() == [1, 3]
 
 
-def test_candidates_equal_probabilities_keep_the_lower_ids() -> None:
-    kept_BV, _ = candidates(torch.zeros(1, 6), torch.ones(1), rows_of([SamplingSettings(top_k=2)]))
-    assert kept_BV[0].nonzero().flatten().tolist() == [0, 1]
+def test_candidates_top_k_keeps_all_that_tie_with_the_last_and_top_p_the_lower_ids() -> None:
+    """Seven tokens 4, 2, 2, 2, 2, 2, 2 (over 16): the third is one of six, all as likely; half of the mass are the first three."""
+    logits_BV = torch.tensor([[2.0, 2.0, 4.0, 2.0, 2.0, 2.0, 2.0]]).log()
+    for changes, wanted in (
+        ({"top_k": 1}, [2]),
+        ({"top_k": 3}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"top_p": 0.45}, [0, 1, 2]),
+        ({"top_k": 3, "top_p": 0.45}, [0, 1, 2]),
+    ):
+        entry = SamplingSettings.model_validate(changes)
+        kept_BV, _ = candidates(logits_BV, torch.ones(1), rows_of([entry]))
+        assert kept_BV[0].nonzero().flatten().tolist() == wanted, changes
+
+
+def test_candidates_top_p_is_a_share_of_what_top_k_and_min_p_left() -> None:
+    """0.4, 0.3, 0.2, 0.1: two of them are 0.7, of which the first has 4/7 ≥ 0.5; min_p 0.6 leaves the same two, 0.5 leaves 0.9."""
+    logits_BV = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    for changes, wanted in (
+        ({"top_p": 0.5}, [0, 1]),
+        ({"top_k": 2, "top_p": 0.5}, [0]),
+        ({"min_p": 0.6, "top_p": 0.5}, [0]),
+        ({"min_p": 0.45, "top_p": 0.75}, [0, 1]),
+        ({"top_p": 0.75}, [0, 1, 2]),
+        ({"top_k": 2, "top_p": 0.6}, [0, 1]),
+    ):
+        entry = SamplingSettings.model_validate(changes)
+        kept_BV, _ = candidates(logits_BV, torch.ones(1), rows_of([entry]))
+        assert kept_BV[0].nonzero().flatten().tolist() == wanted, changes
+
+
+def test_candidates_at_the_very_boundary_top_p_is_reached_and_min_p_is_met() -> None:
+    """Halves are exact: one of two equal tokens has reached p = 0.5, and a token half as likely as the best meets min_p = 0.5."""
+    pair_BV = torch.tensor([[0.0, 0.0, -torch.inf]])
+    assert sampling_logprobs(pair_BV, torch.ones(1), None).exp()[0, 0] == 0.5
+    kept_BV, _ = candidates(pair_BV, torch.ones(1), rows_of([SamplingSettings(top_p=0.5)]))
+    assert kept_BV[0].tolist() == [True, False, False]
+    half_BV = torch.tensor([[0.0, np.log(0.5)]], dtype=torch.float32)
+    assert half_BV[0, 1].exp() == 0.5
+    for min_p, wanted in ((0.5, [True, True]), (float(np.nextafter(np.float32(0.5), np.float32(1))), [True, False])):
+        kept_BV, _ = candidates(half_BV, torch.ones(1), rows_of([SamplingSettings(min_p=min_p)]))
+        assert kept_BV[0].tolist() == wanted
+
+
+def warped(logits_BV: Tensor, entry: SamplingSettings) -> Tensor:
+    """What transformers' own warpers leave, in vLLM's order: min-p before top-k and top-p, where its `generate` has it behind them."""
+    ids_B1 = torch.zeros(len(logits_BV), 1, dtype=torch.int64)
+    warpers = [TemperatureLogitsWarper(entry.temperature)]
+    warpers += [MinPLogitsWarper(entry.min_p)] if entry.min_p > 0 else []
+    warpers += [TopKLogitsWarper(entry.top_k)] if entry.top_k > 0 else []
+    warpers += [TopPLogitsWarper(entry.top_p)] if entry.top_p < 1 else []
+    return LogitsProcessorList(warpers)(ids_B1, logits_BV)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(
+    levels=st.lists(st.integers(-12, 12), min_size=1, max_size=9),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    top_k=st.integers(0, 11),
+    top_p=st.sampled_from([1e-9, 0.03, 0.21, 0.4, 0.62, 0.83, 0.97, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-4, 0.017, 0.13, 0.41, 0.77]),
+)
+def test_candidates_are_those_of_transformers_warpers(
+    levels: list[int], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Ties, k beyond the vocabulary and p next to 0 among them; of equally likely tokens at top-p's edge the lower ids stay."""
+    entry = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits_BV = torch.tensor([levels]) * 0.37
+    drawn = drawn_from(logits_BV, [entry], np.array([0.5]))
+    left_V = warped(logits_BV, entry)[0] > -torch.inf
+    kept_V = torch.ones_like(left_V) if drawn.kept_BV is None else drawn.kept_BV[0]
+    assert sorted(logits_BV[0, kept_V].tolist()) == sorted(logits_BV[0, left_V].tolist())
+    for level in set(levels):
+        of_level = [bool(kept_V[index]) for index, other in enumerate(levels) if other == level]
+        assert of_level == sorted(of_level, reverse=True)
+    wanted_V = sampling_logprobs(logits_BV, torch.tensor([temperature]), ~kept_V[None])[0]
+    assert drawn.logprobs_B[0] == wanted_V[drawn.tokens_B[0]]
 
 
 def test_candidates_over_the_cap_fall_back_to_the_full_vocabulary_and_are_counted() -> None:

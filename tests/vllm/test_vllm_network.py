@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from samepath.kernels.head.logprob import padded_logits
 from samepath.model.files.checkpoint import load_checkpoint, published_tensors
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.learner.model_source import save_model
@@ -15,9 +16,10 @@ from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.engine import build_engine
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings, engine_environment
 from samepath.rollout.request import GroupRequest
+from samepath.rollout.sampling import candidates, setting_rows
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import ALPHABET, tiny_model
-from tests.tiny_runs import learner_batch, random_prompt, request
+from tests.tiny_runs import learner_batch, packed_input, random_prompt, request, run
 
 SETTINGS = VllmSettings(
     network="own",
@@ -31,6 +33,7 @@ SETTINGS = VllmSettings(
 SAMPLINGS = (
     SamplingSettings(max_new_tokens=30, ignore_stop=True),
     SamplingSettings(max_new_tokens=30, temperature=0.7, top_p=0.8),
+    SamplingSettings(max_new_tokens=30, temperature=1.5, top_k=7, top_p=0.8, min_p=0.1),
 )
 
 
@@ -60,7 +63,7 @@ def asked(sampling: SamplingSettings) -> list[GroupRequest]:
     return [request(f"g{index}", prompt, sampling, (index, index + 9)) for index, prompt in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["full", "top_p"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["full", "top_p", "all_cuts"])
 @pytest.mark.parametrize("name", ["sparse", "qwen3_moe", "deepseek_v3", "llama"])
 def test_run_equals_the_learner_bit_for_bit(served: Callable, name: str, sampling: SamplingSettings) -> None:
     folder, vllm = served(name)
@@ -73,6 +76,29 @@ def test_run_equals_the_learner_bit_for_bit(served: Callable, name: str, samplin
         live_LNX = torch.stack(seen.trace.live_routes)[:, : batch.num_rows]
         assert torch.equal(live_LNX.sort(-1).values, batch.routes_LNX[:, : batch.num_rows].sort(-1).values)
     assert torch.equal(seen.logprobs_M, batch.sampler_logprobs_M)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["top_p", "all_cuts"])
+def test_run_records_the_candidates_of_the_builtin_engine(served: Callable, sampling: SamplingSettings) -> None:
+    """The same cuts in the same order: the built-in engine's own rule, on the learner's logits, leaves what vLLM recorded."""
+    folder, vllm = served("qwen3_moe")
+    model = load_checkpoint(folder)
+    settings_51 = torch.from_numpy(setting_rows([sampling]))
+    for group in vllm.run(asked(sampling)):
+        for rollout in group.rollouts:
+            (segment,) = rollout.segments
+            sequence = torch.from_numpy(segment.token_ids.astype(np.int64))
+            with torch.no_grad():
+                hidden_ND, _ = run(model, packed_input(model.config, [sequence]))
+                logits_NV = padded_logits(hidden_ND, model.head_weight)[segment.trained.nonzero()[0] - 1]
+            count = len(logits_NV)
+            kept_NV, _ = candidates(
+                logits_NV, torch.full((count,), sampling.temperature), settings_51.expand(-1, count)
+            )
+            wanted = [[] if row.all() else row.nonzero().flatten().tolist() for row in kept_NV]
+            assert [
+                ids.tolist() for ids in np.split(segment.support.ids, segment.support.counts.cumsum()[:-1])
+            ] == wanted
 
 
 def test_greedy_run_equals_the_builtin_engine(served: Callable) -> None:

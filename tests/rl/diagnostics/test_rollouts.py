@@ -6,6 +6,7 @@ import pytest
 
 from samepath.rewards.score import Score
 from samepath.rl.diagnostics.rollouts import metric_name, rollout_metrics
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Prompt, Rollout, Segment
 
 
@@ -33,7 +34,8 @@ def rollout(
 
 
 def group(*rollouts: Rollout) -> Group:
-    return Group(group_id="g", prompt=Prompt(prompt_id="p", text="", token_ids=(0,)), rollouts=rollouts)
+    prompt = Prompt(prompt_id="p", text="", token_ids=(0,))
+    return Group(group_id="g", prompt=prompt, sampling=SamplingSettings(), rollouts=rollouts)
 
 
 def test_rollout_metrics_hand_worked() -> None:

@@ -1,6 +1,6 @@
 """The engine samples on a path that the learner walks again to the last bit, whatever batch, order or cache it happened in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from samepath.rollout.builtin.pages import PagePool
 from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
-from samepath.rollout.types import Group
 from tests.conftest import tiny_model
 from tests.engine_runs import (
     SAMPLINGS,
@@ -210,10 +209,7 @@ def test_abort_returns_every_group_as_far_as_it_got_and_leaks_nothing(
             assert np.array_equal(segment.token_ids, full.token_ids[:length])
             assert np.array_equal(segment.sampler_logprobs, full.sampler_logprobs[:length])
             assert np.array_equal(segment.routes[:-1], full.routes[: length - 1])
-    usable = [
-        Group(group_id=g.group_id, prompt=g.prompt, rollouts=tuple(r for r in g.rollouts if not r.failure))
-        for g in aborted
-    ]
+    usable = [replace(g, rollouts=tuple(r for r in g.rollouts if not r.failure)) for g in aborted]
     if any(group.rollouts for group in usable):
         assert_learner_walks_the_same_path(usable, workload.requests[0].sampling.temperature)
     again = engine.run(workload.requests)

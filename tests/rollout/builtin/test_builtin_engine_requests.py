@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from samepath.kernels.head.logprob import padded_logits
+from samepath.rollout.sampling import draw, setting_rows, uniforms
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.engine_runs import LEARNER, SAMPLINGS, TOKENIZER, assert_nothing_leaked, assert_same_samples, make_engine
 from tests.tiny_runs import packed_input, request, run
@@ -14,6 +16,28 @@ def test_submit_equal_seeds_give_equal_samples_and_others_differ() -> None:
     (group,) = make_engine().run([request("g", prompt, SAMPLINGS[0], (11, 12, 11))])
     texts = [rollout.segments[0].token_ids.tolist() for rollout in group.rollouts]
     assert texts[0] == texts[2] != texts[1]
+
+
+def test_each_token_is_drawn_by_the_number_of_its_seed_and_position() -> None:
+    """Worked out anew from what was recorded: the seed's n-th number, in the distribution of the learner's logits, falls on the n-th token."""
+    sampling = SamplingSettings(max_new_tokens=20, temperature=1.2, top_k=9, top_p=0.9, ignore_stop=True)
+    seeds = (11, 2**63 + 5)
+    (group,) = make_engine().run([request("g", (5, 6, 7), sampling, seeds)])
+    for seed, rollout in zip(seeds, group.rollouts, strict=True):
+        (segment,) = rollout.segments
+        with torch.no_grad():
+            sequence = torch.from_numpy(segment.token_ids.astype(np.int64))
+            hidden_ND, _ = run(LEARNER, packed_input(LEARNER.config, [sequence]))
+            logits_NV = padded_logits(hidden_ND, LEARNER.head_weight)[2:22]
+        numbers = uniforms(np.full(20, seed, np.uint64), np.arange(20))
+        rows = torch.from_numpy(setting_rows([sampling] * 20))
+        drawn = draw(logits_NV, rows, torch.from_numpy(numbers), truncates=True)
+        assert drawn.tokens_B.tolist() == segment.token_ids[3:].tolist()
+        assert drawn.kept_BV is not None
+        kept = [row.nonzero().flatten().tolist() for row in drawn.kept_BV]
+        assert segment.support is not None
+        assert [ids.tolist() for ids in np.split(segment.support.ids, segment.support.counts.cumsum()[:-1])] == kept
+        assert np.array_equal(segment.sampler_logprobs[3:], drawn.logprobs_B.numpy())
 
 
 def test_finish_at_max_new_tokens_has_reason_length() -> None:

@@ -60,24 +60,29 @@ def test_may_end_names_ends_limits_and_samples_with_stops_of_their_own() -> None
     assert tables.may_end(rows[2:], ENDS_V) == [0, 1]
 
 
-def test_write_back_gives_a_sample_its_own_tokens_with_the_version_of_each() -> None:
-    tables, samples = tables_with(SamplingSettings(), SamplingSettings())
+def columns(tables: SampleRows, sample: SampleState) -> tuple[list[int], list[float], list[int]]:
+    sampled = tables.sampled(sample.row)
+    return sampled.token_ids.tolist(), sampled.logprobs.tolist(), sampled.versions.tolist()
+
+
+def test_sampled_gives_a_sample_its_own_tokens_with_the_version_of_each() -> None:
+    tables, (first, second) = tables_with(SamplingSettings(), SamplingSettings())
     draw(tables, np.array([3, 2]), 5, 6)
     draw(tables, np.array([3]), 7, version=4)
-    for sample in samples:
-        tables.write_back(sample)
-    assert (samples[0].tokens, samples[0].logprobs, samples[0].versions) == ([5, 7], [-5.0, -7.0], [0, 4])
-    assert (samples[1].tokens, samples[1].logprobs, samples[1].versions) == ([6], [-6.0], [0])
+    assert columns(tables, first) == ([5, 7], [-5.0, -7.0], [0, 4])
+    assert columns(tables, second) == ([6], [-6.0], [0])
 
 
 def test_take_forgets_what_an_earlier_sample_left_in_the_row() -> None:
-    tables, (first,) = tables_with(SamplingSettings(top_k=2))
+    tables, _ = tables_with(SamplingSettings(top_k=2))
     draw(tables, np.array([3]), 5)
     assert tables.truncates(np.array([3]))
     group = GroupState(request=request("new", (2,), SamplingSettings(), (9,)), submitted_s=0.0)
     later = SampleState(group=group, index=0, row=3, pages=[])
     tables.take([later], [np.array([40, 41])], 1)
-    tables.write_back(later)
-    assert (later.tokens, tables.lengths_R[3], tables.slots_RS[3, :4].tolist()) == ([], 1, [40, 41, 0, 0])
+    assert (columns(tables, later), tables.lengths_R[3], tables.slots_RS[3, :4].tolist()) == (
+        ([], [], []),
+        1,
+        [40, 41, 0, 0],
+    )
     assert not tables.truncates(np.array([3]))
-    assert first.tokens == []

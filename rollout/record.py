@@ -1,0 +1,107 @@
+"""From what an engine sampled to the typed records that leave it: one form for every engine.
+
+Axes: T tokens of prompt and response, L mixture-of-experts or sparse layers, X experts chosen.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rollout.request import GroupRequest, GroupState
+from samepath.rollout.types import Group, Rollout, Segment, Support
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTokens:
+    """What was sampled for one response: an entry a token.
+
+    Example:
+        SampledTokens(token_ids=np.array([7, 1], np.int32), logprobs=np.array([-0.4, -1.2], np.float32), versions=np.array([3, 3], np.int32))
+    """
+
+    token_ids: NDArray[np.int32]
+    """Ids."""
+    logprobs: NDArray[np.float32]
+    """Log-probability of each under the sampling distribution, nats."""
+    versions: NDArray[np.int32]
+    """Weight version that sampled each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentParts:
+    """What is not a number a sampled token: see `Segment`."""
+
+    routes_TLX: NDArray[np.int16]
+    """Experts of every token, −1 for the last."""
+    fingerprints_TL: NDArray[np.uint64] | None
+    """Of every token's selected keys, 0 for the last; None if the engine records none."""
+    support: Support | None
+    """Candidates of each sampled token, None if nothing was truncated."""
+    finish_reason: str
+    """`stop`, `length` or `abort`."""
+
+
+def sampled_rollout(
+    state: GroupState,
+    index: int,
+    sampled: SampledTokens,
+    parts: SegmentParts,
+    tokenizer: Tokenizer,
+) -> Rollout:
+    """Lay the tokens behind their prompt: the record of one sample that ended now."""
+    request = state.request
+    prompt_ids, ids = request.prompt.token_ids, sampled.token_ids
+    total = len(prompt_ids) + len(ids)
+    trained = np.arange(total) >= len(prompt_ids)
+    logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
+    logprobs[trained], versions[trained] = sampled.logprobs, sampled.versions
+    segment = Segment(
+        token_ids=np.concatenate([np.array(prompt_ids, np.int32), ids]),
+        trained=trained,
+        sampler_logprobs=logprobs,
+        routes=parts.routes_TLX,
+        support=parts.support,
+        selection_fingerprint=parts.fingerprints_TL,
+        weight_version=versions,
+        finish_reason=parts.finish_reason,
+    )
+    return Rollout(
+        prompt_id=request.prompt.prompt_id,
+        group_id=request.group_id,
+        sample_index=index,
+        segments=(segment,),
+        text=tokenizer.decode(ids.tolist()),
+        generate_s=time.monotonic() - state.submitted_s,
+    )
+
+
+def support_rows(rows: Sequence[NDArray[np.int32]]) -> Support:
+    """Candidates of each sampled token, ascending; an empty row stands for the full vocabulary."""
+    counts = np.array([len(ids) for ids in rows], np.int32)
+    return Support(counts=counts, ids=np.concatenate(rows, dtype=np.int32))
+
+
+def failed_rollouts(request: GroupRequest, failure: str) -> Group:
+    """A group whose samples all carry `failure`: counted by the caller, never trained on."""
+    rollouts = tuple(
+        Rollout(
+            prompt_id=request.prompt.prompt_id,
+            group_id=request.group_id,
+            sample_index=index,
+            segments=(),
+            text="",
+            failure=failure,
+        )
+        for index in range(len(request.seeds))
+    )
+    return Group(group_id=request.group_id, prompt=request.prompt, sampling=request.sampling, rollouts=rollouts)
+
+
+def group_so_far(state: GroupState) -> Group:
+    """The group as far as it got, samples without a rollout marked as aborted."""
+    group = failed_rollouts(state.request, "aborted")
+    return replace(group, rollouts=tuple(state.rollouts.get(one.sample_index, one) for one in group.rollouts))
