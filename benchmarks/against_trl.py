@@ -1,14 +1,13 @@
 """Samepath beside TRL's GRPOTrainer: `python -m benchmarks.against_trl` (or `make bench`, which installs requirements-bench.txt first).
 
 Each measurement runs in a process of its own, so that peak memory is that peer's alone; peers take turns, so that what else the
-machine does meets both.
+machine does meets both. Each peer runs as is fastest for it here: threads, wait policy and expert implementation are searched first,
+for every case.
 """
 
 import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -16,67 +15,65 @@ from typing import Annotated, Any, get_args
 import typer
 
 from benchmarks.case import Case, CaseName, PeerResult
+from benchmarks.process import peer_environment, run_process
 from benchmarks.report import report
-from samepath.rl.machine import child_environment
+from benchmarks.search import Ledger
+from benchmarks.setting import OWN_EXPERTS, TRANSFORMERS_EXPERTS, Experts, PeerSetting, settings_to_try
 
 PEERS = {"samepath": "benchmarks.samepath", "trl": "benchmarks.trl"}
+EXPERTS: Mapping[str, tuple[Experts, ...]] = {"samepath": OWN_EXPERTS, "trl": TRANSFORMERS_EXPERTS}
 RESULT_NAME = "bench-trl"
-LONGEST_RUN_S = 1800.0
 
 QUICK: dict[str, Any] = {"prompts_per_step": 4, "group_size": 4, "warmup_steps": 1, "measured_steps": 1}
 """Shows that both sides run; says nothing about speed."""
+TRIAL: dict[str, Any] = {"warmup_steps": 1, "measured_steps": 2}
+"""How long a setting is tried in the search."""
 
-
-class BenchError(RuntimeError):
-    """A measurement that did not finish; the message holds the end of the process's output."""
+Chosen = dict[tuple[CaseName, str], PeerSetting]
+"""By case and peer."""
 
 
 def measure(peer: str, case: Case) -> PeerResult:
     """Run one peer on one case in a new process. Raises BenchError if it fails or takes too long."""
-    with tempfile.TemporaryDirectory() as folder:
-        case_file, result_file = Path(folder) / "case.json", Path(folder) / "result.json"
-        case_file.write_text(case.model_dump_json())
-        command = [sys.executable, "-m", PEERS[peer], str(case_file), str(result_file)]
-        try:
-            done = subprocess.run(
-                command,
-                env=peer_environment(case.threads),
-                capture_output=True,
-                text=True,
-                timeout=LONGEST_RUN_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BenchError(f"{peer} on {case.name} took longer than {LONGEST_RUN_S:g} s") from error
-        if done.returncode or not result_file.is_file():
-            raise BenchError(f"{peer} on {case.name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-        return PeerResult.model_validate_json(result_file.read_text())
+    environment = peer_environment(case.setting)
+    text = run_process(PEERS[peer], case.model_dump_json(), environment, f"{peer} on {case.name}")
+    return PeerResult.model_validate_json(text)
 
 
-def peer_environment(threads: int) -> dict[str, str]:
-    """The same thread settings for both peers; no network, no telemetry."""
-    return child_environment(
-        {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            # Waiting threads that spin would steal the core of the process that does the work.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-    )
+def choose_settings(
+    cases: Sequence[Case], settings: Mapping[str, Sequence[PeerSetting]], changes: Mapping[str, Any], ledger: Ledger
+) -> Chosen:
+    """The fastest setting of each peer on each case; a peer that fails in every one has none."""
+    chosen: Chosen = {}
+    for case in cases:
+        for peer, tried in settings.items():
+
+            def speed(setting: PeerSetting, peer: str = peer, case: Case = case) -> float:
+                return measure(peer, case.model_copy(update={**changes, "setting": setting})).samples_per_s
+
+            found = ledger.fastest(f"{peer}, {case.name}", tried, speed)
+            if found is not None:
+                chosen[case.name, peer] = found
+    return chosen
 
 
-def measurements(cases: Sequence[Case], peers: Sequence[str], repeats: int) -> list[PeerResult]:
+def measurements(cases: Sequence[Case], chosen: Chosen, repeats: int, ledger: Ledger) -> list[PeerResult]:
     """Every case, `repeats` times, peers in turns; the order of the peers is turned round each time."""
     results = []
     for repeat in range(repeats):
         for case in cases:
+            peers = [peer for name, peer in chosen if name == case.name]
             for peer in peers if repeat % 2 == 0 else peers[::-1]:
-                result = measure(peer, case)
+                setting = chosen[case.name, peer]
+
+                def run_once(setting: PeerSetting, peer: str = peer, case: Case = case) -> PeerResult:
+                    return measure(peer, case.model_copy(update={"setting": setting}))
+
+                result = ledger.attempt(f"{peer}, {case.name}", setting, run_once)
+                if result is None:
+                    continue
                 typer.echo(
-                    f"{case.name:12} {peer:8} {case.threads} thread(s)  {result.samples_per_s:7.1f} samples/s  "
+                    f"{case.name:12} {peer:8} {setting!s:38} {result.samples_per_s:7.1f} samples/s  "
                     f"{result.peak_bytes / 2**20:5.0f} MiB  gap {result.gap_nats:.2g}"
                 )
                 results.append(result)
@@ -90,25 +87,36 @@ def run(
     threads: Annotated[str, typer.Option(help="thread counts to try, with commas")] = "1,2",
     peer: Annotated[str, typer.Option(help="`samepath`, `trl` or both with a comma")] = "samepath,trl",
 ) -> None:
-    """Measure both peers on constant and heavy-tailed response lengths and print the tables."""
+    """Find each peer's fastest setting, measure constant and heavy-tailed response lengths and print the tables.
+
+    A peer that fails is named in the report and by exit status 1; the other's measurements stand.
+    """
     peers = peer.split(",")
     if unknown := set(peers) - set(PEERS):
         raise typer.BadParameter(f"peers must be among {', '.join(PEERS)}; got {', '.join(sorted(unknown))}")
     if "trl" in peers and find_spec("trl") is None:
         raise typer.BadParameter("TRL is not installed: use `make bench`, or `pip install -r requirements-bench.txt`")
-    changes = QUICK if quick else {}
+    cases = [Case(name=name, **(QUICK if quick else {})) for name in get_args(CaseName)]
     counts = [1] if quick else [int(count) for count in threads.split(",")]
-    cases = [Case(name=name, threads=count, **changes) for name in get_args(CaseName) for count in counts]
-    results = measurements(cases, peers, 1 if quick else repeats)
-    page = report(results, " ".join(["python -m benchmarks.against_trl", *sys.argv[1:]]))
+    settings = {name: settings_to_try(counts, EXPERTS[name]) for name in peers}
+    ledger = Ledger()
+    chosen = choose_settings(cases, settings, {} if quick else TRIAL, ledger)
+    results = measurements(cases, chosen, 1 if quick else repeats, ledger)
+    page = report(results, ledger, " ".join(["python -m benchmarks.against_trl", *sys.argv[1:]]))
     typer.echo("\n" + page)
     if write:
-        folder = Path("docs/results")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{RESULT_NAME}.md").write_text(page)
-        raw = [result.model_dump(mode="json") for result in results]
-        (folder / f"{RESULT_NAME}.json").write_text(json.dumps(raw, indent=1) + "\n")
-        typer.echo(f"wrote {folder / RESULT_NAME}.md and .json")
+        write_results(results, ledger, page, Path("docs/results"))
+    if ledger.failures:
+        raise typer.Exit(1)
+
+
+def write_results(results: Sequence[PeerResult], ledger: Ledger, page: str, folder: Path) -> None:
+    """The page, and everything behind it as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{RESULT_NAME}.md").write_text(page)
+    raw = {"results": [result.model_dump(mode="json") for result in results], **ledger.plain()}
+    (folder / f"{RESULT_NAME}.json").write_text(json.dumps(raw, indent=1) + "\n")
+    typer.echo(f"wrote {folder / RESULT_NAME}.md and .json")
 
 
 if __name__ == "__main__":

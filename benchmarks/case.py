@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.setting import PeerSetting
+
 ALPHABET = "0123456789+-=;#"
 """One token a character, beside a start and an end token: 17 ids on both sides."""
 
@@ -16,16 +18,16 @@ CaseName = Literal["constant", "heavy-tailed"]
 
 
 class Case(BaseModel):
-    """One measurement: the same for every peer.
+    """One measurement: the same for every peer but for the setting, in which each gets what is fastest for it.
 
     Example:
-        Case(name="heavy-tailed", threads=2, measured_steps=6)
+        Case(name="heavy-tailed", setting=PeerSetting(threads=2), measured_steps=6)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: CaseName = Field(description="how response lengths are distributed")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of the peer's process")
+    setting: PeerSetting = Field(PeerSetting(), description="how the peer's process is run")
     seed: int = Field(0, ge=0, description="prompts, lengths and weights follow from it")
     prompts_per_step: int = Field(16, ge=2, description="P, prompts of one rollout batch")
     group_size: int = Field(8, ge=2, description="G, samples of each prompt")

@@ -1,11 +1,11 @@
 """The engines side by side: `python -m benchmarks.engines` (or `make bench-engines`).
 
 Built-in engine, vLLM and `transformers.generate` on the same models, prompts and lengths. Each measurement runs in a process of its
-own, so that peak memory is that engine's alone; engines take turns, so that what else the machine does meets all of them.
+own, so that peak memory is that engine's alone; engines take turns, so that what else the machine does meets all of them. Each engine
+runs as is fastest for it here: wait policy and expert implementation are searched first.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,11 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from benchmarks.against_trl import LONGEST_RUN_S, BenchError, peer_environment
 from benchmarks.engines_case import TINY_MOE, TINY_VOCAB, EngineCase, EnginePeer, EngineResult, ModelName
 from benchmarks.engines_report import report
+from benchmarks.process import peer_environment, run_process
+from benchmarks.search import Ledger
+from benchmarks.setting import OWN_EXPERTS, TRANSFORMERS_EXPERTS, PeerSetting, settings_to_try
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.machine import package_versions
 from samepath.rollout.engine_settings import VllmSettings, engine_environment
@@ -24,6 +26,8 @@ from samepath.rollout.engine_settings import VllmSettings, engine_environment
 RESULT_NAME = "bench-engines"
 QUICK: dict[str, Any] = {"num_sequences": 4, "new_tokens": 8, "rounds": 1}
 """Shows that every engine runs; says nothing about speed."""
+TRIAL: dict[str, Any] = {"rounds": 1}
+"""How long a setting is tried in the search."""
 
 
 def tiny_moe_folder(folder: Path) -> Path:
@@ -54,30 +58,59 @@ def cases(
                         vocab_size=vocab_size,
                         peer=peer,
                         precision=precision,
-                        threads=count,
+                        setting=PeerSetting(threads=count),
                         **changes,
                     )
 
 
 def measure(case: EngineCase) -> EngineResult:
     """Run one engine on one case in a new process. Raises BenchError if it fails or takes too long."""
-    with tempfile.TemporaryDirectory() as folder:
-        case_file, result_file = Path(folder) / "case.json", Path(folder) / "result.json"
-        case_file.write_text(case.model_dump_json())
-        environment = peer_environment(case.threads)
-        if case.peer == "vllm":
-            environment.update(engine_environment(VllmSettings()))
-        command = [sys.executable, "-m", "benchmarks.engines_peer", str(case_file), str(result_file)]
-        name = f"{case.peer} on {case.model}"
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=LONGEST_RUN_S, check=False
+    environment = peer_environment(case.setting)
+    if case.peer == "vllm":
+        environment.update(engine_environment(VllmSettings()))
+    text = run_process("benchmarks.engines_peer", case.model_dump_json(), environment, case.title)
+    return EngineResult.model_validate_json(text)
+
+
+def tried_settings(case: EngineCase) -> list[PeerSetting]:
+    """What the search tries for an engine at its number of threads."""
+    choice = case.peer == "generate" and case.model == "tiny-qwen3-moe"
+    return settings_to_try([case.setting.threads], TRANSFORMERS_EXPERTS if choice else OWN_EXPERTS)
+
+
+def with_fastest_settings(asked: Sequence[EngineCase], ledger: Ledger) -> list[EngineCase]:
+    """The cases in each engine's fastest setting; those that fail in every one are left out."""
+    found = []
+    for case in asked:
+
+        def speed(setting: PeerSetting, case: EngineCase = case) -> float:
+            return measure(case.model_copy(update={**TRIAL, "setting": setting})).tokens_per_s
+
+        setting = ledger.fastest(case.title, tried_settings(case), speed)
+        if setting is not None:
+            found.append(case.model_copy(update={"setting": setting}))
+    return found
+
+
+def measurements(asked: Sequence[EngineCase], repeats: int, ledger: Ledger) -> list[EngineResult]:
+    """Every case, `repeats` times, engines in turns; the order is turned round each time."""
+    results = []
+    for repeat in range(repeats):
+        for case in asked if repeat % 2 == 0 else asked[::-1]:
+
+            def run_once(setting: PeerSetting, case: EngineCase = case) -> EngineResult:
+                return measure(case)
+
+            result = ledger.attempt(case.title, case.setting, run_once)
+            if result is None:
+                continue
+            typer.echo(
+                f"{case.model:15} {case.peer:9} {case.precision:9} {case.setting!s:38} {result.tokens_per_s:8,.0f} tokens/s  "
+                f"first token {1000 * result.first_token_s:6.1f} ms  update {1000 * result.update_s:6.0f} ms  "
+                f"{result.peak_bytes / 2**20:5.0f} MiB"
             )
-        except subprocess.TimeoutExpired as error:
-            raise BenchError(f"{name} took longer than {LONGEST_RUN_S:g} s") from error
-        if done.returncode or not result_file.is_file():
-            raise BenchError(f"{name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-        return EngineResult.model_validate_json(result_file.read_text())
+            results.append(result)
+    return results
 
 
 def run(
@@ -90,7 +123,10 @@ def run(
         Path | None, typer.Option(help="checkpoint folder of SmolLM2-135M-Instruct; left out if not given")
     ] = None,
 ) -> None:
-    """Measure tokens a second, time to the first token, peak memory and weight-update time of every engine."""
+    """Find each engine's fastest setting; measure tokens a second, time to the first token, peak memory and weight-update time.
+
+    An engine that fails is named in the report and by exit status 1; the others' measurements stand.
+    """
     peers = peer.split(",")
     if unknown := set(peers) - set(get_args(EnginePeer)):
         raise typer.BadParameter(
@@ -100,7 +136,7 @@ def run(
         raise typer.BadParameter("vLLM is not installed here: use `make bench-engines`, or name other engines")
     if smollm2 is not None and not (smollm2 / "config.json").is_file():
         raise typer.BadParameter(f"{smollm2} is no checkpoint folder: make it with `make smollm2`")
-    results = []
+    ledger = Ledger()
     with tempfile.TemporaryDirectory() as folder:
         folders: dict[ModelName, Path] = {"tiny-qwen3-moe": tiny_moe_folder(Path(folder))}
         if smollm2 is not None:
@@ -108,24 +144,24 @@ def run(
         chosen = list(
             cases(folders, peers, [int(count) for count in threads.split(",")], QUICK if quick else {})  # type: ignore[arg-type]
         )
-        for repeat in range(1 if quick else repeats):
-            for case in chosen if repeat % 2 == 0 else chosen[::-1]:
-                result = measure(case)
-                typer.echo(
-                    f"{case.model:15} {case.peer:9} {case.precision:9} {case.threads} thread(s)  {result.tokens_per_s:8,.0f} tokens/s  "
-                    f"first token {1000 * result.first_token_s:6.1f} ms  update {1000 * result.update_s:6.0f} ms  "
-                    f"{result.peak_bytes / 2**20:5.0f} MiB"
-                )
-                results.append(result)
-    page = report(results, " ".join(["python -m benchmarks.engines", *sys.argv[1:]]))
+        if not quick:
+            chosen = with_fastest_settings(chosen, ledger)
+        results = measurements(chosen, 1 if quick else repeats, ledger)
+    page = report(results, ledger, " ".join(["python -m benchmarks.engines", *sys.argv[1:]]))
     typer.echo("\n" + page)
     if write:
-        target = Path("docs/results")
-        target.mkdir(parents=True, exist_ok=True)
-        (target / f"{RESULT_NAME}.md").write_text(page)
-        raw = [result.model_dump(mode="json", exclude={"case": {"folder"}}) for result in results]
-        (target / f"{RESULT_NAME}.json").write_text(json.dumps(raw, indent=1) + "\n")
-        typer.echo(f"wrote {target / RESULT_NAME}.md and .json")
+        write_results(results, ledger, page, Path("docs/results"))
+    if ledger.failures:
+        raise typer.Exit(1)
+
+
+def write_results(results: Sequence[EngineResult], ledger: Ledger, page: str, folder: Path) -> None:
+    """The page, and everything behind it as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{RESULT_NAME}.md").write_text(page)
+    raw = [result.model_dump(mode="json", exclude={"case": {"folder"}}) for result in results]
+    (folder / f"{RESULT_NAME}.json").write_text(json.dumps({"results": raw, **ledger.plain()}, indent=1) + "\n")
+    typer.echo(f"wrote {folder / RESULT_NAME}.md and .json")
 
 
 if __name__ == "__main__":

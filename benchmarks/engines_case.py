@@ -5,6 +5,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.setting import PeerSetting
+
 ModelName = Literal["tiny-qwen3-moe", "smollm2"]
 EnginePeer = Literal["builtin", "vllm", "generate"]
 Precision = Literal["float32", "bfloat16"]
@@ -45,12 +47,17 @@ class EngineCase(BaseModel):
     vocab_size: int = Field(ge=4, description="ids that prompts are drawn from")
     peer: EnginePeer = Field(description="which engine")
     precision: Precision = Field("float32", description="of weights and activations")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of the peer's process")
+    setting: PeerSetting = Field(PeerSetting(), description="how the engine's process is run")
     num_sequences: int = Field(32, ge=1, description="sequences sampled together")
     prompt_tokens: int = Field(16, ge=1, description="length of every prompt, tokens")
     new_tokens: int = Field(64, ge=1, description="length of every response, tokens")
     rounds: int = Field(3, ge=1, description="timed rounds after one of warm-up; the median counts")
     seed: int = Field(0, ge=0, description="prompts follow from it")
+
+    @property
+    def title(self) -> str:
+        """For messages: `vllm in bfloat16, smollm2`."""
+        return f"{self.peer} in {self.precision}, {self.model}"
 
 
 class EngineResult(BaseModel):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.case import resident_bytes
 from benchmarks.engines_case import EngineCase, EngineResult, prompts
+from benchmarks.setting import Experts
 from samepath.rl.machine import package_versions
 from samepath.rollout.engine import Engine, build_engine
 from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
@@ -65,11 +66,13 @@ class EngineUnderTest:
 class TransformersGenerate:
     """`transformers`' `generate` with its static defaults: one batch, cached keys, sampling at temperature 1."""
 
-    def __init__(self, folder: str, dtype: torch.dtype) -> None:
+    def __init__(self, folder: str, dtype: torch.dtype, experts: Experts) -> None:
         # Late: the other peers must not hold its memory.
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        if experts != "own":
+            self.model.set_experts_implementation(experts)
         # Without an end token every response runs to its full length.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
@@ -110,7 +113,7 @@ def build_peer(case: EngineCase) -> Peer:
             )
             return EngineUnderTest(build_engine(folder, settings))
         case "generate":
-            return TransformersGenerate(case.folder, getattr(torch, case.precision))
+            return TransformersGenerate(case.folder, getattr(torch, case.precision), case.setting.experts)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -122,7 +125,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 def run_case(case: EngineCase) -> EngineResult:
     """Warm up, time the rounds, single prompts and weight updates. Raises RuntimeError if a response has the wrong length."""
-    torch.set_num_threads(case.threads)
+    torch.set_num_threads(case.setting.threads)
     peer = build_peer(case)
     start_s = time.time() - psutil.Process().create_time()
     tensors = load_file(Path(case.folder) / "model.safetensors")

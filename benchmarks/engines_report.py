@@ -1,16 +1,15 @@
 """The engines' results for people: one table a model, and the built-in engine's ratios to the others."""
 
-import datetime
 from collections.abc import Sequence
 
-from benchmarks.engines_case import EngineResult
-from benchmarks.report import markdown_table
-from samepath.rl.machine import cpu_model, usable_cores
+from benchmarks.engines_case import EngineCase, EngineResult
+from benchmarks.report import closing_sections, machine_line, markdown_table
+from benchmarks.search import Ledger
 
 COLUMNS = (
     "engine",
     "precision",
-    "threads",
+    "setting",
     "tokens/s",
     "all runs",
     "first token, ms",
@@ -27,7 +26,7 @@ Setting = tuple[str, str, int]
 
 def setting_of(result: EngineResult) -> Setting:
     """What distinguishes the rows of one model's table."""
-    return result.case.peer, result.case.precision, result.case.threads
+    return result.case.peer, result.case.precision, result.case.setting.threads
 
 
 def median_by_setting(results: Sequence[EngineResult]) -> dict[Setting, EngineResult]:
@@ -46,7 +45,7 @@ def table_row(result: EngineResult, runs: Sequence[EngineResult]) -> tuple[str, 
     return (
         result.case.peer,
         result.case.precision,
-        str(result.case.threads),
+        str(result.case.setting),
         f"{result.tokens_per_s:,.0f}",
         " ".join(f"{run.tokens_per_s:,.0f}" for run in runs),
         f"{1000 * result.first_token_s:.1f}",
@@ -74,30 +73,36 @@ def ratios(medians: dict[Setting, EngineResult], with_targets: bool) -> list[str
     return lines
 
 
-def report(results: Sequence[EngineResult], command: str) -> str:
-    """The whole page as markdown."""
-    case = results[0].case
-    versions: dict[str, str] = {}
-    for result in results:
-        versions |= result.versions
-    parts = [
-        "# Engines side by side\n\n"
-        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}, {cpu_model()}, {usable_cores()} cores, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f". Command: `{command}`.\n\n"
+def describe_measurement(case: EngineCase) -> str:
+    """What was asked of every engine, and what the columns hold."""
+    return (
         f"{case.num_sequences} sequences of {case.prompt_tokens} prompt and {case.new_tokens} sampled tokens, temperature 1, nothing "
         f"truncated; no two prompts share a prefix. tokens/s: sampled tokens, median of {case.rounds} rounds after one of warm-up. First token: "
         "one fresh prompt alone. Weight update: a full set of new weights from this process's memory (`generate`: a plain copy). Start: "
         "imports and construction. Peak memory: of the whole process, a second copy of the weights (the update's source) included. Every "
-        "measurement ran in a process of its own; engines took turns."
+        "measurement ran in a process of its own, as is fastest for that engine at that number of threads on this machine (OpenMP's wait "
+        "policy, expert implementation: table at the end); engines took turns."
+    )
+
+
+def model_section(model: str, chosen: Sequence[EngineResult]) -> str:
+    """Heading, table of every engine, and the ratios."""
+    medians = median_by_setting(chosen)
+    rows = [
+        table_row(result, [run for run in chosen if setting_of(run) == setting]) for setting, result in medians.items()
     ]
+    lines = [f"## {model}, {chosen[0].parameters:,} parameters", "", markdown_table(COLUMNS, rows), ""]
+    return "\n".join([*lines, *ratios(medians, model == "tiny-qwen3-moe")])
+
+
+def report(results: Sequence[EngineResult], ledger: Ledger, command: str) -> str:
+    """The whole page as markdown; without results it still says what was tried and what failed."""
+    versions: dict[str, str] = {}
+    for result in results:
+        versions |= result.versions
+    parts = ["# Engines side by side", machine_line(versions, command)]
+    if results:
+        parts.append(describe_measurement(results[0].case))
     for model in dict.fromkeys(result.case.model for result in results):
-        chosen = [result for result in results if result.case.model == model]
-        medians = median_by_setting(chosen)
-        rows = [
-            table_row(result, [run for run in chosen if setting_of(run) == setting])
-            for setting, result in medians.items()
-        ]
-        section = [f"## {model}, {chosen[0].parameters:,} parameters", "", markdown_table(COLUMNS, rows), ""]
-        parts.append("\n".join([*section, *ratios(medians, model == "tiny-qwen3-moe")]))
-    return "\n\n".join(parts) + "\n"
+        parts.append(model_section(model, [result for result in results if result.case.model == model]))
+    return "\n\n".join([*parts, *closing_sections(ledger, "tokens/s")]) + "\n"

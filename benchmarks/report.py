@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 
 from benchmarks.case import Case, PeerResult
+from benchmarks.search import Failure, Ledger, Trial
 from samepath.rl.machine import cpu_model, usable_cores
 
 TARGETS = {"constant": 1.5, "heavy-tailed": 3.0}
@@ -11,7 +12,7 @@ TARGETS = {"constant": 1.5, "heavy-tailed": 3.0}
 
 COLUMNS = (
     "peer",
-    "threads",
+    "setting",
     "samples/s",
     "engine tokens/s",
     "learner tokens/s",
@@ -29,20 +30,13 @@ def median_result(results: Sequence[PeerResult]) -> PeerResult:
     return sorted(results, key=lambda result: result.samples_per_s)[(len(results) - 1) // 2]
 
 
-def best_threads(results: Sequence[PeerResult]) -> PeerResult:
-    """The median run at the number of threads whose median run is the fastest."""
-    settings = sorted({result.case.threads for result in results})
-    medians = [median_result([result for result in results if result.case.threads == count]) for count in settings]
-    return max(medians, key=lambda result: result.samples_per_s)
-
-
 def table_row(result: PeerResult) -> tuple[str, ...]:
     """The cells of one peer."""
     total, sampling, learning = (sum(seconds) for seconds in (result.step_s, result.sampling_s, result.learning_s))
     shares = (sampling / total, learning / total, 1 - (sampling + learning) / total)
     return (
         result.peer,
-        str(result.case.threads),
+        str(result.case.setting),
         f"{result.samples_per_s:.1f}",
         f"{result.engine_tokens_per_s:,.0f}",
         f"{result.learner_tokens_per_s:,.0f}",
@@ -75,8 +69,8 @@ def describe_lengths(case: Case) -> str:
 
 
 def case_section(name: str, by_peer: Mapping[str, Sequence[PeerResult]]) -> str:
-    """Heading, table of every peer at its better number of threads, and the ratio."""
-    chosen = {peer: best_threads(results) for peer, results in by_peer.items()}
+    """Heading, table of every peer's median run, and the ratio."""
+    chosen = {peer: median_result(results) for peer, results in by_peer.items()}
     first = next(iter(chosen.values()))
     lines = [f"## {name}: {describe_lengths(first.case)}", ""]
     lines.append(markdown_table(COLUMNS, [table_row(result) for result in chosen.values()]))
@@ -87,43 +81,78 @@ def case_section(name: str, by_peer: Mapping[str, Sequence[PeerResult]]) -> str:
             f"Samepath over TRL: {own.samples_per_s / peer.samples_per_s:.2f}× the samples/s (target {TARGETS[name]:g}×), "
             f"{own.peak_bytes / peer.peak_bytes:.2f}× the peak memory (target at most 1×).",
         ]
-    spread = ", ".join(
-        f"{peer} with {count} thread{'s' if count > 1 else ''} "
-        + " ".join(f"{result.samples_per_s:.1f}" for result in results if result.case.threads == count)
-        for peer, results in by_peer.items()
-        for count in sorted({result.case.threads for result in results})
+    spread = "; ".join(
+        f"{peer} " + " ".join(f"{result.samples_per_s:.1f}" for result in results) for peer, results in by_peer.items()
     )
     return "\n".join([*lines, "", f"All runs, samples/s: {spread}."])
 
 
-def report(results: Sequence[PeerResult], command: str) -> str:
-    """The whole page as markdown."""
-    cases: dict[str, dict[str, list[PeerResult]]] = {}
-    for result in results:
-        cases.setdefault(result.case.name, {}).setdefault(result.peer, []).append(result)
-    versions: dict[str, str] = {}
-    sizes = []
-    for peer in dict.fromkeys(result.peer for result in results):
-        one = next(result for result in results if result.peer == peer)
-        versions |= one.versions
-        sizes.append(f"{peer} {one.active_parameters:,} active of {one.parameters:,}")
-    case = results[0].case
-    threads = " and ".join(str(count) for count in sorted({result.case.threads for result in results}))
-    head = [
-        "# Samepath and TRL's GRPOTrainer, whole training steps",
-        "",
+def search_section(trials: Sequence[Trial], unit: str) -> str:
+    """Every setting that was tried, fastest first within its peer and case."""
+    rows = []
+    for what in dict.fromkeys(trial.what for trial in trials):
+        tried = [trial for trial in trials if trial.what == what]
+        tried.sort(key=lambda trial: -1.0 if trial.speed is None else trial.speed, reverse=True)
+        rows += [
+            (trial.what, str(trial.setting), "failed" if trial.speed is None else f"{trial.speed:,.1f}")
+            for trial in tried
+        ]
+    table = markdown_table(("peer and case", "setting", unit), rows)
+    return f"## Settings tried, one short run of each\n\n{table}"
+
+
+def failure_section(failures: Sequence[Failure]) -> str:
+    """What ended without a result, with the last lines of its output."""
+    parts = ["## What failed"]
+    for failure in failures:
+        last_lines = "\n".join(failure.message.strip().splitlines()[-12:])
+        parts.append(f"{failure.what}, {failure.setting}:\n\n```text\n{last_lines}\n```")
+    return "\n\n".join(parts)
+
+
+def closing_sections(ledger: Ledger, unit: str) -> list[str]:
+    """What was tried and what failed, where there is any."""
+    return [
+        *([search_section(ledger.trials, unit)] if ledger.trials else []),
+        *([failure_section(ledger.failures)] if ledger.failures else []),
+    ]
+
+
+def machine_line(versions: Mapping[str, str], command: str) -> str:
+    """Date, machine, versions and the command that made a page."""
+    return (
         f"{datetime.datetime.now(datetime.UTC).date().isoformat()}, {cpu_model()}, {usable_cores()} cores, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f". Command: `{command}`.",
-        "",
+        + "".join(f"{name} {version}, " for name, version in versions.items()).removesuffix(", ")
+        + f". Command: `{command}`."
+    )
+
+
+def describe_measurement(results: Sequence[PeerResult]) -> str:
+    """What a step is, which models ran, and how the peers were run."""
+    ones = {result.peer: result for result in results}
+    sizes = [f"{peer} {one.active_parameters:,} active of {one.parameters:,}" for peer, one in ones.items()]
+    case = results[0].case
+    return (
         f"A step: {case.prompts_per_step} prompts of 9 tokens × {case.group_size} samples, {case.updates_per_rollout} optimiser steps on "
         f"a share each, KL to a frozen reference on, temperature 1, no truncation, float32, {case.warmup_steps} steps of warm-up. "
         "Models: 4 layers, width 128, 8 experts, 2 chosen; parameters: "
         + ", ".join(sizes)
-        + ". TRL generates with transformers "
-        "and runs at its faster settings: no gradient checkpointing, no load-balancing loss. Each peer ran in processes of its own, "
-        f"in turns, with {threads} CPU thread(s); shown is the median run at the better number. samples/s are of whole steps (median "
-        "step); tokens leave out padding; peak memory is of all the peer's processes.",
-    ]
-    sections = [case_section(name, by_peer) for name, by_peer in cases.items()]
-    return "\n\n".join(["\n".join(head), *sections]) + "\n"
+        + ". TRL generates with transformers, without gradient checkpointing or load-balancing loss. Each peer ran as is fastest for it "
+        "on this machine (threads, OpenMP's wait policy, expert implementation: tables at the end), in processes of its own, in turns; "
+        "shown is the median run. samples/s are of whole steps (median step); tokens leave out padding; peak memory is of all the "
+        "peer's processes."
+    )
+
+
+def report(results: Sequence[PeerResult], ledger: Ledger, command: str) -> str:
+    """The whole page as markdown; without results it still says what was tried and what failed."""
+    cases: dict[str, dict[str, list[PeerResult]]] = {}
+    versions: dict[str, str] = {}
+    for result in results:
+        cases.setdefault(result.case.name, {}).setdefault(result.peer, []).append(result)
+        versions |= result.versions
+    parts = ["# Samepath and TRL's GRPOTrainer, whole training steps", machine_line(versions, command)]
+    if results:
+        parts.append(describe_measurement(results))
+    parts += [case_section(name, by_peer) for name, by_peer in cases.items()]
+    return "\n\n".join([*parts, *closing_sections(ledger, "samples/s")]) + "\n"

@@ -199,13 +199,16 @@ def build_trainer(case: Case, folder: Path) -> Any:
     tokenizer.save_pretrained(model_folder)
     steps = case.warmup_steps + case.measured_steps + 1
     rows = [{"prompt": START + text} for step in range(steps) for text in prompt_texts(case, step)]
-    return GRPOTrainer(
+    trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32),
         reward_funcs=reward,
         args=trainer_settings(case, folder),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+    for model in (trainer.model, trainer.ref_model):
+        model.set_experts_implementation(case.setting.experts)
+    return trainer
 
 
 def active_parameters(model: torch.nn.Module) -> tuple[int, int]:
@@ -251,7 +254,7 @@ def main(case_file: str, result_file: str) -> None:
     """Read the case, write the result."""
     idle_bytes = resident_bytes(peak=False)
     case = Case.model_validate_json(Path(case_file).read_text())
-    torch.set_num_threads(case.threads)
+    torch.set_num_threads(case.setting.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = run_case(case, Path(folder), idle_bytes)
     Path(result_file).write_text(result.model_dump_json(indent=2) + "\n")

