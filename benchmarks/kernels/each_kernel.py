@@ -1,7 +1,7 @@
 """Times the GPU kernels at the published model's shapes beside what PyTorch offers: `python -m benchmarks.kernels.each_kernel --out FILE.json`.
 
 Median of CUDA-event times after warm-up; inputs are random; comparators run in the same process; one layer's attention as a whole stands in
-bench_layer.py, attention over all keys in bench_dense.py. FLOP counts: sparse forward
+layer.py, attention over all keys in dense.py. FLOP counts: sparse forward
 2·H·(576 + 512)·pairs, backward 2·H·(3·576 + 2·512)·pairs, index logits 2·I·K·pairs, expert product 6·rows·D·F (three times that with its
 backward), head 2·N·V·D. Axes: N query rows, S keys, H heads, C selected keys, I indexer heads, D width, E experts, F expert width, V vocabulary.
 """

@@ -1,5 +1,9 @@
 """The environment and the end of a measurement's process."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmarks.process import BenchError, peer_environment, run_process
@@ -20,7 +24,7 @@ def test_peer_environment_has_the_settings_threads_and_policy(
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
-def test_run_process_killed_says_by_which_signal(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_process_killed_says_by_which_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dies.py").write_text(
         "import os, sys\nprint('near the end', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
@@ -29,16 +33,26 @@ def test_run_process_killed_says_by_which_signal(tmp_path, monkeypatch: pytest.M
         run_process("dies", "{}", environment, "vllm")
 
 
-def test_run_process_without_a_result_is_a_failure(tmp_path) -> None:
+def test_run_process_without_a_result_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "silent.py").write_text("")
     environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
     with pytest.raises(BenchError, match="peer ended with 0"):
         run_process("silent", "{}", environment, "peer")
 
 
-def test_run_process_gives_the_written_result(tmp_path) -> None:
+def test_run_process_gives_the_written_result(tmp_path: Path) -> None:
     (tmp_path / "copies.py").write_text(
         "import pathlib, sys\npathlib.Path(sys.argv[2]).write_text(pathlib.Path(sys.argv[1]).read_text() * 2)\n"
     )
     environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
     assert run_process("copies", "{}", environment, "peer") == "{}{}"
+
+
+@pytest.mark.parametrize("module", ["benchmarks.against_trl", "benchmarks.engines"])
+def test_commands_run_from_a_checkout(module: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fastest setting" in done.stdout
