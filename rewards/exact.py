@@ -1,6 +1,7 @@
 """Rewards that compare the response with the right answer without any mathematics; no dependencies."""
 
-from samepath.rewards.final_answer import after_marker, gold_answer, plain_number
+from samepath.rewards.final_answer import final_text, gold_answer
+from samepath.rewards.number import read_number, same_number
 from samepath.rewards.request import RewardRequest
 
 
@@ -9,7 +10,7 @@ def text(request: RewardRequest, *, marker: str = "", ignore_case: bool = False)
 
     White space around either is ignored. Raises ValueError if the prompt has no right answer.
     """
-    given = after_marker(request.response_text, marker)
+    given = final_text(request, marker)
     gold = gold_answer(request)
     if ignore_case and given is not None:
         return float(given.casefold() == gold.casefold())
@@ -23,8 +24,9 @@ def number(request: RewardRequest, *, marker: str = "") -> float:
     Raises ValueError if the right answer is no plain number.
     """
     gold = gold_answer(request)
-    expected = plain_number(gold)
+    expected = read_number(gold)
     if expected is None:
         raise ValueError(f"the right answer must be a plain number; got {gold!r}. Use samepath.rewards.math:answer.")
-    given = after_marker(request.response_text, marker)
-    return float(given is not None and plain_number(given) == expected)
+    given = final_text(request, marker)
+    found = None if given is None else read_number(given)
+    return float(found is not None and same_number(expected, found))

@@ -1,39 +1,60 @@
-"""Where the answer stands in a response, what the right one is, and which answers are plain numbers."""
+"""Where the final answer stands in a response, and what the right one is."""
 
+import math
 import re
-from fractions import Fraction
 
 from samepath.rewards.request import RewardRequest
 
-MAX_NUMBER_CHARS = 100
-"""A longer text is not read as a number; it bounds the cost of big integers."""
-
-_BRACES = re.compile(r"\\boxed\s*\{|\{|\}")
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
-_NUMBER = re.compile(
-    rf"""
-    (?:[A-Za-z]\s*=\s*)?                                   # x = 5
-    (?P<sign>[+-]?)\s*
-    (?:
-        (?P<value>{_DECIMAL})(?:\s*/\s*(?P<divisor>{_DECIMAL}))?
-      | \\[dt]?frac\s*\{{\s*(?P<minus>-?)(?P<top>{_DECIMAL})\s*\}}\s*\{{\s*(?P<bottom>{_DECIMAL})\s*\}}
-    )
-    \s*(?:%|°|\^\\circ|\^\{{\\circ\}}|\\(?:text|mathrm|mbox)\s*\{{[^{{}}]*\}})?  # a unit changes nothing
-    \s*\.?
-    """,
-    re.VERBOSE,
-)
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_TAG = re.compile(r"<(?P<closing>/?)(?:think|thinking|thought|thoughts|reasoning)>", re.IGNORECASE)
+_OPEN_AT_END = re.compile(r"<(?:think|thinking|thought|thoughts|reasoning)>\s*\Z", re.IGNORECASE)
 
 
 def gold_answer(request: RewardRequest) -> str:
-    """Return the right answer as text. Raises ValueError if the request carries none."""
-    if "answer" not in request.answer:
+    """Return the right answer as text. Raises ValueError if the request carries none, or a number that is not finite."""
+    if request.answer.get("answer") is None:
         raise ValueError(
             f"the prompt's answer data must hold the right answer under 'answer'; got {sorted(request.answer)}. "
             "Name the task's answer column so."
         )
-    return str(request.answer["answer"]).strip()
+    gold = request.answer["answer"]
+    text = str(gold).strip()
+    if (isinstance(gold, float) and not math.isfinite(gold)) or re.fullmatch(r"[+-]?(?:nan|inf)", text, re.IGNORECASE):
+        raise ValueError(f"the right answer must be a finite number; got {text}. Mend or drop that row.")
+    return text
+
+
+def final_text(request: RewardRequest, marker: str) -> str | None:
+    """Return the part of the response that may hold the final answer, stripped; None if `marker` is given and missing.
+
+    What a model thinks to itself is no answer: sections between `<think>` and `</think>` (also thinking, thought, thoughts,
+    reasoning) are left out, with all before a closing tag that was opened in the prompt, and all behind a tag that stays
+    open. Of what is left the text after the last marker counts; a marker that is a tag itself is looked for first.
+    """
+    response = request.response_text
+    if _TAG.search(marker):
+        rest = after_marker(response, marker)
+        return None if rest is None else without_thinking(rest).strip()
+    opened = _OPEN_AT_END.search(request.prompt_text)
+    return after_marker(without_thinking(opened[0] + response if opened else response), marker)
+
+
+def without_thinking(text: str) -> str:
+    """Leave out thinking sections; see `final_text`. A closing tag ends every section that is open.
+
+    Example: `without_thinking("so</think>A <think>B</think> C <think> D")` is `"A \\n C "`.
+    """
+    pieces: list[str] = []
+    thinking, start = False, 0
+    for tag in _TAG.finditer(text):
+        if tag["closing"] and not thinking:
+            pieces.clear()
+        elif not tag["closing"] and not thinking:
+            pieces.append(text[start : tag.start()])
+        thinking, start = not tag["closing"], tag.end()
+    if not thinking:
+        pieces.append(text[start:])
+    return "\n".join(pieces)
 
 
 def after_marker(text: str, marker: str) -> str | None:
@@ -48,42 +69,17 @@ def after_marker(text: str, marker: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the complete `\boxed{…}` that begins last, or None if there is none.
+    r"""Return the content of the complete `\boxed{…}` or `\fbox{…}` that begins last, or None if there is none.
 
     Example: `last_boxed(r"\boxed{4}, no, \boxed{\frac{1}{2}}")` is `r"\frac{1}{2}"`.
     """
     opened: list[tuple[bool, int]] = []
     last: tuple[int, int] | None = None
     for match in _BRACES.finditer(text):
-        if match[0] != "}":
-            opened.append((len(match[0]) > 1, match.end()))
-        elif opened:
+        if match["box"] or match[0] == "{":
+            opened.append((bool(match["box"]), match.end()))
+        elif match[0] == "}" and opened:
             boxed, start = opened.pop()
             if boxed and (last is None or start > last[0]):
                 last = (start, match.start())
     return None if last is None else text[last[0] : last[1]].strip()
-
-
-def plain_number(text: str) -> Fraction | None:
-    r"""Return the exact value of a number that is written out, or None for anything else (sums, powers, words, two numbers).
-
-    Read are integers, decimals, thousands commas, fractions (`1/2`, `\frac{1}{2}`), one variable before (`x = 5`), and a
-    unit behind (`%`, degrees, `\text{…}`) which changes nothing.
-    """
-    if len(text) > MAX_NUMBER_CHARS:
-        return None
-    # Dollar signs, inline mathematics and thin spaces are spelling, not value.
-    cleaned = re.sub(r"\\?\$|\\[!,;() ]", "", text.replace("{,}", ",").replace("−", "-")).strip()
-    match = _NUMBER.fullmatch(cleaned)
-    if match is None:
-        return None
-    top = _fraction(match["value"] or match["top"])
-    bottom = _fraction(match["divisor"] or match["bottom"] or "1")
-    if bottom == 0:
-        return None
-    negative = (match["sign"] == "-") != (match["minus"] == "-")
-    return -top / bottom if negative else top / bottom
-
-
-def _fraction(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", "").rstrip("."))

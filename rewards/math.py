@@ -1,68 +1,84 @@
-r"""Mathematical equality of the final answer with the right one, by math-verify where a number's spelling is not enough.
+r"""Equality of the final answer with the right one: exact for written-out numbers, by mathematics for anything else.
 
-What math-verify is kept from here: reading two boxed answers at once (only the last is given to it), adding up "51 52", and
-paying an unevaluated copy of the question when the right answer is a number.
+[docs/answers.md](../docs/answers.md) lists what counts. What math-verify is kept from here: reading two boxed answers at once
+(only the last is given to it), adding up "51 52", and paying an unevaluated copy of the question when the right answer is a
+number.
 """
 
+import re
 from functools import lru_cache
-from typing import Any
 
-from samepath.rewards.final_answer import after_marker, gold_answer, last_boxed, plain_number
+from samepath.rewards.expression import finds_expression, same_expression, same_words
+from samepath.rewards.final_answer import final_text, gold_answer, last_boxed
+from samepath.rewards.number import WrittenNumber, read_number, same_number
 from samepath.rewards.request import RewardRequest
+from samepath.rewards.unit import changes_number
 
-# The one place that needs the extra. This module is imported by path in the children only, before their limits on time and
-# memory begin: the import takes half a second.
-try:
-    from math_verify import parse, verify
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "samepath.rewards.math needs math-verify: pip install samepath[math]. "
-        "samepath.rewards.exact:number compares plain numbers without it.",
-        name=error.name,
-    ) from error
-
-TIMEOUT_S = 1
-"""math-verify's own alarm for each parse and comparison, whole seconds: towers of powers or 300 brackets end as a wrong answer
-before the runner's limit has to kill the process."""
 MAX_ANSWER_CHARS = 500
-"""A longer final answer is wrong when strict; otherwise its last characters are read."""
+"""A longer final answer that is no number is wrong when strict; otherwise its last characters are read."""
+MIN_WORDS = 2
+"""A response of so many words is prose, in which the answer may be stated at the end when not strict,"""
+MIN_SEARCHED_WORDS = 5
+"""and of so many words, anywhere."""
+
+# What math-verify drops or joins, although it leaves another number.
+_DROPPED = re.compile(r"\d\s+\d|\w\s*_|\\(?:not|ne|neq|approx|sim|phantom|cancel|mathrm\{[ie]\}|\$.*\\text)")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{2,}|I\b)")
+_DENIED = re.compile(r"\b(?:not|wrong|incorrect|instead|half|pairs?|dozens?|hundreds?|thousands?|[mb]illions?)\b")
+_STATED = re.compile(r"\b(?:is|are|equals|get|gives)\b|:\s")
 
 
 def answer(request: RewardRequest, *, strict: bool = True, marker: str = "") -> float:
     r"""Give 1 if the final answer equals `request.answer["answer"]`, else 0.
 
-    The final answer is the last complete `\boxed{…}` after the last `marker` (anywhere if empty), else all text after it.
+    The final answer is the last complete `\boxed{…}` after the last `marker` (anywhere if empty), else all text after it;
+    thinking sections do not count (see `final_text`).
     strict: it must stand alone, and for a right answer that is a plain number it must be a written-out number, compared
-    exactly: `12+39`, `51 52` and `the answer is 51` are wrong answers to 51. Not strict: math-verify searches the text
-    for an expression and evaluates it.
-    Either way `x = 5` equals 5, and a percent sign or unit is ignored. Raises ValueError if there is no usable right answer.
+    exactly: `12+39`, `51 52` and `the answer is 51` are wrong answers to 51. Not strict: sums, products and powers are
+    evaluated, and in prose without a box the answer may follow "is" or a colon in the last line, or else stand anywhere.
+    Raises ValueError if there is no usable right answer.
     """
     gold = gold_answer(request)
-    rest = after_marker(request.response_text, marker)
+    gold = last_boxed(gold) or gold
+    rest = final_text(request, marker)
     if not rest:
         return 0.0
     boxed = last_boxed(rest)
     final = rest if boxed is None else boxed
-    expected, given = plain_number(gold), plain_number(final)
-    if expected is not None and (strict or given is not None):
-        return float(given == expected)
-    if strict and (len(final) > MAX_ANSWER_CHARS or last_boxed(_in_box(final)) != final):
-        return 0.0
-    alone = strict or boxed is not None
-    found = parse(_in_box(final) if alone else final[-MAX_ANSWER_CHARS:], parsing_timeout=TIMEOUT_S)
-    return float(verify(_parsed_gold(gold), found, timeout_seconds=TIMEOUT_S))
+    right = _is_right(gold, final, evaluate=not strict)
+    return float(right or (not strict and boxed is None and _is_told(gold, final)))
+
+
+def _is_right(gold: str, final: str, *, evaluate: bool) -> bool:
+    """Compare all of `final`; evaluate: where the right answer is a number, it need not be one that is written out."""
+    expected, given = _gold_number(gold), read_number(final)
+    if expected is not None and (given is not None or not evaluate):
+        return given is not None and same_number(expected, given)
+    words = same_words(gold, final) if expected is None else None
+    if words is not None:
+        return words
+    if len(final) > MAX_ANSWER_CHARS or last_boxed(f"\\boxed{{{final}}}") != final:
+        return False
+    if expected is not None and (changes_number(final) or _DROPPED.search(final)):
+        return False
+    return same_expression(gold, final, expected, given)
+
+
+def _is_told(gold: str, text: str) -> bool:
+    """Look for the answer in prose: at the end of its last line, or else wherever math-verify finds one."""
+    num_words = len(_WORD.findall(text))
+    if num_words < MIN_WORDS:
+        return False
+    line = text.splitlines()[-1][-MAX_ANSWER_CHARS:]
+    told = _STATED.split(line)[-1].strip(" *.")
+    if _is_right(gold, told, evaluate=True):
+        return True
+    if read_number(told) is not None or num_words < MIN_SEARCHED_WORDS or _DENIED.search(line):
+        return False
+    return finds_expression(gold, text[-MAX_ANSWER_CHARS:], _gold_number(gold))
 
 
 @lru_cache(maxsize=1024)
-def _parsed_gold(gold: str) -> list[Any]:
-    """Parsed once for all samples of a prompt."""
-    inner = last_boxed(gold)
-    parsed: list[Any] = parse(_in_box(gold if inner is None else inner), parsing_timeout=TIMEOUT_S)
-    if not parsed:
-        raise ValueError(f"math-verify cannot read the right answer {gold!r}; use samepath.rewards.exact:text for it")
-    return parsed
-
-
-def _in_box(text: str) -> str:
-    # math-verify reads what is in a box as LaTeX and as one answer; without it `\sqrt{2}` is not found at all.
-    return f"\\boxed{{{text}}}"
+def _gold_number(gold: str) -> WrittenNumber | None:
+    """Read once for all samples of a prompt."""
+    return read_number(gold)

@@ -32,7 +32,7 @@ def resolve(path: str, options: Mapping[str, Any]) -> RewardFunction:
     for name in attribute.split("."):
         if not hasattr(target, name):
             known = [
-                known for known in dir(target) if not known.startswith("_") and callable(getattr(target, known, None))
+                known for known, value in vars(target).items() if not known.startswith("_") and _is_own(value, target)
             ]
             raise PluginError(
                 f"{path!r}: {_described(target)} has no {name!r}.{_suggestion(name, known)} Correct the name after the colon."
@@ -42,6 +42,11 @@ def resolve(path: str, options: Mapping[str, Any]) -> RewardFunction:
         raise PluginError(f"{path!r} must be a function; got a {type(target).__name__}")
     _check_signature(target, path, options)
     return target  # type: ignore[no-any-return]
+
+
+def _is_own(value: object, holder: object) -> bool:
+    """Return whether a function or class of a module is defined there; what is in a class is its own."""
+    return callable(value) and (not inspect.ismodule(holder) or getattr(value, "__module__", "") == holder.__name__)
 
 
 def _imported(module_name: str, path: str) -> ModuleType:

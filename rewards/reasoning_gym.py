@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from samepath.rewards.final_answer import after_marker
+from samepath.rewards.final_answer import final_text
 from samepath.rewards.request import RewardRequest
 
 # The one place that needs the extra. This module is imported by path in the children only, before their limits on time and
@@ -43,7 +43,7 @@ def score(request: RewardRequest, *, strict: bool = True, marker: str = "") -> f
         )
     config = json.dumps(request.answer.get("config", {}), sort_keys=True)
     scorer = _scorer(entry["metadata"]["source_dataset"], config)
-    text = after_marker(request.response_text, marker)
+    text = final_text(request, marker)
     if text is None:
         return 0.0
     marks = _marks(scorer, text, entry)

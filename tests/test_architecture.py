@@ -22,7 +22,8 @@ HOUSE: dict[str, str] = {
         files/
     """,
     "rewards": """
-        final_answer request score settings plugin exact length math reasoning_gym
+        characters spelling unit_words unit magnitude number
+        final_answer request score settings plugin exact length expression math reasoning_gym
         sandbox/
         runner
     """,

@@ -26,6 +26,21 @@ def test_number_with_marker_reads_only_what_follows():
     assert number(request("51 #52", "51"), marker="#") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [(1e-7, "0.0000001", "e-7"), (1e16, "10^{16}", "10^{17}"), (2**53 + 1, "9007199254740993", "9007199254740992")],
+)
+def test_number_gold_from_json_is_that_number(gold, right, wrong):
+    assert number(request(right, gold)) == 1.0
+    assert number(request(wrong, gold)) == 0.0
+
+
+def test_thinking_does_not_count():
+    assert number(request("<think>52</think>51", "51")) == 1.0
+    assert number(request("<think>51", "51")) == 0.0
+    assert text(request("<think>London?</think>Paris", "Paris")) == 1.0
+
+
 def test_number_gold_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="must be a plain number; got 'x\\+1'"):
         number(request("51", "x+1"))

@@ -1,12 +1,12 @@
-"""Where the answer stands, and which texts are one written-out number."""
+"""Where the answer stands, and which right answers are refused."""
 
-from fractions import Fraction
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samepath.rewards.final_answer import after_marker, gold_answer, last_boxed, plain_number
+from samepath.rewards.final_answer import after_marker, final_text, gold_answer, last_boxed, without_thinking
 from samepath.rewards.request import RewardRequest
 
 
@@ -35,6 +35,9 @@ def test_after_marker_text_gives_what_follows_the_last_marker(text, marker, expe
         (r"\boxed{\boxed{5}}", "5"),
         ("51", None),
         (r"\boxed{51", None),
+        (r"\fbox{51}", "51"),
+        (r"\boxed{f = \left\{ 1 \right.}", r"f = \left\{ 1 \right."),
+        (r"\boxed{1 \\{2}}", r"1 \\{2}"),
     ],
 )
 def test_last_boxed_text_gives_the_last_complete_box(text, expected):
@@ -44,65 +47,67 @@ def test_last_boxed_text_gives_the_last_complete_box(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("51", Fraction(51)),
-        ("-51", Fraction(-51)),
-        ("− 51", Fraction(-51)),
-        ("+51.0", Fraction(51)),
-        (".5", Fraction(1, 2)),
-        ("51.", Fraction(51)),
-        ("1,234,567", Fraction(1234567)),
-        ("1{,}000", Fraction(1000)),
-        ("2/4", Fraction(1, 2)),
-        (r"-\frac{1}{2}", Fraction(-1, 2)),
-        (r"\dfrac{-1}{4}", Fraction(-1, 4)),
-        ("$51$", Fraction(51)),
-        (r"\$51", Fraction(51)),
-        (r"x = 5", Fraction(5)),
-        (r"12 \text{ cm}", Fraction(12)),
-        (r"90^\circ", Fraction(90)),
-        ("50%", Fraction(50)),
+        ("<think>A</think>B", "\nB"),
+        ("A</think>B", "B"),
+        ("A<think>B", "A"),
+        ("A<think>B</think>C<Thinking>D</thinking>E", "A\nC\nE"),
+        ("<think>A<think>B</think>C</think>D", "D"),
+        ("<think>A, as <think> says</think>B", "\nB"),
+        ("<thinker>A", "<thinker>A"),
+        ("<reasoning>A</reasoning>B</thought>C", "C"),
     ],
 )
-def test_plain_number_written_out_number_gives_its_exact_value(text, expected):
-    assert plain_number(text) == expected
+def test_without_thinking_sections_are_left_out(text, expected):
+    assert without_thinking(text) == expected
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("prompt", "response", "marker", "expected"),
     [
-        "",
-        "51 52",
-        "5 1",
-        "50+1",
-        "3^2",
-        "10!",
-        "--5",
-        "1/0",
-        "1,23",
-        "fifty",
-        "51 or 52",
-        "5.1.2",
-        "1e9",
-        "9" * 101,
-        "٥١",
+        ("", " 51 ", "", "51"),
+        ("", "<think>#1</think> #2", "#", "2"),
+        ("", "#2 <think>#1</think>", "#", "2"),
+        ("", "<think>#1", "#", None),
+        ("2+2=<think>\n", "4", "", ""),
+        ("2+2=<think>\n", "3</think>4", "", "4"),
+        ("<think>2+2</think>", "4", "", "4"),
+        ("", "1</think>2</think>3", "</think>", "3"),
+        ("", "no end", "</think>", None),
+        ("", "1</think>2<think>3", "</think>", "2"),
     ],
 )
-def test_plain_number_anything_else_gives_none(text):
-    assert plain_number(text) is None
+def test_final_text_thinking_and_markers(prompt, response, marker, expected):
+    assert final_text(RewardRequest(prompt_text=prompt, response_text=response), marker) == expected
 
 
-@given(st.text(alphabet="0123456789.,/-+ $%\\{}=x", max_size=40))
-def test_plain_number_any_text_gives_a_fraction_or_none(text):
-    value = plain_number(text)
-    assert value is None or isinstance(value, Fraction)
+@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "51", "#", "\n"]), max_size=12).map("".join))
+def test_without_thinking_any_text_loses_every_tag_and_nothing_behind_the_last_one_that_closes(text):
+    found = without_thinking(text)
+    assert "think" not in found
+    _, closed, rest = text.rpartition("</think>")
+    assert found.endswith(rest) if closed and "<think>" not in rest else True
 
 
 @given(st.text(alphabet="\\boxed{} 5", max_size=60))
 def test_last_boxed_any_text_gives_a_piece_with_balanced_braces(text):
     found = last_boxed(text)
-    assert found is None or (found in text and found.count("{") == found.count("}"))
+    unescaped = "" if found is None else re.sub(r"\\.", "", found)
+    assert found is None or (found in text and unescaped.count("{") == unescaped.count("}"))
 
 
 def test_gold_answer_missing_names_what_is_there():
     with pytest.raises(ValueError, match=r"under 'answer'; got \['solution'\]"):
         gold_answer(RewardRequest(prompt_text="", response_text="", answer={"solution": 1}))
+
+
+@pytest.mark.parametrize("gold", [float("nan"), float("inf"), "NaN", "-inf", None])
+def test_gold_answer_without_a_finite_value_is_refused(gold):
+    with pytest.raises(ValueError, match="must"):
+        gold_answer(RewardRequest(prompt_text="", response_text="", answer={"answer": gold}))
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"), [(1e-7, "1e-07"), (2**64 + 1, "18446744073709551617"), (" 51\n", "51"), (True, "True")]
+)
+def test_gold_answer_is_the_text_of_the_value(gold, text):
+    assert gold_answer(RewardRequest(prompt_text="", response_text="", answer={"answer": gold})) == text

@@ -97,6 +97,39 @@ def test_answer_in_a_child_uses_its_own_alarm_before_the_limit():
     assert [(score.status, score.total) for score in scores] == [("ok", 0.0), ("ok", 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("response", "strict", "lenient"),
+    [
+        (r"\boxed{50+1}", 0.0, 1.0),
+        ("After the trade, 51 cards are left on the table", 0.0, 1.0),
+        ("The answer is 51 million.", 0.0, 0.0),
+        ("51 is wrong, it is 52", 0.0, 0.0),
+        ("The answer is\n**51**", 0.0, 1.0),
+        (r"\boxed{51 52}", 0.0, 0.0),
+        (r"\boxed{2x = 51}", 0.0, 0.0),
+        (r"\boxed{51\text{ dozen}}", 0.0, 0.0),
+    ],
+)
+def test_answer_strict_and_not(response, strict, lenient):
+    assert answer(request(response, "51")) == strict
+    assert answer(request(response, "51"), strict=False) == lenient
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "reward"),
+    [
+        ("", r"<think>\boxed{51}</think>\boxed{52}", 0.0),
+        ("", r"<think>\boxed{52}</think>\boxed{51}", 1.0),
+        ("", r"<think>\boxed{51}", 0.0),
+        ("<think>", r"\boxed{51}", 0.0),
+        ("<think>", r"\boxed{52}</think>\boxed{51}", 1.0),
+    ],
+)
+def test_answer_in_thinking_does_not_count(prompt, response, reward):
+    given = RewardRequest(prompt_text=prompt, response_text=response, answer={"answer": "51"})
+    assert answer(given) == answer(given, strict=False) == reward
+
+
 PIECES = st.sampled_from(
     ["\\boxed{", "}", "{", "\\frac", "\\sqrt", "1", "2", "x", "+", "^", "(", ")", "=", "$", ",", " ", "é", "\x00"]
 )

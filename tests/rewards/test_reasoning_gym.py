@@ -72,3 +72,9 @@ def test_score_reads_the_tasks_own_settings():
 def test_score_without_entry_raises():
     with pytest.raises(ValueError, match="under 'entry'"):
         score(request("51", None))
+
+
+def test_score_thinking_does_not_count():
+    row = entry("chain_sum")
+    assert score(request(f"<think>17?</think>{row['answer']}", row)) == 1.0
+    assert score(request(f"<think>{row['answer']}", row)) == 0.0
