@@ -1,0 +1,71 @@
+"""What the cold start trains on at which step. The written answers show their options: `#5` is bare, `2+3=5;#5` is worked."""
+
+import pytest
+
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.learner.cold_start import ColdStart
+from samepath.rl.learner.pass_pool import PassPool
+from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.tasks.row import Task, TaskRow
+from tests.conftest import tiny_model
+
+WORKED, BARE = {"direct_share": 0.0}, {"direct_share": 1.0}
+
+
+def cold_start(tokenizer: Tokenizer, seed: int = 0, **settings: object) -> ColdStart:
+    rows = [
+        TaskRow(row_id=f"train-{index}", question="", text=f"{index}+3=", dataset="sums", row=index)
+        for index in range(10)
+    ]
+    task = Task(name="sums", train=rows, held_out=[], seed=0)
+    made = ColdStartSettings.model_validate({"steps": 6, "batch_size": 3, "options": WORKED, **settings})
+    return ColdStart(tiny_model(), tokenizer, task, made, seed, PassPool(1))
+
+
+def answers(start: ColdStart, step: int, tokenizer: Tokenizer) -> list[str]:
+    """The trained tokens of each sequence as text."""
+    segments = [entry.segment for entry in start.batch(step)]
+    return [tokenizer.decode(segment.token_ids[segment.trained].tolist()) for segment in segments]
+
+
+def kinds(start: ColdStart, tokenizer: Tokenizer) -> list[str]:
+    """`worked` or `bare` for each step."""
+    found = []
+    for step in range(start.settings.steps):
+        (kind,) = {"bare" if text.startswith("#") else "worked" for text in answers(start, step, tokenizer)}
+        found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("late", [0, 1, 2, 6, 9])
+def test_batch_late_options_hold_for_exactly_the_last_steps(late: int, tokenizer: Tokenizer) -> None:
+    start = cold_start(tokenizer, late_steps=late, late_options=BARE)
+    num_bare = min(late, 6)
+    assert kinds(start, tokenizer) == ["worked"] * (6 - num_bare) + ["bare"] * num_bare
+
+
+def test_batch_late_options_are_laid_over_the_others(tokenizer: Tokenizer) -> None:
+    """The marker stays that of `options`, and what is not late has nothing of `late_options`."""
+    start = cold_start(tokenizer, options={**WORKED, "marker": ";"}, late_steps=1, late_options=BARE)
+    assert all(text.startswith(";") for text in answers(start, 5, tokenizer))
+    assert all("=" in text for text in answers(start, 4, tokenizer))
+
+
+def test_batch_is_a_function_of_seed_and_step_alone(tokenizer: Tokenizer) -> None:
+    start, other = cold_start(tokenizer, batch_size=8), cold_start(tokenizer, seed=1, batch_size=8)
+    forwards = [answers(start, step, tokenizer) for step in range(6)]
+    backwards = [answers(start, step, tokenizer) for step in reversed(range(6))]
+    assert backwards[::-1] == forwards
+    assert len({tuple(texts) for texts in forwards}) == 6
+    assert answers(other, 0, tokenizer) != forwards[0]
+
+
+def test_batch_trains_on_the_answer_and_its_end_but_not_on_the_prompt(tokenizer: Tokenizer) -> None:
+    start = cold_start(tokenizer, batch_size=1, options=BARE)
+    (entry,) = start.batch(0)
+    token_ids, trained = entry.segment.token_ids, entry.segment.trained
+    first = int(trained.argmax())
+    assert trained[first:].all()
+    assert tokenizer.decode(token_ids[:first].tolist()).endswith("+3=")
+    assert token_ids[-1] == tokenizer.end_id
+    assert entry.temperature == 1.0

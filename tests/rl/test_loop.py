@@ -1,0 +1,119 @@
+"""The loop without its parts: which seeds a step asks with, and after which steps it evaluates and saves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.loop import Loop
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.tasks.requests import seed_of
+from samepath.rl.tasks.row import Task, TaskRow
+from samepath.rl.tracking.sink import Sink
+from samepath.rl.tracking.tracker import Tracker
+
+
+class Book(Sink):
+    """Keeps the metrics and checkpoints that it is given."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.checkpoints: list[int] = []
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics[step] = dict(metrics)
+
+    def log_checkpoint(self, step: int, path: Path) -> None:
+        assert path == Path(f"step-{step}")
+        self.checkpoints.append(step)
+
+
+class Saver:
+    """A learner that only saves."""
+
+    def save(self, step: int) -> Path:
+        return Path(f"step-{step}")
+
+
+class EmptyLoop(Loop):
+    """Steps and evaluations cost nothing and give the number of the step."""
+
+    def one_step(self, step: int) -> dict[str, float]:
+        return {"reward/mean": float(step)}
+
+    def evaluate(self) -> Evaluation:
+        return Evaluation(accuracy=0.25, num_scored=4, num_failed=0, mean_length=1.0, groups=())
+
+
+def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | None = None) -> Loop:
+    row = TaskRow(row_id="train-0", question="", text="1+2=", dataset="sums", row=0)
+    absent: Any = None
+    saver: Any = Saver()
+    return kind(
+        recipe=recipe,
+        task=Task(name="sums", train=[row], held_out=[], seed=0),
+        tokenizer=tokenizer,
+        learner=saver,
+        pool=absent,
+        scorer=absent,
+        tracker=Tracker([] if sink is None else [sink]),
+        display=ProgressDisplay(total_steps=recipe.rl.steps),
+    )
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4]), (3, [3]), (6, [])])
+def test_run_evaluates_after_every_so_many_steps_and_leaves_the_last_to_the_end(
+    every: int, wanted: list[int], tiny_recipe, tokenizer: Tokenizer
+) -> None:
+    book, seen = Book(), []
+    made = loop(EmptyLoop, tiny_recipe("rl.steps=6", f"evaluation.every={every}"), tokenizer, book)
+    made.run(0, lambda step, metrics: seen.append((step, metrics["reward/mean"])))
+    assert seen == [(step + 1, step) for step in range(6)]
+    assert sorted(book.metrics) == [1, 2, 3, 4, 5, 6]
+    assert [step for step, metrics in book.metrics.items() if "eval/accuracy" in metrics] == wanted
+
+
+def test_run_that_goes_on_keeps_the_numbers_of_its_steps(tiny_recipe, tokenizer: Tokenizer) -> None:
+    book = Book()
+    recipe = tiny_recipe("rl.steps=6", "evaluation.every=2", "checkpoint.every=3")
+    loop(EmptyLoop, recipe, tokenizer, book).run(3, lambda step, metrics: None)
+    assert list(book.metrics) == [4, 5, 6]
+    assert [step for step, metrics in book.metrics.items() if "eval/accuracy" in metrics] == [4]
+    assert book.checkpoints == [6]
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(0, []), (2, [2, 4, 6])])
+def test_run_saves_after_every_so_many_steps(every: int, wanted: list[int], tiny_recipe, tokenizer: Tokenizer) -> None:
+    book = Book()
+    recipe = tiny_recipe("rl.steps=6", f"checkpoint.every={every}")
+    loop(EmptyLoop, recipe, tokenizer, book).run(0, lambda step, metrics: None)
+    assert book.checkpoints == wanted
+
+
+def test_requests_repeat_and_every_step_prompt_sample_and_run_has_its_own_seed(
+    tiny_recipe, tokenizer: Tokenizer
+) -> None:
+    """The task has one row, so each request is the same prompt: only the seeds tell them apart."""
+    first = loop(Loop, tiny_recipe(), tokenizer)
+    assert first.requests(1) == first.requests(1)
+    asked = [
+        request
+        for made in (first, loop(Loop, tiny_recipe("seed=1"), tokenizer))
+        for step in range(3)
+        for request in made.requests(step)
+    ]
+    assert {request.prompt.prompt_id for request in asked} == {"train-0"}
+    seeds = [seed for request in asked for seed in request.seeds]
+    assert len(seeds) == 2 * 3 * 4 * 4
+    assert len(set(seeds)) == len(seeds)
+    assert [request.group_id for request in first.requests(2)] == ["s3-g0", "s3-g1", "s3-g2", "s3-g3"]
+
+
+def test_seed_of_keeps_its_parts_apart() -> None:
+    """A seed decides samples, so it must stay the same from version to version; 12 and 3 are not 1 and 23."""
+    assert seed_of(0, 3, 1, 2) == 2589667392710413240
+    assert seed_of(0, 12, 3) != seed_of(0, 1, 23)

@@ -1,0 +1,97 @@
+"""What people read of each rollout: its own reward, and what the update measured of it, not of its neighbour."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rewards.score import Score
+from samepath.rl.batch.score_groups import training_batch
+from samepath.rl.batch.train_batch import UpdateReport
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.tracking.step_rollouts import tracked_rollouts
+from samepath.rollout.types import Group
+from tests.rl.sampled import group
+
+TIMEOUT = Score(total=math.nan, status="timeout", detail="answer: no result within 5.0 s")
+
+
+def report(count: int) -> UpdateReport:
+    """Every column numbers the sequences of the batch: sequence 2 has 2.25 nats, 0.2 flips, a lag of 2."""
+    numbers = np.arange(count)
+    return UpdateReport(
+        metrics={},
+        kl_B=(numbers + 0.25).astype(np.float32),
+        off_policy_B=(numbers + 0.5).astype(np.float32),
+        masked_B=numbers == 1,
+        route_flips_B=(numbers / 10).astype(np.float32),
+        weight_lag_B=numbers.astype(np.int64),
+        kl_tokens=tuple(np.full(2, number, np.float32) for number in numbers),
+    )
+
+
+def groups() -> list[Group]:
+    """Two groups; the first sample has no answer, the third no reward: the batch holds a/1, a/3, b/0, b/1."""
+    first = group("a", None, 1.0, TIMEOUT, 0.0)
+    broken = replace(first.rollouts[0], failure="prompt_too_long", segments=(), text="")
+    return [replace(first, rollouts=(broken, *first.rollouts[1:])), group("b", 0.25, 0.75, dataset="code")]
+
+
+def test_tracked_rollouts_past_unscored_ones_get_their_own_measurements(tokenizer: Tokenizer) -> None:
+    batch, by_group = training_batch(groups(), AlgorithmSettings())
+    assert batch is not None
+    tracked = tracked_rollouts(7, groups(), by_group, batch, report(4), tokenizer)
+    assert [(one.group_id, one.sample_index) for one in tracked] == [
+        ("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 0), ("b", 1),
+    ]  # fmt: skip
+    trained = [tracked[place] for place in (1, 3, 4, 5)]
+    assert [one.kl for one in trained] == [0.25, 1.25, 2.25, 3.25]
+    assert [one.off_policy for one in trained] == [0.5, 1.5, 2.5, 3.5]
+    assert [one.route_flips for one in trained] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert [one.masked for one in trained] == [False, True, False, False]
+    assert [one.weight_lag for one in trained] == [0, 1, 2, 3]
+    assert [one.kl_tokens for one in trained] == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    for one in (tracked[0], tracked[2]):
+        assert math.isnan(one.kl)
+        assert math.isnan(one.off_policy)
+        assert math.isnan(one.route_flips)
+        assert (one.masked, one.weight_lag, one.kl_tokens) == (False, 0, ())
+
+
+def test_tracked_rollouts_have_advantage_reward_and_status_of_their_own(tokenizer: Tokenizer) -> None:
+    batch, by_group = training_batch(groups(), AlgorithmSettings())
+    tracked = tracked_rollouts(7, groups(), by_group, batch, report(4), tokenizer)
+    assert [one.advantage for one in tracked] == [0.0, 0.5, 0.0, -0.5, -0.25, 0.25]
+    assert [one.reward for one in tracked[1::2]] == [1.0, 0.0, 0.75]
+    assert math.isnan(tracked[0].reward)
+    assert math.isnan(tracked[2].reward)
+    assert [one.reward_status for one in tracked] == ["prompt_too_long", "ok", "timeout", "ok", "ok", "ok"]
+    assert [one.failed for one in tracked] == [True, False, True, False, False, False]
+    assert tracked[2].reward_detail == "answer: no result within 5.0 s"
+    assert tracked[5].reward_parts == {"answer": 0.75}
+    assert {one.step for one in tracked} == {7}
+    assert [one.dataset for one in tracked] == ["sums"] * 4 + ["code"] * 2
+    assert {one.gold for one in tracked} == {"3"}
+
+
+def test_tracked_rollouts_keep_texts_and_tokens_of_the_response_alone(tokenizer: Tokenizer) -> None:
+    batch, by_group = training_batch(groups(), AlgorithmSettings())
+    tracked = tracked_rollouts(7, groups(), by_group, batch, report(4), tokenizer)
+    assert tracked[1].prompt_text == "1+2="
+    assert tracked[1].response_text == "a says 1"
+    assert tracked[1].tokens == tuple(tokenizer.token_texts([4, 5]))
+    assert tracked[1].sampler_logprobs == (-0.5, -1.0)
+    assert (tracked[1].num_tokens, tracked[1].finish_reason) == (2, "stop")
+    assert (tracked[0].tokens, tracked[0].num_tokens, tracked[0].finish_reason) == ((), 0, "")
+
+
+def test_tracked_rollouts_without_an_update_have_rewards_and_no_measurements(tokenizer: Tokenizer) -> None:
+    unscored = [group("a", None, TIMEOUT)]
+    batch, by_group = training_batch(unscored, AlgorithmSettings())
+    assert batch is None
+    first, second = tracked_rollouts(1, unscored, by_group, batch, None, tokenizer)
+    assert (first.reward_status, second.reward_status) == ("unscored", "timeout")
+    assert first.advantage == second.advantage == 0.0
+    assert math.isnan(first.kl)
