@@ -52,6 +52,10 @@ PANELS = (
 )
 
 
+class NothingToDrawError(ValueError):
+    """A run has no finite value of any metric that is drawn."""
+
+
 def plot_training(metrics_jsonl: Path, out_png: Path, panels: Sequence[Panel] = PANELS) -> list[str]:
     """Draw the training curves of a run; returns the names of the metrics that were drawn.
 
@@ -59,14 +63,14 @@ def plot_training(metrics_jsonl: Path, out_png: Path, panels: Sequence[Panel] = 
 
     Raises:
         FileNotFoundError: there is no metrics file.
-        ValueError: the run has none of the metrics.
+        NothingToDrawError: the run has none of the metrics.
     """
     by_step = read_metrics(metrics_jsonl)
     drawable = [(panel, _series(by_step, panel)) for panel in panels]
     drawable = [(panel, series) for panel, series in drawable if series]
     if not drawable:
         wanted = ", ".join(name for panel in panels for name in panel.names)
-        raise ValueError(
+        raise NothingToDrawError(
             f"{metrics_jsonl} must hold a finite value of one of {wanted}; it has none. Let the run do a step."
         )
     columns = min(3, len(drawable))

@@ -1,24 +1,36 @@
 """The end of a run: plot, rollout report, `summary.json` and the table."""
 
 import json
+import logging
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.curves import plot_training, write_rollout_report
+from samepath.rl.report.curves import NothingToDrawError, plot_training, write_rollout_report
 from samepath.rl.report.progress import summary_table
 from samepath.rl.run_state import RunState
 from samepath.rl.tasks.requests import evaluation_sampling
 from samepath.rl.tracking.tracker import Tracker
 
+logger = logging.getLogger("samepath.report")
+
 SUMMARY_FILE = "summary.json"
 
 
 def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker) -> dict[str, Any]:
-    """Write plot, rollout report and `summary.json`, print the table."""
+    """Write plot, rollout report and `summary.json`, print the table; what has nothing to show is neither written nor listed.
+
+    In the file a number that is not finite, such as the accuracy of a run without a scored answer, is `null`.
+    """
     run_dir = recipe.run_dir
-    plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
-    files = ["training.png", SUMMARY_FILE]
+    files = [SUMMARY_FILE]
+    try:
+        plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
+        files.insert(0, "training.png")
+    except NothingToDrawError as error:
+        logger.warning("there is no picture of the run: %s", error)
     if recipe.rl.steps:
         write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
         files.append("rollouts.html")
@@ -39,7 +51,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         "mlflow_run_id": state.run_id,
         "failures": state.counters,
     }
-    (run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / SUMMARY_FILE).write_text(json.dumps(_with_nulls(summary), indent=2, allow_nan=False) + "\n")
     for file in files:
         tracker.log_artifact(run_dir / file)
     links = {f"MLflow {name}": link for name, link in tracker.links().items()}
@@ -48,3 +60,10 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         title=recipe.name,
     )
     return summary
+
+
+def _with_nulls(value: Any) -> Any:
+    """Put None in place of NaN and infinities, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

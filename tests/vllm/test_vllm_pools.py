@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+pytest.importorskip("ray")
+
 from samepath.rl.learner.ray_learner import start_cluster, stop_cluster
 from samepath.rl.machine import child_environment
 from samepath.rl.recipe.cluster import RaySettings

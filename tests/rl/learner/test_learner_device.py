@@ -9,10 +9,8 @@ import pytest
 
 from samepath.model.network.network import CausalLM
 from samepath.rl.learner.policy_checks import check_policy
-from samepath.rl.learner.ray_learner import RayLearner
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.tracking.jsonl import read_metrics
-from samepath.rollout.pool.ray_pool import RayPool
 from tests.conftest import tiny_model
 from tests.cuda_stand_in import gpu_stand_in
 from tests.families import family_model
@@ -50,6 +48,11 @@ def test_a_gap_of_0_on_a_gpu_is_accepted_with_kernels_of_this_package_alone(
 def test_ray_actors_ask_for_their_share_of_the_gpus(
     tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, learner_gpus: float, worker_gpus: float
 ) -> None:
+    pytest.importorskip("ray")
+    # Late: the other tests need no Ray.
+    from samepath.rl.learner.ray_learner import RayLearner
+    from samepath.rollout.pool.ray_pool import RayPool
+
     asked = []
 
     def remote(**options: Any) -> Any:

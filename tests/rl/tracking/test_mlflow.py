@@ -11,20 +11,20 @@ import pytest
 
 # Read while mlflow is imported.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+mlflow = pytest.importorskip("mlflow")
 
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Run  # noqa: E402
 
-from samepath.rl.cli import app
-from samepath.rl.machine import set_missing_variables
-from samepath.rl.recipe.file import dump_recipe
-from samepath.rl.recipe.tracking import TrackingSettings
-from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe
-from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command
-from samepath.rl.tracking.sink import RunStart
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
-from samepath.rl.tracking.tracker import MLFLOW_VARIABLES, build_tracker, resend_to_mlflow
+from samepath.rl.cli import app  # noqa: E402
+from samepath.rl.machine import set_missing_variables  # noqa: E402
+from samepath.rl.recipe.file import dump_recipe  # noqa: E402
+from samepath.rl.recipe.tracking import TrackingSettings  # noqa: E402
+from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe  # noqa: E402
+from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command  # noqa: E402
+from samepath.rl.tracking.sink import RunStart  # noqa: E402
+from samepath.rl.tracking.tracked_rollout import TrackedRollout  # noqa: E402
+from samepath.rl.tracking.tracker import MLFLOW_VARIABLES, build_tracker, resend_to_mlflow  # noqa: E402
 
 RECIPE = {
     "rl": {"group_size": 2, "lr": 1e-5},
