@@ -8,7 +8,7 @@ import pytest
 
 from samepath.rl.tracking import queue as tracking_queue
 from samepath.rl.tracking.events import Event, EventRefusedError, QueueFile, StoreUnavailableError, parse_event
-from samepath.rl.tracking.queue import EventQueue
+from samepath.rl.tracking.queue import EventQueue, resend
 
 FINISH = Event(kind="finish", time_ms=9, payload={"status": "FINISHED"})
 
@@ -175,3 +175,35 @@ def test_read_state_other_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match=r"tracking-queue\.jsonl"):
         QueueFile(tmp_path / "x.jsonl", 10**6).read_state()
+
+
+def test_resend_sends_in_order_and_counts_what_is_refused_or_cut_short(tmp_path: Path) -> None:
+    file = QueueFile(tmp_path / "q.jsonl", 10**6)
+    for step in range(3):
+        file.append(event(step), {})
+    with file.path.open("a") as open_file:
+        open_file.write('{"kind": "metrics", "ti')
+    store = Store()
+    store.refused = {1}
+    counts = resend(QueueFile(file.path, 10**6), store, store_name="the store")
+    assert store.steps == [0, 2]
+    assert (counts.sent, counts.refused, counts.waiting) == (2, 2, 0)
+    assert not file.path.exists()
+
+
+def test_resend_stops_where_the_store_stops_answering_and_keeps_the_rest(tmp_path: Path) -> None:
+    class Tiring(Store):
+        def send(self, event: Event) -> None:
+            self.answers = event.payload["step"] != 2
+            super().send(event)
+
+    file = QueueFile(tmp_path / "q.jsonl", 10**6)
+    for step in range(4):
+        file.append(event(step), {"run_id": ""})
+    store = Tiring()
+    store.refused = {0}
+    counts = resend(file, store, store_name="the store")
+    assert store.steps == [1]
+    assert (counts.sent, counts.refused, counts.waiting) == (1, 1, 2)
+    assert [parse_event(line) for line in file.lines()] == [event(2), event(3)]
+    assert file.read_state() == {"run_id": "r1"}
