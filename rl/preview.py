@@ -19,7 +19,7 @@ from samepath.rl.run_state import RECIPE_FILE
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout

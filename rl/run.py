@@ -28,11 +28,10 @@ from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
-from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from samepath.rollout.engine_settings import describe
 from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
 from samepath.rollout.pool.worker import peak_memory_bytes
-from samepath.rollout.vllm.version import require_vllm
 
 COLD_START_STEPS_A_CALL = 20
 
@@ -64,9 +63,9 @@ def resume_run(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
 def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: int) -> dict[str, Any]:
     """Everything that can be wrong with the recipe is checked before any work is done."""
     run_dir, recipe_dir = recipe.run_dir, Path(state.recipe_dir)
-    if isinstance(recipe.engine, VllmSettings) and (recipe.runtime == "inline" or recipe.ray.address == "local"):
+    if recipe.runtime == "inline" or recipe.ray.address == "local":
         # The workers run in this environment.
-        require_vllm(recipe.engine)
+        describe(recipe.engine).require(recipe.engine)
     task = build_task(recipe.task, recipe_dir)
     started = time.monotonic()
     with RewardRunner(recipe.reward) as runner:
@@ -232,7 +231,7 @@ def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutP
 
 def inline_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
     """One worker without Ray: in this process, or beside it for an engine that changes the process it lives in."""
-    if isinstance(recipe.engine, BuiltinSettings):
+    if not describe(recipe.engine).own_process:
         return InlinePool(model_folder, recipe.engine, recipe.rollout, recipe.model.placement)
     variables = worker_environment(recipe.engine, recipe.rollout, import_path(recipe_dir))
     return ProcessPool(model_folder, recipe.engine, recipe.rollout, child_environment(variables))

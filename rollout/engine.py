@@ -6,16 +6,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from samepath.model.files.checkpoint import load_checkpoint
-from samepath.model.network.placement import place
 from samepath.model.placement import ON_CPU, Placement
-from samepath.model.text.tokenizer import load_tokenizer
-from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
-from samepath.rollout.vllm.version import require_vllm
 
 
 class Engine(Protocol):
@@ -50,18 +45,10 @@ class Engine(Protocol):
         ...
 
 
-def build_engine(folder: Path, settings: BuiltinSettings | VllmSettings, placement: Placement = ON_CPU) -> Engine:
-    """Start the engine on a checkpoint folder; `placement` is the built-in one's, vLLM has settings of its own.
+def build_engine(folder: Path, settings: AnyEngine, placement: Placement = ON_CPU) -> Engine:
+    """Start the engine on a checkpoint folder; `placement` is the learner's, which an engine in the same process takes too.
 
     Raises EngineUnavailableError, PlacementError, ValueError or FileNotFoundError.
     """
-    match settings:
-        case BuiltinSettings():
-            model = place(load_checkpoint(folder, placement.backend), placement)
-            return BuiltinEngine(model, load_tokenizer(folder), settings)
-        case VllmSettings():
-            require_vllm(settings)
-            # Late: an optional dependency, slow to import, that patches the process it is imported into.
-            from samepath.rollout.vllm.engine import VllmEngine
-
-            return VllmEngine(folder, load_tokenizer(folder), settings)
+    engine: Engine = describe(settings).build(folder, settings, placement)
+    return engine

@@ -1,97 +1,14 @@
-"""Settings of the engines; `kind` chooses one."""
+"""The engines that a recipe can name, and the one place that lists them. Comes without torch."""
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from samepath.kernels.backend import Backend
-
-
-class BuiltinSettings(BaseModel):
-    """Size of the built-in engine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["builtin"] = Field(
-        "builtin", description="this package's engine: equal to the learner to the last bit"
-    )
-    max_sequences: int = Field(128, ge=1, le=4096, description="samples decoded together")
-    max_batch_tokens: int = Field(
-        1024, ge=16, description="rows of one forward pass, tokens; longer prompts are prefilled in chunks"
-    )
-    page_size: int = Field(16, ge=1, le=256, description="tokens of a cache page")
-    cache_tokens: int = Field(32768, ge=64, description="capacity of the key cache, tokens")
-    prefix_cache: bool = Field(True, description="reuse full prompt pages between groups of one weight version")
-    cuda_graph: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="decode by replaying CUDA graphs: `auto` with `model.device: cuda` and `model.backend: triton`, `on` demands both",
-    )
-
-    def graph_problem(self, device: str, backend: Backend) -> str:
-        """Why `cuda_graph: on` is impossible for a model on this device with these kernels; empty if it is not asked for, or possible."""
-        if self.cuda_graph != "on" or (device, backend) == ("cuda", "triton"):
-            return ""
-        return (
-            "engine.cuda_graph=on needs model.device=cuda and model.backend=triton, whose kernels never wait for the host; got "
-            f"{device} and {backend}. Set these, or engine.cuda_graph=auto or off."
-        )
-
-
-class VllmSettings(BaseModel):
-    """A vLLM engine in each rollout worker; the adapter is tested with one exact version (rollout/vllm/version.py)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["vllm"] = Field("vllm", description="the vLLM engine: throughput, and Hugging Face models")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="which build of vLLM the workers have; only cpu was run")
-    network: Literal["vllm", "own"] = Field(
-        "vllm",
-        description="`vllm`: its own model classes and kernels; `own`: this package's network under vLLM's scheduler, on CPU in float32, exact",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="weights and activations of the engine")
-    max_sequences: int = Field(128, ge=1, le=4096, description="samples decoded together")
-    max_batch_tokens: int = Field(
-        2048, ge=16, description="rows of one forward pass, tokens; longer prompts are prefilled in chunks"
-    )
-    max_model_tokens: int = Field(0, ge=0, description="longest prompt and response, tokens; 0 takes the model's limit")
-    page_size: int = Field(32, ge=16, multiple_of=16, description="tokens of a cache page")
-    cache_bytes: int = Field(256 << 20, ge=1 << 16, description="memory of the key cache, bytes")
-    prefix_cache: bool = Field(True, description="reuse full prompt pages; recording routes needs it")
-    return_routes: bool = Field(True, description="record the experts of every token; nothing to do in a dense model")
-    return_sampling_mask: bool = Field(
-        False,
-        description="record the candidates that top-k, top-p and min-p left; training on truncated samples needs it",
-    )
-    latent_kernels: bool = Field(
-        False,
-        description="kernels that vLLM has for latent attention on GPUs; otherwise it runs as ordinary attention",
-    )
-    eager: bool = Field(True, description="no graph capture; the CPU build always runs this way")
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine; above 1 was not run")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.return_routes and not self.prefix_cache:
-            raise ValueError(
-                "return_routes needs prefix_cache: vLLM keeps the routes of a cached prompt beside its pages. "
-                "Set prefix_cache=true, or return_routes=false."
-            )
-        if self.max_batch_tokens < self.max_sequences:
-            raise ValueError(
-                f"max_batch_tokens must hold a token of each of max_sequences={self.max_sequences}; got {self.max_batch_tokens}"
-            )
-        if self.network == "own" and (self.device, self.dtype) != ("cpu", "float32"):
-            raise ValueError(f"network=own runs with device=cpu and dtype=float32; got {self.device} and {self.dtype}")
-        if self.device == "cpu":
-            if self.network == "vllm" and self.page_size % 32:
-                raise ValueError(
-                    f"page_size must be a multiple of 32 for vLLM's own attention on CPU; got {self.page_size}. Set page_size=32."
-                )
-            for name, wanted in (("latent_kernels", False), ("eager", True), ("tensor_parallel", 1)):
-                if getattr(self, name) != wanted:
-                    raise ValueError(f"{name}={getattr(self, name)} needs device=cuda")
-        return self
+from samepath.rollout.builtin.description import BuiltinEngineDescription
+from samepath.rollout.builtin.settings import BuiltinSettings
+from samepath.rollout.engine_description import EngineDescription
+from samepath.rollout.vllm.description import VllmEngineDescription
+from samepath.rollout.vllm.settings import VllmSettings
 
 
 def _short_form(value: object) -> object:
@@ -101,29 +18,14 @@ def _short_form(value: object) -> object:
     return {"kind": "builtin", **value} if isinstance(value, dict) else value
 
 
-EngineSettings = Annotated[
-    Annotated[BuiltinSettings | VllmSettings, Field(discriminator="kind")], BeforeValidator(_short_form)
-]
+AnyEngine = BuiltinSettings | VllmSettings
+"""Settings of any engine."""
+EngineSettings = Annotated[Annotated[AnyEngine, Field(discriminator="kind")], BeforeValidator(_short_form)]
+"""The same in a recipe; `kind` chooses."""
+ENGINES: tuple[EngineDescription[Any], ...] = (BuiltinEngineDescription(), VllmEngineDescription())
+"""One for each."""
 
 
-def engine_environment(settings: BuiltinSettings | VllmSettings) -> Mapping[str, str]:
-    """Variables that must stand in a worker's process before its engine is imported."""
-    if isinstance(settings, BuiltinSettings):
-        return {}
-    variables = {
-        # Engine, scheduler and model in the worker's own process: it is stepped and given weights between two steps.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_MLA_DISABLE": "0" if settings.latent_kernels else "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        # The checkpoint is a local folder; nothing here may wait for a network.
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if settings.device == "cpu":
-        # Without the first, the first request waits for a C++ compiler; the second would bind every engine to core 0.
-        variables |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    else:
-        variables |= {"VLLM_USE_V2_MODEL_RUNNER": "1"}
-    return variables
+def describe(settings: AnyEngine) -> EngineDescription[Any]:
+    """The engine that these settings are of."""
+    return next(engine for engine in ENGINES if engine.kind == settings.kind)

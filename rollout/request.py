@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from samepath.model.shape import ModelShape
-from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling_settings import SamplingSettings, resolve_sampling
 from samepath.rollout.types import Prompt, Rollout
 
@@ -32,25 +30,6 @@ class GroupRequest:
         if not self.seeds:
             raise ValueError(f"a group needs at least one seed, one for each sample; {self.group_id} has none")
         object.__setattr__(self, "sampling", resolve_sampling(self.sampling, self.prompt.sampling))
-
-    def pages_needed(self, page_size: int) -> int:
-        """Pages to prefill the prompt and to fork every sample with room for its longest response."""
-        shared = len(self.prompt.token_ids) // page_size
-        whole = -(-(len(self.prompt.token_ids) + self.sampling.max_new_tokens) // page_size)
-        return shared + 1 + len(self.seeds) * (whole - shared)
-
-    def impossible(self, shape: ModelShape, settings: BuiltinSettings, num_pages: int) -> str:
-        """Why an engine of this model and size could never run it, as the failure of its rollouts; empty if it can."""
-        token_ids = self.prompt.token_ids
-        if not token_ids:
-            return "no_tokens"
-        if len(token_ids) + self.sampling.max_new_tokens > shape.max_position_embeddings:
-            return "prompt_too_long"
-        if self.pages_needed(settings.page_size) > num_pages or len(self.seeds) > settings.max_sequences:
-            return "out_of_cache"
-        if not all(0 <= token < shape.vocab_size for token in token_ids):
-            return "token_out_of_range"
-        return ""
 
 
 @dataclass(slots=True, kw_only=True)

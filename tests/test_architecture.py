@@ -28,11 +28,12 @@ HOUSE: dict[str, str] = {
         runner
     """,
     "rollout": """
-        sampling_settings engine_settings
-        types sampling request record stop_strings engine_errors counters capabilities stepped_engine
+        sampling_settings
+        types sampling request record stop_strings engine_errors counters engine_description stepped_engine
         builtin/
         vllm/
-        engine
+        engine_settings
+        capabilities engine
         pool/
     """,
     "rl": """

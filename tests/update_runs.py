@@ -11,7 +11,7 @@ from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt

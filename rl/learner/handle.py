@@ -8,7 +8,7 @@ from samepath.model.files.policy_files import policy_tensors
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.learner import Learner
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.engine_settings import describe
 from samepath.rollout.pool.pool import Weights
 
 
@@ -36,8 +36,8 @@ class InlineLearner(Learner):
     """The learner in the driver's process."""
 
     def weights(self) -> Weights:
-        """See `Learner.weights`; beside a built-in engine in this process, the tensors where they stand."""
-        if self._recipe.model.device == "cpu" or not isinstance(self._recipe.engine, BuiltinSettings):
+        """See `Learner.weights`; beside an engine in this process, the tensors where they stand."""
+        if self._recipe.model.device == "cpu" or describe(self._recipe.engine).own_process:
             return super().weights()
         return {name: tensor.detach() for name, tensor in policy_tensors(self._model).items()}
 

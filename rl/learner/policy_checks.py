@@ -9,7 +9,8 @@ from samepath.model.transformers.lora import check_targets
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.engine_demands import gap_problem
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.engine_description import Capability
+from samepath.rollout.engine_settings import ENGINES, describe
 
 
 def check_checkpoint(recipe: Recipe, folder: Path) -> None:
@@ -25,11 +26,14 @@ def check_checkpoint(recipe: Recipe, folder: Path) -> None:
         require_known_routers(model)
     if recipe.learner.lora.enabled:
         check_targets(model, recipe.learner.lora)
-    if isinstance(recipe.engine, BuiltinSettings):
+    if not describe(recipe.engine).cells[Capability.PUBLISHED_MODELS].supported:
+        others = " or ".join(engine.kind for engine in ENGINES if engine.cells[Capability.PUBLISHED_MODELS].supported)
         try:
             read_config(folder / "config.json")
         except ValueError as error:
-            raise ValueError(f"engine: builtin cannot run this model ({error}). Set engine=vllm.") from error
+            raise ValueError(
+                f"engine: {recipe.engine.kind} cannot run this model ({error}). Set engine={others}."
+            ) from error
 
 
 def same_path(rl: AlgorithmSettings, shape: ModelShape) -> bool:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import CheckpointModel, NewModel
-from samepath.rollout.capabilities import Capability, refusal
-from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
+from samepath.rollout.capabilities import refusal
+from samepath.rollout.engine_description import Capability
+from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.sampling_settings import SamplingSettings
 
 GAP_HINTS = {"float32": 0.01, "bfloat16": 0.5}
@@ -17,7 +18,7 @@ GAP_HINTS = {"float32": 0.01, "bfloat16": 0.5}
 class EngineUse:
     """The parts of a recipe that ask something of its engine."""
 
-    engine: BuiltinSettings | VllmSettings
+    engine: AnyEngine
     """The engine."""
     runtime: str
     """`ray` or `inline`."""
@@ -74,20 +75,21 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         yield "runtime=inline", Capability.INLINE
 
 
-def gap_problem(engine: BuiltinSettings | VllmSettings, model: NewModel | CheckpointModel) -> str:
+def gap_problem(engine: AnyEngine, model: NewModel | CheckpointModel) -> str:
     """Why `rl.max_gap_at_lag_0: 0` cannot hold, and what to set; empty if it can: one implementation, of one arithmetic, on both sides."""
+    device, dtype = describe(engine).computes_on(engine, model.placement)
     reason = f"model.implementation={model.implementation} rounds differently"
     if model.implementation == "own":
         reason = refusal(Capability.ZERO_GAP, engine)
-        if not reason and isinstance(engine, VllmSettings) and model.device != "cpu":
-            reason = f"the engine computes on CPU, the learner with model.device={model.device}"
+        if not reason and device != model.device:
+            reason = f"the engine computes on {device}, the learner with model.device={model.device}"
         if not reason and (model.device, model.backend) == ("cuda", "torch"):
             reason = "on a GPU the library's products depend on the batch (model.backend=triton's do not)"
         if not reason and not model.batch_invariant:
             reason = "model.batch_invariant=false lets a row's bits depend on its batch"
     if not reason:
         return ""
-    hint = GAP_HINTS[engine.dtype if isinstance(engine, VllmSettings) else model.dtype]
+    hint = GAP_HINTS[dtype]
     return (
         f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
         f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."

@@ -17,7 +17,8 @@ from samepath.rl.recipe.model import ModelSettings, NewModel
 from samepath.rl.recipe.optimizer import OptimizerSettings
 from samepath.rl.recipe.task import TaskSettings
 from samepath.rl.recipe.tracking import TrackingSettings
-from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
+from samepath.rollout.engine_settings import EngineSettings, describe
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 
@@ -85,12 +86,7 @@ class Recipe(BaseModel):
                 evaluation=evaluation,
             )
         )
-        if isinstance(self.engine, BuiltinSettings):
-            if self.rl.group_size > self.engine.max_sequences:
-                problems.append(
-                    f"engine.max_sequences={self.engine.max_sequences} must hold a whole group: rl.group_size={self.rl.group_size}"
-                )
-            problems += filter(None, [self.engine.graph_problem(self.model.device, self.model.backend)])
+        problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)
         if isinstance(self.model, NewModel):
             shape = self.model.shape
             if self.rl.keep_routing != "off" and shape.n_routed_experts and not shape.moe_layers:

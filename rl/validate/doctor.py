@@ -4,6 +4,7 @@ import importlib.util
 import platform
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,9 +13,9 @@ from samepath.kernels.gpu.loading import interpreting, triton_problem
 from samepath.kernels.rows.row_product import row_product
 from samepath.model.plan import Span, plan_decode, plan_spans
 from samepath.rl.machine import package_versions, usable_cores
+from samepath.rollout.engine_description import EngineDescription
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import VllmSettings
-from samepath.rollout.vllm.version import installed_vllm, require_vllm
+from samepath.rollout.engine_settings import ENGINES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,24 +69,18 @@ def run_checks() -> list[Check]:
             Check(name=name, ok=found, detail=version if found else f"not installed: pip install samepath[{extra}]")
         )
     checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in ("reference", "torch")]
-    checks += [
-        triton_backend(),
-        vllm_check(),
-    ]
+    checks.append(triton_backend())
+    checks += [engine_check(engine) for engine in ENGINES]
     checks.append(row_exactness())
     return checks
 
 
-def vllm_check() -> Check:
-    """Whether the tested vLLM is installed."""
-    found = installed_vllm()
-    device = found[0] if found else "cpu"
+def engine_check(engine: EngineDescription[Any]) -> Check:
+    """Whether an engine can be used here, and what of it is installed."""
     try:
-        require_vllm(VllmSettings.model_validate({"kind": "vllm", "device": device}))
+        return Check(name=f"engine {engine.kind}", ok=True, detail=engine.installed())
     except EngineUnavailableError as error:
-        return Check(name="engine vllm", ok=False, detail=str(error))
-    assert found is not None
-    return Check(name="engine vllm", ok=True, detail=f"{found[1]}, {device} build")
+        return Check(name=f"engine {engine.kind}", ok=False, detail=str(error))
 
 
 def triton_backend() -> Check:

@@ -7,16 +7,18 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.validate.finding import Finding
 from samepath.rl.validate.memory_estimate import ENGINE_SHARE, LEARNER_SHARE
 from samepath.rl.validate.memory_plan import DEVICES, MemoryPlan
-from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.engine_description import FixedCache
+from samepath.rollout.engine_settings import describe
 
 
 def memory_findings(recipe: Recipe, plan: MemoryPlan) -> list[Finding]:
-    """Findings on the learner, and on the cache of a vLLM engine."""
+    """Findings on the learner, and on the cache of an engine where that has a size of its own."""
     model = recipe.model
     on_gpu = model.device == "cuda" or (model.implementation == "transformers" and bool(list_gpus()))
     findings = [_learner(plan, on_gpu)]
-    if isinstance(recipe.engine, VllmSettings):
-        findings.append(_cache(recipe.engine, plan))
+    cache = describe(recipe.engine).fixed_cache(recipe.engine)
+    if cache is not None:
+        findings.append(_cache(cache, recipe.engine.max_sequences, plan))
     return findings
 
 
@@ -47,14 +49,14 @@ def memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _cache(engine: VllmSettings, plan: MemoryPlan) -> Finding:
+def _cache(cache: FixedCache, max_sequences: int, plan: MemoryPlan) -> Finding:
     name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
-    weights = -(-plan.engine.weights // engine.tensor_parallel)
-    divided = engine.tensor_parallel if plan.engine.cache_divides else 1
-    held = engine.cache_bytes * divided * plan.cache_tokens // max(plan.engine.cache, 1)
-    longest = plan.cache_tokens // engine.max_sequences
+    weights = -(-plan.engine.weights // cache.num_devices)
+    divided = cache.num_devices if plan.engine.cache_divides else 1
+    held = cache.size_bytes * divided * plan.cache_tokens // max(plan.engine.cache, 1)
+    longest = plan.cache_tokens // max_sequences
     said = (
-        f"{weights / 1e9:,.1f} GB of weights and {engine.cache_bytes / 1e9:,.1f} GB of cache on each device, "
+        f"{weights / 1e9:,.1f} GB of weights and {cache.size_bytes / 1e9:,.1f} GB of cache on each device, "
         f"which hold {held:,} tokens"
     )
     if held < longest:
@@ -62,9 +64,9 @@ def _cache(engine: VllmSettings, plan: MemoryPlan) -> Finding:
             f"{said}; one sequence may have {longest:,}. Raise engine.cache_bytes or lower engine.max_model_tokens."
         )
         return Finding(name="cache", outcome="wrong", detail=detail)
-    if engine.device == "cuda" and weights + engine.cache_bytes > largest * ENGINE_SHARE:
+    if cache.gpu and weights + cache.size_bytes > largest * ENGINE_SHARE:
         detail = f"{said}; a device of {name} is too small. Raise engine.tensor_parallel or lower engine.cache_bytes."
         return Finding(name="cache", outcome="wrong", detail=detail)
-    together = min(held // longest, engine.max_sequences)
-    detail = f"{said}: {together} of {engine.max_sequences} sequences at their longest"
+    together = min(held // longest, max_sequences)
+    detail = f"{said}: {together} of {max_sequences} sequences at their longest"
     return Finding(name="cache", outcome="ok", detail=detail)

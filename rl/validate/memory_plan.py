@@ -14,7 +14,7 @@ from samepath.rl.validate.memory_estimate import (
     engine_memory,
     learner_memory,
 )
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.engine_settings import describe
 
 DEVICES = {"80 GB": 80 * 10**9, "141 GB": 141 * 10**9}
 """Memory of the accelerators that people plan with (H100, H200), bytes."""
@@ -63,13 +63,10 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
             frozen=sizes.parts["indexer"] if recipe.learner.indexer == "frozen" else 0,
             gather_experts=gather_experts,
         )
-    engine = recipe.engine
-    if isinstance(engine, BuiltinSettings):
-        cache_tokens, engine_type, unfolded = engine.cache_tokens, model.dtype, False
-    else:
-        held = engine.max_model_tokens or min(sizes.max_positions, longest)
-        cache_tokens, engine_type = engine.max_sequences * held, engine.dtype
-        unfolded = sizes.latent and engine.network == "vllm" and not engine.latent_kernels
+    engine = describe(recipe.engine)
+    cache_tokens = engine.cache_tokens(recipe.engine, min(sizes.max_positions, longest))
+    _, engine_type = engine.computes_on(recipe.engine, model.placement)
+    unfolded = sizes.latent and engine.unfolds_latents(recipe.engine)
     return MemoryPlan(
         sizes=sizes,
         pass_tokens=pass_tokens,

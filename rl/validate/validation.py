@@ -17,15 +17,13 @@ from samepath.rl.learner.worked_answers import resolve_answer_writer
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import HubUnreachableError
-from samepath.rl.tasks.requests import group_request
 from samepath.rl.tasks.row import Task, TaskRow
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.validate.finding import Finding, Outcome, Validation
 from samepath.rl.validate.memory_findings import memory_findings
 from samepath.rl.validate.memory_plan import PROMPT_TOKENS, memory_plan
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings
-from samepath.rollout.vllm.version import require_vllm
+from samepath.rollout.engine_settings import describe
 
 MAX_BUILT_PARAMETERS = 2 * 10**9
 """A larger network is never built here; everything else is read from its configuration."""
@@ -153,9 +151,9 @@ class _Checks:
     def _longest(self) -> tuple[float, str]:
         """Longest sequence in tokens, and what bounds it."""
         limits = [(self.sizes.max_positions, "max_position_embeddings of the model")] if self.sizes is not None else []
-        engine = self.recipe.engine
-        if isinstance(engine, VllmSettings) and engine.max_model_tokens:
-            limits.append((engine.max_model_tokens, "engine.max_model_tokens"))
+        longest = describe(self.recipe.engine).longest_sequence(self.recipe.engine)
+        if longest is not None:
+            limits.append((longest, "engine.max_model_tokens"))
         limit, name = min(limits, default=(math.inf, "any length"))
         return limit, f"{name}={limit}"
 
@@ -226,16 +224,11 @@ class _Checks:
         return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
     def _fits_engine(self, row: TaskRow, tokenizer: Tokenizer) -> None:
-        """The built-in engine reserves all that a group can need before it starts one."""
+        """An engine may have to reserve all that a group can need before it starts one."""
         engine, size = self.recipe.engine, self.recipe.rl.group_size
-        if not isinstance(engine, BuiltinSettings):
-            return
-        request = group_request(row, tokenizer, self.recipe.sampling, "longest", tuple(range(size)))
-        needed = request.pages_needed(engine.page_size) * engine.page_size
-        if needed > engine.cache_tokens:
-            raise ValueError(
-                f"engine.cache_tokens={engine.cache_tokens} must hold a whole group; row {row.row_id} with {size} samples needs {needed}"
-            )
+        length, longest = len(row.encode(tokenizer)), self.recipe.sampling.max_new_tokens
+        if reason := describe(engine).too_large(engine, length, longest, size):
+            raise ValueError(f"row {row.row_id}: {reason}")
 
     def _worked_answers(self) -> str:
         settings = self.recipe.cold_start
@@ -252,13 +245,12 @@ class _Checks:
 
     def _engine(self) -> None:
         engine = self.recipe.engine
-        if isinstance(engine, VllmSettings):
-            try:
-                require_vllm(engine)
-            except EngineUnavailableError as error:
-                self._add("engine", "obstacle", f"this machine cannot run it: {error}")
-                return
-        self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
+        try:
+            describe(engine).require(engine)
+        except EngineUnavailableError as error:
+            self._add("engine", "obstacle", f"this machine cannot run it: {error}")
+        else:
+            self._add("engine", "ok", f"{engine.kind}, {engine.max_sequences} sequences at once")
 
     def _memory(self) -> None:
         if self.sizes is None:

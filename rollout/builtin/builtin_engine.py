@@ -26,11 +26,11 @@ from samepath.rollout.builtin.drawing import HostDrawn, draw_rows
 from samepath.rollout.builtin.graph_capture import Capture, CudaCapture, wants_graphs
 from samepath.rollout.builtin.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.builtin.pages import PagePool
-from samepath.rollout.builtin.prompt_queue import PromptQueue
+from samepath.rollout.builtin.prompt_queue import PromptQueue, impossible
 from samepath.rollout.builtin.recording import finish_reason, finished_rollout, read_slots
 from samepath.rollout.builtin.sample_rows import SampleRows
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.record import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.stepped_engine import SteppedEngine
@@ -73,7 +73,7 @@ class BuiltinEngine(SteppedEngine):
 
     def submit(self, request: GroupRequest) -> Group | None:
         """Queue a group. A request that can never run comes back at once as a group of failed rollouts."""
-        failure = request.impossible(self.model.config, self.settings, self._pages.num_pages)
+        failure = impossible(request, self.model.config, self.settings, self._pages.num_pages)
         if failure:
             return failed_rollouts(request, failure)
         self._queue.append(GroupState(request=request, submitted_s=time.monotonic()))

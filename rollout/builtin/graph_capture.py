@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import torch
 
 from samepath.kernels.backend import Backend, round_up
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import BuiltinSettings
 
 SHORTEST_WINDOW = 64
 """Key window of the smallest bucket, positions; the others are its doubles."""

@@ -3,12 +3,32 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from samepath.model.shape import ModelShape
 from samepath.rollout.builtin.mixed_pass import PromptPiece
 from samepath.rollout.builtin.pages import PagePool
+from samepath.rollout.builtin.reservation import pages_needed
 from samepath.rollout.builtin.sample_rows import SampleRows
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.engine_settings import BuiltinSettings
-from samepath.rollout.request import GroupState
+from samepath.rollout.request import GroupRequest, GroupState
+
+
+def _pages_needed(request: GroupRequest, page_size: int) -> int:
+    return pages_needed(len(request.prompt.token_ids), request.sampling.max_new_tokens, len(request.seeds), page_size)
+
+
+def impossible(request: GroupRequest, shape: ModelShape, settings: BuiltinSettings, num_pages: int) -> str:
+    """Why an engine of this model and size could never run a request, as the failure of its rollouts; empty if it can."""
+    token_ids = request.prompt.token_ids
+    if not token_ids:
+        return "no_tokens"
+    if len(token_ids) + request.sampling.max_new_tokens > shape.max_position_embeddings:
+        return "prompt_too_long"
+    if _pages_needed(request, settings.page_size) > num_pages or len(request.seeds) > settings.max_sequences:
+        return "out_of_cache"
+    if not all(0 <= token < shape.vocab_size for token in token_ids):
+        return "token_out_of_range"
+    return ""
 
 
 class PromptQueue:
@@ -38,10 +58,10 @@ class PromptQueue:
         size, tables, admitted = self._settings.page_size, self._tables, []
         # A prompt stands in one of its group's rows already.
         reserved_rows = sum(len(state.request.seeds) - 1 for state in self._running)
-        reserved_pages = sum(state.request.pages_needed(size) - len(state.prompt_pages) for state in self._running)
+        reserved_pages = sum(_pages_needed(state.request, size) - len(state.prompt_pages) for state in self._running)
         while self._waiting:
             state = self._waiting[0]
-            needed = state.request.pages_needed(size)
+            needed = _pages_needed(state.request, size)
             if (
                 len(state.request.seeds) > len(tables.free) - reserved_rows
                 or needed > self._pages.available - reserved_pages

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.model.placement import ON_CPU, Placement
-from samepath.rollout.engine_settings import BuiltinSettings, EngineSettings, engine_environment
+from samepath.rollout.engine_settings import EngineSettings, describe
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.request import GroupRequest
@@ -25,7 +25,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """Variables of a worker's process: its threads, what its engine needs, and the caller's own on top."""
     threads = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**threads, **engine_environment(engine), **environment}
+    return {**threads, **describe(engine).environment(engine), **environment}
 
 
 class RolloutPool(Protocol):
@@ -54,7 +54,7 @@ class InlinePool:
     def __init__(
         self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, placement: Placement = ON_CPU
     ) -> None:
-        if not isinstance(engine, BuiltinSettings):
+        if describe(engine).own_process:
             raise ValueError(
                 f"engine.kind {engine.kind} changes the process it lives in, so not this one: use ProcessPool"
             )

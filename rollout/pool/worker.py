@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samepath.model.placement import ON_CPU, DeviceName, Placement
 from samepath.rollout.engine import build_engine
-from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.engine_settings import EngineSettings, describe
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 
@@ -26,8 +26,8 @@ class RolloutWorker:
     def __init__(
         self, model_folder: Path, settings: EngineSettings, threads: int, placement: Placement = ON_CPU
     ) -> None:
-        # vLLM takes its threads from OMP_NUM_THREADS and makes this call do nothing.
-        self._threads = threads if settings.kind == "builtin" else 0
+        # An engine that owns its process takes its threads from OMP_NUM_THREADS; vLLM even makes the call below do nothing.
+        self._threads = 0 if describe(settings).own_process else threads
         if self._threads:
             torch.set_num_threads(threads)
         self._placement = placement

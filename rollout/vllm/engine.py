@@ -16,7 +16,6 @@ from vllm.v1.engine import FinishReason
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
-from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.record import failed_rollouts, group_so_far
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
@@ -24,6 +23,7 @@ from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group, Prompt
 from samepath.rollout.vllm.published_weights import PublishedWeights
 from samepath.rollout.vllm.record import bind_routes, recorded_rollout
+from samepath.rollout.vllm.settings import VllmSettings
 from samepath.rollout.vllm.start import start_vllm
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0

@@ -8,8 +8,8 @@ from vllm import EngineArgs, LLMEngine
 from vllm.platforms import current_platform
 
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.vllm.plugin import CPU_WORKER, OWN_MODEL, register
+from samepath.rollout.vllm.settings import VllmSettings
 
 WEIGHT_EXTENSION = "samepath.rollout.vllm.weights.WeightExtension"
 EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")

@@ -3,7 +3,6 @@
 from importlib import metadata
 
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import VllmSettings
 
 TESTED_VERSION = "0.32.0"
 """The adapter reaches into the scheduler, the runner and the weight loader, which change from version to version."""
@@ -13,9 +12,9 @@ INSTALL = {"cpu": "make setup-vllm", "cuda": "pip install 'samepath[vllm]'"}
 """The command that installs the tested build of each device."""
 
 
-def require_vllm(settings: VllmSettings) -> None:
-    """Raise EngineUnavailableError, naming the command, unless the tested vLLM for the recipe's device is installed."""
-    command = INSTALL[settings.device]
+def require_vllm(wanted: str) -> None:
+    """Raise EngineUnavailableError, naming the command, unless the tested vLLM for the wanted device is installed."""
+    command = INSTALL[wanted]
     found = installed_vllm()
     if found is None:
         raise EngineUnavailableError(f"engine.kind vllm needs vLLM {TESTED_VERSION}, and none is installed: {command}")
@@ -24,10 +23,18 @@ def require_vllm(settings: VllmSettings) -> None:
         raise EngineUnavailableError(
             f"engine.kind vllm needs exactly vLLM {TESTED_VERSION}, the version it was tested with; {version} is installed: {command}"
         )
-    if device != settings.device:
+    if device != wanted:
         raise EngineUnavailableError(
-            f"engine.device={settings.device}, but the installed vLLM is the {device} build. Set engine.device={device}, or: {command}"
+            f"engine.device={wanted}, but the installed vLLM is the {device} build. Set engine.device={device}, or: {command}"
         )
+
+
+def installed_words() -> str:
+    """Version and device of the installed build. Raises EngineUnavailableError if there is none of the tested version."""
+    found = installed_vllm()
+    device, version = found or ("cpu", "")
+    require_vllm(device)
+    return f"{version}, {device} build"
 
 
 def installed_vllm() -> tuple[str, str] | None:

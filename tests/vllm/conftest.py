@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from samepath.rollout.engine_settings import VllmSettings, engine_environment
+from samepath.rollout.engine_settings import describe
+from samepath.rollout.vllm.settings import VllmSettings
 from samepath.rollout.vllm.version import installed_vllm
 from tests.vllm_checkpoints import BY_NAME, Reference, write_checkpoint
 
@@ -49,7 +50,7 @@ def reference(checkpoint: Callable[..., Path]) -> Callable[..., Reference]:
 @pytest.fixture(scope="session")
 def engine(checkpoint: Callable[..., Path]) -> Callable[..., object]:
     """`engine(family, seed, settings)`: an idle engine with the checkpoint's own weights unless a test changed them."""
-    os.environ.update(engine_environment(EXACT))
+    os.environ.update(describe(EXACT).environment(EXACT))
 
     @cache
     def start(name: str, seed: int = 0, settings: VllmSettings = EXACT) -> object:

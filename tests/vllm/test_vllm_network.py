@@ -13,11 +13,13 @@ from samepath.model.files.checkpoint import load_checkpoint, published_tensors
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.learner.model_source import save_model
 from samepath.rl.learner.policy_pass import run_policy
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine import build_engine
-from samepath.rollout.engine_settings import BuiltinSettings, VllmSettings, engine_environment
+from samepath.rollout.engine_settings import describe
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling import candidates, setting_rows
 from samepath.rollout.sampling_settings import SamplingSettings
+from samepath.rollout.vllm.settings import VllmSettings
 from tests.conftest import ALPHABET, tiny_model
 from tests.tiny_runs import learner_batch, packed_input, random_prompt, request, run
 
@@ -41,7 +43,7 @@ SAMPLINGS = (
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable):
     """`served(name)`: (folder, engine). `sparse` selects 8 keys of longer sequences, in steps of at most 40 rows."""
-    os.environ.update(engine_environment(SETTINGS))
+    os.environ.update(describe(SETTINGS).environment(SETTINGS))
     kept: dict[str, tuple[Path, object]] = {}
 
     def serve(name: str) -> tuple[Path, object]:

@@ -14,13 +14,13 @@ from samepath.rl.learner.ray_learner import start_cluster, stop_cluster
 from samepath.rl.machine import child_environment
 from samepath.rl.recipe.cluster import RaySettings
 from samepath.rollout.engine_errors import RolloutPoolError
-from samepath.rollout.engine_settings import VllmSettings
 from samepath.rollout.pool.pool import RolloutPool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
 from samepath.rollout.pool.ray_pool import RayPool
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
+from samepath.rollout.vllm.settings import VllmSettings
 from tests.tiny_runs import request
 from tests.vllm.conftest import EXACT
 from tests.vllm_checkpoints import VOCAB_SIZE

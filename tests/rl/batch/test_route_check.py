@@ -11,7 +11,7 @@ from samepath.rl.batch.pack import PackedBatch
 from samepath.rl.batch.route_check import RouteError, check_routes
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import learner_batch, random_prompt, request

@@ -15,7 +15,7 @@ from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.types import Segment
 from tests.conftest import ALPHABET, tiny_model
 from tests.update_runs import GROUPS, SAMPLES, Descent, rollout_batch, updater

@@ -10,7 +10,7 @@ from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_by_to
 from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import random_prompt, request, train_sequences

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samepath.model.files.checkpoint import published_tensors
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.pages import PagePool
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_model

@@ -5,7 +5,7 @@ import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.engine_runs import TOKENIZER, assert_learner_walks_the_same_path, assert_nothing_leaked, assert_same_samples
 from tests.families import FAMILIES, family_model

@@ -18,8 +18,8 @@ from samepath.rollout.builtin.graph_capture import (
     row_bucket,
     wants_graphs,
 )
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.conftest import tiny_model
 from tests.engine_runs import (

@@ -8,7 +8,7 @@ from samepath.kernels.head.logprob import SupportRows, sampling_logprobs
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
-from samepath.rollout.engine_settings import BuiltinSettings
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.record import failed_rollouts
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group

@@ -10,8 +10,8 @@ import pytest
 from samepath.model.files.checkpoint import published_tensors
 from samepath.rl.learner.model_source import save_model
 from samepath.rl.machine import child_environment, import_path
+from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_errors import RolloutPoolError
-from samepath.rollout.engine_settings import BuiltinSettings
 from samepath.rollout.pool.pool import InlinePool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
 from samepath.rollout.pool.settings import RolloutSettings

