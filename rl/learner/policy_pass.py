@@ -17,6 +17,7 @@ from samepath.model.model_input import ModelInput
 from samepath.model.policy import Policy
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.pack import PackedBatch
+from samepath.rl.diagnostics.step import HeadStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +26,8 @@ class PolicyPass:
 
     logprobs_M: Tensor
     """[M] nats under the sampling distribution, with gradient if enabled."""
-    entropy_M: Tensor
-    """[M] nats, full vocabulary at the sampling temperature."""
-    kept_mass_M: Tensor
-    """[M] full-vocabulary probability of the recorded support."""
+    head: HeadStatistics
+    """Entropy, kept mass and support size of each token."""
     trace: ForwardTrace
     """Routes used and live, fingerprints."""
 
@@ -60,7 +59,9 @@ def run_policy(
         model.backend,
     )
     logprobs_M, entropy_M, kept_mass_M = (score_U.cpu()[batch.scored_M] for score_U in scores_U)
-    return PolicyPass(logprobs_M=logprobs_M, entropy_M=entropy_M, kept_mass_M=kept_mass_M, trace=trace)
+    size_M = torch.zeros_like(batch.targets_M) if batch.support is None else batch.support.counts_N
+    head = HeadStatistics(entropy_M=entropy_M, kept_mass_M=kept_mass_M, support_size_M=size_M)
+    return PolicyPass(logprobs_M=logprobs_M, head=head, trace=trace)
 
 
 def _support_of(batch: PackedBatch, device: torch.device) -> SupportRows | None:
