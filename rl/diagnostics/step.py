@@ -31,6 +31,8 @@ class HeadStatistics:
     """[M] learner's full-vocabulary probability of the recorded support; 1 without one."""
     support_size_M: Tensor
     """[M] candidates in the recorded support; 0 where the support is the full vocabulary."""
+    reference_kl_M: Tensor | None = None
+    """[M] nats, KL(π‖π_ref) over the full vocabulary; None without a reference."""
 
 
 Columns = TypeVar("Columns", LossInputs, LossTerms, HeadStatistics)
@@ -83,7 +85,7 @@ def step_metrics(
         **_effective_sample_size(terms.logprobs_M - inputs.sampler_logprobs_M, kept_M),
         **_masked_shares(inputs, terms),
         **_support(head),
-        **_reference_kl(terms.logprobs_M, inputs, kept_M),
+        **_reference_kl(terms.logprobs_M, inputs, head, kept_M),
         **_sampler_kl(terms.logprobs_M, inputs.sampler_logprobs_M, kept_M, numerics),
     }
 
@@ -152,15 +154,17 @@ def _support(head: HeadStatistics) -> dict[str, float]:
     }
 
 
-def _reference_kl(logprobs_M: Tensor, inputs: LossInputs, kept_M: Tensor) -> dict[str, float]:
+def _reference_kl(logprobs_M: Tensor, inputs: LossInputs, head: HeadStatistics, kept_M: Tensor) -> dict[str, float]:
     reference_M = inputs.reference_logprobs_M
     if reference_M is None:
         return {}
+    full = {} if head.reference_kl_M is None else _before_and_after("kl/reference_full", head.reference_kl_M, kept_M)
     unbiased_M = unbiased_kl(logprobs_M, inputs.sampler_logprobs_M, reference_M)
     return {
         **_before_and_after("kl/reference_unbiased", unbiased_M, kept_M),
         **_before_and_after("kl/reference_k1", k1(logprobs_M, reference_M), kept_M),
         **_before_and_after("kl/reference_k3", k3(logprobs_M, reference_M), kept_M),
+        **full,
     }
 
 

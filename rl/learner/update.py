@@ -14,7 +14,7 @@ from samepath.rl.learner.mini_batches import MicroBatch, Preparation
 from samepath.rl.learner.optimizer import GradientStep
 from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_checks import same_path
-from samepath.rl.learner.policy_pass import PolicyPass, run_policy
+from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
 from samepath.rl.learner.update_report import StepReport, TrainedPass
 from samepath.rl.objective.objective import policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -67,16 +67,18 @@ class PolicyUpdater:
             fingerprints=True,
             train_indexer=train_indexer,
         )
-        inputs = part.inputs
-        if reference is not None:
+        inputs, head = part.inputs, result.head
+        if self.reference is not None and reference is not None:
             inputs = replace(inputs, reference_logprobs_M=reference.logprobs_M)
+            full_M = reference_kl(self.model, result, self.reference, reference, part.packed)
+            head = replace(head, reference_kl_M=full_M)
         loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
         indexer_kl = result.trace.indexer_loss(part.packed.rows_R, part.num_rows) if train_indexer else torch.zeros(())
         return TrainedPass(
             logprobs_M=result.logprobs_M.detach(),
             inputs=inputs,
             terms=terms,
-            head=result.head,
+            head=head,
             trace=result.trace,
             loss=float(loss.detach()),
             indexer_kl=float(indexer_kl.detach()),

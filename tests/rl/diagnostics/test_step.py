@@ -48,11 +48,13 @@ def hand_step() -> tuple[LossInputs, LossTerms, HeadStatistics]:
             entropy_M=torch.tensor([99.0, 1.0, 2.0]),
             kept_mass_M=torch.tensor([0.0, 1.0, 0.75]),
             support_size_M=torch.tensor([99, 0, 4]),
+            reference_kl_M=torch.tensor([99.0, 0.125, 0.25]),
         ),
         HeadStatistics(
             entropy_M=torch.tensor([99.0, 6.0]),
             kept_mass_M=torch.tensor([0.0, 0.5]),
             support_size_M=torch.tensor([99, 2]),
+            reference_kl_M=torch.tensor([99.0, 0.75]),
         ),
     ]
     return joined(inputs), joined(terms), joined(heads)
@@ -91,6 +93,8 @@ EXPECTED_STEP = {
     "kl/reference_k1_after_mask": LOG2 / 3,
     "kl/reference_k3": 0.5 / 3,
     "kl/reference_k3_after_mask": (LOG2 - 0.5) / 3,
+    "kl/reference_full": 1.125 / 3,
+    "kl/reference_full_after_mask": 0.375 / 3,
     # r = 1, 2, ½: −log r and r − 1 − log r.
     "kl/sampler_k1": 0.0,
     "kl/sampler_k1_after_mask": -LOG2 / 3,
