@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
 
 
@@ -73,25 +73,34 @@ def rope_table(config: ModelConfig) -> Tensor:
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
     """Rotate pairs (2i, 2i+1): MLA's layout. `x` may have head axes between N and K if cos and sin broadcast.
 
-    Where no gradient is wanted `triton` takes one kernel, with the bits of these operations.
+    Where no gradient is wanted a fused backend takes one kernel, with the bits of these operations.
     """
-    if backend == "triton" and not (torch.is_grad_enabled() and x_NK.requires_grad):
-        return _rotate_fused(x_NK, cos_NQ, sin_NQ, interleaved=True)
+    rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=True)
+    if rotated is not None:
+        return rotated
     even, odd = x_NK[..., 0::2], x_NK[..., 1::2]
     return torch.stack([even * cos_NQ - odd * sin_NQ, odd * cos_NQ + even * sin_NQ], -1).flatten(-2)
 
 
 def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
     """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's; otherwise as above."""
-    if backend == "triton" and not (torch.is_grad_enabled() and x_NK.requires_grad):
-        return _rotate_fused(x_NK, cos_NQ, sin_NQ, interleaved=False)
+    rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=False)
+    if rotated is not None:
+        return rotated
     first, second = x_NK.chunk(2, dim=-1)
     return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)
 
 
-def _rotate_fused(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, *, interleaved: bool) -> Tensor:
-    """`[N, K]` with `[N, Q]`, or `[N, H, K]` with `[N, 1, Q]`."""
-    rotated: Tensor = triton_kernels("rows.triton_rotary", x_NK, cos_NQ, sin_NQ).rotate(
+def _rotate_fused(
+    x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend, *, interleaved: bool
+) -> Tensor | None:
+    """`[N, K]` with `[N, Q]`, or `[N, H, K]` with `[N, 1, Q]`; None where the backend has no kernel for it."""
+    if torch.is_grad_enabled() and x_NK.requires_grad:
+        return None
+    fused = fused_kernels(backend, "rotate", x_NK, cos_NQ, sin_NQ)
+    if fused is None:
+        return None
+    rotated = fused.rotate(
         x_NK[:, None] if x_NK.ndim == 2 else x_NK,
         cos_NQ if cos_NQ.ndim == 2 else cos_NQ[:, 0],
         sin_NQ if sin_NQ.ndim == 2 else sin_NQ[:, 0],
