@@ -18,7 +18,7 @@ HOUSE: dict[str, str] = {
         triton_backend
     """,
     "model": """
-        config json_file placement shape trace plan model_input key_store policy
+        families rope_parameters config json_file placement shape trace plan model_input key_store policy
         text/ network/ transformers/
         files/
     """,

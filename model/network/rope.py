@@ -10,7 +10,8 @@ from torch import Tensor
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.gpu.loading import fused_kernels
-from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
+from samepath.model.config import ModelConfig
+from samepath.model.rope_parameters import RopeParameters
 
 
 def inverse_frequencies(width: int, rope: RopeParameters) -> Tensor:
@@ -47,27 +48,27 @@ def _yarn_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
             / (2 * math.log(rope.rope_theta))
         )
 
-    low = max(math.floor(dimension_of(rope.beta_fast)), 0)
-    high = min(math.ceil(dimension_of(rope.beta_slow)), width - 1)
-    ramp_Q = ((torch.arange(width // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    # One channel wide at least, so to speak: equal bounds would divide by 0.
+    span = high - low or 1e-3
+    ramp_Q = ((torch.arange(width // 2, dtype=torch.float64) - low) / span).clamp(0, 1)
     return kept_Q / rope.factor * ramp_Q + kept_Q * (1 - ramp_Q)
 
 
 def rope_table(config: ModelConfig) -> Tensor:
     """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them.
 
-    For grouped-query attention both are as wide as the head, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
+    For grouped-query attention both are as wide as what is rotated, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
     """
     frequencies_Q = inverse_frequencies(config.rope_width, config.rope_parameters)
     angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
-    rope = config.rope_parameters
-    amplitude = 1.0
-    if rope.rope_type == "yarn":
-        amplitude = yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
     cos, sin = angles.cos(), angles.sin()
     if not config.latent_attention:
         cos, sin = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
-    return torch.stack([cos, sin], 1).mul(amplitude).float()
+    return torch.stack([cos, sin], 1).mul(config.rope_parameters.amplitude).float()
 
 
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
