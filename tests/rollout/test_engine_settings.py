@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from samepath.model.placement import ON_CPU, Placement
@@ -19,6 +20,7 @@ from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import ENGINES, AnyEngine, describe
 from samepath.rollout.pool.pool import InlinePool, worker_environment
 from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.vllm.settings import VllmSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,9 @@ class EchoSettings(BaseModel):
 
 class EchoEngine:
     counters, weight_version, busy = EngineCounters(), 0, False
+
+    def submit(self, request: object) -> None:
+        raise AssertionError("nothing was asked")
 
     def abort(self) -> list[object]:
         return []
@@ -94,6 +99,18 @@ def test_a_new_engine_is_built_pooled_tabled_and_examined_without_another_line(
     monkeypatch.setattr(EchoDescription, "own_process", True)
     with pytest.raises(ValueError, match=r"engine\.kind echo changes the process"):
         InlinePool(Path("nowhere"), echo, RolloutSettings())
+
+
+def test_worker_sets_threads_only_beside_an_engine_that_leaves_its_process_alone(
+    echo: EchoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    RolloutWorker(Path("nowhere"), echo, 3).work([], 0.0)
+    assert calls == [3, 3]
+    monkeypatch.setattr(EchoDescription, "own_process", True)
+    RolloutWorker(Path("nowhere"), echo, 3).work([], 0.0)
+    assert calls == [3, 3]
 
 
 def test_only_the_list_and_an_engine_s_own_room_name_it() -> None:

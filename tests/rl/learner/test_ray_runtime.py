@@ -16,8 +16,8 @@ from samepath.rl.learner.ray_learner import start_cluster, stop_cluster  # noqa:
 from samepath.rl.machine import import_path  # noqa: E402
 from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.run import start_run  # noqa: E402
+from samepath.rollout.builtin.settings import BuiltinSettings  # noqa: E402
 from samepath.rollout.engine_errors import RolloutPoolError  # noqa: E402
-from samepath.rollout.engine_settings import BuiltinSettings  # noqa: E402
 from samepath.rollout.pool.pool import InlinePool  # noqa: E402
 from samepath.rollout.pool.ray_pool import RayPool  # noqa: E402
 from samepath.rollout.pool.settings import RolloutSettings  # noqa: E402

@@ -60,6 +60,10 @@ def test_recipe_with_the_own_network_in_vllm_is_accepted_with_a_gap_of_zero(tiny
             (*VLLM, "~model", "model={kind: checkpoint, path: a/b, implementation: transformers}"),
             r"implementation=transformers rounds differently\. Set rl\.max_gap_at_lag_0=0\.01",
         ),
+        (
+            (*VLLM, "model.device=cuda", "model.backend=triton", "learner.threads=1"),
+            r"the engine computes on cpu, the learner with model\.device=cuda\. Set rl\.max_gap_at_lag_0=0\.01",
+        ),
         (("engine={kind: vllm, network: own}",), r"network=own runs with device=cpu and dtype=float32"),
         ((*VLLM, "sampling.temperature=2.5"), r"sampling\.temperature=2\.5: .*does not offer it"),
         ((*VLLM, "evaluation.temperature=0.001"), r"evaluation\.temperature=0\.001: .*raises the former"),
