@@ -62,6 +62,11 @@ class RewardSettings(BaseModel):
         default=60.0, gt=0, le=86400, description="Wall time for a child to import every part, seconds, (0, 86400]."
     )
 
+    @property
+    def main_part(self) -> str:
+        """Name of the first part, which says whether a response is right."""
+        return next(iter(self.parts))
+
     @model_validator(mode="before")
     @classmethod
     def _from_short_forms(cls, data: Any) -> Any:

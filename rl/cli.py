@@ -85,7 +85,7 @@ def validate(
         sys.stdout.flush()
     passed = result.passed(strict=strict)
     verdict = "valid: nothing was started" if passed else "NOT VALID"
-    for line in [*result.lines(), "", describe_step(resolved), verdict]:
+    for line in [*result.lines(), "", describe_step(resolved.rl, resolved.sampling.max_new_tokens), verdict]:
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     return 0 if passed else 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.diagnostics.rollouts import rollout_metrics
-from samepath.rl.evaluation.held_out import Evaluation, evaluate
+from samepath.rl.evaluation.held_out import Evaluation, evaluate, held_out_requests
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
@@ -104,7 +104,9 @@ class Loop:
     def evaluate(self) -> Evaluation:
         """Held-out accuracy with the pool's current weights."""
         self.display.phase("evaluating")
-        return evaluate(self.recipe, self.task, self.tokenizer, self.pool, self.scorer)
+        settings, sampling = self.recipe.evaluation, self.recipe.evaluation.sampling(self.recipe.sampling)
+        requests = held_out_requests(self.task, self.tokenizer, sampling, settings.samples, self.recipe.seed)
+        return evaluate(requests, self.pool, self.scorer, self.recipe.reward.main_part, settings.full_reward)
 
 
 class PhaseClock:

@@ -8,7 +8,7 @@ from samepath.model.files.checkpoint import load_checkpoint
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.evaluation.held_out import evaluate
+from samepath.rl.evaluation.held_out import evaluate, held_out_requests
 from samepath.rl.learner.learner import latest_checkpoint
 from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
@@ -62,9 +62,11 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         folder = found[0]
     task = build_task(recipe.task, recipe_dir)
     with RewardRunner(recipe.reward) as runner:
-        pool = inline_pool(recipe, folder, recipe_dir)
+        settings, sampling = recipe.evaluation, recipe.evaluation.sampling(recipe.sampling)
+        requests = held_out_requests(task, load_tokenizer(folder), sampling, settings.samples, recipe.seed)
+        pool = inline_pool(folder, recipe.engine, recipe.rollout, recipe.model.placement, recipe_dir)
         try:
-            result = evaluate(recipe, task, load_tokenizer(folder), pool, GroupScorer(runner))
+            result = evaluate(requests, pool, GroupScorer(runner), recipe.reward.main_part, settings.full_reward)
         finally:
             pool.close()
     return {
@@ -73,7 +75,7 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         "scored": result.num_scored,
         "failed": result.num_failed,
         "mean_length": result.mean_length,
-        "temperature": recipe.evaluation.temperature,
+        "temperature": settings.temperature,
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from samepath.model.placement import Placement
 from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
@@ -19,6 +20,7 @@ from samepath.rl.learner.handle import LearnerHandle, build_learner
 from samepath.rl.learner.learner import latest_checkpoint
 from samepath.rl.loop import Loop
 from samepath.rl.machine import child_environment, collect_environment, import_path
+from samepath.rl.recipe.cluster import RaySettings
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
@@ -28,9 +30,10 @@ from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
-from samepath.rollout.engine_settings import describe
+from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
+from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import peak_memory_bytes
 
 COLD_START_STEPS_A_CALL = 20
@@ -82,7 +85,7 @@ def _run(recipe: Recipe, state: RunState, resume_from: Path | None, first_step: 
         status: RunStatus = "FAILED"
         try:
             with (
-                _cluster(recipe),
+                _cluster(recipe.runtime, recipe.ray),
                 _interruptible(),
                 ProgressDisplay(total_steps=recipe.rl.steps, done_steps=first_step) as display,
             ):
@@ -134,7 +137,7 @@ class _Setup:
             self.learner.start_rl()
         tokenizer = load_tokenizer(reference_dir)
         self._check_prompts(tokenizer)
-        pool = build_pool(self.recipe, resume_from or reference_dir, Path(self.state.recipe_dir))
+        pool = self._pool(resume_from or reference_dir)
         try:
             pool.load_weights(self.learner.weights(), first_step)
             loop = Loop(
@@ -150,6 +153,17 @@ class _Setup:
             return self._loop(loop, pool, first_step, started)
         finally:
             pool.close()
+
+    def _pool(self, model_folder: Path) -> RolloutPool:
+        """The rollout pool that the recipe's runtime asks for."""
+        recipe, recipe_dir = self.recipe, Path(self.state.recipe_dir)
+        engine, workers, placement = recipe.engine, recipe.rollout, recipe.model.placement
+        if recipe.runtime == "inline":
+            return inline_pool(model_folder, engine, workers, placement, recipe_dir)
+        # Late: `runtime: inline` must work without Ray.
+        from samepath.rollout.pool.ray_pool import RayPool
+
+        return RayPool(model_folder.resolve(), engine, workers, import_path(recipe_dir), placement)
 
     def _loop(self, loop: Loop, pool: RolloutPool, first_step: int, started: float) -> Evaluation:
         state, run_dir = self.state, self.recipe.run_dir
@@ -217,30 +231,20 @@ class _Setup:
                 raise RunError(f"row {row.row_id} of the task has an empty prompt")
 
 
-def build_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
-    """The rollout pool that the recipe's runtime asks for."""
-    if recipe.runtime == "inline":
-        return inline_pool(recipe, model_folder, recipe_dir)
-    # Late: `runtime: inline` must work without Ray.
-    from samepath.rollout.pool.ray_pool import RayPool
-
-    return RayPool(
-        model_folder.resolve(), recipe.engine, recipe.rollout, import_path(recipe_dir), recipe.model.placement
-    )
-
-
-def inline_pool(recipe: Recipe, model_folder: Path, recipe_dir: Path) -> RolloutPool:
+def inline_pool(
+    model_folder: Path, engine: AnyEngine, workers: RolloutSettings, placement: Placement, recipe_dir: Path
+) -> RolloutPool:
     """One worker without Ray: in this process, or beside it for an engine that changes the process it lives in."""
-    if not describe(recipe.engine).own_process:
-        return InlinePool(model_folder, recipe.engine, recipe.rollout, recipe.model.placement)
-    variables = worker_environment(recipe.engine, recipe.rollout, import_path(recipe_dir))
-    return ProcessPool(model_folder, recipe.engine, recipe.rollout, child_environment(variables))
+    if not describe(engine).own_process:
+        return InlinePool(model_folder, engine, workers, placement)
+    variables = worker_environment(engine, workers, import_path(recipe_dir))
+    return ProcessPool(model_folder, engine, workers, child_environment(variables))
 
 
 @contextmanager
-def _cluster(recipe: Recipe) -> Iterator[None]:
+def _cluster(runtime: str, settings: RaySettings) -> Iterator[None]:
     """A Ray cluster for the time of the run, if the runtime needs one."""
-    if recipe.runtime == "inline":
+    if runtime == "inline":
         yield
         return
     try:
@@ -250,7 +254,7 @@ def _cluster(recipe: Recipe) -> Iterator[None]:
         raise RunError(
             "runtime: ray needs the package ray: `pip install samepath[ray]`, or set runtime=inline"
         ) from error
-    start_cluster(recipe.ray)
+    start_cluster(settings)
     try:
         yield
     finally:

@@ -1,13 +1,15 @@
 """Accuracy on the held-out prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.tasks.requests import evaluation_sampling, group_request, seed_of
+from samepath.rl.tasks.requests import group_request, seed_of
 from samepath.rl.tasks.row import Task
 from samepath.rollout.pool.pool import RolloutPool
+from samepath.rollout.request import GroupRequest
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 
 
@@ -39,25 +41,30 @@ class Evaluation:
         }
 
 
-def evaluate(recipe: Recipe, task: Task, tokenizer: Tokenizer, pool: RolloutPool, scorer: GroupScorer) -> Evaluation:
-    """Answer every held-out prompt with the pool's current weights and score the responses."""
-    sampling = evaluation_sampling(recipe)
-    samples = recipe.evaluation.samples
-    requests = [
+def held_out_requests(
+    task: Task, tokenizer: Tokenizer, sampling: SamplingSettings, samples: int, seed: int
+) -> list[GroupRequest]:
+    """Every held-out prompt, to be answered `samples` times with seeds that depend on the run's seed and the prompt's place alone."""
+    return [
         group_request(
             row,
             tokenizer,
             sampling,
             f"eval-{index}",
-            tuple(seed_of(recipe.seed, "eval", index, sample) for sample in range(samples)),
+            tuple(seed_of(seed, "eval", index, sample) for sample in range(samples)),
         )
         for index, row in enumerate(task.held_out)
     ]
+
+
+def evaluate(
+    requests: Sequence[GroupRequest], pool: RolloutPool, scorer: GroupScorer, main_part: str, full_reward: float
+) -> Evaluation:
+    """Answer the requests with the pool's current weights; a response is right if the reward's main part is at least `full_reward`."""
     groups = scorer.collect(pool.sample(requests, scorer.submit))
-    first_part = next(iter(recipe.reward.parts))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [rollout.score for rollout in rollouts if rollout.score is not None and rollout.score.status == "ok"]
-    right = sum(_first_value(score.parts, first_part) >= recipe.evaluation.full_reward for score in scored)
+    right = sum(_first_value(score.parts, main_part) >= full_reward for score in scored)
     return Evaluation(
         accuracy=right / len(scored) if scored else float("nan"),
         num_scored=len(scored),

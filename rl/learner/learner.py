@@ -20,7 +20,7 @@ from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
 from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.pass_pool import PassPool
-from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
+from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
@@ -40,14 +40,15 @@ class Learner:
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
         self.version = 0
         if resume_from is None:
-            if isinstance(recipe.model, CheckpointModel):
-                check_checkpoint(recipe, resolve_folder(recipe.model.path, recipe_dir))
+            if isinstance(recipe.model, CheckpointModel) and recipe.model.implementation == "transformers":
+                folder = resolve_folder(recipe.model.path, recipe_dir)
+                check_foreign_checkpoint(folder, recipe.rl, recipe.learner, recipe.engine)
             model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
             # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
             source = self.reference_dir if recipe.learner.lora.enabled else resume_from
             model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
-        check_policy(recipe, model)
+        check_policy(model.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
         self._model = self._placed(model, trained=True)
         self._cold_start: ColdStart | None = None
         self._updater: PolicyUpdater | None = None

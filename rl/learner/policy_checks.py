@@ -3,37 +3,33 @@
 from pathlib import Path
 
 from samepath.model.files.config_file import read_config
-from samepath.model.policy import Policy
 from samepath.model.shape import ModelShape
 from samepath.model.transformers.lora import check_targets
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.engine_demands import gap_problem
-from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.learner import LearnerSettings
+from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rollout.engine_description import Capability
-from samepath.rollout.engine_settings import ENGINES, describe
+from samepath.rollout.engine_settings import ENGINES, AnyEngine, describe
 
 
-def check_checkpoint(recipe: Recipe, folder: Path) -> None:
-    """Raise ValueError, with what to change, if the recipe cannot train the foreign model of a folder; reads no weights."""
-    if recipe.model.implementation == "own":
-        return
+def check_foreign_checkpoint(folder: Path, rl: AlgorithmSettings, learner: LearnerSettings, engine: AnyEngine) -> None:
+    """Raise ValueError, with what to change, if these settings cannot train the transformers model of a folder; reads no weights."""
     # Late: importing transformers' models takes seconds that no run of the own network needs.
     from samepath.model.transformers.router_replay import require_known_routers
     from samepath.model.transformers.support import blank_model
 
     model = blank_model(folder)
-    if recipe.rl.keep_routing != "off":
+    if rl.keep_routing != "off":
         require_known_routers(model)
-    if recipe.learner.lora.enabled:
-        check_targets(model, recipe.learner.lora)
-    if not describe(recipe.engine).cells[Capability.PUBLISHED_MODELS].supported:
+    if learner.lora.enabled:
+        check_targets(model, learner.lora)
+    if not describe(engine).cells[Capability.PUBLISHED_MODELS].supported:
         others = " or ".join(engine.kind for engine in ENGINES if engine.cells[Capability.PUBLISHED_MODELS].supported)
         try:
             read_config(folder / "config.json")
         except ValueError as error:
-            raise ValueError(
-                f"engine: {recipe.engine.kind} cannot run this model ({error}). Set engine={others}."
-            ) from error
+            raise ValueError(f"engine: {engine.kind} cannot run this model ({error}). Set engine={others}.") from error
 
 
 def same_path(rl: AlgorithmSettings, shape: ModelShape) -> bool:
@@ -45,11 +41,16 @@ def same_path(rl: AlgorithmSettings, shape: ModelShape) -> bool:
     return rl.keep_sampling_mask == "on" and (rl.keep_routing == "sampler" or not shape.moe_layers)
 
 
-def check_policy(recipe: Recipe, policy: Policy) -> None:
-    """Raise ValueError if the recipe trains an indexer that the policy has not, or asks for a gap of 0 that the two sides cannot give."""
-    rl = recipe.rl
-    exact = bool(rl.steps) and same_path(rl, policy.shape) and rl.max_gap_at_lag_0 == 0
-    if exact and (problem := gap_problem(recipe.engine, recipe.model)):
+def check_policy(
+    shape: ModelShape,
+    rl: AlgorithmSettings,
+    learner: LearnerSettings,
+    model: NewModel | CheckpointModel,
+    engine: AnyEngine,
+) -> None:
+    """Raise ValueError if an indexer is trained that the policy has not, or a gap of 0 asked for that the two sides cannot give."""
+    exact = bool(rl.steps) and same_path(rl, shape) and rl.max_gap_at_lag_0 == 0
+    if exact and (problem := gap_problem(engine, model)):
         raise ValueError(problem)
-    if recipe.learner.indexer == "trained" and not policy.shape.sparse_layers:
+    if learner.indexer == "trained" and not shape.sparse_layers:
         raise ValueError("learner.indexer: trained needs a model with an indexer; this one attends to every key")

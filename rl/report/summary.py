@@ -11,7 +11,6 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.curves import NothingToDrawError, plot_training, write_rollout_report
 from samepath.rl.report.progress import summary_table
 from samepath.rl.run_state import RunState
-from samepath.rl.tasks.requests import evaluation_sampling
 from samepath.rl.tracking.tracker import Tracker
 
 logger = logging.getLogger("samepath.report")
@@ -41,8 +40,8 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         "accuracy_before": round(state.accuracy_before, 4),
         "accuracy_after": round(after.accuracy, 4),
         "held_out_responses": after.num_scored,
-        "evaluation_temperature": evaluation_sampling(recipe).temperature,
-        "evaluation_top_p": evaluation_sampling(recipe).top_p,
+        "evaluation_temperature": recipe.evaluation.temperature,
+        "evaluation_top_p": recipe.evaluation.top_p,
         "gap_at_lag_0": state.gap_at_lag_0,
         "steps": recipe.rl.steps,
         "seconds": round(state.seconds, 1),

@@ -3,7 +3,6 @@
 import hashlib
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import TaskRow
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
@@ -28,9 +27,3 @@ def group_request(
         row=row.row,
     )
     return GroupRequest(group_id=group_id, prompt=prompt, sampling=sampling, seeds=seeds)
-
-
-def evaluation_sampling(recipe: Recipe) -> SamplingSettings:
-    """Sampling of held-out prompts: the recipe's lengths and stops at the evaluation's own temperature and top-p."""
-    changes = {"temperature": recipe.evaluation.temperature, "top_k": 0, "top_p": recipe.evaluation.top_p, "min_p": 0.0}
-    return recipe.sampling.model_copy(update=changes)

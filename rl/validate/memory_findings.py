@@ -3,22 +3,21 @@
 import psutil
 
 from samepath.rl.machine import list_gpus
-from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rl.validate.finding import Finding
 from samepath.rl.validate.memory_estimate import ENGINE_SHARE, LEARNER_SHARE
 from samepath.rl.validate.memory_plan import DEVICES, MemoryPlan
 from samepath.rollout.engine_description import FixedCache
-from samepath.rollout.engine_settings import describe
+from samepath.rollout.engine_settings import AnyEngine, describe
 
 
-def memory_findings(recipe: Recipe, plan: MemoryPlan) -> list[Finding]:
+def memory_findings(model: NewModel | CheckpointModel, engine: AnyEngine, plan: MemoryPlan) -> list[Finding]:
     """Findings on the learner, and on the cache of an engine where that has a size of its own."""
-    model = recipe.model
     on_gpu = model.device == "cuda" or (model.implementation == "transformers" and bool(list_gpus()))
     findings = [_learner(plan, on_gpu)]
-    cache = describe(recipe.engine).fixed_cache(recipe.engine)
+    cache = describe(engine).fixed_cache(engine)
     if cache is not None:
-        findings.append(_cache(cache, recipe.engine.max_sequences, plan))
+        findings.append(_cache(cache, engine.max_sequences, plan))
     return findings
 
 

@@ -21,6 +21,7 @@ from samepath.rl.learner.cold_start import supervised_sequence
 from samepath.rl.learner.model_source import build_model, model_config
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.validate.memory_estimate import FLOAT32, learner_memory
 from samepath.rollout.pool.worker import peak_memory_bytes
@@ -45,16 +46,16 @@ class MeasuredMemory:
     """Rows of the pass."""
 
 
-def measure(recipe: Recipe, recipe_dir: Path) -> MeasuredMemory:
+def measure(model: NewModel | CheckpointModel, recipe_dir: Path, max_tokens_per_pass: int, seed: int) -> MeasuredMemory:
     """Train twice on random tokens in float32, recording the peak of the resident memory."""
     torch.set_num_threads(1)
-    sizes = published_sizes(model_config(recipe.model, recipe_dir))
+    sizes = published_sizes(model_config(model, recipe_dir))
     process = psutil.Process().memory_info().rss
-    policy, _ = build_model(recipe.model, recipe_dir, recipe.seed)
-    reference, _ = build_model(recipe.model, recipe_dir, recipe.seed)
+    policy, _ = build_model(model, recipe_dir, seed)
+    reference, _ = build_model(model, recipe_dir, seed)
     reference.requires_grad_(False)
     gc.collect()
-    batch = _batch(policy, recipe.learner.max_tokens_per_pass)
+    batch = _batch(policy, max_tokens_per_pass)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
     for _ in range(2):
         with torch.no_grad():
@@ -88,7 +89,8 @@ def _batch(policy: Policy, num_tokens: int) -> PackedBatch:
 def main(arguments: Sequence[str]) -> None:
     """Print both figures."""
     path = Path(arguments[0])
-    found = measure(load_recipe(path, arguments[1:], Recipe), path.parent)
+    recipe = load_recipe(path, arguments[1:], Recipe)
+    found = measure(recipe.model, path.parent, recipe.learner.max_tokens_per_pass, recipe.seed)
     sys.stdout.write(
         f"{path}: a pass of {found.pass_tokens} tokens: estimated {found.estimated / 1e6:.0f} MB, measured "
         f"{found.measured / 1e6:.0f} MB beyond the {found.process / 1e6:.0f} MB of the process itself\n"

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 
 from samepath.model.files.model_sizes import PublishedSizes
+from samepath.rl.recipe.learner import LearnerSettings
+from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.validate.memory_estimate import (
     FLOAT32,
@@ -52,7 +54,11 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
     pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest) * recipe.learner.threads, update_tokens)
     model = recipe.model
     numbers = model.dtype if model.implementation == "own" else recipe.learner.precision
-    learners = {f"one process, {numbers}": one_process(recipe, sizes, pass_tokens)}
+    learners = {
+        f"one process, {numbers}": one_process(
+            sizes, model, recipe.learner, pass_tokens, recipe.rl.objective.kl.needs_reference
+        )
+    }
     for gather_experts in (True, False) if sizes.num_moe_layers else (True,):
         learners["sharded" if gather_experts else "sharded, experts in place"] = learner_memory(
             sizes,
@@ -77,9 +83,14 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
     )
 
 
-def one_process(recipe: Recipe, sizes: PublishedSizes, pass_tokens: int) -> LearnerMemory:
+def one_process(
+    sizes: PublishedSizes,
+    model: NewModel | CheckpointModel,
+    learner: LearnerSettings,
+    pass_tokens: int,
+    needs_reference: bool,
+) -> LearnerMemory:
     """The learner as this version runs it, whole on one device. Low-rank adapters themselves are not counted."""
-    learner, model = recipe.learner, recipe.model
     cast = model.implementation == "transformers" and learner.precision == "bf16"
     precision = replace(FLOAT32, compute=2) if cast else FLOAT32 if model.dtype == "float32" else MASTERS
     memory = learner_memory(
@@ -88,7 +99,7 @@ def one_process(recipe: Recipe, sizes: PublishedSizes, pass_tokens: int) -> Lear
         pass_tokens=pass_tokens,
         checkpointing=learner.activation_checkpointing,
         # With adapters policy and reference share the frozen weights.
-        reference=recipe.rl.objective.kl.needs_reference and not learner.lora.enabled,
+        reference=needs_reference and not learner.lora.enabled,
         frozen=sizes.parameters
         if learner.lora.enabled
         else sizes.parts["indexer"]

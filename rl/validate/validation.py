@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from samepath.model.network.placement import PlacementError, require
 from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
-from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
+from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import resolve_answer_writer
+from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import HubUnreachableError
@@ -37,21 +39,22 @@ class NotCheckedError(Exception):
 
 def validate_recipe(recipe: Recipe, recipe_dir: Path) -> Validation:
     """Check task, model, tokenizer, prompts, rewards, worked answers, engine and memory; every problem is a finding, none is raised."""
-    return _Checks(recipe, recipe_dir).run()
+    return _Checks(recipe=recipe, recipe_dir=recipe_dir).run()
 
 
+@dataclass(slots=True, kw_only=True)
 class _Checks:
     """Makes each check once; what one finds (task, sizes, tokenizer) later ones use."""
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path) -> None:
-        self.recipe, self.recipe_dir = recipe, recipe_dir
-        self.result = Validation()
-        self.task: Task | None = None
-        self.config: Mapping[str, Any] = {}
-        self.folder: Path | None = None
-        self.sizes: PublishedSizes | None = None
-        self.tokenizer: Tokenizer | None = None
-        self.prompt_tokens = PROMPT_TOKENS
+    recipe: Recipe
+    recipe_dir: Path
+    result: Validation = field(default_factory=Validation)
+    task: Task | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    sizes: PublishedSizes | None = None
+    tokenizer: Tokenizer | None = None
+    prompt_tokens: int = PROMPT_TOKENS
 
     def run(self) -> Validation:
         """All checks, in the order of a run."""
@@ -120,7 +123,8 @@ class _Checks:
         else:
             if model.implementation == "own":
                 read_config(self.folder / "config.json")
-            check_checkpoint(self.recipe, self.folder)
+            else:
+                check_foreign_checkpoint(self.folder, self.recipe.rl, self.recipe.learner, self.recipe.engine)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
         return f"{self.config.get('model_type')} in {self.folder}{compared}"
 
@@ -160,7 +164,8 @@ class _Checks:
     def _network(self) -> str:
         """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
         policy, _ = build_model(self.recipe.model, self.recipe_dir, self.recipe.seed)
-        check_policy(self.recipe, policy)
+        recipe = self.recipe
+        check_policy(policy.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
         shape = policy.shape
         return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
 
@@ -257,11 +262,10 @@ class _Checks:
             self._add("memory", "not checked", "the model's sizes are not known")
             return
         plan = self.result.memory = memory_plan(self.recipe, self.sizes, self.prompt_tokens)
-        self.result.findings += memory_findings(self.recipe, plan)
+        self.result.findings += memory_findings(self.recipe.model, self.recipe.engine, plan)
 
 
-def describe_step(recipe: Recipe) -> str:
-    """What one step does, in a line."""
-    rl, longest = recipe.rl, recipe.sampling.max_new_tokens
+def describe_step(rl: AlgorithmSettings, longest: int) -> str:
+    """What one step does, in a line; `longest` is a response's limit, tokens."""
     responses = rl.prompts_per_step * rl.group_size
     return f"a step: {responses} responses of at most {longest} tokens, {rl.updates_per_rollout} updates"

@@ -11,13 +11,14 @@ import transformers
 from pydantic import ValidationError
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
+from samepath.model.policy import Policy
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.model.transformers.policy import TransformersPolicy
 from samepath.rl.batch.pack import TrainSequence, pack
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.numerics import NumericsMismatchError
 from samepath.rl.learner.learner import Learner
-from samepath.rl.learner.policy_checks import check_checkpoint, check_policy
+from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.recipe.file import RecipeError
 from samepath.rl.recipe.recipe import Recipe
@@ -28,6 +29,14 @@ from tests.tiny_transformers import tiny_transformers
 
 GROUPS, PROMPT = 4, 5
 LENGTH = PROMPT + RESPONSE
+
+
+def checked_policy(recipe: Recipe, policy: Policy) -> None:
+    check_policy(policy.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
+
+
+def checked_folder(recipe: Recipe, folder: Path) -> None:
+    check_foreign_checkpoint(folder, recipe.rl, recipe.learner, recipe.engine)
 
 
 def sampled_batch(policy: TransformersPolicy, seed: int = 0, version: int = 0) -> TrainBatch:
@@ -250,32 +259,34 @@ def config_folder(folder: Path, architecture: str, **sizes: Any) -> Path:
     return folder
 
 
-def test_check_checkpoint_refuses_an_unknown_router_under_keep_routing_alone(foreign_recipe, tmp_path: Path) -> None:
+def test_check_foreign_checkpoint_refuses_an_unknown_router_under_keep_routing_alone(
+    foreign_recipe, tmp_path: Path
+) -> None:
     folder = config_folder(tmp_path / "config", "MiniMaxM2", num_hidden_layers=1, hidden_size=64)
     with pytest.raises(ValueError, match="Qwen3MoeTopKRouter.*MiniMaxM2ForCausalLM has another.*keep_routing=off"):
-        check_checkpoint(foreign_recipe("Olmoe"), folder)
-    check_checkpoint(foreign_recipe("Olmoe", "rl.keep_routing=off"), folder)
+        checked_folder(foreign_recipe("Olmoe"), folder)
+    checked_folder(foreign_recipe("Olmoe", "rl.keep_routing=off"), folder)
 
 
-def test_check_checkpoint_of_a_published_size_reads_no_weights(foreign_recipe, tmp_path: Path) -> None:
+def test_check_foreign_checkpoint_of_a_published_size_reads_no_weights(foreign_recipe, tmp_path: Path) -> None:
     """DeepSeek-V3 as published, 671 billion parameters."""
-    check_checkpoint(foreign_recipe("Olmoe"), config_folder(tmp_path / "config", "DeepseekV3"))
+    checked_folder(foreign_recipe("Olmoe"), config_folder(tmp_path / "config", "DeepseekV3"))
 
 
-def test_check_checkpoint_refuses_the_builtin_engine_for_what_the_own_network_cannot_load(
+def test_check_foreign_checkpoint_refuses_the_builtin_engine_for_what_the_own_network_cannot_load(
     foreign_recipe, tmp_path: Path
 ) -> None:
     recipe = foreign_recipe("Glm4Moe")
-    check_checkpoint(recipe, tmp_path / "Glm4Moe")
+    checked_folder(recipe, tmp_path / "Glm4Moe")
     with pytest.raises(ValueError, match="Set engine=vllm"):
-        check_checkpoint(foreign_recipe("Glm4Moe", "engine=builtin"), tmp_path / "Glm4Moe")
+        checked_folder(foreign_recipe("Glm4Moe", "engine=builtin"), tmp_path / "Glm4Moe")
 
 
 def test_check_policy_refuses_to_train_an_indexer_that_is_not_there(foreign_recipe) -> None:
     recipe = foreign_recipe("Llama")
     trained = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"indexer": "trained"})})
     with pytest.raises(ValueError, match="needs a model with an indexer"):
-        check_policy(trained, TransformersPolicy(tiny_transformers("Llama")))
+        checked_policy(trained, TransformersPolicy(tiny_transformers("Llama")))
 
 
 def test_tokenizer_of_the_tiny_models_fits() -> None:

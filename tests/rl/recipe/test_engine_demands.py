@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from samepath.model.policy import Policy
 from samepath.rl.learner.policy_checks import check_policy
 from samepath.rl.recipe import engine_demands
 from samepath.rl.recipe.node import RecipeError
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
 from samepath.rl.run_state import STATE_FILE
 from samepath.rollout.builtin.settings import BuiltinSettings
@@ -19,6 +21,10 @@ from tests.families import family_model
 
 ROOT = Path(__file__).resolve().parents[3]
 VLLM = ("engine={kind: vllm, network: own, dtype: float32, return_sampling_mask: true}",)
+
+
+def checked_policy(recipe: Recipe, policy: Policy) -> None:
+    check_policy(policy.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
 
 
 def test_docs_hold_the_table_that_the_code_reads() -> None:
@@ -112,10 +118,10 @@ def test_dense_model_without_replay_is_held_to_the_gap_that_its_engine_can_give(
     engine = ("engine={kind: vllm, dtype: float32, network: vllm, return_sampling_mask: true}", "rl.keep_routing=off")
     dense = family_model("llama")
     with pytest.raises(ValueError, match=r"Set rl\.max_gap_at_lag_0=0\.01"):
-        check_policy(tiny_recipe(*engine), dense)
-    check_policy(tiny_recipe(*engine, "rl.max_gap_at_lag_0=0.01"), dense)
-    check_policy(tiny_recipe("rl.keep_routing=off"), dense)
-    check_policy(tiny_recipe(*engine), family_model("qwen3_moe"))
+        checked_policy(tiny_recipe(*engine), dense)
+    checked_policy(tiny_recipe(*engine, "rl.max_gap_at_lag_0=0.01"), dense)
+    checked_policy(tiny_recipe("rl.keep_routing=off"), dense)
+    checked_policy(tiny_recipe(*engine), family_model("qwen3_moe"))
 
 
 def test_pages_that_vllm_attention_on_cpu_cannot_have_are_refused_with_the_settings() -> None:

@@ -13,7 +13,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.file import load_recipe
 for tokens in (512, 4096):
     recipe = load_recipe("recipes/quickstart.yaml", [f"learner.max_tokens_per_pass={tokens}"], Recipe)
-    found = measure(recipe, Path("recipes"))
+    found = measure(recipe.model, Path("recipes"), recipe.learner.max_tokens_per_pass, recipe.seed)
     print(found.estimated, found.process + found.measured, found.pass_tokens)
 """
 
