@@ -10,6 +10,7 @@ def test_settings_string_is_one_part_named_after_the_function():
     settings = RewardSettings.model_validate("samepath.rewards.math:answer")
     assert list(settings.parts) == ["answer"]
     assert settings.parts["answer"].function == "samepath.rewards.math:answer"
+    assert settings.main_part == "answer"
     assert settings.parts["answer"].weight == 1.0
 
 
@@ -18,6 +19,7 @@ def test_settings_mapping_of_parts_is_read_as_parts():
     settings = RewardSettings.model_validate(short)
     assert settings == RewardSettings.model_validate({"parts": short})
     assert settings.parts["brevity"].options == {"max_tokens": 5}
+    assert settings.main_part == "answer"
 
 
 def test_settings_part_may_be_a_string():

@@ -9,7 +9,7 @@ import pytest
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.evaluation.held_out import Evaluation, evaluate
+from samepath.rl.evaluation.held_out import Evaluation, evaluate, held_out_requests
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task, TaskRow
 from samepath.rollout.request import GroupRequest
@@ -59,7 +59,10 @@ def measured(
     scores: dict[str, Score] | None = None,
     pool: Pool | None = None,
 ) -> Evaluation:
-    return evaluate(recipe, task(rows), tokenizer, pool or Pool(), GroupScorer(Children(scores)))
+    settings, sampling = recipe.evaluation, recipe.evaluation.sampling(recipe.sampling)
+    requests = held_out_requests(task(rows), tokenizer, sampling, settings.samples, recipe.seed)
+    scorer = GroupScorer(Children(scores))
+    return evaluate(requests, pool or Pool(), scorer, recipe.reward.main_part, settings.full_reward)
 
 
 def short(value: float) -> Score:
