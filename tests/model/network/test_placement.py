@@ -15,6 +15,13 @@ from tests.cuda_stand_in import GPU, gpu_stand_in
 from tests.tiny_runs import packed_input, random_sequences, run
 
 
+def test_place_refuses_before_it_moves_anything() -> None:
+    model = tiny_model()
+    with pytest.raises(PlacementError, match=r"model\.dtype=bfloat16 needs model\.backend=triton"):
+        place(model, Placement(dtype="bfloat16"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_the_default_is_the_cpu_in_float32_and_changes_nothing() -> None:
     model = tiny_model()
     weights = [parameter.data_ptr() for parameter in model.parameters()]
