@@ -1,4 +1,4 @@
-"""What a run was made on: package versions, machine, code state; and the only place where environment variables are read."""
+"""What a run was made on: package versions, machine, code state; and the place where environment variables are read, MKL's mode aside."""
 
 import contextlib
 import os
@@ -37,6 +37,8 @@ RECORDED_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "CUBLAS_WORKSPACE_CONFIG",
     "HF_HUB_OFFLINE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF",

@@ -10,15 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE: dict[str, str] = {
     "kernels": """
+        mkl_mode
         backend window
         gpu/
-        rows/ selection/ sparse_attention/
+        rows/ selection/
+        sparse_attention/
         experts/ head/ dense_attention/ window_attention/
         indexer/
-        triton_backend
     """,
     "model": """
-        families rope_parameters config json_file placement shape trace plan model_input key_store policy
+        config json_file placement shape trace plan model_input key_store policy
         text/ network/ transformers/
         files/
     """,
@@ -53,8 +54,6 @@ HOUSE: dict[str, str] = {
 }
 """The rooms (`name/`) and the single files of each folder. A line may import the lines above it, never one below or a room beside it; files
 of one line and files inside a room may import each other as long as no circle arises. `rl → rollout → model → kernels` between folders."""
-UPWARD = {("kernels/gpu/loading.py", "samepath.kernels.triton_backend")}
-"""The one import that points up, late: every operation asks there for the kernels of the backend that a recipe names, and they stand in its room."""
 FOLDERS = tuple(HOUSE)
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -75,7 +74,8 @@ MAX_KERNEL_LINES = 110
 MAX_LOOP_LINES = 100
 """The training loop alone, a function of rl/loop.py or rl/run.py, may be this long."""
 LOOP_FILES = {"rl/loop.py", "rl/run.py"}
-ENVIRONMENT_FILE = "rl/machine.py"
+ENVIRONMENT_FILES = {"rl/machine.py", "kernels/mkl_mode.py"}
+"""The second sets and reads MKL's mode alone, which must stand before the first product of anybody who imports a kernel."""
 LIGHT_PACKAGES = {"pydantic", "pydantic_core", "yaml", "psutil", "typer", "rich"}
 """All that settings and the command line may import when they are imported, beside the standard library."""
 
@@ -201,7 +201,7 @@ def test_rooms_are_imported_one_way() -> None:
             if module.startswith("samepath."):
                 there = place_of(module)
                 beside = here != there and level[here] == level[there] and (here[1] + there[1]).count("/") > 0
-                if there[0] == here[0] and (name, module) not in UPWARD and (level[there] > level[here] or beside):
+                if there[0] == here[0] and (level[there] > level[here] or beside):
                     wrong.append(f"{name} imports {module}")
     assert wrong == []
 
@@ -209,9 +209,7 @@ def test_rooms_are_imported_one_way() -> None:
 def test_files_import_each_other_without_circles() -> None:
     edges = {
         "samepath." + name.removesuffix(".py").replace("/", "."): {
-            module
-            for module in imported_modules(tree)
-            if module.startswith("samepath.") and (name, module) not in UPWARD
+            module for module in imported_modules(tree) if module.startswith("samepath.")
         }
         for name, tree, _ in trees()
     }
@@ -293,25 +291,11 @@ def test_functions_are_short() -> None:
     assert wrong == []
 
 
-def test_code_above_the_kernels_asks_what_a_backend_can_do_and_not_for_its_name() -> None:
-    """Otherwise a new backend would change them all; inside `kernels/` only `reference`, the naive twin, is asked for by name."""
+def test_environment_is_touched_in_two_files_only() -> None:
+    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/machine.py, and MKL's mode in kernels/mkl_mode.py."""
     wrong = []
     for name, tree, _ in trees():
-        names = {"torch", "triton"} if name.startswith("kernels/") else {"reference", "torch", "triton"}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Compare):
-                constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-                about_backend = any("backend" in ast.unparse(part) for part in (node.left, *node.comparators))
-                if about_backend and names & {value for value in constants if isinstance(value, str)}:
-                    wrong.append(f"{name}:{node.lineno}")
-    assert wrong == []
-
-
-def test_environment_is_touched_in_one_file_only() -> None:
-    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/machine.py."""
-    wrong = []
-    for name, tree, _ in trees():
-        if name == ENVIRONMENT_FILE:
+        if name in ENVIRONMENT_FILES:
             continue
         for node in ast.walk(tree):
             attribute = isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv", "putenv"}
@@ -323,6 +307,25 @@ def test_environment_is_touched_in_one_file_only() -> None:
             if attribute or direct:
                 wrong.append(f"{name}:{node.lineno}")
     assert wrong == []
+
+
+def test_every_cpu_kernel_sets_the_mode_of_mkl() -> None:
+    """The mode must stand before the first product: each file that may multiply on a CPU reaches `kernels/mkl_mode.py` by its imports."""
+    imports = {name: set(imported_modules(tree)) for name, tree, _ in trees() if name.startswith("kernels/")}
+    reached = {"kernels/mkl_mode.py"}
+    while (
+        more := {
+            name
+            for name, modules in imports.items()
+            if modules & {"samepath." + other.removesuffix(".py").replace("/", ".") for other in reached}
+        }
+        - reached
+    ):
+        reached |= more
+    on_gpu = ("gpu/", "triton_", "hopper_", "cuda_")
+    left = {name for name in set(imports) - reached if not any(part in name for part in on_gpu)}
+    # A plan holds data; the indexer's loss over all keys is a reference, which promises agreement within rounding only.
+    assert left == {"kernels/window.py", "kernels/indexer/dense_indexer.py"}
 
 
 @pytest.mark.parametrize("name", NAMES)

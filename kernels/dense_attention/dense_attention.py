@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, backends_that
-from samepath.kernels.gpu.loading import fused_kernels
+from samepath.kernels.backend import Backend
+from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.rows.pair_product import MIN_ROWS, pair_product
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 20
@@ -23,9 +24,6 @@ CHUNK_ELEMENTS = 1 << 20
 KEY_BLOCK = 128
 """Keys of one product with the probabilities; blocks are added in order. A longer inner dimension may be cut anywhere by the library,
 and then a row's bits would depend on how far its neighbours reach (measured: from 208 on)."""
-
-MIN_QUERY_ROWS = 4
-"""Query rows of a product are padded to this many: with fewer the library takes another code path, with other bits (measured)."""
 
 
 def dense_attend(
@@ -55,30 +53,23 @@ def dense_attend(
     value = slice(value_start, value_start + value_width)
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
-    fused = fused_kernels(backend, "dense_attend", q_NHK, rows_GSW, plan.source_N)
-    if fused is not None:
-        return fused.dense_attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)[0]
+    if backend == "triton":
+        out_NHV, _ = dense_attend_with_lse(
+            q_NHK, rows_GSW, plan, scale=scale, value_start=value_start, value_width=value_width
+        )
+        return out_NHV
     return _attend(q_NHK, rows_GSW, plan, scale, value)
 
 
 def dense_attend_with_lse(
-    q_NHK: Tensor,
-    rows_GSW: Tensor,
-    plan: AttentionPlan,
-    *,
-    scale: float,
-    value_start: int,
-    value_width: int,
-    backend: Backend,
+    q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, *, scale: float, value_start: int, value_width: int
 ) -> tuple[Tensor, Tensor]:
-    """`dense_attend`, and the natural logsumexp of each row's and head's scaled scores, float32 `[N, H]` without gradient.
+    """`dense_attend` on the `triton` backend, and the natural logsumexp of each row's and head's scaled scores, float32 `[N, H]` without gradient.
 
-    A row that sees no key has −inf. Raises ValueError if the backend is not a fused one.
+    A row that sees no key has −inf.
     """
-    fused = fused_kernels(backend, "dense_attend_with_lse", q_NHK, rows_GSW, plan.source_N)
-    if fused is None:
-        raise ValueError(f"dense_attend_with_lse needs backend {backends_that('fused')}; got {backend}")
-    return fused.dense_attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)
+    kernels = triton_kernels("dense_attention.triton_joined", q_NHK, rows_GSW, plan.source_N)
+    return kernels.attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)  # type: ignore[no-any-return]
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
@@ -175,7 +166,7 @@ def _gather(rows_GSW: Tensor, part: Window) -> Tensor:
 
 
 def _to_grid(values_NHK: Tensor, part: Window, num_groups: int, factor: Tensor | float) -> Tensor:
-    """`[G·B, M, K]`: `factor` times the queries of each key head, position by position, padded with 0 to `MIN_QUERY_ROWS`."""
+    """`[G·B, M, K]`: `factor` times the queries of each key head, position by position, padded with 0 to `MIN_ROWS`."""
     num_sequences, num_queries = part.rows_BT.shape
     num_heads, width = values_NHK.shape[1:]
     shared = num_heads // num_groups
@@ -183,8 +174,8 @@ def _to_grid(values_NHK: Tensor, part: Window, num_groups: int, factor: Tensor |
     if isinstance(factor, Tensor):
         picked, factor = picked * factor, 1.0
     num_rows = num_queries * shared
-    shape = (num_groups, num_sequences, max(num_rows, MIN_QUERY_ROWS), width)
-    grid = picked.new_zeros(shape) if num_rows < MIN_QUERY_ROWS else picked.new_empty(shape)
+    shape = (num_groups, num_sequences, max(num_rows, MIN_ROWS), width)
+    grid = picked.new_zeros(shape) if num_rows < MIN_ROWS else picked.new_empty(shape)
     target = grid[:, :, :num_rows].view(num_groups, num_sequences, num_queries, shared, width)
     torch.mul(
         picked.view(num_sequences, num_queries, num_groups, shared, width).permute(2, 0, 1, 3, 4), factor, out=target
@@ -214,7 +205,7 @@ def _probabilities(queries: Tensor, keys: Tensor, part: Window, shared: int) -> 
     `shared` query heads read one key head, so M is `shared` rows a position, and padding.
     """
     num_sequences = part.rows_BT.shape[0]
-    scores = torch.bmm(queries, keys.transpose(1, 2))
+    scores = pair_product(queries, keys.transpose(1, 2))
     hidden_BMS = _hidden(part, queries.shape[1], shared) if part.hidden_BS is None else part.hidden_BS[:, None]
     scores.view(-1, num_sequences, *scores.shape[1:]).masked_fill_(hidden_BMS, -torch.inf)
     return scores.softmax(-1)
@@ -232,9 +223,9 @@ def _hidden(part: Window, num_rows: int, shared: int) -> Tensor:
 def _weighted_sum(probs: Tensor, values: Tensor) -> Tensor:
     """probs · values, in blocks of `KEY_BLOCK` keys added in order."""
     if probs.shape[2] <= KEY_BLOCK:
-        return torch.bmm(probs, values)
-    total = torch.bmm(probs[:, :, :KEY_BLOCK], values[:, :KEY_BLOCK])
+        return pair_product(probs, values)
+    total = pair_product(probs[:, :, :KEY_BLOCK], values[:, :KEY_BLOCK])
     for start in range(KEY_BLOCK, probs.shape[2], KEY_BLOCK):
         block = slice(start, start + KEY_BLOCK)
-        total += torch.bmm(probs[:, :, block], values[:, block])
+        total += pair_product(probs[:, :, block], values[:, block])
     return total

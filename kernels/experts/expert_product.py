@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up
-from samepath.kernels.gpu.loading import fused_kernels
+from samepath.kernels.gpu.loading import triton_kernels
 from samepath.kernels.rows.gated_unit import sigmoid, swiglu
+from samepath.kernels.rows.pair_product import pair_product
 from samepath.kernels.rows.row_product import row_product
 
 
@@ -36,9 +37,9 @@ def expert_product(
             hidden = torch.einsum("nf,ndf->nd", swiglu(gate_up_NG), down_EDF[ids_NX[:, slot]])
             slots.append(hidden * gates_NX[:, slot : slot + 1])
         return torch.stack(slots).sum(0)
-    fused = fused_kernels(backend, "expert_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
-    if fused is not None:
-        return fused.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
+    if backend == "triton":
+        kernels = triton_kernels("experts.triton_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
+        return kernels.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return]
     if torch.is_grad_enabled():
         return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
     plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])
@@ -92,7 +93,8 @@ def dispatch(ids_NX: Tensor, num_experts: int, inner_width: int) -> Dispatch:
 def _by_expert(plan: Dispatch, x_RD: Tensor, weight_EFD: Tensor) -> Tensor:
     """Each expert's rows times its transposed weight, `[R, F]`. A row has the same bits in one product or in its expert's own."""
     if plan.even and x_RD.shape[1] < WIDE:
-        return torch.bmm(x_RD.view(weight_EFD.shape[0], -1, x_RD.shape[1]), weight_EFD.transpose(1, 2)).flatten(0, 1)
+        x_ERD = x_RD.view(weight_EFD.shape[0], -1, x_RD.shape[1])
+        return pair_product(x_ERD, weight_EFD.transpose(1, 2)).flatten(0, 1)
     out_RF = x_RD.new_empty(plan.num_rows, weight_EFD.shape[1])
     for expert, part in plan.segments:
         _product(x_RD[part], weight_EFD[expert].T, out_RF[part])
@@ -101,10 +103,10 @@ def _by_expert(plan: Dispatch, x_RD: Tensor, weight_EFD: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
     """left · right into `out`."""
-    if left.shape[1] < WIDE:
-        torch.mm(left, right, out=out)
-    else:
+    if left.shape[1] >= WIDE:
         out.copy_(row_product(left, right.T))
+    else:
+        pair_product(left[None], right[None], out=out[None])
 
 
 def _spread(plan: Dispatch, x_ND: Tensor, num_slots: int) -> Tensor:

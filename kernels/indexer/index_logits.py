@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up
-from samepath.kernels.gpu.loading import fused_kernels
+from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.rows.pair_product import pair_product
 
 
 def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Backend) -> Tensor:
@@ -22,15 +23,16 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     if backend == "reference":
         scores = torch.einsum("btik,bsk->btis", q_BTIK, k_BSK).relu()
         return torch.einsum("btis,bti->bts", scores, weights_BTI)
-    fused = fused_kernels(backend, "index_logits", q_BTIK, k_BSK, weights_BTI)
-    if fused is not None:
-        return fused.index_logits(q_BTIK, k_BSK, weights_BTI)
+    if backend == "triton":
+        kernels = triton_kernels("indexer.triton_index_logits", q_BTIK, k_BSK, weights_BTI)
+        return kernels.index_logits(q_BTIK, k_BSK, weights_BTI)  # type: ignore[no-any-return]
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     rows = num_rows * num_heads
     q_BRK = q_BTIK.reshape(num_sequences, rows, width)
     if rows % 16:
         q_BRK = torch.nn.functional.pad(q_BRK, (0, 0, 0, round_up(rows) - rows))
-    scores_BTIS = torch.bmm(q_BRK, k_BSK.transpose(1, 2))[:, :rows].relu_().view(num_sequences, num_rows, num_heads, -1)
+    scores_BRS = pair_product(q_BRK, k_BSK.transpose(1, 2))[:, :rows]
+    scores_BTIS = scores_BRS.relu_().view(num_sequences, num_rows, num_heads, -1)
     # Head by head: a reduction's grouping may depend on the shape, this order never does.
     logits_BTS = scores_BTIS[:, :, 0] * weights_BTI[:, :, :1]
     for head in range(1, num_heads):
@@ -42,9 +44,9 @@ def selected_index_logits(
     q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor, backend: Backend = "torch"
 ) -> Tensor:
     """Differentiable index logits at the selected keys only, `[N, C]`; entries of the −1 tail are those of key 0."""
-    fused = fused_kernels(backend, "selected_index_logits", q_NIK, k_SK, weights_NI, indices_NC)
-    if fused is not None:
-        return fused.selected_index_logits(q_NIK, k_SK, weights_NI, indices_NC)
+    if backend == "triton":
+        kernels = triton_kernels("indexer.triton_selected_logits", q_NIK, k_SK, weights_NI, indices_NC)
+        return kernels.selected_index_logits(q_NIK, k_SK, weights_NI, indices_NC)  # type: ignore[no-any-return]
     k_NCK = k_SK[indices_NC.clamp(min=0).long()]
     return torch.einsum("nic,ni->nc", torch.einsum("nik,nck->nic", q_NIK, k_NCK).relu(), weights_NI)
 

@@ -2,8 +2,8 @@
 
 Torch gives float32 products to MKL, which takes AVX2 code on processors of another maker even where they have AVX-512: measured on an AMD
 EPYC core (torch 2.13), 100 GFLOP/s, and 240 with oneDNN. A row has the same bits for any row count from 16 on, any offset and any thread
-count there, with both libraries (and for inner widths up to 192 the very same bits). On an Intel Xeon with AVX-512 (torch 2.11) that
-holds for MKL alone: oneDNN splits an inner width of 512 and more by the number of rows. Axes: N rows, D inner width, F outer width.
+count there, with AVX-512 and with AVX2. On an Intel Xeon oneDNN splits an inner width of 512 and more by the number of rows, so there, and
+everywhere else, MKL multiplies, in the mode of `mkl_mode.py`. Axes: N rows, D inner width, F outer width.
 """
 
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from samepath.kernels.mkl_mode import mkl_mode
 
 
 def processor_maker(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
@@ -23,6 +25,13 @@ def processor_maker(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
 
 ONEDNN = torch.backends.mkldnn.is_available() and processor_maker() == "AuthenticAMD"  # type: ignore[no-untyped-call]
 """Which library multiplies: oneDNN on AMD, else torch's own choice. Sampler and learner of one machine take the same."""
+
+
+def product_libraries() -> str:
+    """Which libraries multiply float32 on this CPU, MKL with its mode in this process."""
+    mode = mkl_mode()
+    own = "torch's own library" if mode is None else f"MKL in mode {mode}"
+    return f"oneDNN for products with weights, {own} for attention" if ONEDNN else own
 
 
 def row_product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:

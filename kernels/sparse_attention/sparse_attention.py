@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import fused_kernels
+from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.rows.pair_product import pair_product
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 19
@@ -57,7 +58,7 @@ def attend(
         count_N: number of valid indices of each row. scale: softmax scale. value_width: V ≤ K.
         dense: where the rows' sequences stand, so that the `torch` backward may choose dense products; None always gathers.
         with_mass: False lets a backend that needs an extra product for the mass leave it out (then [N, 0]).
-        batch_invariant: False lets the number of rows choose the kernel (fused backends: few rows without gradients are cut along their keys).
+        batch_invariant: False lets the number of rows choose the kernel (`triton`: few rows without gradients are cut along their keys).
 
     Returns:
         (out_NHV, lse_NH natural logarithm float32 or wider, mass_NC head-summed attention probability, both without gradient).
@@ -72,9 +73,11 @@ def attend(
         raise ValueError(f"value_width must be in 1 … {kv_SK.shape[1]} (the key width); got {value_width}")
     if backend == "reference":
         return _attend_reference(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
-    fused = fused_kernels(backend, "attend", q_NHK, kv_SK, indices_NC, count_N)
-    if fused is not None:
-        return fused.attend(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant)
+    if backend == "triton":
+        kernels = triton_kernels("sparse_attention.triton_joined", q_NHK, kv_SK, indices_NC, count_N)
+        return kernels.attend(  # type: ignore[no-any-return]
+            q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant
+        )
     out, lse, mass = _SparseAttention.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, dense)  # type: ignore[no-untyped-call]
     return out, lse, mass
 
@@ -97,7 +100,7 @@ def _attend_reference(
 
 def _probabilities(q_NHK: Tensor, kv_NCK: Tensor, count_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """(probs_NHC, lse_NH) over gathered keys. The width C is fixed, so a row's bits never depend on its neighbours."""
-    scores_NHC = torch.bmm(q_NHK, kv_NCK.transpose(1, 2)).mul_(scale)
+    scores_NHC = pair_product(q_NHK, kv_NCK.transpose(1, 2)).mul_(scale)
     invalid_NC = torch.arange(kv_NCK.shape[1], device=count_N.device) >= count_N[:, None]
     scores_NHC.masked_fill_(invalid_NC[:, None], -torch.inf)
     top_NH1 = scores_NHC.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores_NHC.dtype).min)
@@ -131,7 +134,7 @@ class _SparseAttention(torch.autograd.Function):
             rows = slice(start, start + step)
             kv_NCK = _gather(kv_SK, indices_NC[rows])
             probs_NHC, lse_NH[rows] = _probabilities(q_NHK[rows], kv_NCK, count_N[rows], scale)
-            torch.bmm(probs_NHC, kv_NCK[:, :, :value_width], out=out_NHV[rows])
+            pair_product(probs_NHC, kv_NCK[:, :, :value_width], out=out_NHV[rows])
             torch.sum(probs_NHC, 1, out=mass_NC[rows])
         ctx.save_for_backward(q_NHK, kv_SK, indices_NC, count_N, out_NHV, lse_NH)
         ctx.scale, ctx.value_width, ctx.dense = scale, value_width, dense

@@ -1,9 +1,11 @@
 """Puts a network of this package where it computes and into its type: the one place that moves weights and refuses what cannot run."""
 
+import warnings
+
 import torch
 
-from samepath.kernels.backend import CAPABILITIES
-from samepath.kernels.gpu.loading import backend_problem, interpreting
+from samepath.kernels.gpu.loading import interpreting, triton_problem
+from samepath.kernels.mkl_mode import row_mode_problem
 from samepath.model.network.network import CausalLM
 from samepath.model.placement import Placement
 
@@ -24,22 +26,24 @@ def require(placement: Placement) -> None:
             f"model.device=cuda needs a visible NVIDIA GPU; this process sees none{built}. Run `nvidia-smi`, look at "
             "CUDA_VISIBLE_DEVICES, install a CUDA build of torch, or set model.device=cpu."
         )
-    backend = placement.backend
-    problem = backend_problem(backend)
-    if problem is not None:
-        raise PlacementError(f"model.backend={backend} cannot run: {problem}.")
-    if CAPABILITIES[backend].fused and placement.device == "cpu" and not interpreting():
-        raise PlacementError(
-            f"model.backend={backend} computes on GPUs; got model.device=cpu. Set model.device=cuda, or model.backend=torch."
-        )
+    if placement.backend == "triton":
+        problem = triton_problem()
+        if problem is not None:
+            raise PlacementError(f"model.backend=triton cannot run: {problem}.")
+        if placement.device == "cpu" and not interpreting():
+            raise PlacementError(
+                "model.backend=triton computes on GPUs; got model.device=cpu. Set model.device=cuda, or model.backend=torch."
+            )
 
 
 def place(model: CausalLM, placement: Placement) -> CausalLM:
     """Move a float32 network and round its weights to the type once; what is no weight (rotary table, selection bias) stays float32.
 
-    Raises PlacementError.
+    Warns where MKL's mode lets a row of the CPU's products depend on its batch. Raises PlacementError.
     """
     require(placement)
+    if placement.device == "cpu" and (problem := row_mode_problem()):
+        warnings.warn(f"Sampler and learner may differ in the last bits: {problem}.", RuntimeWarning, stacklevel=2)
     if not placement.batch_invariant:
         model.let_rows_depend_on_their_batch()
     if (placement.device, placement.dtype) == ("cpu", "float32"):

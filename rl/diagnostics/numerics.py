@@ -1,4 +1,4 @@
-"""The sampler/learner log-probability gap at equal weights: measured, and refused above a limit. Axes: M trained tokens."""
+"""The sampler/learner log-probability gap at equal weights: measured, and refused above a limit. Axes: N trained tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samepath.kernels.mkl_mode import row_mode_problem
 from samepath.rl.batch.pack import PackedBatch, TrainSequence
 from samepath.rl.objective.kl import k1, k3
+
+ROUNDING_NATS = 1e-3
+"""Smaller gaps look like sums in another order; stale weights or another temperature give larger ones."""
 
 
 class NumericsMismatchError(RuntimeError):
@@ -32,19 +36,19 @@ class NumericsGap:
     """Trained tokens measured."""
 
 
-def sampler_kl(logprobs_M: Tensor, sampler_logprobs_M: Tensor) -> tuple[Tensor, Tensor]:
+def sampler_kl(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
     """Per-token (k1, k3) estimates of KL(π_sampler‖π) from π_sampler's own samples: −log r and r − 1 − log r, r = π/π_sampler."""
     # k1 and k3 estimate KL(first‖second) where the first is the policy that sampled.
-    return k1(sampler_logprobs_M, logprobs_M), k3(sampler_logprobs_M, logprobs_M)
+    return k1(sampler_logprobs_N, logprobs_N), k3(sampler_logprobs_N, logprobs_N)
 
 
-def numerics_gap(logprobs_M: Tensor, sampler_logprobs_M: Tensor) -> NumericsGap:
+def numerics_gap(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> NumericsGap:
     """Measure the gap over trained tokens that learner and sampler computed with the same weights. Raises ValueError for none."""
-    if logprobs_M.numel() == 0:
+    if logprobs_N.numel() == 0:
         raise ValueError("The numerics gap needs at least one trained token at weight lag 0; got none.")
-    k1_M, k3_M = sampler_kl(logprobs_M.detach().double(), sampler_logprobs_M.detach().double())
+    k1_N, k3_N = sampler_kl(logprobs_N.detach().double(), sampler_logprobs_N.detach().double())
     return NumericsGap(
-        k1=float(k1_M.mean()), k3=float(k3_M.mean()), max_abs=float(k1_M.abs().max()), num_tokens=k1_M.numel()
+        k1=float(k1_N.mean()), k3=float(k3_N.mean()), max_abs=float(k1_N.abs().max()), num_tokens=k1_N.numel()
     )
 
 
@@ -57,7 +61,16 @@ def check_numerics_gap(gap: NumericsGap, limit: float, where: str) -> None:
             f"in {where} (mean k3 {gap.k3:g} over {gap.num_tokens} tokens). Either the sampler holds stale weights, or its prefix cache "
             "outlived a weight update, or the two compute differently (kernels, precision, temperature, support), or records of one "
             "sequence came with another. Check the weight version first, then clear the prefix cache, then compare the two on one prompt."
+            f"{_rounding_hint(gap)}"
         )
+
+
+def _rounding_hint(gap: NumericsGap) -> str:
+    """What a gap of the size of rounding usually comes from."""
+    if not gap.max_abs < ROUNDING_NATS:
+        return ""
+    here = row_mode_problem() or "MKL's mode is the right one here, so look at what `samepath doctor` measures"
+    return f" A gap as small as this one usually means on a CPU that a row of a matrix product depends on the number of rows: {here}."
 
 
 class LagZero:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from samepath.kernels.backend import CAPABILITIES
-from samepath.kernels.dense_attention.dense_attention import dense_attend
-from samepath.kernels.gpu.loading import backend_problem, interpreting
-from samepath.kernels.rows.row_product import row_product
-from samepath.model.plan import Span, plan_decode, plan_spans
+from samepath.kernels.gpu.loading import interpreting, triton_problem
+from samepath.kernels.mkl_mode import row_mode_problem
+from samepath.kernels.rows.row_product import product_libraries
 from samepath.rl.machine import package_versions, usable_cores
+from samepath.rl.validate.row_exactness import COMMON, WHAT_TO_DO, first_dependent_row, instructions
 from samepath.rollout.engine_description import EngineDescription
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import ENGINES
@@ -69,11 +68,7 @@ def run_checks() -> list[Check]:
         checks.append(
             Check(name=name, ok=found, detail=version if found else f"not installed: pip install samepath[{extra}]")
         )
-    checks += [
-        Check(name=f"backend {name}", ok=True, detail="works on this CPU")
-        for name, able in CAPABILITIES.items()
-        if not able.fused
-    ]
+    checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in ("reference", "torch")]
     checks.append(triton_backend())
     checks += [engine_check(engine) for engine in ENGINES]
     checks.append(row_exactness())
@@ -90,7 +85,7 @@ def engine_check(engine: EngineDescription[Any]) -> Check:
 
 def triton_backend() -> Check:
     """Whether the GPU kernels run here: on a GPU, or in Triton's interpreter."""
-    problem = backend_problem("triton")
+    problem = triton_problem()
     if problem is not None:
         return Check(name="backend triton", ok=False, detail=problem)
     version = package_versions(["triton"])["triton"]
@@ -101,49 +96,20 @@ def triton_backend() -> Check:
 
 
 def row_exactness() -> Check:
-    """Whether a row has the same bits in any batch here, which zero sampler/learner gap rests on."""
-    wrong = [*_inexact_products(), *_inexact_attention()]
-    if wrong:
-        detail = f"rows differ with the batch for {', '.join(wrong)}: set rl.max_gap_at_lag_0 to what you accept"
+    """Whether a row has the same bits in any batch here, which zero sampler/learner gap rests on: MKL's mode, and a measurement."""
+    threads = sorted({1, torch.get_num_threads()})
+    made_by = f"{instructions()}; {product_libraries()}"
+    wrong = first_dependent_row(COMMON, threads)
+    if wrong is not None:
+        detail = f"{made_by}: rows differ with the batch for {wrong}. {WHAT_TO_DO}"
         return Check(name="row exactness", ok=False, detail=detail)
+    if problem := row_mode_problem():
+        return Check(
+            name="row exactness", ok=False, detail=f"{made_by}; nothing differed in a quick look, but {problem}"
+        )
+    counts = " and ".join(map(str, threads))
     return Check(
-        name="row exactness", ok=True, detail="a row of float32 products and attention has the same bits in any batch"
+        name="row exactness",
+        ok=True,
+        detail=f"{made_by}: a row has the same bits in any batch with {counts} thread{'s' if len(threads) > 1 else ''}",
     )
-
-
-def _inexact_products() -> list[str]:
-    """Widths and row counts at which a product's rows differ from those of a larger one."""
-    generator = torch.Generator().manual_seed(0)
-    wrong = []
-    for width in (16, 48, 64, 128, 256, 512, 1536):
-        rows_ND = torch.randn(512, width, generator=generator)
-        weight = torch.randn(96, width, generator=generator)
-        whole = row_product(rows_ND, weight)
-        for count in (16, 32, 48, 112, 256):
-            if not torch.equal(row_product(rows_ND[64 : 64 + count].clone(), weight), whole[64 : 64 + count]):
-                wrong.append(f"a product of width {width} and {count} rows")
-    return wrong
-
-
-def _inexact_attention() -> list[str]:
-    """Lengths at which the last row of a sequence, decoded beside a longer one, differs from the same row of a packed pass."""
-    generator = torch.Generator().manual_seed(0)
-    wrong = []
-    for width in (16, 64, 128):
-        rows_GSW = torch.randn(2, 512, 2 * width, generator=generator)
-        q_NHK = torch.randn(512, 6, width, generator=generator)
-        for length in (1, 15, 100, 200, 300):
-            span = Span(row=0, first=0, count=length, keys=torch.arange(512))
-            ends_B = torch.tensor([length, 512])
-            both = (
-                plan_spans([span], 512, 6),
-                plan_decode(ends_B, torch.arange(512).expand(2, -1), 16, 6),
-            )
-            queries = q_NHK, q_NHK[length - 1 : length].expand(16, -1, -1)
-            packed, decoded = (
-                dense_attend(q, rows_GSW, plan, scale=0.2, value_start=width, value_width=width, backend="torch")
-                for q, plan in zip(queries, both)
-            )
-            if not torch.equal(packed[length - 1], decoded[0]):
-                wrong.append(f"attention of width {width} and {length} keys")
-    return wrong

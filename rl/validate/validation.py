@@ -24,6 +24,9 @@ from samepath.rl.tasks.tasks import build_task
 from samepath.rl.validate.finding import Finding, Outcome, Validation
 from samepath.rl.validate.memory_findings import memory_findings
 from samepath.rl.validate.memory_plan import PROMPT_TOKENS, memory_plan
+from samepath.rl.validate.row_exactness import row_finding
+from samepath.rollout.capabilities import refusal
+from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import describe
 
@@ -64,6 +67,7 @@ class _Checks:
         self._check("sizes", self._sizes)
         self._check("tokenizer", self._tokenizer)
         self._device()
+        self._rows()
         if self._can_build():
             self._check("network", self._network)
         if self.recipe.task.chat.enabled:
@@ -86,6 +90,9 @@ class _Checks:
             # What a run would stop at before any work; anything else is a defect of this package and keeps its traceback.
             outcome, detail = "wrong", str(error)
         self._add(name, outcome, detail)
+
+    def _is_ok(self, name: str) -> bool:
+        return any(found.name == name and found.outcome == "ok" for found in self.result.findings)
 
     def _add(self, name: str, outcome: Outcome, detail: str) -> None:
         self.result.findings.append(Finding(name=name, outcome=outcome, detail=detail))
@@ -178,9 +185,22 @@ class _Checks:
         else:
             self._add("device", "ok", f"{placement.device}, {placement.dtype}, kernels {placement.backend}")
 
+    def _rows(self) -> None:
+        """On a CPU zero gap rests on the processor; transformers' network, or another in the engine, does not promise one."""
+        model = self.recipe.model
+        promised = model.implementation == "own" and not refusal(Capability.ZERO_GAP, self.recipe.engine)
+        if model.placement.device != "cpu" or not promised:
+            return
+        threads, limit = sorted({1, self.recipe.rollout.threads}), self.recipe.rl.max_gap_at_lag_0
+        if isinstance(model, NewModel):
+            self.result.findings.append(row_finding(model.shape, threads, limit))
+        elif self.folder is not None and self._is_ok("model") and not self.config.get("quantization_config"):
+            config = read_config(self.folder / "config.json")
+            self.result.findings.append(row_finding(config, threads, limit))
+
     def _can_build(self) -> bool:
         """Whether the network is small, needs no download, and has its device here."""
-        if any(finding.name == "device" and finding.outcome != "ok" for finding in self.result.findings):
+        if not self._is_ok("device"):
             return False
         small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
         here = self.folder is not None and any(self.folder.glob("*.safetensors"))

@@ -8,6 +8,7 @@ from typing import Any
 from vllm import ModelRegistry
 from vllm.config import VllmConfig
 
+from samepath.rollout.vllm.amx import allow_matrix_tiles
 from samepath.rollout.vllm.network import SamepathForCausalLM
 
 CPU_WORKER = "samepath.rollout.vllm.worker.RecordingWorker"
@@ -15,7 +16,8 @@ OWN_MODEL = "SamepathForCausalLM"
 
 
 def register() -> None:
-    """Make the own network known, and let our CPU worker record routes and candidates. May be called again."""
+    """Allow the processor's matrix tiles, make the own network known, let our CPU worker record. May be called again."""
+    allow_matrix_tiles()
     if OWN_MODEL not in ModelRegistry.get_supported_archs():
         # The class itself: by a name, vLLM would start a process to look at it, which takes longer than the rest of the start.
         ModelRegistry.register_model(OWN_MODEL, SamepathForCausalLM)

@@ -62,14 +62,14 @@ def test_placed_network_takes_the_library_where_its_rows_may_depend_on_their_bat
 
 
 def test_triton_without_gpu_or_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samepath.model.network.placement.backend_problem", lambda backend: None)
+    monkeypatch.setattr("samepath.model.network.placement.triton_problem", lambda: None)
     monkeypatch.setattr("samepath.model.network.placement.interpreting", lambda: False)
     with pytest.raises(PlacementError, match="model.device=cuda"):
         require(Placement(backend="triton"))
 
 
 def test_bfloat16_rounds_weights_and_leaves_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samepath.model.network.placement.backend_problem", lambda backend: None)
+    monkeypatch.setattr("samepath.model.network.placement.triton_problem", lambda: None)
     monkeypatch.setattr("samepath.model.network.placement.interpreting", lambda: True)
     model, wanted = tiny_model(), tiny_model()
     place(model, Placement(dtype="bfloat16", backend="triton"))
@@ -92,3 +92,9 @@ def test_forward_pass_keeps_everything_on_its_device(monkeypatch: pytest.MonkeyP
         got_ND = hidden_ND.detach().cpu()
         assert trace.stacked_routes().device.type == "cpu"
     assert torch.equal(got_ND, wanted_ND.detach())
+
+
+def test_place_on_the_cpu_warns_where_rows_may_depend_on_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samepath.model.network.placement.row_mode_problem", lambda: "MKL multiplies in mode off")
+    with pytest.warns(RuntimeWarning, match="MKL multiplies in mode off"):
+        place(tiny_model(), ON_CPU)

@@ -90,6 +90,7 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
         "sizes",
         "tokenizer",
         "device",
+        "row exactness",
         "network",
         "prompts",
         "cold start",
