@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samepath.kernels.gpu.loading import triton_problem
+from samepath.kernels.gpu.loading import backend_problem
 from samepath.model.config import ModelConfig
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import character_tokenizer
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48, help="length of a response")
     parser.add_argument("--out", type=Path, default=Path("decode-bench.json"), help="JSON file to write")
     options = parser.parse_args()
-    problem = triton_problem()
+    problem = backend_problem("triton")
     if problem is not None or not torch.cuda.is_available():
         raise SystemExit(f"the benchmark needs Triton on an NVIDIA GPU: {problem or 'no CUDA device is visible'}.")
     model = bench_model(options.vocab_size, "cuda")

@@ -84,7 +84,7 @@ def measure(policy: Policy, sequences: Sequence[TrainSequence], max_tokens: int 
     differing_LR = torch.cat([_differing(part, done) for part, done in zip(parts, passes["off"])], 1)
     return Mismatch(
         tokens=len(engine_M),
-        entropy=float(torch.cat([done.entropy_M for done in passes["off"]]).mean()),
+        entropy=float(torch.cat([done.head.entropy_M for done in passes["off"]]).mean()),
         choices=differing_LR.numel(),
         choices_differing=int(differing_LR.sum()),
         rows=differing_LR.shape[1],

@@ -1,8 +1,7 @@
 """Sizes and switches of the network, under the names of the published `config.json`; `model_type` names the family."""
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import (
     BaseModel,
@@ -13,83 +12,38 @@ from pydantic import (
     model_validator,
 )
 
-ModelType = Literal["deepseek_v32", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe"]
-
-_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_GROUPED = ("num_key_value_heads",)
-_EXPERTS = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
-_INDEXER = ("index_n_heads", "index_head_dim", "index_topk")
-_DEEPSEEK = (*_LATENT, *_EXPERTS, "n_shared_experts", "first_k_dense_replace")
-_REQUIRED: dict[ModelType, tuple[str, ...]] = {
-    "deepseek_v32": (*_DEEPSEEK, *_INDEXER),
-    "deepseek_v3": _DEEPSEEK,
-    "llama": _GROUPED,
-    "qwen2": _GROUPED,
-    "qwen3": _GROUPED,
-    "qwen3_moe": (*_GROUPED, *_EXPERTS),
-}
-_DEEPSEEK_OPTIONAL = ("n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob")
-_OPTIONAL: dict[ModelType, tuple[str, ...]] = {
-    "deepseek_v32": _DEEPSEEK_OPTIONAL,
-    "deepseek_v3": _DEEPSEEK_OPTIONAL,
-    "llama": ("head_dim", "attention_bias"),
-    "qwen2": ("head_dim",),
-    "qwen3": ("head_dim", "attention_bias"),
-    "qwen3_moe": ("head_dim", "attention_bias", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
-}
-"""Sizes that only some families have; what stands in neither table belongs to all."""
-
-
-class RopeParameters(BaseModel):
-    """Rotary position embedding; YaRN as in arXiv:2309.00071, `llama3` as published with Llama 3.1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rope_type: Literal["default", "linear", "llama3", "yarn"] = Field(
-        "default", description="plain frequencies, all divided by the factor, or only the slow ones (llama3, YaRN)"
-    )
-    rope_theta: float = Field(10000.0, gt=0, description="base of the frequencies")
-    factor: float = Field(1.0, ge=1, description="context extension factor (all but default)")
-    original_max_position_embeddings: int = Field(
-        4096, ge=1, description="YaRN and llama3: context length before extension, tokens"
-    )
-    beta_fast: float = Field(32.0, gt=0, description="YaRN: rotations above which a frequency is kept")
-    beta_slow: float = Field(1.0, gt=0, description="YaRN: rotations below which a frequency is interpolated")
-    mscale: float = Field(1.0, ge=0, description="YaRN: attention temperature coefficient of the cosines")
-    mscale_all_dim: float = Field(
-        1.0, ge=0, description="YaRN: temperature coefficient taken from the cosines, and given to MLA's softmax scale"
-    )
-    low_freq_factor: float = Field(1.0, gt=0, description="llama3: rotations below which a frequency is interpolated")
-    high_freq_factor: float = Field(4.0, gt=0, description="llama3: rotations above which a frequency is kept")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.rope_type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f"high_freq_factor must be above low_freq_factor={self.low_freq_factor:g}; got {self.high_freq_factor:g}"
-            )
-        return self
+from samepath.model.families import FAMILIES, Family, ModelType, RouterKind
+from samepath.model.rope_parameters import RopeParameters, yarn_mscale
 
 
 class ModelConfig(BaseModel):
-    """The network's shape. Every number is free; each published model of the six families is one setting of them."""
+    """The network's shape. Every number is free; each published model of a family is one setting of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: ModelType = Field(
         "deepseek_v32",
-        description="family: latent attention with an indexer (deepseek_v32) or over all keys (deepseek_v3), or grouped-query attention",
+        description=(
+            "family: latent attention with an indexer (deepseek_v32) or over all keys (deepseek_v3), or grouped-query attention; "
+            "experts chosen by sigmoid scores (deepseek, glm4_moe) or by a softmax (qwen3_moe)"
+        ),
     )
     vocab_size: int = Field(ge=2, description="V, tokens")
     hidden_size: int = Field(ge=16, multiple_of=16, description="D, width of the residual stream")
     intermediate_size: int = Field(ge=16, multiple_of=16, description="width of the dense layers' feed-forward")
     num_hidden_layers: int = Field(ge=1, description="L")
     num_attention_heads: int = Field(ge=1, description="H")
-    num_key_value_heads: int = Field(0, ge=1, description="key heads (llama, qwen); divides H")
+    num_key_value_heads: int = Field(0, ge=1, description="key heads (grouped-query attention); divides H")
     head_dim: int = Field(
-        0, ge=0, multiple_of=2, description="head width (llama, qwen); 0 is hidden_size / num_attention_heads"
+        0,
+        ge=0,
+        multiple_of=2,
+        description="head width (grouped-query attention); 0 is hidden_size / num_attention_heads",
     )
-    attention_bias: bool = Field(False, description="biases of all four attention matrices (llama, qwen3, qwen3_moe)")
+    attention_bias: bool = Field(
+        False, description="biases of all four attention matrices (llama, qwen3, qwen3_moe), or of three (glm4_moe)"
+    )
+    use_qk_norm: bool = Field(False, description="norms of each head's queries and keys (glm4_moe)")
     q_lora_rank: int = Field(
         0, ge=0, multiple_of=16, description="width of the query latent (deepseek); 0, deepseek_v3 only, is none"
     )
@@ -105,24 +59,22 @@ class ModelConfig(BaseModel):
     )
     v_head_dim: int = Field(0, ge=1, description="value head width (deepseek)")
     n_routed_experts: int = Field(
-        0, ge=1, description="E (deepseek, and qwen3_moe, where files write num_experts or num_local_experts)"
+        0, ge=1, description="E, routed experts (files may write num_experts or num_local_experts)"
     )
-    num_experts_per_tok: int = Field(0, ge=1, description="X, experts chosen a token (deepseek, qwen3_moe)")
-    moe_intermediate_size: int = Field(
-        0, ge=16, multiple_of=16, description="F, width of one expert (deepseek, qwen3_moe)"
+    num_experts_per_tok: int = Field(0, ge=1, description="X, experts chosen a token")
+    moe_intermediate_size: int = Field(0, ge=16, multiple_of=16, description="F, width of one expert")
+    first_k_dense_replace: int = Field(
+        0, ge=0, description="leading layers with a dense feed-forward (deepseek, glm4_moe)"
     )
-    first_k_dense_replace: int = Field(0, ge=0, description="leading layers with a dense feed-forward (deepseek)")
     decoder_sparse_step: int = Field(1, ge=1, description="every how manieth layer has experts (qwen3_moe)")
     mlp_only_layers: tuple[int, ...] = Field(
         (), description="layers with a dense feed-forward all the same (qwen3_moe)"
     )
-    n_shared_experts: int = Field(0, ge=0, description="shared experts, run for every token (deepseek)")
-    n_group: int = Field(1, ge=1, description="expert groups (deepseek)")
-    topk_group: int = Field(1, ge=1, description="groups a token may choose from (deepseek)")
-    routed_scaling_factor: float = Field(2.5, gt=0, description="factor of the gates (deepseek)")
-    norm_topk_prob: bool = Field(
-        True, description="renormalise the gates over the chosen experts (deepseek, qwen3_moe)"
-    )
+    n_shared_experts: int = Field(0, ge=0, description="shared experts, run for every token (deepseek, glm4_moe)")
+    n_group: int = Field(1, ge=1, description="expert groups (sigmoid router)")
+    topk_group: int = Field(1, ge=1, description="groups a token may choose from (sigmoid router)")
+    routed_scaling_factor: float = Field(2.5, gt=0, description="factor of the gates (sigmoid router)")
+    norm_topk_prob: bool = Field(True, description="renormalise the gates over the chosen experts")
     index_n_heads: int = Field(0, ge=1, description="I, indexer heads (deepseek_v32)")
     index_head_dim: int = Field(0, ge=2, description="indexer head width (deepseek_v32)")
     index_topk: int = Field(0, ge=1, description="C, keys each query attends to (deepseek_v32)")
@@ -138,7 +90,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         foreign = sorted(self.model_fields_set - set(family_fields(self.model_type)))
-        missing = [name for name in _REQUIRED[self.model_type] if name not in self.model_fields_set]
+        missing = [name for name in self.family.required if name not in self.model_fields_set]
         if foreign or missing:
             raise ValueError(
                 f"the sizes must be those of model_type={self.model_type}; missing: {', '.join(missing) or 'none'}, "
@@ -150,6 +102,11 @@ class ModelConfig(BaseModel):
         return self
 
     def _check_attention(self) -> None:
+        if self.rope_parameters.partial_rotary_factor != 1 and not self.family.partial_rotary:
+            raise ValueError(
+                f"partial_rotary_factor of the rotary embedding must be 1.0 for model_type={self.model_type}; "
+                f"got {self.rope_parameters.partial_rotary_factor:g}"
+            )
         if not self.latent_attention:
             if self.num_attention_heads % self.num_key_value_heads:
                 raise ValueError(
@@ -159,6 +116,11 @@ class ModelConfig(BaseModel):
                 raise ValueError(
                     f"without head_dim, hidden_size={self.hidden_size} must be an even multiple of "
                     f"num_attention_heads={self.num_attention_heads}"
+                )
+            if not self.rope_width or self.rope_width % 2:
+                raise ValueError(
+                    f"partial_rotary_factor={self.rope_parameters.partial_rotary_factor:g} must leave an even number of the head's "
+                    f"{self.head_width} channels, at least 2; got {self.rope_width}"
                 )
             return
         if self.index_topk and not self.q_lora_rank:
@@ -198,9 +160,34 @@ class ModelConfig(BaseModel):
         return {name: value for name, value in dump(self).items() if name in own}
 
     @property
+    def family(self) -> Family:
+        """What tells this model from those of other families beside its sizes."""
+        return FAMILIES[self.model_type]
+
+    @property
     def latent_attention(self) -> bool:
         """True for MLA, False for grouped-query attention."""
-        return self.kv_lora_rank > 0
+        return self.family.attention == "latent"
+
+    @property
+    def router(self) -> RouterKind | None:
+        """How experts are scored; None without experts."""
+        return self.family.router
+
+    @property
+    def query_bias(self) -> bool:
+        """Whether queries, keys and values of grouped-query attention have biases."""
+        return self.attention_bias or self.family.query_bias
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output of grouped-query attention has a bias."""
+        return self.attention_bias and self.family.output_bias
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether each head's queries and keys are normed in grouped-query attention."""
+        return self.use_qk_norm or self.family.head_norms
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -231,7 +218,9 @@ class ModelConfig(BaseModel):
     @property
     def rope_width(self) -> int:
         """Channels of a head that are rotated."""
-        return self.qk_rope_head_dim if self.latent_attention else self.head_width
+        if self.latent_attention:
+            return self.qk_rope_head_dim
+        return int(self.head_width * self.rope_parameters.partial_rotary_factor)
 
     @property
     def key_heads(self) -> int:
@@ -262,20 +251,15 @@ class ModelConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_names(cls, data: Any) -> Any:
-        """Qwen's files say `num_experts`, and newer ones `num_local_experts`."""
-        if not isinstance(data, Mapping) or data.get("model_type") != "qwen3_moe":
+        """Published files have other names for some sizes: Qwen's say `num_experts`, and newer ones `num_local_experts`."""
+        if not isinstance(data, Mapping) or data.get("model_type") not in FAMILIES:
             return data
-        renamed = {"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"}
-        return {renamed.get(name, name): value for name, value in data.items()}
+        aliases = FAMILIES[data["model_type"]].aliases
+        return {aliases.get(name, name): value for name, value in data.items()}
 
 
 def family_fields(model_type: ModelType) -> tuple[str, ...]:
     """Names of the `ModelConfig` fields that a family's model has, in order."""
-    special = {name for table in (_REQUIRED, _OPTIONAL) for names in table.values() for name in names}
-    own = {*_REQUIRED[model_type], *_OPTIONAL[model_type]}
+    special = {name for family in FAMILIES.values() for name in (*family.required, *family.optional)}
+    own = {*FAMILIES[model_type].required, *FAMILIES[model_type].optional}
     return tuple(name for name in ModelConfig.model_fields if name not in special or name in own)
-
-
-def yarn_mscale(factor: float, coefficient: float) -> float:
-    """0.1 · coefficient · ln(factor) + 1 (arXiv:2309.00071 eq. 22)."""
-    return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import CAPABILITIES, Backend, backends_that
 
 Implementation = Literal["own", "transformers"]
 """`own`: the network of this package, which the built-in engine runs too. `transformers`: any causal language model of it."""
@@ -32,15 +32,17 @@ class Placement:
     @property
     def problem(self) -> str | None:
         """Why this combination can run nowhere; None if it can somewhere."""
-        if self.dtype == "bfloat16" and self.backend != "triton":
+        able = CAPABILITIES[self.backend]
+        if self.dtype == "bfloat16" and not able.bfloat16:
+            wanted = backends_that("bfloat16")
             return (
-                f"model.dtype=bfloat16 needs model.backend=triton, whose kernels add in float32; got {self.backend}. "
-                "Set model.dtype=float32 or model.backend=triton."
+                f"model.dtype=bfloat16 needs model.backend={wanted}, whose kernels add in float32; got {self.backend}. "
+                f"Set model.dtype=float32 or model.backend={wanted}."
             )
-        if not self.batch_invariant and (self.device, self.backend) != ("cuda", "triton"):
+        if not self.batch_invariant and not (self.device == "cuda" and able.fused):
             return (
-                "model.batch_invariant=false needs model.device=cuda and model.backend=triton: it chooses between those kernels and the "
-                f"library's, and nothing else has a choice; got {self.device} and {self.backend}. Set these, or model.batch_invariant=true."
+                f"model.batch_invariant=false needs model.device=cuda and model.backend={backends_that('fused')}: it chooses between those "
+                f"kernels and the library's, and nothing else has a choice; got {self.device} and {self.backend}. Set these, or model.batch_invariant=true."
             )
         return None
 

@@ -44,14 +44,15 @@ class ForwardTrace:
         if place == len(self.indexer_losses):
             self.indexer_losses.append(loss_N)
 
-    def indexer_losses_at(self, rows_R: Tensor) -> Tensor:
-        """[L_sparse, R] losses of the given rows, on the CPU, with gradient. Raises RuntimeError without any."""
-        losses_LN = torch.stack(self.indexer_losses)
-        return losses_LN[:, rows_R.to(losses_LN.device)].cpu()
+    def indexer_loss(self, rows_R: Tensor, num_rows: int) -> Tensor:
+        """The share that these rows have in the mean over all layers and `num_rows` rows, nats, on the CPU; 0 without an indexer.
 
-    def mean_indexer_loss(self, rows_R: Tensor) -> Tensor:
-        """Mean over layers and the given rows, nats; 0 for a model without an indexer."""
-        return self.indexer_losses_at(rows_R).mean() if self.indexer_losses else torch.zeros(())
+        The shares of a batch's passes add up to the batch's mean, wherever it is cut.
+        """
+        if not self.indexer_losses:
+            return torch.zeros(())
+        losses_LN = torch.stack(self.indexer_losses)
+        return losses_LN[:, rows_R.to(losses_LN.device)].sum().cpu() / (len(losses_LN) * num_rows)
 
     def to_cpu(self) -> None:
         """Bring routes and fingerprints to the CPU in one go; losses stay where their gradient flows."""

@@ -47,10 +47,10 @@ WITH_DECIMALS = 1e-12
 APPROXIMATE = 1e-6
 """and a decimal answer to an irrational number by this part."""
 
-_WORD = re.compile(r"[A-Za-z][A-Za-z'\- ]*[A-Za-z]")
+_WORD = re.compile(r"[a-z][a-z0-9',\- ]*[a-z0-9]")
 _SHORT_WORDS = "no on up in it is of or to at an as be by do go he if me my so us we am"
 _FUNCTIONS = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|min|max|gcd|lcm|arc|pi")
-_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}(?:\1\d{1,4})|\d{1,2}:\d{2}")
+_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}(?:\1\d{1,4})|\d{1,2}:\d{2}(?: ?[ap]m)?")
 
 
 def same_words(gold: str, given: str) -> bool | None:
@@ -69,7 +69,8 @@ def _as_words(text: str) -> str | None:
         spelled = in_one_spelling(text)
     except UnreadableError:
         return None
-    return re.sub(r"\s+", " ", spelled.replace('"', " ")).strip().removesuffix(".").strip().casefold()
+    words = re.sub(r"\s+", " ", spelled.replace('"', " ")).strip().removesuffix(".").strip().casefold()
+    return re.sub(r" ?\b([ap])\.?m\b\.?$", r" \1m", words)
 
 
 def _is_words(text: str) -> bool:
@@ -207,7 +208,7 @@ def _log2(expression: Any) -> float:
 
 def _agree(gold: Any, given: Any) -> bool:
     """Evaluate what math-verify calls equal; what is no number, list or matrix is left to it."""
-    gold, given = _right_side(gold), _right_side(given)
+    gold, given = _other_side(gold), _other_side(given)
     right, answer = _elements(gold), _elements(given)
     if right is not None and answer is not None:
         if len(right) != len(answer):
@@ -220,9 +221,11 @@ def _agree(gold: Any, given: Any) -> bool:
     return True
 
 
-def _right_side(parsed: Any) -> Any:
-    named = isinstance(parsed, sympy.Rel) and isinstance(parsed.lhs, sympy.Symbol)
-    return parsed.rhs if named else parsed
+def _other_side(parsed: Any) -> Any:
+    """Return what stands across from a lone variable; anything else as it is."""
+    if isinstance(parsed, sympy.Rel) and isinstance(parsed.lhs, sympy.Symbol):
+        return parsed.rhs
+    return parsed.lhs if isinstance(parsed, sympy.Rel) and isinstance(parsed.rhs, sympy.Symbol) else parsed
 
 
 def _elements(parsed: Any) -> list[Any] | None:
@@ -249,7 +252,7 @@ def _relative_difference(gold: Any, given: Any) -> float:
 
 def _approximates(gold: Any, decimal: Any) -> bool:
     """Return whether a decimal stands for an irrational number."""
-    gold = _right_side(gold)
+    gold = _other_side(gold)
     if not isinstance(gold, sympy.Expr) or gold.free_symbols or _has_decimals(gold):
         return False
     value = gold.evalf(DIGITS)

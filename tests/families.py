@@ -36,6 +36,15 @@ _QWEN_MOE: dict[str, object] = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 32,
 }
+_GLM_MOE: dict[str, object] = {
+    "num_key_value_heads": 2,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+}
 
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 2},
@@ -81,8 +90,41 @@ FAMILIES: dict[str, dict[str, object]] = {
     },
     "qwen3_moe": {"model_type": "qwen3_moe", **_QWEN_MOE, "mlp_only_layers": (1,), "norm_topk_prob": False},
     "qwen3_moe sparse step": {"model_type": "qwen3_moe", **_QWEN_MOE, "decoder_sparse_step": 2},
+    "glm4_moe": {
+        "model_type": "glm4_moe",
+        **_GLM_MOE,
+        "attention_bias": True,
+        "rope_parameters": {"partial_rotary_factor": 0.5},
+    },
+    "glm4_moe normed": {
+        "model_type": "glm4_moe",
+        **_GLM_MOE,
+        "head_dim": 24,
+        "use_qk_norm": True,
+        "norm_topk_prob": False,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "partial_rotary_factor": 0.75,
+            "attention_factor": 1.3,
+        },
+    },
     "deepseek_v3": {"model_type": "deepseek_v3", **_LATENT},
     "deepseek_v3 direct": {"model_type": "deepseek_v3", **_LATENT, "q_lora_rank": 0, "norm_topk_prob": False},
+    "deepseek_v3 yarn": {
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "mscale": 0.0,
+            "mscale_all_dim": 0.7,
+        },
+    },
     "deepseek_v32": tiny_config().model_dump(),
 }
 """Family, or a variant of one, and its sizes."""

@@ -14,7 +14,7 @@ import typer
 import yaml
 from pydantic import TypeAdapter
 
-from samepath.model.config import ModelType
+from samepath.model.families import ModelType
 from samepath.model.files.published_sizes import KNOWN_TYPES
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.cli import app

@@ -1,5 +1,7 @@
 """Updates on real rollouts of the tiny model: a batch, plain descent, and the updater."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -7,6 +9,8 @@ from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.learner.optimizer import GradientNorms
+from samepath.rl.learner.pass_pool import add_gradients
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
@@ -54,22 +58,37 @@ def rollout_batch(tokenizer: Tokenizer, engine: BuiltinEngine | None = None, **s
 
 
 class Descent:
-    """Plain gradient descent that remembers the first gradient."""
+    """Plain gradient descent that remembers the first gradients, by place."""
 
     def __init__(self, model: CausalLM, rate: float) -> None:
-        self.model, self.rate = model, rate
-        self.first: list[torch.Tensor] = []
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.rate = rate
+        self._indexer = {id(parameter) for parameter in model.indexer_parameters()}
+        self.first: list[torch.Tensor | None] = []
 
-    def __call__(self) -> float:
+    def add(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add up."""
+        add_gradients(self.parameters, gradients)
+
+    def step(self) -> GradientNorms:
         """Step and clear."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+        gradients = [None if one.grad is None else one.grad.clone() for one in self.parameters]
         self.first = self.first or gradients
         with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients):
-                parameter -= self.rate * gradient
+            for parameter, gradient in zip(self.parameters, gradients):
                 parameter.grad = None
-        return float(sum(gradient.square().sum() for gradient in gradients)) ** 0.5
+                if gradient is not None:
+                    parameter -= self.rate * gradient
+        return GradientNorms(policy=self._norm(gradients, False) or 0.0, indexer=self._norm(gradients, True))
+
+    def _norm(self, gradients: Sequence[torch.Tensor | None], of_indexer: bool) -> float | None:
+        """Of the indexer's gradients or of all others; None without any."""
+        chosen = [
+            gradient.flatten()
+            for parameter, gradient in zip(self.parameters, gradients)
+            if gradient is not None and (id(parameter) in self._indexer) == of_indexer
+        ]
+        return float(torch.cat(chosen).norm()) if chosen else None
 
 
 def updater(model: CausalLM, rl: dict[str, object] | None = None, **learner: object) -> PolicyUpdater:

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+import samepath.kernels.dense_attention.triton_backward as backward_kernels
+import samepath.kernels.dense_attention.triton_forward as forward_kernels
+import samepath.kernels.indexer.triton_dense_indexer as indexer_kernels
+import samepath.kernels.indexer.triton_mass as mass_kernels
 from benchmarks.kernels.measurement import (
     HEADS,
     INDEX_HEADS,
@@ -27,7 +31,6 @@ from benchmarks.kernels.measurement import (
     flops,
     milliseconds,
 )
-from samepath.kernels.gpu.loading import triton_kernels
 from samepath.kernels.indexer.dense_indexer import Teacher
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -59,10 +62,6 @@ class DenseBench(RandomInputs):
     def grouped(self) -> list[Measurement]:
         """Training and prefill of a grouped-query model."""
         results = []
-        dense, backward = (
-            triton_kernels("dense_attention.triton_forward"),
-            triton_kernels("dense_attention.triton_backward"),
-        )
         for num_sequences, length in ((8, 2048), (1, 8192), (1, 32768)):
             num_rows = num_sequences * length
             q_NHK, rows_GSW = self.normal(num_rows, QUERY_HEADS, WIDTH), self.normal(KEY_HEADS, num_rows, 2 * WIDTH)
@@ -71,10 +70,10 @@ class DenseBench(RandomInputs):
             pairs = num_sequences * length * (length + 1) / 2
             ahead, back = 4 * QUERY_HEADS * WIDTH * pairs, 10 * QUERY_HEADS * WIDTH * pairs
             arguments = (q_NHK, rows_GSW, plan, WIDTH**-0.5, WIDTH, WIDTH)
-            run = partial(dense.attend_forward, *arguments)
+            run = partial(forward_kernels.attend_forward, *arguments)
             results.append(flops("grouped attention forward", shape, ahead, run))
-            out_NHV, lse_NH = dense.attend_forward(*arguments)
-            saved = backward.SavedRows(
+            out_NHV, lse_NH = forward_kernels.attend_forward(*arguments)
+            saved = backward_kernels.SavedRows(
                 q_NHK=q_NHK,
                 rows_GSW=rows_GSW,
                 out_NHV=out_NHV,
@@ -84,7 +83,7 @@ class DenseBench(RandomInputs):
                 value_start=WIDTH,
             )
             upstream = self.normal(*out_NHV.shape)
-            run = partial(backward.attend_backward, saved, upstream)
+            run = partial(backward_kernels.attend_backward, saved, upstream)
             results.append(flops("grouped attention backward, deterministic", shape, back, run, 3))
             results += self._library(q_NHK, rows_GSW, num_sequences, shape, ahead, back)
         return results
@@ -108,7 +107,6 @@ class DenseBench(RandomInputs):
     def grouped_decode(self) -> list[Measurement]:
         """One query a sequence, keys of all sequences scattered over one cache."""
         results = []
-        dense = triton_kernels("dense_attention.triton_forward")
         for num_sequences, length in ((256, 4096), (64, 2048), (8, 32768)):
             rows_GSW = self.normal(KEY_HEADS, num_sequences * length, 2 * WIDTH)
             q_NHK = self.normal(num_sequences, QUERY_HEADS, WIDTH)
@@ -124,7 +122,10 @@ class DenseBench(RandomInputs):
             k, v = (by_sequence(rows_GSW, num_sequences, part) for part in (slice(0, WIDTH), slice(WIDTH, 2 * WIDTH)))
             shape = f"{num_sequences} sequences of {length}, {QUERY_HEADS} heads over {KEY_HEADS}, {WIDTH} bf16"
             for name, run in (
-                ("grouped decode, paged", partial(dense.attend_forward, q_NHK, rows_GSW, plan, 0.1, WIDTH, WIDTH)),
+                (
+                    "grouped decode, paged",
+                    partial(forward_kernels.attend_forward, q_NHK, rows_GSW, plan, 0.1, WIDTH, WIDTH),
+                ),
                 (
                     "grouped decode (SDPA), contiguous",
                     partial(scaled_dot_product_attention, q_NHK[:, :, None], k, v, enable_gqa=True),
@@ -138,7 +139,6 @@ class DenseBench(RandomInputs):
     def warmup(self) -> list[Measurement]:
         """Attention mass and the indexer's loss with its gradients, over all keys."""
         results = []
-        mass, indexer = triton_kernels("indexer.triton_mass"), triton_kernels("indexer.triton_dense_indexer")
         for length in (8192, 32768):
             q_NHK, kv_SK = self.normal(length, HEADS, KEY_WIDTH), self.normal(length, KEY_WIDTH)
             # About the LSE of these numbers; what it is exactly changes no time.
@@ -155,11 +155,11 @@ class DenseBench(RandomInputs):
             shape = f"last {QUERIES} queries of {length} keys, {HEADS} heads, bf16"
             masses, products = 2 * HEADS * KEY_WIDTH * pairs, 2 * INDEX_HEADS * INDEX_WIDTH * pairs
             tables = (window.rows_BT, window.ends_BT, window.keys_BS)
-            run = partial(mass.window_mass, q_NHK, kv_SK, lse_NH, *tables, SCALE)
+            run = partial(mass_kernels.window_mass, q_NHK, kv_SK, lse_NH, *tables, SCALE)
             results.append(flops("attention mass of all keys", shape, masses, run, 3))
             held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            ahead = partial(indexer.dense_indexer_loss, *leaves, teacher, plan)
+            ahead = partial(indexer_kernels.dense_indexer_loss, *leaves, teacher, plan)
             results.append(flops("indexer's loss over all keys, forward", shape, masses + products, ahead, 3))
             losses_N = ahead()
             back = partial(torch.autograd.grad, losses_N, leaves, torch.ones_like(losses_N), retain_graph=True)

@@ -19,6 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+import samepath.kernels.experts.triton_product as expert_kernels
+import samepath.kernels.head.triton_logprob as head_kernels
+import samepath.kernels.indexer.triton_index_logits as index_kernels
+import samepath.kernels.rows.triton_dense_rows as row_kernels
+import samepath.kernels.selection.triton_selection as selection_kernels
+import samepath.kernels.sparse_attention.triton_backward as backward_kernels
+import samepath.kernels.sparse_attention.triton_forward as forward_kernels
+import samepath.kernels.sparse_attention.triton_mass as mass_kernels
 from benchmarks.kernels.dense import DenseBench
 from benchmarks.kernels.layer import LayerBench
 from benchmarks.kernels.measurement import (
@@ -41,7 +49,7 @@ from benchmarks.kernels.measurement import (
     in_turn,
     milliseconds,
 )
-from samepath.kernels.gpu.loading import triton_kernels, triton_problem
+from samepath.kernels.gpu.loading import backend_problem
 from samepath.kernels.sparse_attention.sparse_attention import attend
 
 
@@ -68,9 +76,6 @@ class Bench(RandomInputs):
     def attention(self) -> list[Measurement]:
         """Sparse forward and backward."""
         results = []
-        forward = triton_kernels("sparse_attention.triton_forward")
-        backward = triton_kernels("sparse_attention.triton_backward")
-        mass = triton_kernels("sparse_attention.triton_mass")
         q_NHK = self.normal(QUERIES, HEADS, KEY_WIDTH)
         for num_keys in (8192, 32768, 131072):
             kv_SK = self.normal(num_keys, KEY_WIDTH)
@@ -79,10 +84,10 @@ class Bench(RandomInputs):
             shape = f"{QUERIES} queries, {HEADS} heads, {SELECTED} of {num_keys} keys, bf16"
             arguments = (q_NHK, kv_SK, indices_NC, count_N, SCALE, VALUE_WIDTH)
             ahead = 2 * HEADS * (KEY_WIDTH + VALUE_WIDTH) * pairs
-            run = partial(forward.attend_forward, *arguments)
+            run = partial(forward_kernels.attend_forward, *arguments)
             results.append(flops("sparse forward", shape, ahead, run))
-            out_NHV, lse_NH = forward.attend_forward(*arguments)
-            saved = backward.SavedRows(
+            out_NHV, lse_NH = forward_kernels.attend_forward(*arguments)
+            saved = backward_kernels.SavedRows(
                 q_NHK=q_NHK,
                 kv_SK=kv_SK,
                 indices_NC=indices_NC,
@@ -93,9 +98,9 @@ class Bench(RandomInputs):
             )
             upstream = self.normal(*out_NHV.shape)
             back = 2 * HEADS * (3 * KEY_WIDTH + 2 * VALUE_WIDTH) * pairs
-            run = partial(backward.attend_backward, saved, upstream)
+            run = partial(backward_kernels.attend_backward, saved, upstream)
             results.append(flops("sparse backward, deterministic", shape, back, run, 3))
-            run = partial(mass.attention_mass, *arguments[:4], lse_NH, SCALE)
+            run = partial(mass_kernels.attention_mass, *arguments[:4], lse_NH, SCALE)
             results.append(flops("attention mass", shape, 2 * HEADS * KEY_WIDTH * pairs, run, 3))
         rows = 64
         few = (q_NHK[:rows], kv_SK, indices_NC[:rows], count_N[:rows])
@@ -123,13 +128,12 @@ class Bench(RandomInputs):
 
     def indexer(self) -> list[Measurement]:
         """Index logits in bf16 and FP8, quantisation, and selection beside torch.topk."""
-        index = triton_kernels("indexer.triton_index_logits")
         results = []
         q_BTIK = self.normal(1, QUERIES, INDEX_HEADS, INDEX_WIDTH)
         weights_BTI = self.normal(1, QUERIES, INDEX_HEADS, dtype=torch.float32)
-        codes, q_scales = index.quantise(q_BTIK.flatten(0, 2))
+        codes, q_scales = index_kernels.quantise(q_BTIK.flatten(0, 2))
         codes_q, scaled = codes.view(q_BTIK.shape), weights_BTI * q_scales.view(weights_BTI.shape)
-        ms = milliseconds(lambda: index.quantise(q_BTIK.flatten(0, 2)))
+        ms = milliseconds(lambda: index_kernels.quantise(q_BTIK.flatten(0, 2)))
         results.append(
             Measurement(
                 operation="Hadamard + FP8 quantise",
@@ -141,20 +145,19 @@ class Bench(RandomInputs):
         )
         for num_keys in (32768, 131072):
             k_BSK = self.normal(1, num_keys, INDEX_WIDTH)
-            codes, scales = index.quantise(k_BSK[0])
+            codes, scales = index_kernels.quantise(k_BSK[0])
             count = 2 * INDEX_HEADS * INDEX_WIDTH * QUERIES * num_keys
             shape = f"{QUERIES} queries, {INDEX_HEADS} heads × {INDEX_WIDTH}, {num_keys} keys"
-            bf16 = partial(index.index_logits, q_BTIK, k_BSK, weights_BTI)
-            fp8 = partial(index.index_logits, codes_q, codes[None], scaled, None, scales[None])
+            bf16 = partial(index_kernels.index_logits, q_BTIK, k_BSK, weights_BTI)
+            fp8 = partial(index_kernels.index_logits, codes_q, codes[None], scaled, None, scales[None])
             results.append(flops("index logits bf16", shape, count, bf16, 5))
             results.append(flops("index logits FP8", shape, count, fp8, 5))
-        selection = triton_kernels("selection.triton_selection")
         for num_keys in (32768, 131072):
             logits_NS = self.normal(2048, num_keys, dtype=torch.float32)
             starts_N = torch.zeros(2048, dtype=torch.int32, device="cuda")
             ends_N = torch.full_like(starts_N, num_keys)
             for name, run in (
-                ("selection", partial(selection.select, logits_NS, starts_N, ends_N, SELECTED)),
+                ("selection", partial(selection_kernels.select, logits_NS, starts_N, ends_N, SELECTED)),
                 ("torch.topk", partial(torch.topk, logits_NS, SELECTED, dim=1)),
             ):
                 ms = milliseconds(run)
@@ -166,23 +169,30 @@ class Bench(RandomInputs):
 
     def indexer_of_few_rows(self) -> list[Measurement]:
         """Index logits and selection of decoding steps, each row with 128K keys of its own, under a CUDA graph; the rate is that of keys or logits."""
-        index, selection = triton_kernels("indexer.triton_index_logits"), triton_kernels("selection.triton_selection")
         num_keys, results = 131072, []
         for num_rows in (1, 8, 64):
             q_BTIK = self.normal(num_rows, 1, INDEX_HEADS, INDEX_WIDTH)
             weights_BTI = self.normal(num_rows, 1, INDEX_HEADS, dtype=torch.float32)
             k_BSK = self.normal(num_rows, num_keys, INDEX_WIDTH)
-            codes_q, _ = index.quantise(q_BTIK.flatten(0, 2))
-            codes_k, scales = index.quantise(k_BSK.flatten(0, 1))
+            codes_q, _ = index_kernels.quantise(q_BTIK.flatten(0, 2))
+            codes_k, scales = index_kernels.quantise(k_BSK.flatten(0, 1))
             fp8 = codes_q.view(q_BTIK.shape), codes_k.view(k_BSK.shape), weights_BTI, None, scales.view(num_rows, -1)
             logits_NS = self.normal(num_rows, num_keys, dtype=torch.float32)
             starts_N = torch.zeros(num_rows, dtype=torch.int32, device="cuda")
             bounds = starts_N, starts_N + num_keys
             shape = f"{num_rows} rows × {num_keys} keys of their own"
             for name, size, run in (
-                ("index logits bf16, decoding", k_BSK.nbytes, partial(index.index_logits, q_BTIK, k_BSK, weights_BTI)),
-                ("index logits FP8, decoding", codes_k.nbytes, partial(index.index_logits, *fp8)),
-                ("selection, decoding", logits_NS.nbytes, partial(selection.select, logits_NS, *bounds, SELECTED)),
+                (
+                    "index logits bf16, decoding",
+                    k_BSK.nbytes,
+                    partial(index_kernels.index_logits, q_BTIK, k_BSK, weights_BTI),
+                ),
+                ("index logits FP8, decoding", codes_k.nbytes, partial(index_kernels.index_logits, *fp8)),
+                (
+                    "selection, decoding",
+                    logits_NS.nbytes,
+                    partial(selection_kernels.select, logits_NS, *bounds, SELECTED),
+                ),
                 ("torch.topk, decoding", logits_NS.nbytes, partial(torch.topk, logits_NS, SELECTED, dim=1)),
             ):
                 ms = graph_milliseconds(run)
@@ -191,7 +201,6 @@ class Bench(RandomInputs):
 
     def experts(self) -> list[Measurement]:
         """Expert product beside torch's grouped product of its first matrix alone."""
-        kernels = triton_kernels("experts.triton_product")
         results = []
         for tokens, experts, width, units in ((2048, 64, 2048, 1408), (8192, 64, 2048, 1408), (8192, 256, 7168, 2048)):
             slots = 8
@@ -202,7 +211,7 @@ class Bench(RandomInputs):
             ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
             gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda").requires_grad_()
             count = 6 * tokens * slots * width * units
-            ahead = partial(kernels.expert_product, x_ND, gates_NX, ids_NX, gate_up, down)
+            ahead = partial(expert_kernels.expert_product, x_ND, gates_NX, ids_NX, gate_up, down)
             both = partial(forward_and_backward, ahead, (x_ND, gates_NX, gate_up, down), self.normal(tokens, width))
             with torch.no_grad():
                 results.append(flops("expert product forward", shape, count, ahead))
@@ -223,8 +232,7 @@ class Bench(RandomInputs):
         for tokens in (16, 64, 256):
             ids_NX = torch.rand(tokens, experts, generator=self.random, device="cuda").topk(slots, 1).indices
             gates_NX = torch.rand(tokens, slots, generator=self.random, device="cuda")
-            kernels = triton_kernels("experts.triton_product")
-            step = partial(kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
+            step = partial(expert_kernels.expert_product, self.normal(tokens, width), gates_NX, ids_NX, gate_up, down)
             with torch.no_grad():
                 ms = graph_milliseconds(step)
             used = int((torch.bincount(ids_NX.flatten()) > 0).sum())
@@ -238,13 +246,12 @@ class Bench(RandomInputs):
     def rows(self) -> list[Measurement]:
         """Linear maps of the rows of decoding and of training, under a CUDA graph; eight weights in turn, which L2 does not hold."""
         results = []
-        linear = triton_kernels("rows.triton_dense_rows").linear
         for width, outputs in ((7168, 1536), (2048, 5632), (768, 768)):
             weights = [self.normal(outputs, width) / width**0.5 for _ in range(8)]
             for num_rows in (16, 64, 256, 4096, 16384):
                 x_ND = self.normal(num_rows, width)
                 shape = f"{num_rows} × {width} → {outputs}, bf16"
-                for name, run in (("linear map", linear), ("linear map by torch.mm", _plain_linear)):
+                for name, run in (("linear map", row_kernels.linear), ("linear map by torch.mm", _plain_linear)):
                     with torch.no_grad():
                         ms = graph_milliseconds(partial(_map_all, run, x_ND, weights)) / len(weights)
                     rate = 2 * num_rows * width * outputs / ms / 1e9
@@ -253,14 +260,13 @@ class Bench(RandomInputs):
 
     def head(self) -> list[Measurement]:
         """Log-probability head and the matrix library's products alone, in turn."""
-        kernels = triton_kernels("head.triton_logprob")
         num_rows, vocab, width = 32768, 129280, 7168
         shape = f"N {num_rows}, V {vocab}, D {width}, bf16"
         hidden = self.normal(num_rows, width).requires_grad_()
         weight = (self.normal(vocab, width) / width**0.5).requires_grad_()
         targets = torch.randint(0, vocab, (num_rows,), generator=self.random, device="cuda")
         temperature = torch.ones(num_rows, device="cuda")
-        ahead = partial(_first, kernels.head_logprobs, hidden, weight, targets, temperature, None)
+        ahead = partial(_first, head_kernels.head_logprobs, hidden, weight, targets, temperature, None)
         both = partial(forward_and_backward, ahead, (hidden, weight), torch.ones(num_rows, device="cuda"))
         with torch.no_grad():
             extra = peak_bytes(ahead)
@@ -354,7 +360,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="JSON file to write")
     options = parser.parse_args()
-    problem = triton_problem()
+    problem = backend_problem("triton")
     if problem is not None or not torch.cuda.is_available():
         raise SystemExit(f"the benchmark needs Triton on an NVIDIA GPU: {problem or 'no CUDA device is visible'}.")
     bench, layer, dense = Bench(), LayerBench(), DenseBench()

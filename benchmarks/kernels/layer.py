@@ -24,6 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+import samepath.kernels.indexer.triton_index_logits as index_kernels
+import samepath.kernels.indexer.triton_selected_logits as selected_kernels
+import samepath.kernels.selection.triton_selection as selection_kernels
+import samepath.kernels.sparse_attention.triton_joined as attention_kernels
 from benchmarks.kernels.measurement import (
     DENSE_HEADS,
     DENSE_KEY,
@@ -42,7 +46,6 @@ from benchmarks.kernels.measurement import (
     graph_milliseconds,
     milliseconds,
 )
-from samepath.kernels.gpu.loading import triton_kernels
 from samepath.kernels.indexer.index_logits import indexer_loss
 from samepath.kernels.rows.head_product import head_product
 from samepath.kernels.window import Window
@@ -219,27 +222,28 @@ class LayerBench(RandomInputs):
 
 def quantised(keys_BSJ: Tensor) -> tuple[Tensor, Tensor]:
     """FP8 codes and scales of index keys."""
-    codes, scales = triton_kernels("indexer.triton_index_logits").quantise(keys_BSJ.flatten(0, 1))
+    codes, scales = index_kernels.quantise(keys_BSJ.flatten(0, 1))
     return codes.view(keys_BSJ.shape), scales.view(keys_BSJ.shape[:2])
 
 
 def selected_keys(q_BTIK: Tensor, weights_BTI: Tensor, index_keys: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Quantise, score and select for the last rows of each context: (rows of the store [N, C], count [N])."""
     codes_BSJ, scales_BS = index_keys
-    index, selection = triton_kernels("indexer.triton_index_logits"), triton_kernels("selection.triton_selection")
     (num_sequences, num_rows), num_keys = q_BTIK.shape[:2], codes_BSJ.shape[1]
     ends_T = torch.arange(num_keys - num_rows + 1, num_keys + 1, dtype=torch.int32, device="cuda")
     ends_BT = ends_T.expand(num_sequences, -1).contiguous()
     starts_BT = torch.zeros_like(ends_BT)
-    codes, scales = index.quantise(q_BTIK.flatten(0, 2))
-    logits_BTS = index.index_logits(
+    codes, scales = index_kernels.quantise(q_BTIK.flatten(0, 2))
+    logits_BTS = index_kernels.index_logits(
         codes.view(q_BTIK.shape),
         codes_BSJ,
         weights_BTI * scales.view(weights_BTI.shape),
         (starts_BT, ends_BT),
         scales_BS,
     )
-    places_NC, count_N = selection.select(logits_BTS.flatten(0, 1), starts_BT.flatten(), ends_BT.flatten(), SELECTED)
+    places_NC, count_N = selection_kernels.select(
+        logits_BTS.flatten(0, 1), starts_BT.flatten(), ends_BT.flatten(), SELECTED
+    )
     if num_sequences > 1:
         first_N1 = torch.arange(num_sequences, device="cuda").repeat_interleave(num_rows)[:, None] * num_keys
         places_NC = (places_NC + first_N1).to(torch.int32)
@@ -255,8 +259,7 @@ def sparse_forward(
     """The layer's forward; queries are (absorbed, indexer's, its head weights)."""
     q_NHK, q_BTIK, weights_BTI = queries
     places_NC, count_N = selected_keys(q_BTIK, weights_BTI, index_keys)
-    attention = triton_kernels("sparse_attention.triton_joined").attend
-    return attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, False, batch_invariant)[0]  # type: ignore[no-any-return]
+    return attention_kernels.attend(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, False, batch_invariant)[0]
 
 
 def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
@@ -264,11 +267,8 @@ def sparse_training(inputs: Sequence[Tensor], upstream_NHV: Tensor) -> object:
     q_NHK, kv_SK, q_NIK, index_SJ, weights_NI = inputs
     with torch.no_grad():
         places_NC, count_N = selected_keys(q_NIK[None], weights_NI[None], quantised(index_SJ[None]))
-    attention = triton_kernels("sparse_attention.triton_joined").attend
-    out_NHV, _, mass_NC = attention(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, True, True)
-    selected_NC = triton_kernels("indexer.triton_selected_logits").selected_index_logits(
-        q_NIK, index_SJ, weights_NI, places_NC
-    )
+    out_NHV, _, mass_NC = attention_kernels.attend(q_NHK, kv_SK, places_NC, count_N, SCALE, VALUE_WIDTH, True, True)
+    selected_NC = selected_kernels.selected_index_logits(q_NIK, index_SJ, weights_NI, places_NC)
     loss = indexer_loss(selected_NC, mass_NC, count_N).sum()
     return torch.autograd.grad((out_NHV, loss), inputs, (upstream_NHV, torch.ones_like(loss)))
 
@@ -279,8 +279,7 @@ def absorbed_form(
     """Output before the output matrix, by latents that all heads share."""
     q_NHK = torch.cat([head_product(q_nope_NHE, key_up_HER[:, :NOPE], "torch"), q_rope_NHE], -1)
     count_N = (positions_NC >= 0).sum(1, dtype=torch.int32)
-    attention = triton_kernels("sparse_attention.triton_joined").attend
-    out_NHR = attention(q_NHK, kv_SK, positions_NC, count_N, SCALE, VALUE_WIDTH, False, True)[0]
+    out_NHR = attention_kernels.attend(q_NHK, kv_SK, positions_NC, count_N, SCALE, VALUE_WIDTH, False, True)[0]
     return head_product(out_NHR, key_up_HER[:, NOPE:].transpose(1, 2), "torch")
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.backend import Backend, backends_that
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import MIN_ROWS, pair_product
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -53,23 +53,30 @@ def dense_attend(
     value = slice(value_start, value_start + value_width)
     if backend == "reference":
         return _attend_reference(q_NHK, rows_GSW, plan, scale, value)
-    if backend == "triton":
-        out_NHV, _ = dense_attend_with_lse(
-            q_NHK, rows_GSW, plan, scale=scale, value_start=value_start, value_width=value_width
-        )
-        return out_NHV
+    fused = fused_kernels(backend, "dense_attend", q_NHK, rows_GSW, plan.source_N)
+    if fused is not None:
+        return fused.dense_attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)[0]
     return _attend(q_NHK, rows_GSW, plan, scale, value)
 
 
 def dense_attend_with_lse(
-    q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, *, scale: float, value_start: int, value_width: int
+    q_NHK: Tensor,
+    rows_GSW: Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    value_start: int,
+    value_width: int,
+    backend: Backend,
 ) -> tuple[Tensor, Tensor]:
-    """`dense_attend` on the `triton` backend, and the natural logsumexp of each row's and head's scaled scores, float32 `[N, H]` without gradient.
+    """`dense_attend`, and the natural logsumexp of each row's and head's scaled scores, float32 `[N, H]` without gradient.
 
-    A row that sees no key has −inf.
+    A row that sees no key has −inf. Raises ValueError if the backend is not a fused one.
     """
-    kernels = triton_kernels("dense_attention.triton_joined", q_NHK, rows_GSW, plan.source_N)
-    return kernels.attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "dense_attend_with_lse", q_NHK, rows_GSW, plan.source_N)
+    if fused is None:
+        raise ValueError(f"dense_attend_with_lse needs backend {backends_that('fused')}; got {backend}")
+    return fused.dense_attend(q_NHK, rows_GSW, plan, scale, value_start, value_width)
 
 
 def _attend_reference(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:

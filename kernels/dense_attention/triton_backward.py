@@ -23,7 +23,7 @@ from samepath.kernels.dense_attention.triton_forward import (
     value_shape,
 )
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, operand_type
+from samepath.kernels.gpu.tiles import operand_type
 from samepath.kernels.sparse_attention.triton_backward import add_pairs_in_order, row_deltas
 from samepath.kernels.sparse_attention.triton_forward import LOG2_E
 from samepath.kernels.window import AttentionPlan, Window
@@ -337,9 +337,10 @@ def _window_gradients(
         saved.value_start,
     )
     if tiles is None and fits_hopper(saved.q_NHK, saved.rows_GSW, saved.value_start, grad_out_NHV.shape[2]):
-        hopper_kernels("dense_attention.hopper_backward").backward(
-            inputs[:6], (saved.out_NHV, saved.lse_NH), (grad_q_NHK, target), saved.scale, sizes[3:], pairs
-        )
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.dense_attention.hopper_backward import backward
+
+        backward(inputs[:6], (saved.out_NHV, saved.lse_NH), (grad_q_NHK, target), saved.scale, sizes[3:], pairs)
     else:
         _launch_both(inputs, sizes, (grad_q_NHK, target), saved.scale, grad_out_NHV.shape[2], tiles, pairs)
     if pairs:

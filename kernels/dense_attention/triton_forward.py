@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, on_hopper, operand_type
+from samepath.kernels.gpu.tiles import on_hopper, operand_type
 from samepath.kernels.sparse_attention.triton_forward import LOG2_E, load_rows, split_width
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -386,7 +386,10 @@ def _attend_window(
     if tiles is None and fits_hopper(q_NHK, rows_GSW, value_start, out_NHV.shape[2]):
         groups = 1 if num_queries * shared <= 64 else 2
         grid = (triton.cdiv(num_queries * shared, 64 * groups), *programs)
-        hopper_kernels("dense_attention.hopper_forward").launch_forward(arguments, grid, out_NHV.shape[2], groups, walk)
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.dense_attention.hopper_forward import launch_forward
+
+        launch_forward(arguments, grid, out_NHV.shape[2], groups, walk)
     else:
         tiles = tiles or default_tiles(q_NHK, num_queries * shared)
         _attend_forward[(triton.cdiv(num_queries * shared, tiles.rows), *programs)](

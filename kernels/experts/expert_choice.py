@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,9 @@ def choose_experts(scores_NE: Tensor, bias_E: Tensor | None, rule: ChoiceRule, b
 
     A group's score is the sum of its two best experts'. Every backend gives the same ids.
     """
-    if backend == "triton":
-        return _fused(scores_NE, bias_E, rule)[0]
+    fused = fused_kernels(backend, "choose_experts", scores_NE)
+    if fused is not None:
+        return fused.choose_experts(scores_NE.detach(), bias_E, rule)[0]
     choice_NE = scores_NE.detach() if bias_E is None else scores_NE.detach() + bias_E
     if rule.num_groups > 1:
         choice_NGE = choice_NE.view(choice_NE.shape[0], rule.num_groups, -1)
@@ -59,14 +60,10 @@ def gate_weights(scores_NE: Tensor, ids_NX: Tensor, rule: ChoiceRule) -> Tensor:
 def choose_with_gates(
     scores_NE: Tensor, bias_E: Tensor | None, rule: ChoiceRule, backend: Backend
 ) -> tuple[Tensor, Tensor]:
-    """(ids, gates) of the live choice: the bits of the two functions above; where no gradient is wanted `triton` takes one kernel."""
-    if backend == "triton" and not (torch.is_grad_enabled() and scores_NE.requires_grad):
-        return _fused(scores_NE, bias_E, rule)
+    """(ids, gates) of the live choice: the bits of the two functions above; where no gradient is wanted a fused backend takes one kernel."""
+    with_gradient = torch.is_grad_enabled() and scores_NE.requires_grad
+    fused = None if with_gradient else fused_kernels(backend, "choose_with_gates", scores_NE)
+    if fused is not None:
+        return fused.choose_experts(scores_NE.detach(), bias_E, rule)
     ids_NX = choose_experts(scores_NE, bias_E, rule, backend)
     return ids_NX, gate_weights(scores_NE, ids_NX, rule)
-
-
-def _fused(scores_NE: Tensor, bias_E: Tensor | None, rule: ChoiceRule) -> tuple[Tensor, Tensor]:
-    """Ids and gates in one kernel, without gradient."""
-    kernels = triton_kernels("experts.triton_choice", scores_NE)
-    return kernels.choose(scores_NE.detach(), bias_E, rule)  # type: ignore[no-any-return]

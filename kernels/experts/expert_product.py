@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.gated_unit import sigmoid, swiglu
 from samepath.kernels.rows.pair_product import pair_product
 from samepath.kernels.rows.row_product import row_product
@@ -37,9 +37,9 @@ def expert_product(
             hidden = torch.einsum("nf,ndf->nd", swiglu(gate_up_NG), down_EDF[ids_NX[:, slot]])
             slots.append(hidden * gates_NX[:, slot : slot + 1])
         return torch.stack(slots).sum(0)
-    if backend == "triton":
-        kernels = triton_kernels("experts.triton_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
-        return kernels.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "expert_product", x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
+    if fused is not None:
+        return fused.expert_product(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)
     if torch.is_grad_enabled():
         return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
     plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])

@@ -18,7 +18,6 @@ from samepath.kernels.gpu.tiles import (
     GROUP_TILES,
     Tiles,
     default_tiles,
-    hopper_kernels,
     on_hopper,
     operand_type,
     tile_place,
@@ -200,7 +199,9 @@ class _ExpertProduct(torch.autograd.Function):
         gate_up_EGD, down_EDF = gate_up_EGD.contiguous(), down_EDF.contiguous()
         keep = any(ctx.needs_input_grad)
         if ids_NX.numel() and fits_hopper(x_ND, down_EDF):
-            hopper = hopper_kernels("experts.hopper_product")
+            # Gluon has no interpreter, and older Triton no Gluon.
+            import samepath.kernels.experts.hopper_product as hopper
+
             layout = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value)
             x_RD, _ = spread_rows(x_ND, None, layout)
             hidden_RF, products = hopper.gated_units(x_RD, gate_up_EGD, layout, keep)
@@ -220,7 +221,9 @@ class _ExpertProduct(torch.autograd.Function):
         layout: Layout = ctx.layout
         grad_out_ND = grads[0].contiguous()
         if layout.num_rows and fits_hopper(x_ND, down_EDF):
-            hopper = hopper_kernels("experts.hopper_product")
+            # Gluon has no interpreter, and older Triton no Gluon.
+            import samepath.kernels.experts.hopper_product as hopper
+
             grad_y_RD, x_RD = spread_rows(grad_out_ND, x_ND, layout)
             grad_hidden = hopper.grouped_product(grad_y_RD, down_EDF, layout, transposed=False)
             grad_products, scaled_hidden, grad_gates_NX = units_backward(products, grad_hidden, gates_NX, layout)

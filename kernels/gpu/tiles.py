@@ -1,10 +1,8 @@
 """What all Triton kernels share about matrix products: the operand type that goes into the tensor cores, tiles, and whether Hopper's
 kernels fit."""
 
-import importlib
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -83,8 +81,3 @@ def fits_hopper(x_ND: Tensor, weight_OD: Tensor) -> bool:
     """Whether `rows.hopper_product` serves x · weightᵀ, for any number of rows: bfloat16, D a multiple of 8, compute capability 9."""
     bfloat16 = x_ND.dtype == weight_OD.dtype == torch.bfloat16
     return bfloat16 and x_ND.shape[1] % 8 == 0 and on_hopper(x_ND)
-
-
-def hopper_kernels(name: str) -> ModuleType:
-    """A module in Gluon; imported late, because Gluon has no interpreter and older Triton no Gluon."""
-    return importlib.import_module(f"samepath.kernels.{name}")

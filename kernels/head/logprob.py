@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.backend import Backend, round_up
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.backend import Backend, backends_that, round_up
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.row_product import row_product
 
 CHUNK_ELEMENTS = 1 << 23
@@ -83,9 +83,9 @@ def head_logprobs(
         _refuse_outside_support(logprobs_N)
         mass_N = _kept_mass(full_NV, excluded_NV)
         return logprobs_N, -(full_NV.exp() * full_NV).sum(-1), mass_N
-    if backend == "triton":
-        kernels = triton_kernels("head.triton_logprob", hidden_ND, weight_VD, targets_N, temperature_N)
-        logprobs_N, entropy_N, mass_N = kernels.head_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, support)
+    fused = fused_kernels(backend, "head_logprobs", hidden_ND, weight_VD, targets_N, temperature_N)
+    if fused is not None:
+        logprobs_N, entropy_N, mass_N = fused.head_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, support)
         _refuse_outside_support(logprobs_N)
         return logprobs_N, entropy_N, mass_N
     logprobs_N, entropy_N, mass_N = _HeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature_N, support)  # type: ignore[no-untyped-call]
@@ -93,16 +93,23 @@ def head_logprobs(
 
 
 def fused_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature_N: Tensor, words_NW: Tensor | None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    temperature_N: Tensor,
+    words_NW: Tensor | None,
+    backend: Backend,
 ) -> Tensor:
-    """[N] nats of the target tokens, the bits of `head_logprobs` with backend `triton`, without gradient and without its check.
+    """[N] nats of the target tokens, the bits of `head_logprobs` with a fused backend, without gradient and without its check.
 
     Nothing waits for the host, so this may stand in a CUDA graph. `words_NW` are the `kept_words` of the rows' supports, 0 for none.
+    Raises ValueError if the backend is not a fused one.
     """
-    kernels = triton_kernels("head.triton_logprob", hidden_ND, weight_VD, targets_N, temperature_N)
+    fused = fused_kernels(backend, "fused_logprobs", hidden_ND, weight_VD, targets_N, temperature_N)
+    if fused is None:
+        raise ValueError(f"fused_logprobs needs backend {backends_that('fused')}; got {backend}")
     bitmap = None if words_NW is None else words_NW.masked_fill((words_NW == 0).all(1, keepdim=True), -1)
-    logprobs_N: Tensor = kernels.row_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, bitmap)
-    return logprobs_N
+    return fused.row_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, bitmap)
 
 
 def kept_words(kept_NV: Tensor) -> Tensor:
@@ -113,10 +120,10 @@ def kept_words(kept_NV: Tensor) -> Tensor:
 
 
 def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torch") -> Tensor:
-    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone; `triton` gives float32."""
-    if backend == "triton":
-        kernels = triton_kernels("rows.triton_dense_rows", hidden_ND, weight_VD)
-        return kernels.linear(hidden_ND, weight_VD, torch.float32)  # type: ignore[no-any-return]
+    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone; a fused one gives float32."""
+    fused = fused_kernels(backend, "padded_logits", hidden_ND, weight_VD)
+    if fused is not None:
+        return fused.linear(hidden_ND, weight_VD, torch.float32)
     num_rows = hidden_ND.shape[0]
     if num_rows % 16:
         hidden_ND = pad(hidden_ND, (0, 0, 0, round_up(num_rows) - num_rows))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import samepath.kernels.head.triton_tiles as plain_tiles
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import fits_hopper, hopper_kernels
+from samepath.kernels.gpu.tiles import fits_hopper
 from samepath.kernels.head.logprob import SupportRows
 from samepath.kernels.head.triton_tiles import LOG2_E, HeadRows
 
@@ -35,7 +35,10 @@ STEP_COLUMNS = 256
 def _tiles(rows: HeadRows) -> ModuleType:
     """The tile kernels that serve these rows, whatever their number."""
     if fits_hopper(rows.hidden_ND, rows.weight_VD):
-        return hopper_kernels("head.hopper_logprob")
+        # Gluon has no interpreter, and older Triton no Gluon.
+        import samepath.kernels.head.hopper_logprob as hopper_tiles
+
+        return hopper_tiles
     return plain_tiles
 
 

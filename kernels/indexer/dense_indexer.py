@@ -4,12 +4,12 @@ Axes: N query rows, S key rows of the store, H attention heads, K key width, I i
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.backend import Backend
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.window import AttentionPlan
 
 
@@ -33,15 +33,16 @@ def dense_indexer_loss(
     weights_NI: Tensor,
     teacher: Teacher,
     plan: AttentionPlan,
-    backend: Literal["reference", "triton"],
+    backend: Backend,
 ) -> Tensor:
     """Per-row KL(p ‖ softmax(I)) over all keys of the row, `[N]` nats, with gradients for the indexer's queries, keys and head weights.
 
     p is the attention probability summed over heads, L1-normalised; I_s = Σ_j w_j · ReLU(q_j · k_s). Rows without keys give 0.
+    Backends without kernels of their own go row by row: a definition to compare with.
     """
-    if backend == "triton":
-        kernels = triton_kernels("indexer.triton_dense_indexer", q_NIJ, k_SJ, weights_NI, teacher.q_NHK, plan.source_N)
-        return kernels.dense_indexer_loss(q_NIJ, k_SJ, weights_NI, teacher, plan)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "dense_indexer_loss", q_NIJ, k_SJ, weights_NI, teacher.q_NHK, plan.source_N)
+    if fused is not None:
+        return fused.dense_indexer_loss(q_NIJ, k_SJ, weights_NI, teacher, plan)
     losses = [q_NIJ.new_zeros(())] * q_NIJ.shape[0]
     for window in plan.windows:
         for rows_T, ends_T, keys_S in zip(window.rows_BT, window.ends_BT, window.keys_BS):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import pair_product
 
 
@@ -23,9 +23,9 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     if backend == "reference":
         scores = torch.einsum("btik,bsk->btis", q_BTIK, k_BSK).relu()
         return torch.einsum("btis,bti->bts", scores, weights_BTI)
-    if backend == "triton":
-        kernels = triton_kernels("indexer.triton_index_logits", q_BTIK, k_BSK, weights_BTI)
-        return kernels.index_logits(q_BTIK, k_BSK, weights_BTI)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "index_logits", q_BTIK, k_BSK, weights_BTI)
+    if fused is not None:
+        return fused.index_logits(q_BTIK, k_BSK, weights_BTI)
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     rows = num_rows * num_heads
     q_BRK = q_BTIK.reshape(num_sequences, rows, width)
@@ -44,9 +44,9 @@ def selected_index_logits(
     q_NIK: Tensor, k_SK: Tensor, weights_NI: Tensor, indices_NC: Tensor, backend: Backend = "torch"
 ) -> Tensor:
     """Differentiable index logits at the selected keys only, `[N, C]`; entries of the −1 tail are those of key 0."""
-    if backend == "triton":
-        kernels = triton_kernels("indexer.triton_selected_logits", q_NIK, k_SK, weights_NI, indices_NC)
-        return kernels.selected_index_logits(q_NIK, k_SK, weights_NI, indices_NC)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "selected_index_logits", q_NIK, k_SK, weights_NI, indices_NC)
+    if fused is not None:
+        return fused.selected_index_logits(q_NIK, k_SK, weights_NI, indices_NC)
     k_NCK = k_SK[indices_NC.clamp(min=0).long()]
     return torch.einsum("nic,ni->nc", torch.einsum("nik,nck->nic", q_NIK, k_NCK).relu(), weights_NI)
 

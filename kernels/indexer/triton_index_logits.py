@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, on_hopper, operand_type
+from samepath.kernels.gpu.tiles import on_hopper, operand_type
 
 QUERIES_A_PROGRAM = 64
 """Query rows that one program runs over its tile of keys."""
@@ -122,8 +122,10 @@ def index_logits(
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     num_keys = k_BSK.shape[1]
     if tiles is None and fits_hopper(q_BTIK):
-        hopper = hopper_kernels("indexer.hopper_index_logits")
-        result: Tensor = hopper.index_logits(
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.indexer.hopper_index_logits import index_logits as hopper_index_logits
+
+        result: Tensor = hopper_index_logits(
             q_BTIK.contiguous(), k_BSK.contiguous(), weights_BTI.float().contiguous(), bounds_BT, key_scales_BS
         )
         return result

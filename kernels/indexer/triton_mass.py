@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samepath.kernels.dense_attention.triton_forward import key_shape, load_parts
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, operand_type
+from samepath.kernels.gpu.tiles import operand_type
 from samepath.kernels.sparse_attention.triton_forward import LOG2_E, fits_hopper
 
 
@@ -89,9 +89,10 @@ def window_mass(
     """float32 [B, T, S] probability of each key summed over heads in their order; 0 behind a row's end."""
     (num_sequences, num_queries), num_keys = rows_BT.shape, keys_BS.shape[1]
     if tiles is None and num_queries >= 32 and fits_hopper(q_NHK, 512):
-        result: Tensor = hopper_kernels("indexer.hopper_mass").window_mass(
-            q_NHK, kv_SK, lse_NH, rows_BT, ends_BT, keys_BS, scale
-        )
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.indexer.hopper_mass import window_mass as hopper_window_mass
+
+        result: Tensor = hopper_window_mass(q_NHK, kv_SK, lse_NH, rows_BT, ends_BT, keys_BS, scale)
         return result
     tiles = tiles or default_tiles(q_NHK)
     mass_BTS = torch.empty(num_sequences, num_queries, num_keys, dtype=torch.float32, device=q_NHK.device)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm as torch_rms_norm
 
-from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.backend import CAPABILITIES, Backend
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.gated_unit import sigmoid, swiglu
 from samepath.kernels.rows.row_product import row_product
 
@@ -19,22 +19,24 @@ def linear(x_ND: Tensor, weight_OD: Tensor, backend: Backend, bias_O: Tensor | N
     On CPU (`torch`) a row stands alone if N is a multiple of 16; on a GPU only `triton` promises it, for any N.
     """
     _check_width(x_ND, weight_OD)
-    if backend == "triton":
-        out_NO: Tensor = triton_kernels("rows.triton_dense_rows", x_ND, weight_OD).linear(x_ND, weight_OD)
+    fused = fused_kernels(backend, "linear", x_ND, weight_OD)
+    if fused is not None:
+        out_NO = fused.linear(x_ND, weight_OD)
         return out_NO if bias_O is None else out_NO + bias_O
     return row_product(x_ND, weight_OD, bias_O)
 
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, backend: Backend) -> Tensor:
     """x / √(mean x² + eps) · weight `[N, D]`, with gradients."""
-    if backend == "triton":
-        return triton_kernels("rows.triton_dense_rows", x_ND, weight_D).rms_norm(x_ND, weight_D, eps)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "rms_norm", x_ND, weight_D)
+    if fused is not None:
+        return fused.rms_norm(x_ND, weight_D, eps)
     return torch_rms_norm(x_ND, (x_ND.shape[1],), weight_D, eps)
 
 
 def head_norm(x_NHK: Tensor, weight_HK: Tensor, eps: float, backend: Backend) -> Tensor:
     """The norm of each head's K channels alone, times the head's own weight `[N, H, K]`, with gradients."""
-    if backend == "triton":
+    if CAPABILITIES[backend].fused:
         ones_K = torch.ones_like(weight_HK[0])
         return rms_norm(x_NHK.flatten(0, 1), ones_K, eps, backend).view(x_NHK.shape) * weight_HK
     return torch_rms_norm(x_NHK, (x_NHK.shape[2],), None, eps) * weight_HK
@@ -48,8 +50,9 @@ def router_scores(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
 def float32_linear(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:
     """x · weightᵀ `[N, E]` in float32 (float64 stays) whatever the inputs' type, with gradients: what is compared needs the bits."""
     _check_width(x_ND, weight_ED)
-    if backend == "triton":
-        return triton_kernels("rows.triton_dense_rows", x_ND, weight_ED).linear(x_ND, weight_ED, torch.float32)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "float32_linear", x_ND, weight_ED)
+    if fused is not None:
+        return fused.linear(x_ND, weight_ED, torch.float32)
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     return row_product(x_ND.to(wide), weight_ED.to(wide))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -18,12 +18,14 @@ def sigmoid(x: Tensor) -> Tensor:
 def swiglu(gate_up: Tensor, backend: Backend = "torch") -> Tensor:
     """SiLU(gate) · up of a `[…, 2F]` product (gate first), in position-independent operations.
 
-    Where no gradient is wanted `triton` takes one kernel for a product `[N, 2F]`, with the bits of these operations on a GPU.
+    Where no gradient is wanted a fused backend takes one kernel for a product `[N, 2F]`, with the bits of these operations on a GPU.
     """
-    if backend == "triton" and not (torch.is_grad_enabled() and gate_up.requires_grad):
-        return triton_kernels("rows.triton_gated_unit", gate_up).swiglu(gate_up)  # type: ignore[no-any-return]
+    with_gradient = torch.is_grad_enabled() and gate_up.requires_grad
+    fused = None if with_gradient else fused_kernels(backend, "swiglu", gate_up)
+    if fused is not None:
+        return fused.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
-    if torch.is_grad_enabled() and gate_up.requires_grad:
+    if with_gradient:
         return gate * sigmoid(gate) * up
     # The same operations in one piece of memory.
     return gate.neg().exp_().add_(1).reciprocal_().mul_(gate).mul_(up)

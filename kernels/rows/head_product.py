@@ -6,7 +6,7 @@ Axes: N rows, H heads, K inner width, M outer width.
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import pair_product
 
 
@@ -19,6 +19,7 @@ def head_product(x_NHK: Tensor, weight_HKM: Tensor, backend: Backend) -> Tensor:
         raise ValueError(
             f"head_product needs x [N, H, K] and weight [H, K, M]; got {tuple(x_NHK.shape)}, {tuple(weight_HKM.shape)}"
         )
-    if backend == "triton":
-        return triton_kernels("rows.triton_head_product", x_NHK, weight_HKM).head_product(x_NHK, weight_HKM)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "head_product", x_NHK, weight_HKM)
+    if fused is not None:
+        return fused.head_product(x_NHK, weight_HKM)
     return pair_product(x_NHK.transpose(0, 1), weight_HKM).transpose(0, 1)

@@ -17,7 +17,6 @@ from samepath.kernels.gpu.tiles import (
     Tiles,
     default_tiles,
     fits_hopper,
-    hopper_kernels,
     operand_type,
     tile_place,
 )
@@ -119,8 +118,11 @@ class _Linear(torch.autograd.Function):
         x_ND, weight_OD = x_ND.contiguous(), weight_OD.contiguous()
         ctx.save_for_backward(x_ND, weight_OD)
         if fits_hopper(x_ND, weight_OD):
-            product: Tensor = hopper_kernels("rows.hopper_product").product(x_ND, weight_OD, out_type)
-            return product
+            # Gluon has no interpreter, and older Triton no Gluon.
+            from samepath.kernels.rows.hopper_product import product as hopper_product
+
+            result: Tensor = hopper_product(x_ND, weight_OD, out_type)
+            return result
         out_NO = torch.empty(x_ND.shape[0], weight_OD.shape[0], dtype=out_type, device=x_ND.device)
         tiles = linear_tiles(x_ND.shape[0], weight_OD.shape[0], x_ND.dtype)
         programs = triton.cdiv(x_ND.shape[0], tiles.rows) * triton.cdiv(weight_OD.shape[0], tiles.columns)

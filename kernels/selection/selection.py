@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 
 
 def select(
@@ -40,9 +40,9 @@ def select(
         raise ValueError(f"num_selected must be at least 1; got {num_selected}")
     if backend == "reference":
         return _select_by_lexsort(logits_NS, starts_N, ends_N, num_selected)
-    if backend == "triton":
-        kernels = triton_kernels("selection.triton_selection", logits_NS, starts_N, ends_N)
-        return kernels.select(logits_NS, starts_N, ends_N, num_selected)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "selection", logits_NS, starts_N, ends_N)
+    if fused is not None:
+        return fused.select(logits_NS, starts_N, ends_N, num_selected)
     if logits_NS.dtype == torch.float32:
         return _select_by_keys(logits_NS, starts_N, ends_N, num_selected)
     return _select_by_threshold(logits_NS, starts_N, ends_N, num_selected)
@@ -128,8 +128,9 @@ def key_rows(keys_BS: Tensor, positions_NC: Tensor, backend: Backend) -> Tensor:
     Args:
         keys_BS: key-store row of each position of B sequences. positions_NC: in-sequence positions of N = B·T queries, sequence by sequence.
     """
-    if backend == "triton":
-        return triton_kernels("selection.triton_selected_keys", keys_BS, positions_NC).key_rows(keys_BS, positions_NC)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "key_rows", keys_BS, positions_NC)
+    if fused is not None:
+        return fused.key_rows(keys_BS, positions_NC)
     chosen = keys_BS.gather(1, positions_NC.clamp(min=0).long().view(keys_BS.shape[0], -1)).view(positions_NC.shape)
     return chosen.to(torch.int32).masked_fill_(positions_NC < 0, -1)
 
@@ -145,10 +146,10 @@ def splitmix64(values: Tensor) -> Tensor:
 def selection_fingerprint(positions_NC: Tensor, count_N: Tensor, backend: Backend = "torch") -> Tensor:
     """Order-free 64-bit fingerprint of each row's set of in-sequence positions: the wrapped sum of their hashes, int64 [N].
 
-    Integers, so every backend gives the same bits; `triton` takes one kernel.
+    Integers, so every backend gives the same bits; a fused one takes one kernel.
     """
-    if backend == "triton":
-        kernels = triton_kernels("selection.triton_selected_keys", positions_NC, count_N)
-        return kernels.selection_fingerprint(positions_NC, count_N)  # type: ignore[no-any-return]
+    fused = fused_kernels(backend, "selection_fingerprint", positions_NC, count_N)
+    if fused is not None:
+        return fused.selection_fingerprint(positions_NC, count_N)
     valid_NC = torch.arange(positions_NC.shape[1], device=positions_NC.device) < count_N[:, None]
     return (splitmix64(positions_NC.long()) * valid_NC).sum(1)

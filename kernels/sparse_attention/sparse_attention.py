@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import pair_product
 from samepath.kernels.window import AttentionPlan, Window
 
@@ -58,7 +58,7 @@ def attend(
         count_N: number of valid indices of each row. scale: softmax scale. value_width: V ≤ K.
         dense: where the rows' sequences stand, so that the `torch` backward may choose dense products; None always gathers.
         with_mass: False lets a backend that needs an extra product for the mass leave it out (then [N, 0]).
-        batch_invariant: False lets the number of rows choose the kernel (`triton`: few rows without gradients are cut along their keys).
+        batch_invariant: False lets the number of rows choose the kernel (fused backends: few rows without gradients are cut along their keys).
 
     Returns:
         (out_NHV, lse_NH natural logarithm float32 or wider, mass_NC head-summed attention probability, both without gradient).
@@ -73,11 +73,9 @@ def attend(
         raise ValueError(f"value_width must be in 1 … {kv_SK.shape[1]} (the key width); got {value_width}")
     if backend == "reference":
         return _attend_reference(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
-    if backend == "triton":
-        kernels = triton_kernels("sparse_attention.triton_joined", q_NHK, kv_SK, indices_NC, count_N)
-        return kernels.attend(  # type: ignore[no-any-return]
-            q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant
-        )
+    fused = fused_kernels(backend, "attend", q_NHK, kv_SK, indices_NC, count_N)
+    if fused is not None:
+        return fused.attend(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant)
     out, lse, mass = _SparseAttention.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, dense)  # type: ignore[no-untyped-call]
     return out, lse, mass
 

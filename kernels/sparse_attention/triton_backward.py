@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, operand_type
+from samepath.kernels.gpu.tiles import operand_type
 from samepath.kernels.sparse_attention.triton_forward import (
     LOG2_E,
     fits_hopper,
@@ -334,7 +334,9 @@ def _backward_rows(saved: SavedRows, grad_out_NHV: Tensor, grad_q_NHK: Tensor, m
     delta_NH = row_deltas(saved.out_NHV, grad_out_NHV)
     rows = (saved.q_NHK, saved.kv_SK, saved.indices_NC, saved.count_N, saved.lse_NH, saved.scale)
     if tiles.hopper:
-        backward_rows = hopper_kernels("sparse_attention.hopper_backward").backward_rows
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.sparse_attention.hopper_backward import backward_rows
+
         pairs_PK, masses = backward_rows(*rows, grad_out_NHV, delta_NH, grad_q_NHK)
     else:
         pairs_PK, masses = _backward_by_tiles(saved, grad_out_NHV, delta_NH, grad_q_NHK, tiles)

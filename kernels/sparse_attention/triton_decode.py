@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, operand_type
+from samepath.kernels.gpu.tiles import operand_type
 from samepath.kernels.sparse_attention.triton_forward import LOG2_E, fits_hopper, load_rows, split_width
 
 PARTS_AT_ONCE = tl.constexpr(16)
@@ -194,7 +194,10 @@ def attend_decode(
     partial_lse_NPH = torch.empty(num_rows, num_parts, num_heads, dtype=torch.float32, device=q_NHK.device)
     arguments = (q_NHK, kv_SK, indices_NC, count_N, scale, (partial_NPHV, partial_lse_NPH))
     if hopper:
-        hopper_kernels("sparse_attention.hopper_forward").attend_parts(*arguments, cut.part)
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.sparse_attention.hopper_forward import attend_parts
+
+        attend_parts(*arguments, cut.part)
     else:
         _launch_parts(*arguments, cut)
     _add_parts[(num_rows * num_heads,)](

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import hopper_kernels, on_hopper, operand_type
+from samepath.kernels.gpu.tiles import on_hopper, operand_type
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -154,9 +154,10 @@ def attend_forward(
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
     if tiles is None and fits_hopper(q_NHK, value_width):
-        result: tuple[Tensor, Tensor] = hopper_kernels("sparse_attention.hopper_forward").attend_forward(
-            q_NHK, kv_SK, indices_NC, count_N, scale
-        )
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.sparse_attention.hopper_forward import attend_forward as hopper_attend_forward
+
+        result: tuple[Tensor, Tensor] = hopper_attend_forward(q_NHK, kv_SK, indices_NC, count_N, scale)
         return result
     tiles = tiles or default_tiles(q_NHK)
     out_NHV = torch.empty(num_rows, num_heads, value_width, dtype=q_NHK.dtype, device=q_NHK.device)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.gpu.tiles import hopper_kernels, operand_type
+from samepath.kernels.gpu.tiles import operand_type
 from samepath.kernels.sparse_attention.triton_forward import (
     LOG2_E,
     Tiles,
@@ -90,9 +90,10 @@ def attention_mass(
             ]
         )
     if tiles is None and num_rows and fits_hopper(q_NHK, 512):
-        result: Tensor = hopper_kernels("sparse_attention.hopper_scores").attention_mass(
-            q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale
-        )
+        # Gluon has no interpreter, and older Triton no Gluon.
+        from samepath.kernels.sparse_attention.hopper_scores import attention_mass as hopper_attention_mass
+
+        result: Tensor = hopper_attention_mass(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale)
         return result
     tiles = tiles or default_tiles(q_NHK)
     heads = max(16, min(tiles.heads, triton.next_power_of_2(num_heads)))

@@ -4,12 +4,14 @@ their batch.
 Axes: B sequences, T query rows of each, S keys of each, H heads, K key width, V value width, C selected keys.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
+from samepath.kernels.gpu.loading import FusedKernels, fused_kernels
 from samepath.kernels.window import Window
 
 CHUNK_ELEMENTS = 1 << 24
@@ -49,7 +51,8 @@ def window_attend(
         raise ValueError("window_attend gives the mass of selected keys: it needs their positions, got None")
     every_key = positions_BTC is None or window.longest <= positions_BTC.shape[2]
     selected_BTC = None if every_key else positions_BTC
-    attend = _triton_attend if backend == "triton" else _torch_attend
+    fused = fused_kernels(backend, "window_attend", q_BTHK, k_BSHK, v_BSHV, window.ends_BT)
+    attend = _torch_attend if fused is None else partial(_fused_attend, fused)
     out_BTHV, mass_BTS = attend(q_BTHK, k_BSHK, v_BSHV, window, selected_BTC, scale, with_mass)
     if mass_BTS is None or positions_BTC is None:
         return out_BTHV, None
@@ -72,7 +75,8 @@ def _torch_attend(
     return out_BTHV, _mass(q_BTHK, k_BSHK, seen_BTS, scale) if with_mass else None
 
 
-def _triton_attend(
+def _fused_attend(
+    kernels: FusedKernels,
     q_BTHK: Tensor,
     k_BSHK: Tensor,
     v_BSHV: Tensor,
@@ -82,7 +86,6 @@ def _triton_attend(
     with_mass: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The same by the library where whole sequences see all their keys, else by the kernel that knows ends and masks."""
-    kernels = triton_kernels("window_attention.triton_joined", q_BTHK, k_BSHK, v_BSHV, window.ends_BT)
     seen_BTS = None if selected_BTC is None else selected_keys(selected_BTC, k_BSHK.shape[1])
     operands = (q_BTHK, k_BSHK, v_BSHV)
     if not window.whole or seen_BTS is not None:
@@ -91,11 +94,11 @@ def _triton_attend(
         out_BTHV = _library_attend(*operands, None, scale)
         if with_mass:
             # The library keeps its LSE to itself.
-            detached = (operand.detach() for operand in operands)
+            detached = (q_BTHK.detach(), k_BSHK.detach(), v_BSHV.detach())
             _, lse_BHT = kernels.window_attend(*detached, window.ends_BT, None, scale)
     if not with_mass:
         return out_BTHV, None
-    return out_BTHV, kernels.head_mass(q_BTHK, k_BSHK, window.ends_BT, seen_BTS, lse_BHT, scale)
+    return out_BTHV, kernels.window_mass(q_BTHK, k_BSHK, window.ends_BT, seen_BTS, lse_BHT, scale)
 
 
 def seen_keys(window: Window, positions_BTC: Tensor | None, num_keys: int) -> Tensor:

@@ -1,10 +1,12 @@
 """The published `config.json` of each family: what is read from it, what is refused, and what is written."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from samepath.model.config import ModelConfig, ModelType, RopeParameters, family_fields
+from samepath.model.config import ModelConfig, family_fields
+from samepath.model.families import FAMILIES
 from samepath.model.json_file import read_json
+from samepath.model.rope_parameters import RopeParameters
 
 CONFIG_FILE = "config.json"
 
@@ -18,25 +20,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 """Switches with one supported setting; a file that leaves one out has it."""
 
-_ARCHITECTURES: dict[ModelType, str] = {
-    "deepseek_v32": "DeepseekV32ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
-
-_FAMILY_DEFAULTS: dict[ModelType, dict[str, Any]] = {
-    "deepseek_v32": {},
-    "deepseek_v3": {},
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 128},
-    "qwen3_moe": {"norm_topk_prob": False},
-}
-"""What a published file means by leaving a key out, where that is not this package's own default."""
-
 _ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -46,9 +29,22 @@ _ROPE_KEYS: dict[str, tuple[str, ...]] = {
         "original_max_position_embeddings",
         "beta_fast",
         "beta_slow",
+        "truncate",
         "mscale",
         "mscale_all_dim",
+        "attention_factor",
     ),
+}
+"""What the rotary types read."""
+
+_ROPE_ZERO_IS_ABSENT = ("mscale", "mscale_all_dim", "attention_factor")
+"""0 stands for a file without the key; transformers would take an `attention_factor` of 0 for it."""
+
+_ROPE_REQUIRED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
 }
 
 
@@ -60,9 +56,10 @@ def read_config(path: Path) -> ModelConfig:
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint needs {path.name}; none at {path}")
     data: Any = read_json(path)
-    family = data.get("model_type")
-    if family not in get_args(ModelType):
-        raise ValueError(f"{path}: model_type must be one of {', '.join(get_args(ModelType))}; got {family!r}")
+    model_type = data.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"{path}: model_type must be one of {', '.join(FAMILIES)}; got {model_type!r}")
+    family = FAMILIES[model_type]
     for key, allowed in _SUPPORTED.items():
         if data.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} must be {allowed[0]!r}; got {data[key]!r}")
@@ -70,52 +67,60 @@ def read_config(path: Path) -> ModelConfig:
         raise ValueError(
             f"{path}: quantised weights are not read; convert the checkpoint to bfloat16 first and remove quantization_config"
         )
-    if family.startswith("deepseek") and data.get("attention_bias"):
+    if family.attention == "latent" and data.get("attention_bias"):
         raise ValueError(f"{path}: attention_bias must be False; got True")
-    wanted = "indexed_attention" if family == "deepseek_v32" else "full_attention"
-    others = [kind for kind in data.get("layer_types") or () if kind != wanted]
+    others = [kind for kind in data.get("layer_types") or () if kind != family.layer_type]
     if others:
-        raise ValueError(f"{path}: every layer of layer_types must be {wanted!r}; got {others[0]!r}")
-    known = {
-        name: value
-        for name, value in {**_FAMILY_DEFAULTS[family], **data}.items()
-        if name in (*ModelConfig.model_fields, "num_experts", "num_local_experts") and value is not None
-    }
-    if family.startswith("deepseek"):
+        raise ValueError(f"{path}: every layer of layer_types must be {family.layer_type!r}; got {others[0]!r}")
+    data = {**family.absent, **data}
+    own = (*family_fields(model_type), *family.aliases)
+    known = {name: value for name, value in data.items() if name in own and value is not None}
+    if family.attention == "latent":
         known.setdefault("q_lora_rank", 0)
     else:
         known.setdefault("num_key_value_heads", data.get("num_attention_heads"))
     if isinstance(known.get("eos_token_id"), list):
         known["eos_token_id"] = known["eos_token_id"][0]
     known["rope_parameters"] = _read_rope(data, path)
-    own = family_fields(family)
-    return ModelConfig.model_validate(
-        {name: value for name, value in known.items() if name in (*own, "num_experts", "num_local_experts")}
-    )
+    return ModelConfig.model_validate(known)
 
 
 def _read_rope(data: dict[str, Any], path: Path) -> RopeParameters:
     """Both spellings: `rope_parameters`, and the older `rope_theta` beside `rope_scaling`."""
     merged = {
-        "rope_theta": data.get("rope_theta", 10000.0),
+        "rope_theta": data.get("rope_theta"),
+        "partial_rotary_factor": data.get("partial_rotary_factor"),
         **(data.get("rope_scaling") or {}),
         **(data.get("rope_parameters") or {}),
     }
-    merged.setdefault("rope_type", merged.pop("type", "default"))
-    kind = merged["rope_type"]
+    older = merged.pop("type", None)
+    kind = merged.pop("rope_type", None) or older or "default"
     if kind not in _ROPE_KEYS:
         raise ValueError(f"{path}: rope_type must be one of {', '.join(_ROPE_KEYS)}; got {kind!r}")
-    neutral = {"attention_factor": None, "partial_rotary_factor": 1.0, "truncate": True, "mrope_section": None}
-    for key, value in neutral.items():
-        if merged.get(key, value) != value:
-            raise ValueError(f"{path}: {key} of the rotary embedding must be {value!r}; got {merged[key]!r}")
-    if kind == "yarn" and not (merged.get("mscale") and merged.get("mscale_all_dim")):
-        # With one of them left out there is no softmax temperature and the cosines carry all of it, as in transformers.
-        merged |= {"mscale": 1.0, "mscale_all_dim": merged.get("mscale_all_dim") or 0.0}
+    if kind == "yarn" and "factor" in merged and merged["factor"] is None:
+        merged["factor"] = data["max_position_embeddings"] / _original_length(merged, data)
+    given = {key: value for key, value in merged.items() if value is not None}
+    unknown = sorted(set(given) - {"rope_theta", "partial_rotary_factor", *_ROPE_KEYS[kind]})
+    missing = [key for key in _ROPE_REQUIRED[kind] if key not in given]
+    if unknown or missing:
+        raise ValueError(
+            f"{path}: the rotary embedding of rope_type={kind} reads {', '.join(_ROPE_KEYS[kind]) or 'rope_theta alone'}; "
+            f"unknown: {', '.join(unknown) or 'none'}, missing: {', '.join(missing) or 'none'}"
+        )
+    if kind == "yarn":
+        if given.get("attention_factor", 1.0) <= 0:
+            raise ValueError(f"{path}: attention_factor must be above 0; got {given['attention_factor']}")
+        # A file without them gives the cosines the whole temperature, and the softmax scale none.
+        given = {"mscale": 0.0, "mscale_all_dim": 0.0, **given}
     if kind in ("yarn", "llama3"):
-        merged.setdefault("original_max_position_embeddings", data["max_position_embeddings"])
-    kept = ("rope_theta", *_ROPE_KEYS[kind])
-    return RopeParameters(rope_type=kind, **{key: merged[key] for key in kept if merged.get(key) is not None})
+        given["original_max_position_embeddings"] = _original_length(merged, data)
+    return RopeParameters(rope_type=kind, **given)
+
+
+def _original_length(rope: dict[str, Any], data: dict[str, Any]) -> int:
+    """Context length before its extension, as transformers finds it: some files write it beside the rotary embedding."""
+    beside, inside = data.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
+    return int(beside or inside or data["max_position_embeddings"])
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
@@ -123,9 +128,12 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     data = config.model_dump(mode="json")
     rope = config.rope_parameters
     kept = ("rope_type", "rope_theta", *_ROPE_KEYS[rope.rope_type])
-    data["rope_parameters"] = rope.model_dump(include=set(kept))
+    left_out = [name for name in _ROPE_ZERO_IS_ABSENT if not getattr(rope, name)]
+    data["rope_parameters"] = rope.model_dump(include=set(kept) - set(left_out))
+    if config.family.partial_rotary:
+        data["rope_parameters"]["partial_rotary_factor"] = rope.partial_rotary_factor
     head: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[config.model_type]],
+        "architectures": [config.family.architecture],
         "hidden_act": "silu",
         "torch_dtype": "float32",
     }
@@ -139,6 +147,6 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         data["q_lora_rank"] = config.q_lora_rank or None
     else:
         data["head_dim"] = config.head_width
-    if config.model_type == "qwen3_moe":
+    if "num_experts" in config.family.aliases:
         data["num_experts"] = data.pop("n_routed_experts")
     return {**head, **data}

@@ -5,7 +5,7 @@ from typing import Any
 
 from samepath.model.files.model_sizes import LayerSizes, PublishedSizes
 
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe")
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "glm4_moe")
 LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
 NORMED_HEADS = ("qwen3", "qwen3_moe", "olmoe")
 """Grouped-query models that norm their queries and keys."""
@@ -54,7 +54,7 @@ class _Reader:
 
 
 def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
-    """Grouped-query attention: Llama, Mistral, Qwen2, Qwen3, their mixtures, Mixtral, OLMoE."""
+    """Grouped-query attention: Llama, Mistral, Qwen2, Qwen3, their mixtures, Mixtral, OLMoE, GLM-4.5."""
     width, heads, layers = (
         read.number("hidden_size"),
         read.number("num_attention_heads"),
@@ -67,24 +67,25 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
     if model_type in ("qwen2", "qwen2_moe"):
         attention += queries + 2 * keys
     elif read.flag("attention_bias", False):
-        attention += queries + 2 * keys + width
-    if model_type in ("qwen3", "qwen3_moe"):
+        attention += queries + 2 * keys + (width if model_type != "glm4_moe" else 0)
+    normed = model_type in NORMED_HEADS or (model_type == "glm4_moe" and read.flag("use_qk_norm", False))
+    if normed and model_type != "olmoe":
         attention += 2 * head
     if model_type == "olmoe":
         attention += queries + keys
-    experts = (
-        read.number("num_experts", "num_local_experts")
-        if model_type in ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe")
-        else 0
-    )
+    experts = 0
+    if model_type in ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "glm4_moe"):
+        experts = read.number("num_experts", "num_local_experts", "n_routed_experts")
     moe_layers = _sparse_layers(read, model_type, layers) if experts else 0
     expert_width = 0
     if experts:
         expert_width = read.number(
-            *(("moe_intermediate_size",) if model_type.startswith("qwen") else ("intermediate_size",))
+            "intermediate_size" if model_type in ("mixtral", "olmoe") else "moe_intermediate_size"
         )
     dense_width = read.number("intermediate_size") if moe_layers < layers else 0
     shared_width = read.number("shared_expert_intermediate_size") if model_type == "qwen2_moe" else 0
+    if model_type == "glm4_moe":
+        shared_width = read.number("n_shared_experts", default=1) * expert_width
     dense = 3 * width * dense_width
     if model_type == "llama" and read.flag("mlp_bias", False):
         dense += 2 * dense_width + width
@@ -107,12 +108,12 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
             dense=0,
             expert=3 * width * expert_width,
             # Qwen2-MoE weighs its shared expert with a gate of its own.
-            shared=3 * width * shared_width + (width if shared_width else 0),
+            shared=3 * width * shared_width + (width if model_type == "qwen2_moe" else 0),
             router=width * experts,
             norms=2 * width,
         ),
         # A norm keeps its input and its normalised rows beside its output.
-        attention_elements=2 * queries + 2 * keys + (2 * (queries + keys) if model_type in NORMED_HEADS else 0),
+        attention_elements=2 * queries + 2 * keys + (2 * (queries + keys) if normed else 0),
         cache_width=2 * keys,
         unfolded_cache_width=2 * keys,
         latent=False,
@@ -124,6 +125,8 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
 
 def _sparse_layers(read: _Reader, model_type: str, layers: int) -> int:
     """Number of mixture-of-experts layers of a grouped-query model."""
+    if model_type == "glm4_moe":
+        return layers - min(read.number("first_k_dense_replace", default=1), layers)
     if not model_type.startswith("qwen"):
         return layers
     step, dense = read.number("decoder_sparse_step", default=1), read.numbers("mlp_only_layers")

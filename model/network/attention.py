@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import CAPABILITIES, Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend, dense_attend_with_lse
 from samepath.kernels.indexer.dense_indexer import Teacher, dense_indexer_loss
 from samepath.kernels.indexer.index_logits import index_logits, indexer_loss, selected_index_logits
@@ -203,7 +203,7 @@ class LatentAttention(KernelModule):
 
     def _learns_from_all_keys(self, plan: AttentionPlan, trace: ForwardTrace, num_selected: int) -> bool:
         """True if no row's selection leaves a key out, so that attention and the indexer's loss need no lists of keys: the same bits."""
-        wanted = self.backend == "triton" and trace.train_indexer and not trace.record_fingerprints
+        wanted = CAPABILITIES[self.backend].fused and trace.train_indexer and not trace.record_fingerprints
         return wanted and self.indexer is not None and all(window.longest <= num_selected for window in plan.windows)
 
     def _absorbed_with_loss(self, rows: LatentRows, plan: AttentionPlan, trace: ForwardTrace) -> Attended:
@@ -212,10 +212,16 @@ class LatentAttention(KernelModule):
         q_NHK, up_HRV = self._absorbed_queries(rows)
         scale, index = self.config.softmax_scale, rows.index
         out_NHR, lse_NH = dense_attend_with_lse(
-            q_NHK, rows.keys_SK[None], plan, scale=scale, value_start=0, value_width=self.config.kv_lora_rank
+            q_NHK,
+            rows.keys_SK[None],
+            plan,
+            scale=scale,
+            value_start=0,
+            value_width=self.config.kv_lora_rank,
+            backend=self.backend,
         )
         teacher = Teacher(q_NHK=q_NHK.detach(), kv_SK=rows.keys_SK.detach(), lse_NH=lse_NH, scale=scale)
-        losses_N = dense_indexer_loss(index.q_NIJ, index.keys_SJ, index.weights_NI, teacher, plan, "triton")
+        losses_N = dense_indexer_loss(index.q_NIJ, index.keys_SJ, index.weights_NI, teacher, plan, self.backend)
         trace.record_indexer_loss(self.layer, losses_N)
         return Attended(out_NHV=head_product(out_NHR, up_HRV, self.row_backend))
 

@@ -1,6 +1,7 @@
-"""Grouped-query attention over all keys, with the options of the published families: biases, and norms of each head (Qwen3).
+"""Grouped-query attention over all keys, with the options of the published families: biases, norms of each head (Qwen3), and channels
+without position (GLM-4.5).
 
-Axes: N rows, D width, H query heads, G key heads, X both, K head width, W width of a key row.
+Axes: N rows, D width, H query heads, G key heads, X both, K head width, R rotated channels of it, W width of a key row.
 """
 
 import torch
@@ -26,17 +27,15 @@ class GroupedAttention(KernelModule):
         heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_width
         self.qkv = nn.Parameter(torch.empty((heads + 2 * groups) * width, config.hidden_size))
         self.output = nn.Parameter(torch.empty(config.hidden_size, heads * width))
-        has_bias = config.attention_bias or config.model_type == "qwen2"
-        self.qkv_bias = nn.Parameter(torch.zeros(self.qkv.shape[0])) if has_bias else None
-        self.output_bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.attention_bias else None
-        has_norms = config.model_type in ("qwen3", "qwen3_moe")
-        self.query_norm = nn.Parameter(torch.ones(width)) if has_norms else None
-        self.key_norm = nn.Parameter(torch.ones(width)) if has_norms else None
+        self.qkv_bias = nn.Parameter(torch.zeros(self.qkv.shape[0])) if config.query_bias else None
+        self.output_bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.output_bias else None
+        self.query_norm = nn.Parameter(torch.ones(width)) if config.head_norms else None
+        self.key_norm = nn.Parameter(torch.ones(width)) if config.head_norms else None
 
     def forward(
         self,
         x_ND: Tensor,
-        rope_N2K: Tensor,
+        rope_N2R: Tensor,
         plan: AttentionPlan,
         store: KeyStore,
         trace: ForwardTrace,
@@ -50,7 +49,7 @@ class GroupedAttention(KernelModule):
         if self.query_norm is not None and self.key_norm is not None:
             weights_XK = torch.cat([self.query_norm.expand(heads, -1), self.key_norm.expand(groups, -1)])
             qk_NXK = head_norm(qk_NXK, weights_XK, config.rms_norm_eps, self.row_backend)
-        qk_NXK = rotate_whole(qk_NXK, rope_N2K[:, :1], rope_N2K[:, 1:])
+        qk_NXK = _rotate_first(qk_NXK, rope_N2R)
         q_NHK, k_NGK = qk_NXK[:, :heads], qk_NXK[:, heads:]
         rows_GSW = store.update(self.layer, torch.cat([k_NGK.transpose(0, 1), v_NGK.transpose(0, 1)], -1))
         out_NHK = dense_attend(
@@ -63,3 +62,11 @@ class GroupedAttention(KernelModule):
             backend=self.backend,
         )
         return linear(out_NHK.flatten(1), self.output, self.row_backend, self.output_bias)
+
+
+def _rotate_first(x_NXK: Tensor, rope_N2R: Tensor) -> Tensor:
+    """Rotate the channels that the table covers; the others have no position."""
+    rotary = rope_N2R.shape[-1]
+    if rotary == x_NXK.shape[-1]:
+        return rotate_whole(x_NXK, rope_N2R[:, :1], rope_N2R[:, 1:])
+    return torch.cat([rotate_whole(x_NXK[..., :rotary], rope_N2R[:, :1], rope_N2R[:, 1:]), x_NXK[..., rotary:]], -1)

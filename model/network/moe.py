@@ -1,5 +1,5 @@
-"""Mixture-of-experts feed-forward with routing replay: DeepSeek's sigmoid router with group limit, selection bias and shared experts
-(arXiv:2412.19437 §2.1.2), and Qwen's softmax router without them.
+"""Mixture-of-experts feed-forward with routing replay, behind a sigmoid router with group limit and selection bias (arXiv:2412.19437 §2.1.2) or a
+softmax router, with shared experts or without.
 
 Axes: N tokens, D width, E experts, X experts chosen, G expert groups, F expert width.
 """
@@ -31,13 +31,13 @@ class FeedForward(KernelModule):
 
 
 def router_scores(logits_NE: Tensor, config: ModelConfig) -> Tensor:
-    """Each expert's own sigmoid with MLA's families, the softmax over all experts otherwise."""
-    return sigmoid(logits_NE) if config.latent_attention else logits_NE.softmax(-1)
+    """Each expert's own sigmoid, or the softmax over all experts."""
+    return sigmoid(logits_NE) if config.router == "sigmoid" else logits_NE.softmax(-1)
 
 
 def choice_rule(config: ModelConfig) -> ChoiceRule:
-    """Groups and scale belong to the sigmoid router of MLA's families."""
-    if not config.latent_attention:
+    """Groups and scale belong to the sigmoid router."""
+    if config.router == "softmax":
         return ChoiceRule(num_chosen=config.num_experts_per_tok, normalised=config.norm_topk_prob)
     return ChoiceRule(
         num_chosen=config.num_experts_per_tok,
@@ -57,7 +57,7 @@ class MixtureOfExperts(nn.Module):
         self.rule = choice_rule(config)
         width, hidden, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
         self.router = nn.Parameter(torch.empty(experts, width))
-        self.register_buffer("selection_bias", torch.zeros(experts) if config.latent_attention else None)
+        self.register_buffer("selection_bias", torch.zeros(experts) if config.router == "sigmoid" else None)
         self.selection_bias: Tensor | None
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
         self.down = nn.Parameter(torch.empty(experts, width, hidden))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
-from samepath.kernels.backend import ROW_MULTIPLE, Backend
+from samepath.kernels.backend import CAPABILITIES, ROW_MULTIPLE, Backend
 from samepath.kernels.rows.dense_rows import rms_norm
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
@@ -89,7 +89,7 @@ class CausalLM(Policy):
     @property
     def shape(self) -> ModelConfig:
         """The configuration itself, or what fused kernels make of it."""
-        if self.backend == "triton":
+        if CAPABILITIES[self.backend].fused:
             return _FusedShape.model_construct(**dict(self.config))
         return self.config
 

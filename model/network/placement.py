@@ -4,7 +4,8 @@ import warnings
 
 import torch
 
-from samepath.kernels.gpu.loading import interpreting, triton_problem
+from samepath.kernels.backend import CAPABILITIES
+from samepath.kernels.gpu.loading import backend_problem, interpreting
 from samepath.kernels.mkl_mode import row_mode_problem
 from samepath.model.network.network import CausalLM
 from samepath.model.placement import Placement
@@ -26,14 +27,14 @@ def require(placement: Placement) -> None:
             f"model.device=cuda needs a visible NVIDIA GPU; this process sees none{built}. Run `nvidia-smi`, look at "
             "CUDA_VISIBLE_DEVICES, install a CUDA build of torch, or set model.device=cpu."
         )
-    if placement.backend == "triton":
-        problem = triton_problem()
-        if problem is not None:
-            raise PlacementError(f"model.backend=triton cannot run: {problem}.")
-        if placement.device == "cpu" and not interpreting():
-            raise PlacementError(
-                "model.backend=triton computes on GPUs; got model.device=cpu. Set model.device=cuda, or model.backend=torch."
-            )
+    backend = placement.backend
+    problem = backend_problem(backend)
+    if problem is not None:
+        raise PlacementError(f"model.backend={backend} cannot run: {problem}.")
+    if CAPABILITIES[backend].fused and placement.device == "cpu" and not interpreting():
+        raise PlacementError(
+            f"model.backend={backend} computes on GPUs; got model.device=cpu. Set model.device=cuda, or model.backend=torch."
+        )
 
 
 def place(model: CausalLM, placement: Placement) -> CausalLM:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.gpu.loading import triton_kernels
-from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
+from samepath.kernels.gpu.loading import fused_kernels
+from samepath.model.config import ModelConfig
+from samepath.model.rope_parameters import RopeParameters
 
 
 def inverse_frequencies(width: int, rope: RopeParameters) -> Tensor:
@@ -47,51 +48,60 @@ def _yarn_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
             / (2 * math.log(rope.rope_theta))
         )
 
-    low = max(math.floor(dimension_of(rope.beta_fast)), 0)
-    high = min(math.ceil(dimension_of(rope.beta_slow)), width - 1)
-    ramp_Q = ((torch.arange(width // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    # One channel wide at least, so to speak: equal bounds would divide by 0.
+    span = high - low or 1e-3
+    ramp_Q = ((torch.arange(width // 2, dtype=torch.float64) - low) / span).clamp(0, 1)
     return kept_Q / rope.factor * ramp_Q + kept_Q * (1 - ramp_Q)
 
 
 def rope_table(config: ModelConfig) -> Tensor:
     """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them.
 
-    For grouped-query attention both are as wide as the head, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
+    For grouped-query attention both are as wide as what is rotated, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
     """
     frequencies_Q = inverse_frequencies(config.rope_width, config.rope_parameters)
     angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
-    rope = config.rope_parameters
-    amplitude = 1.0
-    if rope.rope_type == "yarn":
-        amplitude = yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
     cos, sin = angles.cos(), angles.sin()
     if not config.latent_attention:
         cos, sin = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
-    return torch.stack([cos, sin], 1).mul(amplitude).float()
+    return torch.stack([cos, sin], 1).mul(config.rope_parameters.amplitude).float()
 
 
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
     """Rotate pairs (2i, 2i+1): MLA's layout. `x` may have head axes between N and K if cos and sin broadcast.
 
-    Where no gradient is wanted `triton` takes one kernel, with the bits of these operations.
+    Where no gradient is wanted a fused backend takes one kernel, with the bits of these operations.
     """
-    if backend == "triton" and not (torch.is_grad_enabled() and x_NK.requires_grad):
-        return _rotate_fused(x_NK, cos_NQ, sin_NQ, interleaved=True)
+    rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=True)
+    if rotated is not None:
+        return rotated
     even, odd = x_NK[..., 0::2], x_NK[..., 1::2]
     return torch.stack([even * cos_NQ - odd * sin_NQ, odd * cos_NQ + even * sin_NQ], -1).flatten(-2)
 
 
 def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
     """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's; otherwise as above."""
-    if backend == "triton" and not (torch.is_grad_enabled() and x_NK.requires_grad):
-        return _rotate_fused(x_NK, cos_NQ, sin_NQ, interleaved=False)
+    rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=False)
+    if rotated is not None:
+        return rotated
     first, second = x_NK.chunk(2, dim=-1)
     return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)
 
 
-def _rotate_fused(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, *, interleaved: bool) -> Tensor:
-    """`[N, K]` with `[N, Q]`, or `[N, H, K]` with `[N, 1, Q]`."""
-    rotated: Tensor = triton_kernels("rows.triton_rotary", x_NK, cos_NQ, sin_NQ).rotate(
+def _rotate_fused(
+    x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend, *, interleaved: bool
+) -> Tensor | None:
+    """`[N, K]` with `[N, Q]`, or `[N, H, K]` with `[N, 1, Q]`; None where the backend has no kernel for it."""
+    if torch.is_grad_enabled() and x_NK.requires_grad:
+        return None
+    fused = fused_kernels(backend, "rotate", x_NK, cos_NQ, sin_NQ)
+    if fused is None:
+        return None
+    rotated = fused.rotate(
         x_NK[:, None] if x_NK.ndim == 2 else x_NK,
         cos_NQ if cos_NQ.ndim == 2 else cos_NQ[:, 0],
         sin_NQ if sin_NQ.ndim == 2 else sin_NQ[:, 0],

@@ -5,29 +5,14 @@ Axes: N rows, E experts, X experts chosen.
 """
 
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from samepath.model.transformers.packed_pass import PassError, current_pass
-from samepath.model.transformers.replay_deepseek_v2 import DEEPSEEK_V2_ROUTERS, deepseek_v2_gates
-from samepath.model.transformers.replay_mixtral import MIXTRAL_ROUTERS, mixtral_gates
-from samepath.model.transformers.replay_sigmoid import SIGMOID_ROUTERS, sigmoid_gates
-from samepath.model.transformers.router_gates import SOFTMAX_ROUTERS, softmax_gates
-
-Gates = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""`gates(router, logits_NE, ids_NX)`: gate weights [N, X] of any experts, from live router logits, with gradient."""
-
-ROUTER_GATES: dict[str, Gates] = {
-    **dict.fromkeys(SOFTMAX_ROUTERS, softmax_gates),
-    **dict.fromkeys(MIXTRAL_ROUTERS, mixtral_gates),
-    **dict.fromkeys(DEEPSEEK_V2_ROUTERS, deepseek_v2_gates),
-    **dict.fromkeys(SIGMOID_ROUTERS, sigmoid_gates),
-}
-"""Router classes of transformers whose gates can be recomputed. All of them return (logits, gates, ids)."""
+from samepath.model.transformers.router_gates import ROUTER_GATES, Gates
 
 
 def layer_of(name: str) -> int | None:

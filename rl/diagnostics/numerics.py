@@ -1,4 +1,4 @@
-"""The sampler/learner log-probability gap at equal weights: measured, and refused above a limit. Axes: N trained tokens."""
+"""The sampler/learner log-probability gap at equal weights: measured, and refused above a limit. Axes: M trained tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,19 +36,19 @@ class NumericsGap:
     """Trained tokens measured."""
 
 
-def sampler_kl(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
+def sampler_kl(logprobs_M: Tensor, sampler_logprobs_M: Tensor) -> tuple[Tensor, Tensor]:
     """Per-token (k1, k3) estimates of KL(π_sampler‖π) from π_sampler's own samples: −log r and r − 1 − log r, r = π/π_sampler."""
     # k1 and k3 estimate KL(first‖second) where the first is the policy that sampled.
-    return k1(sampler_logprobs_N, logprobs_N), k3(sampler_logprobs_N, logprobs_N)
+    return k1(sampler_logprobs_M, logprobs_M), k3(sampler_logprobs_M, logprobs_M)
 
 
-def numerics_gap(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> NumericsGap:
+def numerics_gap(logprobs_M: Tensor, sampler_logprobs_M: Tensor) -> NumericsGap:
     """Measure the gap over trained tokens that learner and sampler computed with the same weights. Raises ValueError for none."""
-    if logprobs_N.numel() == 0:
+    if logprobs_M.numel() == 0:
         raise ValueError("The numerics gap needs at least one trained token at weight lag 0; got none.")
-    k1_N, k3_N = sampler_kl(logprobs_N.detach().double(), sampler_logprobs_N.detach().double())
+    k1_M, k3_M = sampler_kl(logprobs_M.detach().double(), sampler_logprobs_M.detach().double())
     return NumericsGap(
-        k1=float(k1_N.mean()), k3=float(k3_N.mean()), max_abs=float(k1_N.abs().max()), num_tokens=k1_N.numel()
+        k1=float(k1_M.mean()), k3=float(k3_M.mean()), max_abs=float(k1_M.abs().max()), num_tokens=k1_M.numel()
     )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from samepath.model.policy import Policy
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence, pack, split_by_tokens
-from samepath.rl.learner.master_weights import MasterWeights
-from samepath.rl.learner.pass_pool import PassPool, add_gradients, gradients_of
+from samepath.rl.learner.optimizer import Optimizer, warmed_up
+from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.worked_answers import AnswerWriter, resolve_answer_writer
 from samepath.rl.recipe.cold_start import ColdStartSettings
@@ -29,8 +29,11 @@ class _Pass:
 
     gradients: list[Tensor | None]
     loss: float
+    """Its part of the step's loss, nats per token of the step."""
     indexer_kl: float
+    """Its part of the step's indexer loss, nats per row of the step."""
     entropy: float
+    """Sum over its tokens, nats."""
     counts: list[Tensor]
 
 
@@ -45,15 +48,7 @@ class ColdStart:
         self._write_answer: AnswerWriter = resolve_answer_writer(
             settings.traces, {**settings.options, **settings.late_options}
         )
-        self._weights = MasterWeights(list(model.parameters()))
-        self._optimizer = torch.optim.AdamW(
-            self._weights.masters,
-            lr=settings.optimizer.lr,
-            betas=(settings.optimizer.beta1, settings.optimizer.beta2),
-            eps=settings.optimizer.epsilon,
-            weight_decay=settings.optimizer.weight_decay,
-            fused=True,
-        )
+        self._optimizer = Optimizer(model, settings.optimizer, self._rate)
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
         """The sequences of one step: a function of seed and step alone."""
@@ -71,35 +66,29 @@ class ColdStart:
         return tuple(sequences)
 
     def step(self, step: int) -> Mapping[str, float]:
-        """One optimiser step; returns losses in nats per token and the gradient norm."""
-        settings = self.settings
+        """One optimiser step; returns losses in nats per token (the indexer's per row) and gradient norms."""
         sequences = self.batch(step)
-        total = sum(entry.segment.num_trained for entry in sequences)
         parts = split_by_tokens(sequences, max_tokens=1 << 30, at_least=self._pool.threads)
-        dense = step < settings.dense_warmup_steps
-        parameters, masters = self._weights.parameters, self._weights.masters
+        dense = step < self.settings.dense_warmup_steps
+        total = sum(entry.segment.num_trained for entry in sequences)
+        num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
         passes = self._pool.map(
-            lambda part: self._pass([sequences[index] for index in part], total, dense, parameters), parts
+            lambda part: self._pass([sequences[index] for index in part], total, num_rows, dense), parts
         )
         for done in passes:
-            add_gradients(masters, done.gradients)
-        norm = torch.nn.utils.clip_grad_norm_(masters, settings.optimizer.max_grad_norm, error_if_nonfinite=True)
-        self._set_rate(step)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._weights.publish()
-        return {
+            self._optimizer.add(done.gradients)
+        norms = self._optimizer.step()
+        metrics = {
             "cold_start/loss": sum(done.loss for done in passes),
-            "cold_start/indexer_kl": sum(done.indexer_kl for done in passes) / len(passes),
-            "cold_start/grad_norm": float(norm),
+            "cold_start/indexer_kl": sum(done.indexer_kl for done in passes),
+            "cold_start/grad_norm": norms.policy,
             "cold_start/expert_load_max": self._balance(passes),
-            "cold_start/entropy": sum(done.entropy for done in passes) / len(passes),
+            "cold_start/entropy": sum(done.entropy for done in passes) / total,
         }
+        return metrics if norms.indexer is None else {**metrics, "cold_start/indexer_grad_norm": norms.indexer}
 
-    def _pass(
-        self, sequences: list[TrainSequence], total: int, dense: bool, parameters: list[torch.nn.Parameter]
-    ) -> _Pass:
-        """Losses and gradients of some of the step's sequences; `total` is the whole step's number of response tokens."""
+    def _pass(self, sequences: list[TrainSequence], total: int, num_rows: int, dense: bool) -> _Pass:
+        """Losses and gradients of some of the step's sequences; the whole step has `total` response tokens and `num_rows` rows."""
         packed = pack(sequences, self.model.shape)
         longest = int(packed.positions_N.max()) + 1
         # Selecting as many keys as the longest sequence has is dense attention; the indexer is taught over all of them.
@@ -112,9 +101,8 @@ class ColdStart:
             num_selected=longest if dense else None,
         )
         loss = -result.logprobs_M.sum() / total
-        indexer_kl = result.trace.mean_indexer_loss(packed.rows_R)
-        share = len(result.logprobs_M) / total
-        gradients = gradients_of(loss + share * indexer_kl, parameters)
+        indexer_kl = result.trace.indexer_loss(packed.rows_R, num_rows)
+        gradients = gradients_of(loss + indexer_kl, self._optimizer.parameters)
         experts = self.model.shape.n_routed_experts
         counts = [
             torch.bincount(routes_NX[packed.rows_R].flatten(), minlength=experts) for routes_NX in result.trace.routes
@@ -123,17 +111,14 @@ class ColdStart:
             gradients=gradients,
             loss=float(loss.detach()),
             indexer_kl=float(indexer_kl.detach()),
-            entropy=float(result.entropy_M.mean()),
+            entropy=float(result.head.entropy_M.sum()),
             counts=counts,
         )
 
-    def _set_rate(self, step: int) -> None:
+    def _rate(self, update: int) -> float:
         """Linear warm-up, then a cosine to a tenth, so that the checkpoint RL starts from is settled."""
-        settings = self.settings
-        rise = min(1.0, (step + 1) / max(settings.optimizer.warmup_updates, 1))
-        fall = 0.1 + 0.45 * (1 + np.cos(np.pi * step / settings.steps))
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.optimizer.lr * rise * fall
+        fall = 0.1 + 0.45 * (1 + np.cos(np.pi * update / self.settings.steps))
+        return float(warmed_up(self.settings.optimizer, update) * fall)
 
     @torch.no_grad()
     def _balance(self, passes: list[_Pass]) -> float:

@@ -17,8 +17,8 @@ from samepath.model.transformers.lora import adapter_tensors, add_adapters, load
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.gpu import GpuMeter
 from samepath.rl.learner.cold_start import ColdStart
-from samepath.rl.learner.master_weights import ApplyGradients, MasterWeights
 from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
+from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.update import PolicyUpdater
@@ -39,7 +39,6 @@ class Learner:
         torch.set_num_threads(1)
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
         self.version = 0
-        self._updates = 0
         if resume_from is None:
             if isinstance(recipe.model, CheckpointModel) and recipe.model.implementation == "transformers":
                 folder = resolve_folder(recipe.model.path, recipe_dir)
@@ -53,8 +52,7 @@ class Learner:
         self._model = self._placed(model, trained=True)
         self._cold_start: ColdStart | None = None
         self._updater: PolicyUpdater | None = None
-        self._optimizer: torch.optim.AdamW | None = None
-        self._weights: MasterWeights | None = None
+        self._optimizer: Optimizer | None = None
         if resume_from is not None:
             self._begin_rl()
             self._restore(resume_from)
@@ -86,12 +84,11 @@ class Learner:
 
     def update(self, batch: TrainBatch) -> UpdateReport:
         """All updates on one rollout batch; afterwards the version is one higher."""
-        if self._updater is None or self._optimizer is None or self._weights is None:
+        if self._updater is None or self._optimizer is None:
             raise RuntimeError("start_rl must come before the first update")
-        apply = ApplyGradients(self._optimizer, self._weights, self._recipe.optimizer.max_grad_norm, self._set_rate)
         meter = GpuMeter()
         with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
-            report = self._updater.run(batch, self.version, apply)
+            report = self._updater.run(batch, self.version, self._optimizer)
         report.metrics.update(meter.metrics)
         self.version += 1
         return report
@@ -113,13 +110,9 @@ class Learner:
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save_model(self._model, self._tokenizer, partial)
-        if self._optimizer is not None and self._weights is not None:
-            state = {
-                "optimizer": self._optimizer.state_dict(),
-                "updates": self._updates,
-                "masters": self._weights.state(),
-            }
-            torch.save({**state, "adapters": adapter_tensors(self._model)}, partial / STATE_FILE)
+        if self._optimizer is not None:
+            state = {**self._optimizer.state(), "adapters": adapter_tensors(self._model)}
+            torch.save(state, partial / STATE_FILE)
         (partial / STEP_FILE).write_text(json.dumps({"step": step, "version": self.version}) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -159,44 +152,15 @@ class Learner:
             add_adapters(self._model, learner.lora, self._recipe.seed)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
-        settings = self._recipe.optimizer
-        weights = self._weights = MasterWeights(self._trained())
-        indexer = {id(parameter) for parameter in self._model.indexer_parameters()}
-        policy = [parameter for parameter in self._trained() if id(parameter) not in indexer]
-        groups = [{"params": weights.of(policy), "lr": settings.lr, "scale": 1.0}]
-        if learner.indexer == "trained":
-            trained = weights.of(self._model.indexer_parameters())
-            groups.append({"params": trained, "lr": settings.lr, "scale": learner.indexer_lr_scale})
-        self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self._updater = PolicyUpdater(self._model, reference, rl, learner, weights)
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-
-    def _set_rate(self) -> None:
-        """Linear warm-up over optimiser steps."""
-        assert self._optimizer is not None
-        self._updates += 1
-        rise = min(1.0, self._updates / max(self._recipe.optimizer.warmup_updates, 1))
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.optimizer.lr * rise * group["scale"]
+        self._optimizer = Optimizer(self._model, self._recipe.optimizer, indexer_lr_scale=learner.indexer_lr_scale)
+        self._updater = PolicyUpdater(self._model, reference, rl, learner)
 
     def _restore(self, folder: Path) -> None:
         assert self._optimizer is not None
-        assert self._weights is not None
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
-        self._weights.restore(state["masters"])
+        self._optimizer.restore(state)
         if self._recipe.learner.lora.enabled:
             load_adapters(self._model, state["adapters"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._updates = int(state["updates"])
         self.version = int(json.loads((folder / STEP_FILE).read_text())["version"])
 
 

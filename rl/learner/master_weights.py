@@ -1,10 +1,10 @@
-"""The optimiser step, on float32 masters of weights that the passes hold in bfloat16: gradients add up, and the optimiser steps, on the masters.
+"""Float32 masters of weights that the passes hold in bfloat16: gradients add up, and the optimiser steps, on the masters.
 
 A step of the optimiser is far below one bfloat16 rounding, so without masters it would be lost. The bfloat16 weights are the
 masters rounded once, and they alone are published: learner and sampler hold equal bits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,25 +51,3 @@ class MasterWeights:
 
     def _apart(self) -> list[tuple[Parameter, Parameter]]:
         return [pair for pair in zip(self.parameters, self.masters) if pair[0] is not pair[1]]
-
-
-class ApplyGradients:
-    """Clips the gradients, takes one optimiser step, rounds it into the weights and returns the norm before clipping."""
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weights: MasterWeights,
-        max_norm: float,
-        set_rate: Callable[[], None],
-    ) -> None:
-        self.optimizer, self.weights, self.max_norm, self.set_rate = optimizer, weights, max_norm, set_rate
-
-    def __call__(self) -> float:
-        """Step and clear the gradients."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.max_norm, error_if_nonfinite=True))
-        self.set_rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.weights.publish()
-        return norm

@@ -20,7 +20,7 @@ class TruncationOutcome:
     rewards_B: Tensor
     """[B] rewards with penalties taken off; NaN stays NaN."""
     in_loss_B: Tensor
-    """[B] bool, True where the sequence gives loss. False clears its rows of `trained_N` after the token weights were computed."""
+    """[B] bool, True where the sequence gives loss. False clears its rows of `counted_M` after the token weights were computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

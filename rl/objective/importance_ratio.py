@@ -1,4 +1,4 @@
-"""Ratios of two policies at the sampled tokens, and the weights that correct π_old/π_sampler. Axes: N tokens of a packed batch."""
+"""Ratios of two policies at the sampled tokens, and the weights that correct π_old/π_sampler. Axes: M trained tokens of a packed batch."""
 
 import torch
 from torch import Tensor
@@ -25,23 +25,23 @@ def bounded_exp(log_ratio: Tensor) -> Tensor:
     return (log_ratio + excess).exp()
 
 
-def importance_ratio(logprobs_N: Tensor, behaviour_logprobs_N: Tensor) -> Tensor:
-    """Per-token π/π_behaviour of the sampled token, float32 or wider `[N]`, with gradient; log-ratio bounded (`bounded_exp`)."""
-    return bounded_exp(at_least_float32(logprobs_N) - at_least_float32(behaviour_logprobs_N))
+def importance_ratio(logprobs_M: Tensor, behaviour_logprobs_M: Tensor) -> Tensor:
+    """Per-token π/π_behaviour of the sampled token, float32 or wider `[M]`, with gradient; log-ratio bounded (`bounded_exp`)."""
+    return bounded_exp(at_least_float32(logprobs_M) - at_least_float32(behaviour_logprobs_M))
 
 
-def importance_weight(old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, settings: ImportanceSettings) -> Tensor:
-    """Weight on each token's surrogate for π_old ≠ π_sampler, `[N]`, no gradient.
+def importance_weight(old_logprobs_M: Tensor, sampler_logprobs_M: Tensor, settings: ImportanceSettings) -> Tensor:
+    """Weight on each token's surrogate for π_old ≠ π_sampler, `[M]`, no gradient.
 
     truncated: min(k, cap), the truncated importance sampling of Yao et al. 2025 (fengyao.notion.site/off-policy-rl).
     banded: k where band_low ≤ k ≤ band_high, else 0, the IcePop of arXiv:2510.18855. k = π_old/π_sampler.
     """
-    ratio_N = importance_ratio(old_logprobs_N.detach(), sampler_logprobs_N.detach())
+    ratio_M = importance_ratio(old_logprobs_M.detach(), sampler_logprobs_M.detach())
     match settings.mode:
         case "none":
-            return torch.ones_like(ratio_N)
+            return torch.ones_like(ratio_M)
         case "truncated":
-            return ratio_N.clamp(max=settings.cap)
+            return ratio_M.clamp(max=settings.cap)
         case "banded":
-            inside_N = (ratio_N >= settings.band_low) & (ratio_N <= settings.band_high)
-            return torch.where(inside_N, ratio_N, 0.0)
+            inside_M = (ratio_M >= settings.band_low) & (ratio_M <= settings.band_high)
+            return torch.where(inside_M, ratio_M, 0.0)

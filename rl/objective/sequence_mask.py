@@ -1,4 +1,4 @@
-"""Off-policy sequence masking: leave out bad answers that the learner would hardly give any more. Axes: B sequences, N tokens."""
+"""Off-policy sequence masking: leave out bad answers that the learner would hardly give any more. Axes: B sequences, M trained tokens."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from samepath.rl.recipe.objective import SequenceMaskSettings
 
 
 def off_policy_statistic(
-    logprobs_N: Tensor, sampler_logprobs_N: Tensor, sequence_N: Tensor, trained_N: Tensor, num_sequences: int
+    logprobs_M: Tensor, sampler_logprobs_M: Tensor, sequence_M: Tensor, counted_M: Tensor, num_sequences: int
 ) -> Tensor:
     """(1/|o_i|)·Σ_t log(π_sampler/π) of each sequence, `[B]` nats per token, no gradient (arXiv:2512.02556 eq. 8).
 
@@ -17,8 +17,8 @@ def off_policy_statistic(
     whole in the batch. 0 for a sequence without trained tokens.
     """
     # Sampler over learner: positive where the learner has moved away from the answer.
-    gap_N = at_least_float32(sampler_logprobs_N.detach()) - at_least_float32(logprobs_N.detach())
-    return sequence_mean(gap_N, sequence_N, trained_N, num_sequences)
+    gap_M = at_least_float32(sampler_logprobs_M.detach()) - at_least_float32(logprobs_M.detach())
+    return sequence_mean(gap_M, sequence_M, counted_M, num_sequences)
 
 
 def kept_sequences(advantages_B: Tensor, off_policy_B: Tensor, settings: SequenceMaskSettings) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from samepath.kernels.backend import CAPABILITIES
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rollout.capabilities import refusal
@@ -83,8 +84,12 @@ def gap_problem(engine: AnyEngine, model: NewModel | CheckpointModel) -> str:
         reason = refusal(Capability.ZERO_GAP, engine)
         if not reason and device != model.device:
             reason = f"the engine computes on {device}, the learner with model.device={model.device}"
-        if not reason and (model.device, model.backend) == ("cuda", "torch"):
-            reason = "on a GPU the library's products depend on the batch (model.backend=triton's do not)"
+        if not reason and model.device not in CAPABILITIES[model.backend].exact_on:
+            exact = [name for name, able in CAPABILITIES.items() if model.device in able.exact_on]
+            reason = (
+                f"with model.backend={model.backend} on model.device={model.device} the library's products depend on the batch "
+                f"(those of model.backend={' or '.join(exact)} do not)"
+            )
         if not reason and not model.batch_invariant:
             reason = "model.batch_invariant=false lets a row's bits depend on its batch"
     if not reason:

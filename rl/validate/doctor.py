@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from samepath.kernels.gpu.loading import interpreting, triton_problem
+from samepath.kernels.backend import CAPABILITIES
+from samepath.kernels.gpu.loading import backend_problem, interpreting
 from samepath.kernels.mkl_mode import row_mode_problem
 from samepath.kernels.rows.row_product import product_libraries
 from samepath.rl.machine import package_versions, usable_cores
@@ -68,7 +69,11 @@ def run_checks() -> list[Check]:
         checks.append(
             Check(name=name, ok=found, detail=version if found else f"not installed: pip install samepath[{extra}]")
         )
-    checks += [Check(name=f"backend {name}", ok=True, detail="works on this CPU") for name in ("reference", "torch")]
+    checks += [
+        Check(name=f"backend {name}", ok=True, detail="works on this CPU")
+        for name, able in CAPABILITIES.items()
+        if not able.fused
+    ]
     checks.append(triton_backend())
     checks += [engine_check(engine) for engine in ENGINES]
     checks.append(row_exactness())
@@ -85,7 +90,7 @@ def engine_check(engine: EngineDescription[Any]) -> Check:
 
 def triton_backend() -> Check:
     """Whether the GPU kernels run here: on a GPU, or in Triton's interpreter."""
-    problem = triton_problem()
+    problem = backend_problem("triton")
     if problem is not None:
         return Check(name="backend triton", ok=False, detail=problem)
     version = package_versions(["triton"])["triton"]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samepath.kernels.backend import CAPABILITIES
 from samepath.kernels.head.logprob import fused_logprobs, kept_words, padded_logits
 from samepath.model.network.network import CausalLM
 from samepath.rollout.sampling import draw
@@ -54,8 +55,10 @@ def draw_rows(model: CausalLM, hidden_BD: Tensor, settings_5B: Tensor, uniforms_
     drawn = draw(logits_BV, settings_5B, uniforms_B, truncates=truncates)
     words_BW = None if drawn.kept_BV is None else kept_words(drawn.kept_BV)
     logprobs_B = drawn.logprobs_B
-    if model.backend == "triton":
-        logprobs_B = fused_logprobs(hidden_BD, model.head_weight, drawn.tokens_B, drawn.temperature_B, words_BW)
+    if CAPABILITIES[model.backend].fused:
+        logprobs_B = fused_logprobs(
+            hidden_BD, model.head_weight, drawn.tokens_B, drawn.temperature_B, words_BW, model.backend
+        )
     report_3B = torch.stack([drawn.tokens_B.double(), logprobs_B.double(), drawn.over_cap_B.double()])
     return Drawn(report_3B=report_3B, words_BW=words_BW)
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.backend import CAPABILITIES, Backend, round_up
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_errors import EngineUnavailableError
 
@@ -56,7 +56,7 @@ def wants_graphs(settings: BuiltinSettings, device: torch.device, backend: Backe
     problem = settings.graph_problem(device.type, backend)
     if problem:
         raise EngineUnavailableError(problem)
-    return settings.cuda_graph != "off" and (device.type, backend) == ("cuda", "triton")
+    return settings.cuda_graph != "off" and device.type == "cuda" and CAPABILITIES[backend].graphs
 
 
 def row_bucket(count: int, most: int) -> int:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from samepath.kernels.backend import Backend
+from samepath.kernels.backend import CAPABILITIES, Backend, backends_that
 
 
 class BuiltinSettings(BaseModel):
@@ -29,9 +29,9 @@ class BuiltinSettings(BaseModel):
 
     def graph_problem(self, device: str, backend: Backend) -> str:
         """Why `cuda_graph: on` is impossible for a model on this device with these kernels; empty if it is not asked for, or possible."""
-        if self.cuda_graph != "on" or (device, backend) == ("cuda", "triton"):
+        if self.cuda_graph != "on" or (device == "cuda" and CAPABILITIES[backend].graphs):
             return ""
         return (
-            "engine.cuda_graph=on needs model.device=cuda and model.backend=triton, whose kernels never wait for the host; got "
+            f"engine.cuda_graph=on needs model.device=cuda and model.backend={backends_that('graphs')}, whose kernels never wait for the host; got "
             f"{device} and {backend}. Set these, or engine.cuda_graph=auto or off."
         )

@@ -1,8 +1,10 @@
-"""Backend names are checked, and rows are padded to a multiple of 16."""
+"""Backend names are checked and what each can do is said, and rows are padded to a multiple of 16."""
+
+from typing import get_args
 
 import pytest
 
-from samepath.kernels.backend import require_backend, round_up
+from samepath.kernels.backend import CAPABILITIES, Backend, Capabilities, backends_that, require_backend, round_up
 
 
 @pytest.mark.parametrize("name", ["reference", "torch", "triton"])
@@ -23,3 +25,15 @@ def test_round_up_gives_smallest_multiple_of_sixteen(count: int, padded: int) ->
 
 def test_round_up_other_multiple_is_used() -> None:
     assert round_up(7, 3) == 9
+
+
+def test_capabilities_are_said_of_every_backend() -> None:
+    assert tuple(CAPABILITIES) == get_args(Backend)
+    assert [name for name, able in CAPABILITIES.items() if "cpu" in able.exact_on] == ["torch", "triton"]
+    assert [name for name, able in CAPABILITIES.items() if "cuda" in able.exact_on] == ["triton"]
+
+
+def test_backends_that_names_those_with_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends_that("fused") == backends_that("bfloat16") == backends_that("graphs") == "triton"
+    monkeypatch.setitem(CAPABILITIES, "torch", Capabilities(graphs=True))
+    assert backends_that("graphs") == "torch or triton"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from samepath.model.config import ModelConfig, RopeParameters, yarn_mscale
+from samepath.model.config import ModelConfig
 from samepath.model.files.config_file import read_config, write_config
 from samepath.model.network.rope import rope_table
+from samepath.model.rope_parameters import RopeParameters, yarn_mscale
 from tests.conftest import tiny_config
 from tests.families import family_config
 

@@ -57,6 +57,8 @@ def test_same_number_printed_double_is_the_shorter_number_it_was_meant_to_be():
     assert not same("0.30000000000000004", "0.30000000000000010")
     assert not same("0.30000000000000004", "0.300000000000001")
     assert not same("0.3", "0.30000000000000004")
+    assert not same("847158353660386.5", "847158353660387")
+    assert not same("8471583536603869.0", "8471583536603870")
     assert not same("30000000000000004", "30000000000000000")
     assert not same("1.2345678901234567e400", "1.23456789012345e400")
 

@@ -6,8 +6,9 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 
-from samepath.kernels.gpu import loading as triton_loading
-from samepath.kernels.gpu.loading import triton_kernels, triton_problem
+from samepath.kernels.backend import CAPABILITIES, Backend
+from samepath.kernels.gpu import loading
+from samepath.kernels.gpu.loading import backend_problem, fused_kernels
 from samepath.kernels.selection.selection import select
 
 
@@ -15,23 +16,25 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, installed: bool, gpu: bool, inte
     spec = ModuleSpec("triton", None) if installed else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(triton_loading, "interpreting", lambda: interpreted)
+    monkeypatch.setattr(loading, "interpreting", lambda: interpreted)
+    monkeypatch.setattr(loading, "_LOADED", {})
+    monkeypatch.setattr(loading, "_import", object)
 
 
-def test_triton_problem_not_installed_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_problem_not_installed_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, installed=False, gpu=True, interpreted=False)
-    assert "pip install triton" in str(triton_problem())
+    assert "pip install triton" in str(backend_problem("triton"))
 
 
-def test_triton_problem_without_a_gpu_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_problem_without_a_gpu_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, installed=True, gpu=False, interpreted=False)
-    assert "model.backend to torch" in str(triton_problem())
+    assert "model.backend to torch" in str(backend_problem("triton"))
 
 
 @pytest.mark.parametrize(("gpu", "interpreted"), [(True, False), (False, True)])
-def test_triton_problem_where_it_runs_is_none(monkeypatch: pytest.MonkeyPatch, gpu: bool, interpreted: bool) -> None:
+def test_backend_problem_where_it_runs_is_none(monkeypatch: pytest.MonkeyPatch, gpu: bool, interpreted: bool) -> None:
     pretend(monkeypatch, installed=True, gpu=gpu, interpreted=interpreted)
-    assert triton_problem() is None
+    assert backend_problem("triton") is None
 
 
 def test_select_on_triton_where_it_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +43,16 @@ def test_select_on_triton_where_it_is_missing_is_refused(monkeypatch: pytest.Mon
         select(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([4]), 2, "triton")
 
 
-def test_triton_kernels_tensor_on_the_wrong_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_kernels_tensor_on_the_wrong_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, installed=True, gpu=True, interpreted=False)
     with pytest.raises(ValueError, match="all tensors of selection on cuda; got one on cpu"):
-        triton_kernels("selection.triton_selection", torch.zeros(1))
+        select(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([4]), 2, "triton")
+
+
+@pytest.mark.parametrize("backend", [name for name, able in CAPABILITIES.items() if not able.fused])
+def test_fused_kernels_of_a_backend_without_any_is_none_whatever_is_missing(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    pretend(monkeypatch, installed=False, gpu=False, interpreted=False)
+    assert backend_problem(backend) is None
+    assert fused_kernels(backend, "selection", torch.zeros(1)) is None

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV32ForCausalLM
 
-from samepath.model.config import RopeParameters
 from samepath.model.files import checkpoint
 from samepath.model.files.checkpoint import load_checkpoint, load_published, published_tensors, save_checkpoint
 from samepath.model.network import attention
 from samepath.model.network.network import CausalLM
+from samepath.model.rope_parameters import RopeParameters
 from tests.conftest import tiny_model
 from tests.tiny_runs import packed_input, random_sequences, run
 

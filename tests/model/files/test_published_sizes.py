@@ -91,6 +91,13 @@ DEEPSEEK_V32 = {
     "index_topk": 2048,
     "max_position_embeddings": 163840,
 }
+GLM_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
 CASES: list[dict[str, Any]] = [
     {"model_type": "llama", **GROUPED},
     {"model_type": "llama", **GROUPED, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
@@ -101,6 +108,8 @@ CASES: list[dict[str, Any]] = [
     {"model_type": "qwen3_moe", **GROUPED, **EXPERTS, "head_dim": 32, "mlp_only_layers": [1]},
     {"model_type": "mixtral", **GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
     {"model_type": "olmoe", **GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 2},
+    {"model_type": "glm4_moe", **GROUPED, **GLM_EXPERTS, "head_dim": 32, "attention_bias": True, "use_qk_norm": True},
+    {"model_type": "glm4_moe", **GROUPED, **GLM_EXPERTS, "head_dim": 32, "first_k_dense_replace": 2},
     {"model_type": "deepseek_v2", **LATENT},
     {"model_type": "deepseek_v2", **LATENT, "q_lora_rank": None},
     {"model_type": "deepseek_v3", **LATENT},

@@ -19,8 +19,10 @@ from tests.conftest import tiny_config, tiny_model
 from tests.tiny_runs import packed_input, random_sequences, run
 
 
-def expanded_attention(layer: LatentAttention, x_ND: Tensor, rope_N2Q: Tensor, kept_NN: Tensor) -> Tensor:
-    """Textbook MLA with a key and a value for each head (arXiv:2405.04434 eq. 9 to 19) under a given mask."""
+def expanded_attention(
+    layer: LatentAttention, x_ND: Tensor, rope_N2Q: Tensor, kept_NN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(probabilities [H, N, S], output) of textbook MLA with a key and a value for each head (arXiv:2405.04434 eq. 9 to 19) under a given mask."""
     config, length = layer.config, x_ND.shape[0]
     nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
     cos, sin = rope_N2Q[:, 0], rope_N2Q[:, 1]
@@ -36,7 +38,13 @@ def expanded_attention(layer: LatentAttention, x_ND: Tensor, rope_N2Q: Tensor, k
     scores = torch.einsum("nhc,shc->hns", q[..., :nope], kv[..., :nope])
     scores += torch.einsum("nhc,sc->hns", rotate_interleaved(q[..., nope:], cos[:, None], sin[:, None]), k_rope)
     probs = (scores / (nope + rope) ** 0.5).masked_fill(~kept_NN, -torch.inf).softmax(-1)
-    return torch.einsum("hns,shv->nhv", probs, kv[..., nope:]).flatten(1) @ layer.output.T
+    return probs, torch.einsum("hns,shv->nhv", probs, kv[..., nope:]).flatten(1) @ layer.output.T
+
+
+def attention_probabilities(layer: LatentAttention, x_ND: Tensor, rope_N2Q: Tensor) -> Tensor:
+    """[H, N, S] of the same, over the whole past."""
+    past_NN = torch.ones(len(x_ND), len(x_ND), dtype=torch.bool).tril()
+    return expanded_attention(layer, x_ND, rope_N2Q, past_NN)[0]
 
 
 def layer_zero(model: CausalLM) -> LatentAttention:
@@ -68,7 +76,7 @@ def test_latent_attention_equals_expanded_attention_over_the_selected_keys(
     got = layer(x_ND, rope_N2Q, batch.plan, PackedKeys(), ForwardTrace(), index_topk)
     assert kept_NN.sum(1).tolist() == [min(row + 1, index_topk) for row in range(48)]
     assert not kept_NN.triu(1).any()
-    torch.testing.assert_close(got, expanded_attention(layer, x_ND, rope_N2Q, kept_NN), rtol=0, atol=1e-10)
+    torch.testing.assert_close(got, expanded_attention(layer, x_ND, rope_N2Q, kept_NN)[1], rtol=0, atol=1e-10)
 
 
 def test_fingerprints_of_rows_below_the_top_k_are_those_of_the_whole_past() -> None:
@@ -98,6 +106,60 @@ def test_indexer_loss_reaches_the_indexer_alone_and_the_output_reaches_all_else(
     (hidden_ND @ model.head.T).log_softmax(-1)[:, 3].sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (id(parameter) in own), name
+
+
+def naive_indexer_losses(layer: LatentAttention, x_ND: Tensor, rope_N2Q: Tensor) -> list[float]:
+    """Σ p · ln(p / softmax(I)) of each row over its whole past, by the report's equations (arXiv:2512.02556 eq. 1, 3), one number at a time."""
+    config, indexer = layer.config, layer.indexer
+    assert indexer is not None
+    heads, width, rope = config.index_n_heads, config.index_head_dim, config.qk_rope_head_dim
+    probs_HNS = attention_probabilities(layer, x_ND, rope_N2Q)
+    latent = x_ND @ layer.query_down.T
+    latent = latent / (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.query_norm
+    q_NIJ = (latent @ indexer.query.T).view(len(x_ND), heads, width)
+    k_NJ = x_ND @ indexer.key.T
+    k_NJ = (k_NJ - k_NJ.mean(-1, keepdim=True)) / (k_NJ.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    k_NJ = k_NJ * indexer.key_norm_weight + indexer.key_norm_bias
+
+    def turned(x_J: Tensor, position: int) -> Tensor:
+        """Pairs (i, i + rope / 2) of the first channels."""
+        (cos_Q, sin_Q), (first, second) = rope_N2Q[position], (x_J[: rope // 2], x_J[rope // 2 : rope])
+        return torch.cat([first * cos_Q - second * sin_Q, second * cos_Q + first * sin_Q, x_J[rope:]])
+
+    weights_NI = x_ND @ indexer.head_weights.T / (heads**0.5 * width**0.5)
+    losses = []
+    for row in range(len(x_ND)):
+        logits = [
+            sum(
+                weights_NI[row, head] * (turned(q_NIJ[row, head], row) @ turned(k_NJ[key], key)).clamp(min=0)
+                for head in range(heads)
+            )
+            for key in range(row + 1)
+        ]
+        mass = probs_HNS[:, row, : row + 1].sum(0)
+        share = mass / mass.sum()
+        losses.append(float((share * (share.log() - torch.stack(logits).log_softmax(0))).sum()))
+    return losses
+
+
+def test_indexer_loss_is_the_divergence_from_the_attention_over_all_heads_with_the_published_scale() -> None:
+    """Selection does not depend on the scale of the logits; what the indexer learns does."""
+    model = tiny_model(index_topk=64).double()
+    layer = layer_zero(model)
+    assert layer.indexer is not None
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        layer.indexer.key_norm_bias.normal_(0, 0.3, generator=generator)
+        layer.indexer.head_weights.mul_(20)
+    batch = packed_input(model.config, [torch.zeros(16, dtype=torch.int64)])
+    x_ND = torch.randn(16, 64, generator=generator, dtype=torch.float64)
+    rope_N2Q = model.rope[batch.positions_N].double()
+    trace = ForwardTrace(train_indexer=True)
+    layer(x_ND, rope_N2Q, batch.plan, PackedKeys(), trace, 64)
+    with torch.no_grad():
+        wanted = naive_indexer_losses(layer, x_ND, rope_N2Q)
+    assert max(wanted) > 0.1
+    assert trace.indexer_losses[0].tolist() == pytest.approx(wanted, abs=1e-9)
 
 
 def test_indexer_loss_descent_lowers_it_with_everything_else_fixed() -> None:

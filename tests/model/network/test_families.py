@@ -63,7 +63,7 @@ def test_logits_equal_those_of_transformers_on_checkpoints_of_either_side(name: 
     assert largest_difference(again, theirs) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen3 yarn", "linear"])
+@pytest.mark.parametrize("name", ["llama3", "qwen3 yarn", "linear", "deepseek_v3 yarn", "glm4_moe normed"])
 def test_a_lost_rotary_extension_would_be_seen(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(family_model(name, initializer_range=0.15), tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
@@ -139,8 +139,19 @@ def test_load_checkpoint_missing_tensor_is_named(name: str, missing: str, tmp_pa
         ),
         ("llama", {"mlp_bias": True}, "mlp_bias must be False"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type must be one of"),
-        ("qwen2", {"rope_scaling": {"mrope_section": [2, 3, 3]}}, "mrope_section"),
+        ("qwen2", {"rope_scaling": {"mrope_section": [2, 3, 3]}}, "unknown: mrope_section"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 8}}, "unknown: beta_fast"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "missing: factor"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "missing: low_freq_factor, high_freq"),
+        ("qwen3", {"rope_parameters": {"type": "yarn", "factor": 4.0, "mscal": 1.0}}, "unknown: mscal,"),
+        (
+            "qwen3",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4, "attention_factor": 0}},
+            "must be above 0; got 0",
+        ),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor .* must be 1.0 for model_type=llama; got 0.5"),
+        ("glm4_moe", {"rope_parameters": {"partial_rotary_factor": 0.2}}, "even number of the head's 16 .* 2; got 3"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
         ("llama", {"model_type": "mistral"}, "model_type must be one of deepseek_v32"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantised weights are not read"),

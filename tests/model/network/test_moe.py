@@ -1,9 +1,11 @@
 """Mixture of experts: replay of recorded routes, gates, the shared expert."""
 
+import pytest
 import torch
 
 from samepath.kernels.experts.expert_choice import gate_weights
 from samepath.kernels.rows.gated_unit import sigmoid
+from samepath.model.network import moe
 from samepath.model.network.moe import FeedForward, MixtureOfExperts
 from samepath.model.trace import ForwardTrace
 from tests.conftest import tiny_config
@@ -40,6 +42,33 @@ def test_mixture_follows_replayed_rows_and_routes_missing_rows_live() -> None:
     assert torch.equal(mixed.live_routes[0], live.routes[0])
     assert torch.equal(mixed_ND[5:], live_ND[5:])
     assert bool((mixed_ND[:5] != live_ND[:5]).any(1).all())
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_mixture_gates_are_unbiased_scores_renormalised_and_scaled_live_or_replayed(
+    monkeypatch: pytest.MonkeyPatch, normalised: bool
+) -> None:
+    """A bias that decides every choice leaves the gates of the chosen experts alone."""
+    layer = make_layer(norm_topk_prob=normalised, routed_scaling_factor=1.7, n_group=1, topk_group=1)
+    assert layer.selection_bias is not None
+    layer.selection_bias.copy_(torch.tensor([0.0, 5.0, 0.1, 0.0, 3.0, 0.2, 0.0, 0.3]))
+    seen: list[torch.Tensor] = []
+
+    def product(x_ND: torch.Tensor, gates_NX: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(gates_NX.detach())
+        return torch.zeros_like(x_ND)
+
+    monkeypatch.setattr(moe, "expert_product", product)
+    x_ND, live = inputs(), ForwardTrace()
+    layer(x_ND, live, None)
+    layer(x_ND, ForwardTrace(), torch.tensor([[6, 1]] * 16))
+    assert live.routes[0].tolist() == [[1, 4]] * 16
+    scores = (1 / (1 + torch.exp(-(x_ND.double() @ layer.router.double().T)))).detach()
+    for gates_NX, ids in zip(seen, ((1, 4), (6, 1)), strict=True):
+        for row in range(16):
+            total = sum(float(scores[row, expert]) for expert in ids) if normalised else 1.0
+            wanted = [1.7 * float(scores[row, expert]) / total for expert in ids]
+            assert gates_NX[row].tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_mixture_replay_gates_come_from_live_scores_and_carry_gradient_to_the_router() -> None:

@@ -62,14 +62,14 @@ def test_placed_network_takes_the_library_where_its_rows_may_depend_on_their_bat
 
 
 def test_triton_without_gpu_or_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samepath.model.network.placement.triton_problem", lambda: None)
+    monkeypatch.setattr("samepath.model.network.placement.backend_problem", lambda backend: None)
     monkeypatch.setattr("samepath.model.network.placement.interpreting", lambda: False)
     with pytest.raises(PlacementError, match="model.device=cuda"):
         require(Placement(backend="triton"))
 
 
 def test_bfloat16_rounds_weights_and_leaves_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samepath.model.network.placement.triton_problem", lambda: None)
+    monkeypatch.setattr("samepath.model.network.placement.backend_problem", lambda backend: None)
     monkeypatch.setattr("samepath.model.network.placement.interpreting", lambda: True)
     model, wanted = tiny_model(), tiny_model()
     place(model, Placement(dtype="bfloat16", backend="triton"))

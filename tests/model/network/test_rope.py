@@ -1,12 +1,20 @@
 """Rotary embedding: frequencies by hand, both layouts, and YaRN's ramp."""
 
+import json
 import math
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import DeepseekV3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import yarn_apply_mscale
 
-from samepath.model.config import RopeParameters
+from samepath.model.files.config_file import CONFIG_FILE, read_config, write_config
 from samepath.model.network.rope import inverse_frequencies, rope_table, rotate_halves, rotate_interleaved, rotate_whole
+from samepath.model.rope_parameters import RopeParameters
 from tests.conftest import tiny_config
 from tests.families import family_config
 
@@ -87,3 +95,71 @@ def test_rotate_scores_depend_on_the_distance_alone(rotate) -> None:  # type: ig
 
     assert score(50, 43) == pytest.approx(score(7, 0), abs=1e-5)
     assert abs(score(50, 43) - score(50, 44)) > 1e-3
+
+
+MISSING = object()
+PUBLISHED_V3 = {"factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}
+"""DeepSeek-V3's own."""
+
+
+def yarn_settings() -> list[dict[str, Any]]:
+    """Every combination of what a file may say or leave out."""
+    choices: dict[str, tuple[Any, ...]] = {
+        "factor": (1.0, 4.0, 40),
+        "mscale": (MISSING, None, 0.0, 0.707, 1.0),
+        "mscale_all_dim": (MISSING, 0.0, 0.5, 1.0),
+        "attention_factor": (MISSING, None, 1.3),
+        "beta_fast": (MISSING, 8),
+        "truncate": (MISSING, False),
+    }
+    grid = [dict(zip(choices, values)) for values in product(*choices.values())]
+    return [PUBLISHED_V3, *({key: value for key, value in row.items() if value is not MISSING} for row in grid)]
+
+
+def test_yarn_of_a_published_file_is_that_of_transformers_whatever_it_says_or_leaves_out(tmp_path: Path) -> None:
+    """Frequencies, amplitude of the cosines and softmax scale; written again, the file means the same."""
+    sizes = write_config(family_config("deepseek_v3", qk_rope_head_dim=64, max_position_embeddings=163840))
+    file = tmp_path / CONFIG_FILE
+    for settings in yarn_settings():
+        rope = {"rope_type": "yarn", "rope_theta": 10000.0, "original_max_position_embeddings": 4096, **settings}
+        file.write_text(json.dumps({**sizes, "rope_parameters": rope}))
+        theirs = DeepseekV3Config.from_pretrained(tmp_path)
+        frequencies, amplitude = ROPE_INIT_FUNCTIONS["yarn"](theirs)
+        scale = yarn_apply_mscale(theirs.rope_parameters, theirs.qk_head_dim**-0.5)
+        for _ in range(2):
+            config = read_config(file)
+            own = inverse_frequencies(64, config.rope_parameters)
+            torch.testing.assert_close(own.float(), frequencies, rtol=1e-6, atol=0, msg=str(settings))
+            assert config.rope_parameters.amplitude == pytest.approx(amplitude, rel=1e-12), settings
+            assert config.softmax_scale == pytest.approx(scale, rel=1e-12), settings
+            file.write_text(json.dumps(write_config(config)))
+
+
+@pytest.mark.parametrize(
+    ("beside", "rope", "length", "factor"),
+    [
+        ({}, {"factor": 4.0}, 128, 4.0),
+        ({}, {"factor": 4.0, "original_max_position_embeddings": 32}, 32, 4.0),
+        ({"original_max_position_embeddings": 16}, {"factor": 4.0, "original_max_position_embeddings": 32}, 16, 4.0),
+        ({}, {"factor": None, "original_max_position_embeddings": 32}, 32, 4.0),
+    ],
+)
+def test_yarn_finds_its_original_length_and_factor_where_transformers_does(
+    tmp_path: Path, beside: dict[str, Any], rope: dict[str, Any], length: int, factor: float
+) -> None:
+    file = tmp_path / CONFIG_FILE
+    sizes = write_config(family_config("deepseek_v3", qk_rope_head_dim=64))
+    file.write_text(
+        json.dumps({**sizes, **beside, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, **rope}})
+    )
+    found = read_config(file).rope_parameters
+    frequencies, amplitude = ROPE_INIT_FUNCTIONS["yarn"](DeepseekV3Config.from_pretrained(tmp_path))
+    assert (found.original_max_position_embeddings, found.factor) == (length, factor)
+    torch.testing.assert_close(inverse_frequencies(64, found).float(), frequencies, rtol=1e-6, atol=0)
+    assert found.amplitude == pytest.approx(amplitude, rel=1e-12)
+
+
+def test_rope_table_of_a_partly_rotated_head_covers_its_first_channels() -> None:
+    table = rope_table(family_config("glm4_moe"))
+    assert table.shape == (128, 2, 8)
+    assert table[3, 0].tolist() == pytest.approx([math.cos(3 * 10000 ** (-i / 4)) for i in (0, 1, 2, 3)] * 2)

@@ -11,7 +11,8 @@ from samepath.model.key_store import PackedKeys
 from samepath.model.trace import ForwardTrace
 from samepath.model.transformers.packed_pass import PackedPass, PassError
 from samepath.model.transformers.policy import TransformersPolicy
-from samepath.model.transformers.router_replay import ROUTER_GATES, find_routers
+from samepath.model.transformers.router_gates import ROUTER_GATES
+from samepath.model.transformers.router_replay import find_routers
 from tests.model.transformers.test_policy import packed, run, sequences
 from tests.tiny_transformers import MIXTURES, tiny_transformers
 

@@ -21,9 +21,9 @@ def test_numerics_gap_hand_worked() -> None:
 
 
 def test_numerics_gap_of_equal_logprobs_is_exactly_zero() -> None:
-    logprobs_N = torch.tensor([-0.3, -11.7, -2e-8])
-    assert numerics_gap(logprobs_N, logprobs_N.clone()) == NumericsGap(k1=0.0, k3=0.0, max_abs=0.0, num_tokens=3)
-    check_numerics_gap(numerics_gap(logprobs_N, logprobs_N.clone()), 0.0, "3/1")
+    logprobs_M = torch.tensor([-0.3, -11.7, -2e-8])
+    assert numerics_gap(logprobs_M, logprobs_M.clone()) == NumericsGap(k1=0.0, k3=0.0, max_abs=0.0, num_tokens=3)
+    check_numerics_gap(numerics_gap(logprobs_M, logprobs_M.clone()), 0.0, "3/1")
 
 
 def test_numerics_gap_without_tokens_is_refused() -> None:

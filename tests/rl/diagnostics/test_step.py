@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from samepath.rl.diagnostics.numerics import NumericsGap
-from samepath.rl.diagnostics.step import HeadStatistics, StepSequences, StepTokens, gather_step, quantiles, step_metrics
-from samepath.rl.objective.objective import LossInputs, policy_loss
+from samepath.rl.diagnostics.step import HeadStatistics, joined, quantiles, step_metrics
+from samepath.rl.objective.loss_inputs import LossInputs
+from samepath.rl.objective.objective import LossTerms, policy_loss
 from samepath.rl.recipe.objective import KlSettings, ObjectiveSettings, SequenceMaskSettings
 
 LOG2 = math.log(2)
@@ -18,43 +19,45 @@ def logs(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64).log()
 
 
-def hand_step() -> tuple[StepTokens, StepSequences]:
+def hand_step() -> tuple[LossInputs, LossTerms, HeadStatistics]:
     """Two micro-batches of one sequence, three trained tokens with r = 1, 2 (A = 1) and 0.5 (A = −1, masked); π_ref = π_s.
 
-    Each micro-batch starts with a prompt row of NaN that must leave no trace.
+    Each micro-batch starts with a row of NaN that gives no loss and must leave no trace.
     """
     chosen = ObjectiveSettings(kl=KlSettings(beta=0.1), off_policy_mask=SequenceMaskSettings(delta=0.5))
     nan = torch.tensor([float("nan")], dtype=torch.float64)
     inputs, terms = [], []
     for sampler, learner, advantage in ((logs(0.5, 0.25), logs(0.5, 0.5), 1.0), (logs(0.4), logs(0.2), -1.0)):
-        sampler_N = torch.cat([nan, sampler])
-        trained_N = ~sampler_N.isnan()
+        sampler_M = torch.cat([nan, sampler])
+        in_loss_M = ~sampler_M.isnan()
         inputs.append(
             LossInputs(
-                sampler_logprobs_N=sampler_N,
-                old_logprobs_N=None,
-                reference_logprobs_N=sampler_N,
+                sampler_logprobs_M=sampler_M,
+                old_logprobs_M=sampler_M,
+                reference_logprobs_M=sampler_M,
                 advantages_B=torch.tensor([advantage]),
                 beta_B=torch.tensor([0.1]),
-                sequence_N=torch.zeros(len(sampler_N), dtype=torch.int64),
-                trained_N=trained_N,
-                weights_N=trained_N / 3,
+                sequence_M=torch.zeros(len(sampler_M), dtype=torch.int64),
+                in_loss_M=in_loss_M,
+                weights_M=in_loss_M / 3,
             )
         )
         terms.append(policy_loss(torch.cat([nan, learner]).requires_grad_(), inputs[-1], chosen)[1])
     heads = [
         HeadStatistics(
-            entropy_N=torch.tensor([99.0, 1.0, 2.0]),
-            kept_mass_N=torch.tensor([0.0, 1.0, 0.75]),
-            support_size_N=torch.tensor([99, 0, 4]),
+            entropy_M=torch.tensor([99.0, 1.0, 2.0]),
+            kept_mass_M=torch.tensor([0.0, 1.0, 0.75]),
+            support_size_M=torch.tensor([99, 0, 4]),
+            reference_kl_M=torch.tensor([99.0, 0.125, 0.25]),
         ),
         HeadStatistics(
-            entropy_N=torch.tensor([99.0, 6.0]),
-            kept_mass_N=torch.tensor([0.0, 0.5]),
-            support_size_N=torch.tensor([99, 2]),
+            entropy_M=torch.tensor([99.0, 6.0]),
+            kept_mass_M=torch.tensor([0.0, 0.5]),
+            support_size_M=torch.tensor([99, 2]),
+            reference_kl_M=torch.tensor([99.0, 0.75]),
         ),
     ]
-    return gather_step(inputs, terms, heads)
+    return joined(inputs), joined(terms), joined(heads)
 
 
 EXPECTED_STEP = {
@@ -90,6 +93,8 @@ EXPECTED_STEP = {
     "kl/reference_k1_after_mask": LOG2 / 3,
     "kl/reference_k3": 0.5 / 3,
     "kl/reference_k3_after_mask": (LOG2 - 0.5) / 3,
+    "kl/reference_full": 1.125 / 3,
+    "kl/reference_full_after_mask": 0.375 / 3,
     # r = 1, 2, ½: −log r and r − 1 − log r.
     "kl/sampler_k1": 0.0,
     "kl/sampler_k1_after_mask": -LOG2 / 3,
@@ -105,8 +110,7 @@ NUMERICS = NumericsGap(k1=0.01, k3=0.02, max_abs=0.1, num_tokens=10)
 
 
 def test_step_metrics_of_three_tokens_equal_hand_worked_numbers() -> None:
-    tokens, sequences = hand_step()
-    assert step_metrics(tokens, sequences, NUMERICS) == pytest.approx(EXPECTED_STEP, rel=1e-12, abs=1e-15)
+    assert step_metrics(*hand_step(), NUMERICS) == pytest.approx(EXPECTED_STEP, rel=1e-12, abs=1e-15)
 
 
 def test_step_metrics_names_and_values_are_plain() -> None:
@@ -116,64 +120,68 @@ def test_step_metrics_names_and_values_are_plain() -> None:
 
 
 def test_step_metrics_without_reference_or_numerics_leave_those_out_only() -> None:
-    tokens, sequences = hand_step()
-    metrics = step_metrics(replace(tokens, reference_logprobs_N=None), sequences, None)
+    inputs, terms, head = hand_step()
+    metrics = step_metrics(replace(inputs, reference_logprobs_M=None), terms, head, None)
     missing = {name for name in EXPECTED_STEP if "reference" in name or "numerics" in name or "drift" in name}
     assert set(metrics) == set(EXPECTED_STEP) - missing
 
 
 def test_step_metrics_without_a_recorded_support_have_no_size_quantiles() -> None:
-    tokens, sequences = hand_step()
-    metrics = step_metrics(replace(tokens, support_size_N=torch.zeros(3)), sequences, None)
+    inputs, terms, head = hand_step()
+    metrics = step_metrics(inputs, terms, replace(head, support_size_M=torch.zeros(5)), None)
     assert metrics["policy/support_full"] == 1.0
     assert "policy/support_size_p50" not in metrics
 
 
-def test_step_metrics_sequences_without_trained_tokens_count_nowhere() -> None:
-    tokens, sequences = hand_step()
-    longer = StepSequences(
-        advantages_B=torch.cat([sequences.advantages_B, torch.tensor([-3.0], dtype=torch.float64)]),
-        off_policy_B=torch.cat([sequences.off_policy_B, torch.tensor([0.0], dtype=torch.float64)]),
-        kept_B=torch.cat([sequences.kept_B, torch.tensor([True])]),
+def test_step_metrics_sequences_without_a_token_in_the_loss_count_nowhere() -> None:
+    inputs, terms, head = hand_step()
+    longer = replace(inputs, advantages_B=torch.cat([inputs.advantages_B, torch.tensor([-3.0])]))
+    terms = replace(
+        terms,
+        off_policy_B=torch.cat([terms.off_policy_B, torch.zeros(1)]),
+        kept_B=torch.cat([terms.kept_B, torch.tensor([True])]),
     )
-    assert step_metrics(tokens, longer, NUMERICS) == pytest.approx(EXPECTED_STEP, rel=1e-12, abs=1e-15)
+    assert step_metrics(longer, terms, head, NUMERICS) == pytest.approx(EXPECTED_STEP, rel=1e-12, abs=1e-15)
 
 
 def test_step_metrics_all_masked_has_no_effective_sample() -> None:
-    tokens, sequences = hand_step()
-    metrics = step_metrics(tokens, replace(sequences, kept_B=torch.tensor([False, False])), None)
+    inputs, terms, head = hand_step()
+    metrics = step_metrics(inputs, replace(terms, kept_B=torch.tensor([False, False])), head, None)
     assert metrics["policy/ess_after_mask"] == 0.0
     assert metrics["policy/ratio_after_mask"] == 0.0
     assert metrics["policy/ess"] == pytest.approx(EXPECTED_STEP["policy/ess"])
 
 
-def test_step_metrics_effective_sample_size_spans_one_to_one_over_n() -> None:
-    tokens, sequences = hand_step()
-    even = replace(tokens, logprobs_N=tokens.sampler_logprobs_N - 0.7)
-    assert step_metrics(even, sequences, None)["policy/ess"] == pytest.approx(1.0, rel=1e-14)
-    alone = replace(
-        tokens, logprobs_N=tokens.sampler_logprobs_N + torch.tensor([0.0, 1000.0, 0.0], dtype=torch.float64)
-    )
-    assert step_metrics(alone, sequences, None)["policy/ess"] == pytest.approx(1 / 3, rel=1e-14)
+def test_step_metrics_effective_sample_size_spans_one_to_one_over_m() -> None:
+    inputs, terms, head = hand_step()
+    even = replace(terms, logprobs_M=inputs.sampler_logprobs_M - 0.7)
+    assert step_metrics(inputs, even, head, None)["policy/ess"] == pytest.approx(1.0, rel=1e-14)
+    far_M = torch.tensor([0.0, 0.0, 1000.0, 0.0, 0.0], dtype=torch.float64)
+    alone = replace(terms, logprobs_M=inputs.sampler_logprobs_M + far_M)
+    assert step_metrics(inputs, alone, head, None)["policy/ess"] == pytest.approx(1 / 3, rel=1e-14)
 
 
-def test_step_metrics_without_tokens_is_refused() -> None:
-    tokens, sequences = hand_step()
-    with pytest.raises(ValueError, match="at least one trained token"):
-        step_metrics(replace(tokens, logprobs_N=torch.zeros(0)), sequences, None)
+def test_step_metrics_without_a_token_in_the_loss_is_refused() -> None:
+    inputs, terms, head = hand_step()
+    with pytest.raises(ValueError, match="at least one token in the loss"):
+        step_metrics(replace(inputs, in_loss_M=torch.zeros(5, dtype=torch.bool)), terms, head, None)
 
 
-def test_gather_step_numbers_sequences_through_and_drops_prompt_rows() -> None:
-    tokens, sequences = hand_step()
-    assert tokens.sequence_N.tolist() == [0, 0, 1]
-    assert tokens.entropy_N.tolist() == [1.0, 2.0, 6.0]
-    torch.testing.assert_close(tokens.logprobs_N, logs(0.5, 0.5, 0.2))
-    assert sequences.kept_B.tolist() == [True, False]
+def test_joined_numbers_sequences_through_and_keeps_every_row() -> None:
+    inputs, terms, head = hand_step()
+    assert inputs.sequence_M.tolist() == [0, 0, 0, 1, 1]
+    assert head.entropy_M.tolist() == [99.0, 1.0, 2.0, 99.0, 6.0]
+    torch.testing.assert_close(terms.logprobs_M[inputs.in_loss_M], logs(0.5, 0.5, 0.2))
+    assert terms.kept_B.tolist() == [True, False]
+    assert inputs.advantages_B.tolist() == [1.0, -1.0]
 
 
-def test_gather_step_of_unequal_lists_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 0, 0 and 0"):
-        gather_step([], [], [])
+def test_joined_of_nothing_or_of_columns_that_only_some_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one pass"):
+        joined([])
+    inputs, _, _ = hand_step()
+    with pytest.raises(ValueError, match="reference_logprobs_M or none; got 1 of 2"):
+        joined([inputs, replace(inputs, reference_logprobs_M=None)])
 
 
 def test_quantiles_interpolate_on_hand_worked_values() -> None:

@@ -143,10 +143,10 @@ def test_run_policy_without_support_is_over_the_full_vocabulary(sequences: list[
     with torch.no_grad():
         kept = run_policy(model, batch, routes_LNX=None, use_support=True)
         full = run_policy(model, batch, routes_LNX=None, use_support=False)
-    torch.testing.assert_close(full.logprobs_M, kept.logprobs_M + kept.kept_mass_M.log(), rtol=0, atol=1e-5)
-    assert torch.equal(full.entropy_M, kept.entropy_M)
-    assert torch.equal(full.kept_mass_M, torch.ones_like(full.kept_mass_M))
-    assert bool((kept.kept_mass_M >= SAMPLING.top_p - 1e-5).all())
+    torch.testing.assert_close(full.logprobs_M, kept.logprobs_M + kept.head.kept_mass_M.log(), rtol=0, atol=1e-5)
+    assert torch.equal(full.head.entropy_M, kept.head.entropy_M)
+    assert torch.equal(full.head.kept_mass_M, torch.ones_like(full.head.kept_mass_M))
+    assert bool((kept.head.kept_mass_M >= SAMPLING.top_p - 1e-5).all())
 
 
 def test_run_policy_records_fingerprints_and_indexer_losses_only_if_asked(sequences: list[TrainSequence]) -> None:
@@ -183,7 +183,7 @@ def test_run_policy_reference_backend_agrees_within_rounding(sequences: list[Tra
     reference.load_state_dict(model.state_dict())
     for one, other in zip(
         *(
-            [seen.logprobs_M, seen.entropy_M, seen.kept_mass_M]
+            [seen.logprobs_M, seen.head.entropy_M, seen.head.kept_mass_M]
             for seen in (
                 run_policy(entry, batch, routes_LNX=batch.routes_LNX, use_support=True) for entry in (model, reference)
             )

@@ -28,34 +28,34 @@ def test_bounded_exp_beyond_bound_keeps_the_bounded_value_as_derivative(log_rati
 
 
 def test_importance_ratio_of_half_precision_is_computed_in_float32() -> None:
-    logprobs_N = torch.tensor([-1.0], dtype=torch.bfloat16)
-    behaviour_N = torch.tensor([-1.0078125], dtype=torch.bfloat16)
-    assert importance_ratio(logprobs_N, behaviour_N).dtype == torch.float32
-    assert importance_ratio(logprobs_N, behaviour_N).item() == pytest.approx(math.exp(0.0078125), rel=1e-6)
+    logprobs_M = torch.tensor([-1.0], dtype=torch.bfloat16)
+    behaviour_M = torch.tensor([-1.0078125], dtype=torch.bfloat16)
+    assert importance_ratio(logprobs_M, behaviour_M).dtype == torch.float32
+    assert importance_ratio(logprobs_M, behaviour_M).item() == pytest.approx(math.exp(0.0078125), rel=1e-6)
 
 
 # π_old/π_sampler = 0.25, 0.5, 1, 4, 8.
-OLD_N = torch.tensor([0.25, 0.5, 1.0, 4.0, 8.0], dtype=torch.float64).log()
-SAMPLER_N = torch.zeros(5, dtype=torch.float64)
+OLD_M = torch.tensor([0.25, 0.5, 1.0, 4.0, 8.0], dtype=torch.float64).log()
+SAMPLER_M = torch.zeros(5, dtype=torch.float64)
 
 
 def test_importance_weight_truncated_caps_from_above_only() -> None:
-    weight_N = importance_weight(OLD_N, SAMPLER_N, ImportanceSettings(mode="truncated", cap=2.0))
-    torch.testing.assert_close(weight_N, torch.tensor([0.25, 0.5, 1.0, 2.0, 2.0], dtype=torch.float64))
+    weight_M = importance_weight(OLD_M, SAMPLER_M, ImportanceSettings(mode="truncated", cap=2.0))
+    torch.testing.assert_close(weight_M, torch.tensor([0.25, 0.5, 1.0, 2.0, 2.0], dtype=torch.float64))
 
 
 def test_importance_weight_banded_is_zero_outside_the_closed_band() -> None:
-    weight_N = importance_weight(OLD_N, SAMPLER_N, ImportanceSettings(mode="banded", band_low=0.5, band_high=5.0))
-    torch.testing.assert_close(weight_N, torch.tensor([0.0, 0.5, 1.0, 4.0, 0.0], dtype=torch.float64))
+    weight_M = importance_weight(OLD_M, SAMPLER_M, ImportanceSettings(mode="banded", band_low=0.5, band_high=5.0))
+    torch.testing.assert_close(weight_M, torch.tensor([0.0, 0.5, 1.0, 4.0, 0.0], dtype=torch.float64))
 
 
 def test_importance_weight_none_is_one() -> None:
-    assert torch.equal(importance_weight(OLD_N, SAMPLER_N, ImportanceSettings()), torch.ones(5, dtype=torch.float64))
+    assert torch.equal(importance_weight(OLD_M, SAMPLER_M, ImportanceSettings()), torch.ones(5, dtype=torch.float64))
 
 
 def test_importance_weight_of_logprobs_with_gradient_carries_none() -> None:
-    old_N = OLD_N.clone().requires_grad_()
-    assert not importance_weight(old_N, SAMPLER_N, ImportanceSettings(mode="truncated")).requires_grad
+    old_M = OLD_M.clone().requires_grad_()
+    assert not importance_weight(old_M, SAMPLER_M, ImportanceSettings(mode="truncated")).requires_grad
 
 
 def test_importance_ratio_without_the_sampling_mask_is_the_kept_mass_and_with_it_one() -> None:

@@ -127,19 +127,19 @@ def test_unbiased_kl_of_unlikely_token_in_float32_keeps_the_digits_of_its_gradie
 
 
 def test_unbiased_kl_at_the_reference_is_exactly_zero() -> None:
-    now_N = torch.tensor([-0.1, -3.0, -7.7])
-    assert torch.equal(unbiased_kl(now_N, torch.tensor([-0.3, -2.0, -7.7]), now_N.clone()), torch.zeros(3))
+    now_M = torch.tensor([-0.1, -3.0, -7.7])
+    assert torch.equal(unbiased_kl(now_M, torch.tensor([-0.3, -2.0, -7.7]), now_M.clone()), torch.zeros(3))
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "k1", "k2", "k3"])
 def test_kl_estimate_of_extreme_logprobs_is_finite_in_float32(estimator: str) -> None:
-    now_N = torch.tensor([-500.0, -1e-8, -500.0], requires_grad=True)
-    estimate_N = kl_estimate(
-        estimator, now_N, torch.tensor([-1e-8, -500.0, -500.0]), torch.tensor([-1e-8, -500.0, 0.0])
+    now_M = torch.tensor([-500.0, -1e-8, -500.0], requires_grad=True)
+    estimate_M = kl_estimate(
+        estimator, now_M, torch.tensor([-1e-8, -500.0, -500.0]), torch.tensor([-1e-8, -500.0, 0.0])
     )
-    (gradient_N,) = torch.autograd.grad(estimate_N.sum(), now_N)
-    assert estimate_N.isfinite().all()
-    assert gradient_N.isfinite().all()
+    (gradient_M,) = torch.autograd.grad(estimate_M.sum(), now_M)
+    assert estimate_M.isfinite().all()
+    assert gradient_M.isfinite().all()
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "k1", "k2", "k3"])

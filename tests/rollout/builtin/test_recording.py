@@ -95,8 +95,8 @@ def test_support_over_its_cap_is_the_full_vocabulary_counted_and_replayed_exactl
     assert torch.equal(seen.logprobs_M, batch.sampler_logprobs_M)
     over_M = torch.from_numpy(counts == 0)
     assert torch.equal(seen.logprobs_M[over_M], full.logprobs_M[over_M])
-    torch.testing.assert_close(seen.kept_mass_M[over_M], torch.ones(int(over_M.sum())))
-    assert bool((seen.kept_mass_M[~over_M] < 1).all())
+    torch.testing.assert_close(seen.head.kept_mass_M[over_M], torch.ones(int(over_M.sum())))
+    assert bool((seen.head.kept_mass_M[~over_M] < 1).all())
     assert bool((seen.logprobs_M[~over_M] > full.logprobs_M[~over_M]).all())
 
 

@@ -1,0 +1,108 @@
+"""The optimiser step, the cold start's and RL's alike: clip, set the rate, step on the masters, round them into the weights.
+
+The indexer learns from a loss of its own, so its gradients are clipped by a norm of their own: neither loss can shrink the other's step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from samepath.model.policy import Policy
+from samepath.rl.learner.master_weights import MasterWeights
+from samepath.rl.learner.pass_pool import add_gradients
+from samepath.rl.recipe.optimizer import OptimizerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientNorms:
+    """Norms before clipping."""
+
+    policy: float
+    """Of all parameters but the indexer's."""
+    indexer: float | None
+    """Of the indexer's; None if it is not trained."""
+
+
+class GradientStep(Protocol):
+    """What takes the gradients of an update's passes and moves the weights."""
+
+    parameters: list[Parameter]
+    """What the passes differentiate."""
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take one pass's gradients, one for each of `parameters`."""
+        ...
+
+    def step(self) -> GradientNorms:
+        """Move the weights by the gradients taken, and forget these."""
+        ...
+
+
+class Optimizer:
+    """AdamW (arXiv:1711.05101) over everything of a policy that requires a gradient, in float32. `updates` counts its steps."""
+
+    def __init__(
+        self,
+        model: Policy,
+        settings: OptimizerSettings,
+        rate: Callable[[int], float] | None = None,
+        indexer_lr_scale: float = 1.0,
+    ) -> None:
+        """`rate` gives the learning rate of an update, counted from 0; without it the rate is constant after the warm-up."""
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.updates = 0
+        self._max_norm = settings.max_grad_norm
+        self._rate = rate or (lambda update: warmed_up(settings, update))
+        self._weights = MasterWeights(self.parameters)
+        of_indexer = {id(parameter) for parameter in model.indexer_parameters()}
+        self._policy = self._weights.of([one for one in self.parameters if id(one) not in of_indexer])
+        self._indexer = self._weights.of([one for one in self.parameters if id(one) in of_indexer])
+        groups = [{"params": self._policy, "scale": 1.0}, {"params": self._indexer, "scale": indexer_lr_scale}]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """See `GradientStep`."""
+        add_gradients(self._weights.masters, gradients)
+
+    def step(self) -> GradientNorms:
+        """See `GradientStep`. Raises RuntimeError if a gradient is not finite."""
+        norms = GradientNorms(
+            policy=self._clipped(self._policy), indexer=self._clipped(self._indexer) if self._indexer else None
+        )
+        rate = self._rate(self.updates)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.updates += 1
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._weights.publish()
+        return norms
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs beside the weights themselves."""
+        return {"optimizer": self._adamw.state_dict(), "updates": self.updates, "masters": self._weights.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's `state`. Raises ValueError if it is of other weights."""
+        self._weights.restore(state["masters"])
+        self._adamw.load_state_dict(state["optimizer"])
+        self.updates = int(state["updates"])
+
+    def _clipped(self, masters: list[Parameter]) -> float:
+        return float(torch.nn.utils.clip_grad_norm_(masters, self._max_norm, error_if_nonfinite=True))
+
+
+def warmed_up(settings: OptimizerSettings, update: int) -> float:
+    """Learning rate of an update, counted from 0: a linear rise over `warmup_updates`, then constant."""
+    return settings.lr * min(1.0, (update + 1) / max(settings.warmup_updates, 1))
