@@ -276,10 +276,10 @@ def test_check_foreign_checkpoint_of_a_published_size_reads_no_weights(foreign_r
 def test_check_foreign_checkpoint_refuses_the_builtin_engine_for_what_the_own_network_cannot_load(
     foreign_recipe, tmp_path: Path
 ) -> None:
-    recipe = foreign_recipe("Glm4Moe")
-    checked_folder(recipe, tmp_path / "Glm4Moe")
+    recipe = foreign_recipe("Olmoe")
+    checked_folder(recipe, tmp_path / "Olmoe")
     with pytest.raises(ValueError, match="Set engine=vllm"):
-        checked_folder(foreign_recipe("Glm4Moe", "engine=builtin"), tmp_path / "Glm4Moe")
+        checked_folder(foreign_recipe("Olmoe", "engine=builtin"), tmp_path / "Olmoe")
 
 
 def test_check_policy_refuses_to_train_an_indexer_that_is_not_there(foreign_recipe) -> None:
