@@ -16,7 +16,7 @@ from typing import Self
 
 from samepath.rewards.request import RewardRequest
 from samepath.rewards.sandbox.process import KILL_WAIT_S, RewardProcess, RewardStartError, RunnerClosedError
-from samepath.rewards.score import Score, Status
+from samepath.rewards.score import Score, Status, bounded_score
 from samepath.rewards.settings import RewardSettings
 
 START_ATTEMPTS = 2
@@ -187,10 +187,7 @@ class RewardRunner:
             return _failed("died", f"{current}: the runner was closed before it had a result"), False
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return _failed("died", f"{current}: its process broke the protocol ({error!r})"), False
-        total = sum(terms)
-        if not math.isfinite(total):
-            return _failed("invalid", f"the weighted sum must be finite; got {total} from {values}"), True
-        return Score(total=total, parts=values), True
+        return bounded_score(sum(terms), values, settings.max_abs), True
 
     def _launch(self) -> RewardProcess:
         if self._closed:

@@ -52,6 +52,12 @@ class RewardSettings(BaseModel):
         ge=0,
         description="Address space a child may map beyond what its imports mapped, bytes; 0 = no limit. Linux only.",
     )
+    max_abs: float = Field(
+        default=1e6,
+        gt=0,
+        le=1e12,
+        description="Largest size of a total; a reward beyond it is `invalid`, like one that is no finite number. Reward units.",
+    )
     num_workers: int = Field(default=2, ge=1, le=512, description="Child processes scoring at the same time, 1 to 512.")
     search_path: str = Field(
         default=".",

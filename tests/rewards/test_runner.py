@@ -108,7 +108,7 @@ def test_score_memory_of_a_leaking_function_is_given_back(make_runner):
 
 
 def test_score_request_larger_than_any_pipe_arrives(make_runner):
-    with make_runner("size") as pool:
+    with make_runner("size", max_abs=1e7) as pool:
         (score,) = pool.score([request("", answer={"data": "x" * 5_000_000})])
     assert score.total == 5_000_000.0
 
@@ -137,7 +137,21 @@ def test_score_part_that_hangs_is_named(make_runner):
 def test_score_weighted_sum_that_overflows_is_invalid(make_runner):
     with make_runner(parts={"own": {"function": "own_rewards:echo", "weight": 1e300}}) as pool:
         (score,) = pool.score([request("1e300")])
-    assert_failed(score, "invalid", "weighted sum must be finite; got inf")
+    assert_failed(score, "invalid", "weighted sum must be at most reward.max_abs=1e+06 in size; got inf")
+
+
+@pytest.mark.parametrize("value", ["1e20", "-1e39", "1e300"])
+def test_score_huge_finite_number_is_invalid_and_spares_the_next(make_runner, value):
+    with make_runner("echo") as pool:
+        bad, good = pool.score([request(value), request("1")])
+    assert_failed(bad, "invalid", f"weighted sum must be at most reward.max_abs=1e+06 in size; got {float(value):g}")
+    assert good.total == 1.0
+
+
+def test_score_bound_is_the_settings_own(make_runner):
+    with make_runner("echo", max_abs=2.5) as pool:
+        scores = pool.score([request("2.5"), request("-2.5"), request("2.75")])
+    assert [score.status for score in scores] == ["ok", "ok", "invalid"]
 
 
 def test_submit_child_that_ended_while_idle_is_replaced_first(make_runner):

@@ -41,6 +41,8 @@ def test_settings_survive_a_round_trip():
         {"parts": {"a": {"function": "m:f", "weight": float("nan")}}},
         {"parts": {"a": "m:f"}, "timeout_s": 0},
         {"parts": {"a": "m:f"}, "num_workers": 0},
+        {"parts": {"a": "m:f"}, "max_abs": 0},
+        {"parts": {"a": "m:f"}, "max_abs": 1e13},
         {"parts": {"a": "m:f"}, "timeout": 1},
         {},
     ],

@@ -153,3 +153,17 @@ def test_apply_truncation_penalise_lowers_the_reward_and_leaves_failures_nan() -
     assert outcome.rewards_B[:2].tolist() == [1.0, -0.25]
     assert outcome.rewards_B[2].isnan()
     assert outcome.in_loss_B.tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("none", 1e12), ("group_std", 1 / math.sqrt(2)), ("batch_std", 1 / math.sqrt(2))]
+)
+def test_advantages_largest_rewards_that_can_be_allowed_stay_finite(scale: str, expected: float) -> None:
+    """±1e12, the largest `reward.max_abs`, in float32 as in a batch; the deviation of two numbers is √2 of their half distance."""
+    result_B = advantages(
+        torch.tensor([1e12, -1e12]),
+        torch.zeros(2, dtype=torch.int64),
+        torch.ones(2, dtype=torch.bool),
+        AdvantageSettings(scale=scale),
+    )
+    assert result_B.tolist() == pytest.approx([expected, -expected], rel=1e-6)
