@@ -11,7 +11,6 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import pack
 from samepath.rl.batch.route_check import RouteError
 from samepath.rl.diagnostics.numerics import NumericsMismatchError
-from samepath.rl.learner.mini_batches import split_groups
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -141,10 +140,3 @@ def test_run_policy_with_live_routes_after_an_update_differs_from_replay(tokeniz
     gap_live = (live.logprobs_M - packed.sampler_logprobs_M).abs().mean()
     assert not torch.equal(replayed.logprobs_M, live.logprobs_M)
     assert gap_replayed < gap_live
-
-
-def test_split_groups_keeps_groups_whole_and_covers_all() -> None:
-    labels = np.array([0, 0, 1, 1, 1, 2, 3, 3])
-    parts = split_groups(labels, 3)
-    assert parts == [[0, 1, 2, 3, 4], [5], [6, 7]]
-    assert split_groups(labels[:2], 5) == [[0, 1]]

@@ -1,0 +1,73 @@
+"""The learner hands each part the settings that the recipe has for it."""
+
+import copy
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+from samepath.rl.learner import ray_learner
+from samepath.rl.learner.handle import InlineLearner
+from samepath.rl.learner.optimizer import Optimizer
+from samepath.rl.learner.ray_learner import LearnerLostError, RayLearner
+
+OPTIMIZER = {
+    "lr": 0.01,
+    "warmup_updates": 5,
+    "beta1": 0.5,
+    "beta2": 0.6,
+    "epsilon": 0.1,
+    "weight_decay": 0.3,
+    "max_grad_norm": 0.2,
+}
+
+
+def test_learner_steps_by_the_recipes_optimizer_and_the_indexers_own_rate(tiny_recipe, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        "learner.indexer=trained",
+        "learner.indexer_lr_scale=3",
+        *(f"optimizer.{key}={value}" for key, value in OPTIMIZER.items()),
+    )
+    learner = InlineLearner(recipe, Path(), tmp_path, None)
+    learner.start_rl()
+    twin = copy.deepcopy(learner._model)
+    mine, expected = learner._optimizer, Optimizer(twin, recipe.optimizer, indexer_lr_scale=3.0)
+    assert mine is not None
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        gradients = [torch.randn(one.shape, generator=generator) for one in mine.parameters]
+        for optimizer in (mine, expected):
+            optimizer.add([gradient.clone() for gradient in gradients])
+            optimizer.step()
+    assert all(map(torch.equal, learner._model.parameters(), twin.parameters()))
+    assert recipe.optimizer.model_dump() == OPTIMIZER
+
+
+@pytest.mark.parametrize(("indexer", "trained"), [("frozen", False), ("trained", True)])
+def test_learner_trains_the_indexer_only_if_asked(indexer: str, trained: bool, tiny_recipe, tmp_path: Path) -> None:
+    learner = InlineLearner(tiny_recipe(f"learner.indexer={indexer}"), Path(), tmp_path, None)
+    learner.start_rl()
+    assert {parameter.requires_grad for parameter in learner._model.indexer_parameters()} == {trained}
+
+
+def test_learner_recomputes_activations_of_the_trained_model_alone(tiny_recipe, tmp_path: Path) -> None:
+    for asked in (False, True):
+        recipe = tiny_recipe(f"learner.activation_checkpointing={asked}".lower())
+        learner = InlineLearner(recipe, Path(), tmp_path / str(asked), None)
+        learner.start_rl()
+        assert learner._model.activation_checkpointing is asked
+        assert learner._updater is not None
+        assert learner._updater.reference is not None
+        assert learner._updater.reference.activation_checkpointing is False
+
+
+def test_ray_learner_waits_no_longer_than_the_recipe_says(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = MagicMock()
+    fake.get.side_effect = ray_learner.GetTimeoutError("late")
+    monkeypatch.setattr(ray_learner, "ray", fake)
+    with pytest.raises(LearnerLostError, match="update_timeout_s=7 s for the learner: loading its model"):
+        RayLearner(tiny_recipe("learner.update_timeout_s=7"), Path(), tmp_path, None)
+    assert fake.get.call_args.kwargs == {"timeout": 7.0}

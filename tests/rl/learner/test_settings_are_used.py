@@ -1,0 +1,158 @@
+"""No setting of the algorithm, the objective, the learner or the optimiser can be ignored: for each there is a test that would fail."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from samepath.model.text.tokenizer import Tokenizer, character_tokenizer
+from samepath.rl.batch.score_groups import training_batch
+from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.loop import Loop
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.learner import LearnerSettings
+from samepath.rl.recipe.objective import ObjectiveSettings
+from samepath.rl.recipe.optimizer import OptimizerSettings
+from tests.conftest import ALPHABET, tiny_model
+from tests.rl.sampled import group
+from tests.rl.test_loop import loop
+from tests.update_runs import Descent, rollout_batch, updater
+
+TESTS = Path(__file__).resolve().parents[2]
+UPDATE = "rl/learner/test_settings_are_used.py::test_update_moves_the_weights_otherwise_with"
+OPTIMIZER = "rl/learner/test_learner.py::test_learner_steps_by_the_recipes_optimizer_and_the_indexers_own_rate"
+BATCH = "rl/batch/test_training_batch.py::test_batch"
+FOREIGN = "rl/learner/test_transformers_learner.py::test"
+SHOWN: dict[type[BaseModel], dict[str, str]] = {
+    AlgorithmSettings: {
+        "steps": "rl/test_loop.py::test_run_saves_after_every_so_many_steps",
+        "prompts_per_step": "rl/learner/test_settings_are_used.py::test_step_asks_for_as_many_prompts_and_samples_as_set",
+        "group_size": "rl/learner/test_settings_are_used.py::test_step_asks_for_as_many_prompts_and_samples_as_set",
+        "updates_per_rollout": UPDATE,
+        "keep_routing": UPDATE,
+        "keep_sampling_mask": UPDATE,
+        "reference_support": UPDATE,
+        "drop_uninformative": f"{BATCH}_drop_uninformative_leaves_out_groups_without_spread_and_only_where_asked",
+        "max_missing_routes": "rl/learner/test_update.py::test_run_with_too_many_missing_routes_is_stopped",
+        "max_gap_at_lag_0": "rl/learner/test_cuts.py::test_step_in_any_passes_has_the_report_and_the_gradient_of_one",
+        "advantage": "rl/learner/test_settings_are_used.py::test_training_batch_scales_advantages_as_set",
+        "truncated": f"{BATCH}_truncated_rollout_follows_the_rule",
+        "objective": UPDATE,
+    },
+    ObjectiveSettings: dict.fromkeys(
+        (
+            "surrogate",
+            "clip_low",
+            "clip_high",
+            "old_policy",
+            "importance",
+            "kl",
+            "off_policy_mask",
+            "aggregation",
+        ),
+        UPDATE,
+    ),
+    LearnerSettings: {
+        "threads": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_threads_and_no_longer_than_max_tokens",
+        "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_threads_and_no_longer_than_max_tokens",
+        "precision": f"{FOREIGN}_update_in_bf16_keeps_float32_weights_and_rounds_its_passes",
+        "activation_checkpointing": "rl/learner/test_learner.py::test_learner_recomputes_activations_of_the_trained_model_alone",
+        "lora": f"{FOREIGN}_lora_trains_its_adapters_alone_and_merges_them",
+        "indexer": "rl/learner/test_learner.py::test_learner_trains_the_indexer_only_if_asked",
+        "indexer_lr_scale": OPTIMIZER,
+        "update_timeout_s": "rl/learner/test_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
+    },
+    OptimizerSettings: dict.fromkeys(
+        ("lr", "warmup_updates", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm"),
+        "rl/learner/test_optimizer.py::test_steps_equal_adamw_written_out",
+    ),
+}
+"""The test that shows each field at work; what the optimiser does with its own, the learner's test hands to it."""
+
+
+@pytest.mark.parametrize("settings", SHOWN, ids=lambda settings: settings.__name__)
+def test_every_field_has_a_test_that_shows_it(settings: type[BaseModel]) -> None:
+    assert list(SHOWN[settings]) == list(settings.model_fields)
+    for shown in SHOWN[settings].values():
+        path, name = shown.split("::")
+        defined = {
+            node.name for node in ast.parse((TESTS / path).read_text()).body if isinstance(node, ast.FunctionDef)
+        }
+        assert name in defined, shown
+
+
+LEARNER = {"old_policy": "learner"}
+CHANGES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "updates_per_rollout": ({}, {"updates_per_rollout": 4}),
+    "keep_routing": ({}, {"keep_routing": "off"}),
+    "keep_sampling_mask": ({}, {"keep_sampling_mask": "off"}),
+    "reference_support": ({}, {"reference_support": "full"}),
+    "objective.surrogate": ({}, {"objective": {"surrogate": "gspo"}}),
+    "objective.clip_low": ({}, {"objective": {"clip_low": 0.001}}),
+    "objective.clip_high": ({}, {"objective": {"clip_high": 0.001}}),
+    "objective.old_policy": ({"keep_sampling_mask": "off"}, {"objective": LEARNER}),
+    "objective.importance": (
+        {"keep_sampling_mask": "off", "objective": LEARNER},
+        {"objective": {**LEARNER, "importance": {"mode": "truncated", "cap": 1.0}}},
+    ),
+    "objective.kl.estimator": ({}, {"objective": {"kl": {"beta": 0.5, "estimator": "k2"}}}),
+    "objective.kl.beta": ({}, {"objective": {"kl": {"beta": 0.4}}}),
+    "objective.kl.beta_by_dataset": ({}, {"objective": {"kl": {"beta": 0.5, "beta_by_dataset": {"sums": 0.1}}}}),
+    "objective.off_policy_mask": ({}, {"objective": {"off_policy_mask": {"enabled": True, "delta": 1e-9}}}),
+    "objective.aggregation": ({}, {"objective": {"aggregation": {"mode": "token_mean"}}}),
+}
+"""Name of a field: what the two runs have in common, and what the second has beside it."""
+BASE = {"kl": {"beta": 0.5}, "off_policy_mask": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def batch() -> TrainBatch:
+    """Rollouts with recorded candidates, sampled before the learner's weights moved."""
+    return rollout_batch(character_tokenizer(ALPHABET), top_p=0.7)
+
+
+def moved_weights(batch: TrainBatch, rl: dict[str, object]) -> torch.Tensor:
+    """All weights after the updates of one step, at weights two versions on: off-policy from the first."""
+    model = tiny_model()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    objective = {**BASE, **rl.get("objective", {})}  # type: ignore[dict-item]
+    updater(model, {**rl, "objective": objective}, threads=1).run(batch, 2, Descent(model, 0.1))
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_update_moves_the_weights_otherwise_with(field: str, batch: TrainBatch) -> None:
+    common, changed = CHANGES[field]
+    assert not torch.equal(moved_weights(batch, common), moved_weights(batch, {**common, **changed}))
+
+
+def test_update_twice_with_one_setting_moves_the_weights_alike(batch: TrainBatch) -> None:
+    """Otherwise the test above could not fail."""
+    assert torch.equal(moved_weights(batch, {}), moved_weights(batch, {}))
+
+
+def test_changes_cover_every_field_of_the_objective() -> None:
+    named = {field.split(".")[1] for field in CHANGES if field.startswith("objective.")}
+    assert named == set(ObjectiveSettings.model_fields)
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(4, 2), (3, 5)])
+def test_step_asks_for_as_many_prompts_and_samples_as_set(
+    prompts: int, samples: int, tiny_recipe, tokenizer: Tokenizer
+) -> None:
+    recipe = tiny_recipe(f"rl.prompts_per_step={prompts}", f"rl.group_size={samples}")
+    requests = loop(Loop, recipe, tokenizer).requests(0)
+    assert [len(request.seeds) for request in requests] == [samples] * prompts
+
+
+def test_training_batch_scales_advantages_as_set() -> None:
+    """Rewards 1, 0 and 0: the mean of the others is 0, ½ and ½."""
+    settings = AlgorithmSettings.model_validate({"advantage": {"baseline": "leave_one_out"}})
+    batch, _ = training_batch([group("a", 1.0, 0.0, 0.0)], settings)
+    assert batch is not None
+    assert batch.advantages_B.tolist() == pytest.approx([1.0, -0.5, -0.5])
