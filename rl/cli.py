@@ -2,17 +2,20 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from samepath.rl.machine import package_versions, set_missing_variables
-from samepath.rl.recipe.file import dump_recipe, load_recipe, recipe_schema
-from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run_state import RECIPE_FILE
+
+if TYPE_CHECKING:
+    # For the checker alone: see `_load`.
+    from samepath.rl.recipe.recipe import Recipe
 
 # Spinning threads cost more than they give on few cores; read when torch is imported.
 set_missing_variables({"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
@@ -48,7 +51,7 @@ def options(
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train by a recipe and print the summary; Ctrl-C leaves a checkpoint."""
-    resolved = load_recipe(recipe, overrides or [], Recipe)
+    resolved = _load(recipe, overrides or [])
     # Late: torch.
     from samepath.rl.run import start_run
 
@@ -75,8 +78,9 @@ def validate(
     quiet: Annotated[bool, typer.Option("--quiet", help="leave the resolved recipe out")] = False,
 ) -> int:
     """Check a recipe, its task, model, prompts, rewards and memory, and print all of it; starts nothing. Status 1 if anything is wrong."""
-    resolved = load_recipe(recipe, overrides or [], Recipe)
+    resolved = _load(recipe, overrides or [])
     # Late: torch; what the settings alone show is said before it.
+    from samepath.rl.recipe.file import dump_recipe
     from samepath.rl.validate.validation import describe_step, validate_recipe
 
     result = validate_recipe(resolved, recipe.parent)
@@ -127,7 +131,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Held-out accuracy of a checkpoint on a recipe's task."""
-    resolved = load_recipe(recipe, overrides or [], Recipe)
+    resolved = _load(recipe, overrides or [])
     # Late: torch.
     from samepath.rl.preview import evaluate_source
 
@@ -193,6 +197,10 @@ def doctor() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
+    # Late: see `_load`.
+    from samepath.rl.recipe.file import recipe_schema
+    from samepath.rl.recipe.recipe import Recipe
+
     sys.stdout.write(json.dumps(recipe_schema(Recipe), indent=2) + "\n")
 
 
@@ -209,12 +217,18 @@ def replay(
     Console().print(f"sent {counts.sent}, refused {counts.refused}, waiting {counts.waiting}")
 
 
-def _recipe_of_run(run_dir: Path) -> Recipe:
+def _recipe_of_run(run_dir: Path) -> "Recipe":
     if not (run_dir / RECIPE_FILE).is_file():
         raise FileNotFoundError(f"{run_dir} is no run folder: it has no {RECIPE_FILE}")
-    return load_recipe(
-        run_dir / RECIPE_FILE, [f"runs_dir={run_dir.resolve().parent}", f"name={run_dir.resolve().name}"], Recipe
-    )
+    return _load(run_dir / RECIPE_FILE, [f"runs_dir={run_dir.resolve().parent}", f"name={run_dir.resolve().name}"])
+
+
+def _load(path: Path, overrides: Sequence[str]) -> "Recipe":
+    # Late: building the checks of every setting takes time that `--help` does not need.
+    from samepath.rl.recipe.file import load_recipe
+    from samepath.rl.recipe.recipe import Recipe
+
+    return load_recipe(path, overrides, Recipe)
 
 
 def main() -> None:
