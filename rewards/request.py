@@ -16,13 +16,13 @@ class RewardRequest:
 
     Example:
         RewardRequest(prompt_text="12+34+5=", response_text="51", answer={"answer": "51"}, dataset="chain_sum",
-                      finish_reason="stop", num_tokens=3, rollout_key="s3-g0/2")
+                      finish_reason="stop", num_tokens=3, token_ids=(7, 3, 1), rollout_key="s3-g0/2")
     """
 
     prompt_text: str
     """The prompt as a person reads it."""
     response_text: str
-    """The sampled tokens decoded."""
+    """The sampled tokens decoded; special tokens stand in it by name, but for the one that ended the response."""
     answer: Mapping[str, Any] = field(default_factory=dict)
     """Plain data from the prompt's row: gold answer, metadata."""
     dataset: str = ""
@@ -31,5 +31,7 @@ class RewardRequest:
     """Why sampling ended: `stop`, `length`, `abort`, or empty if unknown."""
     num_tokens: int = 0
     """Number of sampled tokens."""
+    token_ids: tuple[int, ...] = ()
+    """The sampled tokens themselves, the one that ended the response included; empty if unknown."""
     rollout_key: str = ""
     """Unique within a run; for logs only."""

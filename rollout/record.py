@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.request import GroupRequest, GroupState
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Rollout, Segment, Support
 
 
@@ -74,9 +75,16 @@ def sampled_rollout(
         group_id=request.group_id,
         sample_index=index,
         segments=(segment,),
-        text=tokenizer.decode(ids.tolist()),
+        text=_response_text(ids.tolist(), request.sampling, tokenizer),
         generate_s=time.monotonic() - state.submitted_s,
     )
+
+
+def _response_text(ids: list[int], sampling: SamplingSettings, tokenizer: Tokenizer) -> str:
+    """Text for people and reward functions: everything that was sampled but the special token that ended it."""
+    if ids and ids[-1] in sampling.stop_token_ids and ids[-1] in tokenizer.control_ids:
+        return tokenizer.text(ids[:-1])
+    return tokenizer.decode(ids)
 
 
 def support_rows(rows: Sequence[NDArray[np.int32]]) -> Support:

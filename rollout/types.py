@@ -104,7 +104,7 @@ class Rollout:
     segments: tuple[Segment, ...]
     """One for a single-turn answer."""
     text: str
-    """The sampled tokens decoded for people and reward functions."""
+    """The sampled tokens decoded for people and reward functions: special tokens by name, the one that ended the response left out."""
     score: Score | None = None
     """Reward; None until scored."""
     generate_s: float = 0.0

@@ -1,10 +1,10 @@
 """Chat form of a prompt: a checkpoint's own template, rendered by transformers, its text encoded once (`chat_ids`)."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from samepath.model.json_file import read_json
 
@@ -38,6 +38,23 @@ class ChatTemplate:
     """Jinja, as published beside the tokenizer."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """`bos_token` and so on, as far as the tokenizer has them."""
+
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation.
+
+    Example:
+        Message(role="user", content="What is 12 + 34?")
+    """
+
+    role: Role
+    """Who says it."""
+    content: str
+    """Text; names of control tokens in it are text too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,22 +93,21 @@ def token_text(entry: object) -> str:
     return str(entry["content"]) if isinstance(entry, dict) else str(entry or "")
 
 
-def chat_text(template: ChatTemplate, form: ChatForm, question: str) -> str:
-    """The conversation up to where the answer begins. Raises ValueError if the template refuses it or knows no such option."""
+def chat_text(template: ChatTemplate, form: ChatForm, messages: Sequence[Message]) -> str:
+    """The conversation up to where the answer begins, with the form's options. Raises ValueError if the template refuses it or knows no such option."""
     for name in form.options:
         # Jinja takes any variable and says nothing; a misspelt switch would train on the wrong prompts.
         if not re.search(rf"\b{re.escape(name)}\b", template.source):
             raise ValueError(
                 f"chat.options.{name} must be a variable of the checkpoint's chat template; it has none so named"
             )
-    system = [{"role": "system", "content": form.system}] if form.system else []
     # Late: it takes a second, and most runs have no chat form.
     from jinja2.exceptions import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
         rendered = render_jinja_template(
-            conversations=[[*system, {"role": "user", "content": question}]],
+            conversations=[[{"role": message.role, "content": message.content} for message in messages]],
             chat_template=template.source,
             add_generation_prompt=True,
             **{**template.special_tokens, **form.options},

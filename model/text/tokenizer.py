@@ -2,13 +2,23 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from samepath.model.json_file import read_json
-from samepath.model.text.chat import TEMPLATE_FILE, ChatForm, ChatTemplate, chat_text, read_chat_template, token_text
+from samepath.model.text.chat import (
+    TEMPLATE_FILE,
+    ChatForm,
+    ChatTemplate,
+    Message,
+    chat_text,
+    read_chat_template,
+    token_text,
+)
+from samepath.model.text.control_tokens import NONCHARACTERS, ControlTokens, Mark, Spans
 
 END = "<eos>"
 START = "<bos>"
@@ -35,6 +45,7 @@ class Tokenizer:
         self.end_id = self._id(end_token)
         self.end_ids = frozenset([self.end_id, *other_end_ids])
         self.start_id = self._id(start_token) if start_token else None
+        self._control = ControlTokens(fast)
 
     def _id(self, token: str) -> int:
         token_id = self.fast.token_to_id(token)
@@ -47,43 +58,75 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return int(self.fast.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a prompt, the start token first if there is one. Raises ValueError if a character has no token."""
-        ids = self.encode_continuation(text)
-        return ids if self.start_id is None else (self.start_id, *ids)
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of control tokens: all that the tokenizer file adds to its vocabulary, but for blanks."""
+        return self._control.ids
 
-    def encode_continuation(self, text: str) -> tuple[int, ...]:
-        """Ids of text that follows other text: no start token. Raises ValueError if a character has no token."""
-        ids = self.fast.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, written: Spans = ()) -> tuple[int, ...]:
+        """Ids of a prompt, the start token first if there is one. Raises ValueError if a character has no token.
+
+        The name of a control token is text like any other, unless it stands in a part of the text that the recipe's author has `written`.
+        """
+        ids = self.encode_continuation(text, written)
+        # Nothing but a template can have written a start token.
+        return ids if self.start_id is None or ids[:1] == (self.start_id,) else (self.start_id, *ids)
+
+    def encode_continuation(self, text: str, written: Spans = ()) -> tuple[int, ...]:
+        """Ids of text that follows other text, as in `encode`, without a start token. Raises ValueError if a character has no token."""
+        return self._encode_marked(text, self._control.marks(text, written))
+
+    def _encode_marked(self, text: str, marks: Sequence[Mark]) -> tuple[int, ...]:
+        ids = self._control.encode(text, marks)
         if self.fast.decode(ids, skip_special_tokens=False) != text and isinstance(self.fast.model, models.WordLevel):
             unknown = sorted({character for character in text if self.fast.token_to_id(character) is None})
             raise ValueError(f"every character must be in the tokenizer's alphabet; {unknown} of {text!r} are not")
         return tuple(ids)
 
-    def encode_chat(self, question: str, form: ChatForm) -> tuple[int, ...]:
+    def encode_chat(
+        self, question: str, form: ChatForm, *, earlier: Sequence[Message] = (), written: Spans = ()
+    ) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins, in the checkpoint's own chat form.
 
-        Raises ValueError if the checkpoint has no template, if the template refuses, or if the texts hold a special token.
+        `earlier` messages come before the question, of which `written` parts are the recipe author's. The names of control tokens in all else
+        that the messages say are text; the checkpoint's template alone, and `written` parts, can write these tokens. Raises ValueError if the
+        checkpoint has no template, if the template refuses, or if it looks into a message for such names.
         """
         if self.chat is None:
             raise ValueError(
                 f"a chat prompt needs the checkpoint's template ({TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}); it has none. "
                 "Switch task.chat.enabled off, or take a checkpoint tuned for chat."
             )
-        special = [token.content for token in self.fast.get_added_tokens_decoder().values() if token.special]
-        for text in (form.system, question):
-            if found := [token for token in special if token in text]:
-                raise ValueError(f"a chat prompt must not hold special tokens; {found[0]!r} is in {text!r:.200}")
+        messages = [*earlier, Message(role="user", content=question)]
+        if form.system:
+            messages.insert(0, Message(role="system", content=form.system))
+        text = chat_text(self.chat, form, messages)
+        breaker = next((mark for mark in NONCHARACTERS if mark not in text), "")
+        if not breaker:
+            raise ValueError(f"a conversation must leave out one of Unicode's noncharacters; got all in {text!r:.300}")
+        broken = [
+            replace(message, content=self._control.broken(message.content, spans, breaker))
+            for message, spans in zip(messages, [()] * (len(messages) - 1) + [written], strict=True)
+        ]
+        shown = text if broken == messages else chat_text(self.chat, form, broken)
+        if shown.replace(breaker, "") != text:
+            raise ValueError(
+                f"the checkpoint's chat template looks for control tokens inside a message, where they are text only; take them out of {messages!r:.300}"
+            )
         # The template writes the start token itself where there is one.
-        return self.encode_continuation(chat_text(self.chat, form, question))
+        return self._encode_marked(text, _unbroken(self._control.marks(shown, [(0, len(shown))]), shown, breaker))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
-        return str(self.fast.decode(list(ids), skip_special_tokens=True))
+        """Text of a response: all of it, special tokens by name, but for an end token at its end."""
+        return self.text(ids[:-1] if len(ids) and ids[-1] in self.end_ids else ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens by name."""
+        return str(self.fast.decode(list(ids), skip_special_tokens=False))
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Each id's own text, for people (special tokens by name)."""
-        return [self.fast.decode([token_id], skip_special_tokens=False) for token_id in ids]
+        return [self.text([token_id]) for token_id in ids]
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json`, a chat template and, for several end ids, `generation_config.json`, as transformers reads them."""
@@ -100,6 +143,14 @@ class Tokenizer:
         if len(self.end_ids) > 1:
             ids = [self.end_id, *sorted(self.end_ids - {self.end_id})]
             (folder / GENERATION_FILE).write_text(json.dumps({"eos_token_id": ids}, indent=2) + "\n")
+
+
+def _unbroken(marks: Sequence[Mark], text: str, breaker: str) -> list[Mark]:
+    """The marks where the text has no breakers."""
+    shifts = [text.count(breaker, 0, mark.start) for mark in marks]
+    return [
+        replace(mark, start=mark.start - shift, end=mark.end - shift) for mark, shift in zip(marks, shifts, strict=True)
+    ]
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:

@@ -31,13 +31,15 @@ class GroupScorer:
         """Start scoring a group's usable rollouts."""
         for rollout in group.rollouts:
             if not rollout.failure:
+                segment = rollout.segments[-1]
                 request = RewardRequest(
                     prompt_text=group.prompt.text,
                     response_text=rollout.text,
                     answer=group.prompt.answer,
                     dataset=group.prompt.dataset,
-                    finish_reason=rollout.segments[-1].finish_reason,
+                    finish_reason=segment.finish_reason,
                     num_tokens=rollout.num_trained,
+                    token_ids=tuple(segment.token_ids[segment.trained].tolist()),
                     rollout_key=f"{group.group_id}/{rollout.sample_index}",
                 )
                 self._pending[group.group_id, rollout.sample_index] = self._runner.submit(request)

@@ -34,7 +34,11 @@ class ColumnMap(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: str = Field(default="question", min_length=1, description="Column of the question (text).")
+    prompt: str = Field(
+        default="question",
+        min_length=1,
+        description="Column of the question (text, or a conversation: a list of {role, content}).",
+    )
     answer: str = Field(default="answer", min_length=1, description="Column of the gold answer (text or number).")
     id: str = Field(default="", description="Column of an id, unique in its split; empty: row numbers serve as ids.")
     extra: tuple[str, ...] = Field(default=(), description="More columns that the reward function is to see.")

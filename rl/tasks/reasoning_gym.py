@@ -114,10 +114,12 @@ def _row(settings: ReasoningGymTask, entry: Mapping[str, Any], split: str, index
     except (TypeError, ValueError) as error:
         raise TaskError(f"{where}: the entry must be plain data that JSON can hold: {error}.") from error
     gold = entry["answer"]
+    prompt = prompt_text(settings, entry["question"], where)
     return TaskRow(
         row_id=f"{split}-{index}",
         question=entry["question"],
-        text=prompt_text(settings, entry["question"], where),
+        text=prompt.text,
+        written=prompt.written,
         chat=settings.chat.form,
         answer={
             "answer": "" if gold is None else str(gold),

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from samepath.model.text.chat import ChatForm
+from samepath.model.text.chat import ChatForm, Message
 from samepath.model.text.tokenizer import Tokenizer
 
 
@@ -31,6 +31,10 @@ class TaskRow:
     """The question as the source words it."""
     text: str
     """The question after rewrite and template: what the model reads, or what the user says where `chat` is given."""
+    written: tuple[tuple[int, int], ...] = ()
+    """Parts of `text` that the recipe's template wrote, (start, end) in characters: the only ones that may name control tokens."""
+    earlier: tuple[Message, ...] = ()
+    """Messages of the conversation before `text`; only where `chat` is given."""
     chat: ChatForm | None = None
     """How `text` is put into the checkpoint's chat form; None: it is the prompt as it stands."""
     answer: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +47,14 @@ class TaskRow:
 
     def encode(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Token ids of the prompt: of its text, or of the conversation around it."""
-        return tokenizer.encode(self.text) if self.chat is None else tokenizer.encode_chat(self.text, self.chat)
+        if self.chat is None:
+            return tokenizer.encode(self.text, self.written)
+        return tokenizer.encode_chat(self.text, self.chat, earlier=self.earlier, written=self.written)
+
+    @property
+    def canonical(self) -> str:
+        """What decides whether two rows ask the same: see `canonical_text`."""
+        return canonical_text("\n".join([*(message.content for message in self.earlier), self.text]))
 
 
 class TaskRows(Protocol):

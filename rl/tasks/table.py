@@ -8,8 +8,9 @@ from typing import Any
 
 from samepath.rl.recipe.did_you_mean import did_you_mean
 from samepath.rl.recipe.task import ColumnMap, TableSettings
+from samepath.rl.tasks.conversation import conversation
 from samepath.rl.tasks.prompt import prompt_text, rewritten
-from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
+from samepath.rl.tasks.row import Task, TaskError, TaskRow
 
 Entries = Iterable[tuple[str, Mapping[str, Any]]]
 """(place for messages, row) pairs."""
@@ -22,9 +23,7 @@ def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[
     rows: list[TaskRow] = []
     for row, (where, record) in enumerate(entries):
         entry = _wanted(record, columns, where)
-        question = entry[columns.prompt]
-        if not isinstance(question, str):
-            raise TaskError(f"{where}: column {columns.prompt!r} must be text; got {question!r:.80}.")
+        question, earlier = conversation(entry[columns.prompt], settings.chat, f"{where}: column {columns.prompt!r}")
         row_id = str(entry[columns.id]) if columns.id else str(row)
         if row_id in places:
             raise TaskError(f"{where}: id {row_id!r} must be unique; {places[row_id]} has it too.")
@@ -36,11 +35,14 @@ def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[
             raise TaskError(
                 f"{where}: the gold answer must not be empty after answer_rewrite; got {entry[columns.answer]!r:.80}."
             )
+        prompt = prompt_text(settings, question, where)
         rows.append(
             TaskRow(
                 row_id=row_id,
                 question=question,
-                text=prompt_text(settings, question, where),
+                text=prompt.text,
+                written=prompt.written,
+                earlier=earlier,
                 chat=settings.chat.form,
                 answer={"answer": gold, "entry": entry, "dataset": dataset},
                 dataset=dataset,
@@ -60,13 +62,13 @@ def split_task(
     """
     fraction = settings.held_out_fraction
     if held_out is not None:
-        texts = {canonical_text(row.text) for row in held_out}
-        train = [row for row in rows if canonical_text(row.text) not in texts]
+        texts = {row.canonical for row in held_out}
+        train = [row for row in rows if row.canonical not in texts]
     else:
-        train = [row for row in rows if _unit_hash(canonical_text(row.text)) >= fraction]
+        train = [row for row in rows if _unit_hash(row.canonical) >= fraction]
     dropped = len(rows) - len(train) if held_out is not None else 0
     if held_out is None:
-        held_out = [row for row in rows if _unit_hash(canonical_text(row.text)) < fraction]
+        held_out = [row for row in rows if _unit_hash(row.canonical) < fraction]
     if not rows:
         raise TaskError(f"{source} must have at least one row; it has none.")
     if not held_out:

@@ -22,7 +22,7 @@ def finish_reason(sampling: SamplingSettings, token_ids: NDArray[np.int32], toke
     if not sampling.ignore_stop:
         if last in tokenizer.end_ids or last in sampling.stop_token_ids:
             return "stop"
-        if sampling.stop_strings and completes_stop(tokenizer.decode, token_ids, sampling.stop_strings):
+        if sampling.stop_strings and completes_stop(tokenizer.text, token_ids, sampling.stop_strings):
             return "stop"
     return "length" if len(token_ids) >= sampling.max_new_tokens else ""
 

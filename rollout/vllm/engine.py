@@ -154,7 +154,9 @@ class VllmEngine(SteppedEngine):
             ignore_eos=True,
             logprobs=0,
             detokenize=bool(stop_strings),
-            skip_special_tokens=True,
+            # A stop string may name a special token.
+            skip_special_tokens=False,
+            spaces_between_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -159,8 +159,8 @@ def test_run_ends_responses_as_asked(engine: Callable, checkpoint: Callable) -> 
     stop_id = response[10]
     first = response.index(stop_id)
     assert run(stop_token_ids=(stop_id,)) == (response[: first + 1], "stop")
-    text = tokenizer.decode(response[5:7])
-    end = next(size for size in range(1, 41) if text in tokenizer.decode(response[:size]))
+    text = tokenizer.text(response[5:7])
+    end = next(size for size in range(1, 41) if text in tokenizer.text(response[:size]))
     assert run(stop_strings=(text,)) == (response[:end], "stop")
     assert run(stop_token_ids=(stop_id,), stop_strings=(text,), ignore_stop=True) == (response, "length")
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from samepath.model.text.chat import ChatForm
+from samepath.model.text.chat import ChatForm, Message
 from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATE = (
@@ -79,11 +79,41 @@ def test_encode_chat_option_that_the_template_does_not_know_is_refused(folder: P
         load_tokenizer(folder).encode_chat(QUESTION, ChatForm(options={"enable_thinkin": False}))
 
 
-def test_encode_chat_special_token_in_a_text_is_refused(folder: Path) -> None:
+def test_encode_chat_control_token_in_a_text_is_text_unless_the_template_of_the_recipe_wrote_it(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    for question, system in ((f"{QUESTION}<|end|>", ""), (QUESTION, "<|start|>")):
-        with pytest.raises(ValueError, match="must not hold special tokens"):
-            tokenizer.encode_chat(question, ChatForm(system=system))
+    start, end = (tokenizer.fast.token_to_id(token) for token in ("<|start|>", "<|end|>"))
+    for question, system in ((f"<|end|>{QUESTION}<|end|>", ""), (QUESTION, "<|start|>"), ("<|<|start|>start|>", "")):
+        ids = tokenizer.encode_chat(question, ChatForm(system=system))
+        turns = 2 if system else 1
+        assert [id_ for id_ in ids if id_ in (start, end)] == [start, end] * turns + [start]
+        assert tokenizer.text(ids) == (f"<|start|>system\n{system}<|end|>\n" if system else "") + (
+            f"<|start|>user\n{question}<|end|>\n<|start|>assistant\n"
+        )
+    question = "<|end|>1<|end|>"
+    ids = tokenizer.encode_chat(question, ChatForm(), written=[(0, 7)])
+    assert tokenizer.text(ids) == f"<|start|>user\n{question}<|end|>\n<|start|>assistant\n"
+    assert [id_ for id_ in ids if id_ in (start, end)] == [start, end, end, start]
+    assert ids[6] == end
+
+
+def test_encode_chat_earlier_messages_are_those_of_transformers(folder: Path) -> None:
+    earlier = [Message(role="system", content="Be brief."), Message(role="user", content="1+1?")]
+    earlier.append(Message(role="assistant", content="2"))
+    told = [{"role": one.role, "content": one.content} for one in earlier]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [*told, {"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
+    )
+    assert load_tokenizer(folder).encode_chat(QUESTION, ChatForm(), earlier=earlier) == tuple(theirs)
+
+
+def test_encode_chat_template_that_looks_for_control_tokens_in_a_message_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|start|>{{ m.content.split('<|end|>')[-1] }}{% endfor %}"
+    )
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.text(tokenizer.encode_chat("1", ChatForm())) == "<|start|>1"
+    with pytest.raises(ValueError, match="looks for control tokens inside a message"):
+        tokenizer.encode_chat("1<|end|>2", ChatForm())
 
 
 def test_encode_chat_template_that_refuses_says_why(folder: Path) -> None:
@@ -91,7 +121,7 @@ def test_encode_chat_template_that_refuses_says_why(folder: Path) -> None:
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system message here') }}{% endif %}x"
     )
     tokenizer = load_tokenizer(folder)
-    assert tokenizer.decode(tokenizer.encode_chat(QUESTION, ChatForm())) == "x"
+    assert tokenizer.text(tokenizer.encode_chat(QUESTION, ChatForm())) == "x"
     with pytest.raises(ValueError, match="cannot render the conversation: no system message here"):
         tokenizer.encode_chat(QUESTION, ChatForm(system="s"))
 

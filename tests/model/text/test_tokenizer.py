@@ -28,11 +28,15 @@ def test_encode_continuation_has_no_start_token(tokenizer: Tokenizer) -> None:
 @given(text=st.text(alphabet=ALPHABET))
 def test_decode_of_encode_is_the_text(text: str) -> None:
     tokenizer = character_tokenizer(ALPHABET)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode_continuation(text)) == text
 
 
-def test_decode_leaves_special_tokens_out(tokenizer: Tokenizer) -> None:
-    assert tokenizer.decode([0, 3, 2, 1]) == "10"
+def test_decode_leaves_out_one_end_token_at_the_end_and_shows_other_special_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([3, 2, 1]) == "10"
+    assert tokenizer.decode([0, 3, 1, 0, 2, 1, 1]) == "<bos>1<eos><bos>0<eos>"
+    assert tokenizer.decode([3, 0]) == "1<bos>"
+    assert tokenizer.text([3, 1]) == "1<eos>"
+    assert tokenizer.decode([]) == ""
     assert tokenizer.token_texts([0, 3, 1]) == ["<bos>", "1", "<eos>"]
 
 
@@ -111,10 +115,12 @@ def test_load_tokenizer_published_byte_level_folder_gives_the_ids_of_transformer
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **config})
     )
     ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    ids = tuple(theirs(TEXT, add_special_tokens=False).input_ids)
+    ids = tuple(theirs(TEXT, add_special_tokens=False, split_special_tokens=True).input_ids)
     assert ours.encode_continuation(TEXT) == ids
+    read = tuple(theirs(TEXT, add_special_tokens=False).input_ids)
+    assert ours.encode_continuation(TEXT, [(0, len(TEXT))]) == read != ids
     assert ours.encode(TEXT) == ((0, *ids) if starts else ids)
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False) == TEXT
     assert ours.end_id == theirs.eos_token_id
     ours.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").encode(TEXT) == ours.encode(TEXT)

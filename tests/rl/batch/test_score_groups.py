@@ -8,13 +8,14 @@ import torch
 
 from samepath.rewards.score import Score
 from samepath.rl.batch.pack import pack
-from samepath.rl.batch.score_groups import training_batch
+from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Prompt
 from tests.engine_runs import LEARNER, assert_same_samples, make_engine
+from tests.rl.sampled import Children, group
 from tests.tiny_runs import request
 
 OWN = {"temperature": 0.5, "top_p": 0.6, "max_new_tokens": 5}
@@ -73,3 +74,15 @@ def test_failed_groups_say_what_they_would_have_been_drawn_with() -> None:
     )
     assert group.rollouts[0].failure == "no_tokens"
     assert np.isclose(group.sampling.temperature, 0.5)
+
+
+def test_group_scorer_hands_rewards_the_very_tokens_that_are_trained_on() -> None:
+    children = Children()
+    sampled = group("g", None, None)
+    GroupScorer(children).submit(sampled)  # type: ignore[arg-type]
+    assert [one.token_ids for one in children.requests] == [(4,), (4, 5)]
+    assert [one.num_tokens for one in children.requests] == [1, 2]
+    batch, _ = training_batch([scored(sampled)], AlgorithmSettings())
+    assert batch is not None
+    for one, sequence in zip(children.requests, batch.sequences, strict=True):
+        assert one.token_ids == tuple(sequence.segment.token_ids[sequence.segment.trained].tolist())

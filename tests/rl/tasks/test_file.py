@@ -131,7 +131,11 @@ GOOD = '{"question": "a", "answer": "1"}\n'
         ),
         (GOOD, {"columns": {"extra": ["level"]}}, "rows.jsonl:1: no column 'level'; there are: question, answer"),
         ("{}", {}, "rows.jsonl:1: no column 'question'; there are: none"),
-        ('{"question": ["a"], "answer": "1"}', {}, "rows.jsonl:1: column 'question' must be text; got ['a']"),
+        (
+            '{"question": ["a"], "answer": "1"}',
+            {},
+            "rows.jsonl:1: column 'question', message 0 must be an object of role and content, both text; got 'a'",
+        ),
         ('{"question": "a", "answer": null}', {}, "rows.jsonl:1: column 'answer' must be text or a number; got None"),
         ('{"question": "a", "answer": true}', {}, "column 'answer' must be text or a number; got True"),
         ('{"question": "a", "answer": 1e999}', {}, "rows.jsonl:1: column 'answer' must be plain data"),

@@ -33,7 +33,9 @@ def test_rewritten_by_default_keeps_any_question(question):
 
 def test_prompt_text_template_holds_the_rewritten_question():
     settings = PromptSettings(template="Q: {question} \\boxed{{}}", rewrite=PromptRewrite(match="b.*"))
-    assert prompt_text(settings, "abc{x}", "here") == "Q: bc{x} \\boxed{}"
+    prompt = prompt_text(settings, "abc{x}", "here")
+    assert prompt.text == "Q: bc{x} \\boxed{}"
+    assert prompt.written == ((0, 3), (8, 17))
 
 
 @pytest.mark.parametrize(("question", "said"), [(" \n", "must not be empty"), ("a\ud800", "must be Unicode text")])

@@ -8,8 +8,10 @@ from samepath.kernels.head.logprob import SupportRows, sampling_logprobs
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
+from samepath.rollout.builtin.recording import finish_reason
 from samepath.rollout.builtin.settings import BuiltinSettings
-from samepath.rollout.record import failed_rollouts
+from samepath.rollout.record import SampledTokens, SegmentParts, failed_rollouts, sampled_rollout
+from samepath.rollout.request import GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_model
@@ -123,3 +125,42 @@ def test_failed_rollouts_are_typed_and_empty() -> None:
     assert [(r.sample_index, r.failure, r.segments, r.score) for r in group.rollouts] == [
         (index, "no_tokens", (), None) for index in range(3)
     ]
+
+
+def test_finish_reason_stop_string_that_names_a_special_token_fires(tokenizer: Tokenizer) -> None:
+    """Ids 0 and 1 are start and end; 2 … are the digits."""
+    sampling = SamplingSettings(max_new_tokens=9, stop_strings=("<bos>",))
+    ids = np.array([3, 4, 0, 5], np.int32)
+    assert [finish_reason(sampling, ids[:count], tokenizer) for count in (1, 2, 3)] == ["", "", "stop"]
+    across = SamplingSettings(max_new_tokens=9, stop_strings=("12",))
+    assert finish_reason(across, np.array([3, 0, 4], np.int32), tokenizer) == ""
+
+
+@pytest.mark.parametrize(
+    ("ids", "sampling", "text"),
+    [
+        ([3, 0, 2, 1], SamplingSettings(), "1<bos>0"),
+        ([3, 0, 2], SamplingSettings(), "1<bos>0"),
+        ([3, 2, 0], SamplingSettings(stop_token_ids=(0,)), "10"),
+        ([3, 2, 0], SamplingSettings(stop_token_ids=(2,)), "10<bos>"),
+        ([3, 2], SamplingSettings(stop_token_ids=(2,)), "10"),
+        ([3, 1, 1], SamplingSettings(ignore_stop=True), "1<eos>"),
+        ([1], SamplingSettings(), ""),
+    ],
+)
+def test_sampled_rollout_text_is_all_that_was_sampled_but_the_token_that_ended_it(
+    tokenizer: Tokenizer, ids: list[int], sampling: SamplingSettings, text: str
+) -> None:
+    sampled = SampledTokens(
+        token_ids=np.array(ids, np.int32),
+        logprobs=-np.arange(1, len(ids) + 1, dtype=np.float32),
+        versions=np.zeros(len(ids), np.int32),
+    )
+    routes = np.full((5 + len(ids), 0, 1), -1, np.int16)
+    parts = SegmentParts(routes_TLX=routes, fingerprints_TL=None, support=None, finish_reason="stop")
+    state = GroupState(request=request("g", PROMPT, sampling), submitted_s=0.0)
+    rollout = sampled_rollout(state, 0, sampled, parts, tokenizer)
+    assert rollout.text == text
+    (segment,) = rollout.segments
+    assert segment.token_ids[segment.trained].tolist() == ids
+    assert segment.sampler_logprobs[segment.trained].tolist() == sampled.logprobs.tolist()
