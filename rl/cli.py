@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from samepath.rl.file_errors import advice, said
 from samepath.rl.machine import package_versions, set_missing_variables
-from samepath.rl.run_state import RECIPE_FILE
 
 if TYPE_CHECKING:
     # For the checker alone: see `_load`.
@@ -59,13 +59,27 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(run_dir: Annotated[Path, typer.Argument(help="folder of the run, such as runs/quickstart")]) -> None:
-    """Go on with an interrupted run from its newest checkpoint."""
-    resolved = _recipe_of_run(run_dir)
-    # Late: torch.
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="folder of the run, such as runs/quickstart")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="settings to change: rl.steps=200 goes on with a finished run; what would change done steps is refused"
+        ),
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(min=0, help="go on from this step's checkpoint; what came later is set aside in the run's folder"),
+    ] = None,
+) -> None:
+    """Go on with an interrupted run from its newest checkpoint, or with a finished one for more steps."""
+    # Late: torch, and the settings' checks.
+    from samepath.rl.run_folder import recipe_of_run
+
+    resolved = recipe_of_run(run_dir, overrides or [])
     from samepath.rl.run import resume_run
 
-    resume_run(resolved, run_dir)
+    resume_run(resolved, run_dir, step)
 
 
 @app.command()
@@ -210,17 +224,12 @@ def replay(
 ) -> None:
     """Send what a run could not send to MLflow."""
     # Late: MLflow is optional.
+    from samepath.rl.run_folder import recipe_of_run
     from samepath.rl.tracking.tracker import resend_to_mlflow, store_uri
 
-    recipe = _recipe_of_run(run_dir)
+    recipe = recipe_of_run(run_dir)
     counts = resend_to_mlflow(run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent))
     Console().print(f"sent {counts.sent}, refused {counts.refused}, waiting {counts.waiting}")
-
-
-def _recipe_of_run(run_dir: Path) -> "Recipe":
-    if not (run_dir / RECIPE_FILE).is_file():
-        raise FileNotFoundError(f"{run_dir} is no run folder: it has no {RECIPE_FILE}")
-    return _load(run_dir / RECIPE_FILE, [f"runs_dir={run_dir.resolve().parent}", f"name={run_dir.resolve().name}"])
 
 
 def _load(path: Path, overrides: Sequence[str]) -> "Recipe":
@@ -232,7 +241,7 @@ def _load(path: Path, overrides: Sequence[str]) -> "Recipe":
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one message, not a traceback. Exit status 1 on errors, 130 on Ctrl-C."""
+    """Run the command; a user's mistake is one message, not a traceback. Exit status 1 on errors, 2 where a file or a connection fails, 130 on Ctrl-C."""
     try:
         # Outside its standalone mode the command returns its exit status (130 after Ctrl-C) instead of exiting.
         status = app(standalone_mode=False)
@@ -248,3 +257,8 @@ def main() -> None:
     except USER_ERRORS as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+    except OSError as error:
+        Console(stderr=True).print(
+            f"error: {said(error)}.{advice(error)}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(2)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.diagnostics.rollouts import rollout_metrics
 from samepath.rl.evaluation.held_out import Evaluation, evaluate, held_out_requests
+from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
@@ -31,9 +32,14 @@ class Loop:
     scorer: GroupScorer
     tracker: Tracker
     display: ProgressDisplay
+    interruption: Interruption = field(default_factory=Interruption)
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
-        """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`."""
+        """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`.
+
+        `on_step` gets a step that is done and its metrics, before its checkpoint is written. An interrupt comes between two steps, or before
+        a step's updates.
+        """
         self.display.start_clock()
         for step in range(first_step, self.recipe.rl.steps):
             metrics = self.one_step(step)
@@ -45,10 +51,16 @@ class Loop:
             ):
                 metrics |= self.evaluate().metrics()
             self.tracker.log_metrics(done, metrics)
-            if self.recipe.checkpoint.every and done % self.recipe.checkpoint.every == 0:
+            on_step(done, metrics)
+            if self.saves_after(done):
                 self.tracker.log_checkpoint(done, self.learner.save(done))
             self.display.update(done, metrics)
-            on_step(done, metrics)
+            self.interruption.release()
+
+    def saves_after(self, done: int) -> bool:
+        """Whether `run` writes a checkpoint once `done` steps are done."""
+        every = self.recipe.checkpoint.every
+        return bool(every) and done % every == 0
 
     def one_step(self, step: int) -> dict[str, float]:
         """One rollout batch and the updates on it; returns the step's metrics."""
@@ -63,6 +75,7 @@ class Loop:
         batch, advantages_by_group = training_batch(groups, self.recipe.rl)
 
         clock.start("learning")
+        self.interruption.hold()
         report = None
         if batch is None:
             self.learner.advance()

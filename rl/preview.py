@@ -14,10 +14,10 @@ from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.run import inline_pool
 from samepath.rl.run_state import RECIPE_FILE
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.tasks import build_task
+from samepath.rl.training import inline_pool
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest

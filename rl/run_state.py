@@ -1,42 +1,126 @@
-"""What must survive an interruption beside the learner's checkpoint."""
+"""What must survive an interruption beside the learner's checkpoints, in the run's folder as `run.json`."""
 
 import json
 import math
-from dataclasses import dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 STATE_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 """The resolved recipe of a run, in its folder."""
+METRICS_FILE = "metrics.jsonl"
+MARKS_BEYOND = 2
+"""Marks kept beside those of `checkpoint.keep` checkpoints: of one that is being written, and of one that could not be removed."""
+
+Phase = Literal["cold start", "evaluation", "training", "finished"]
+"""What a run is doing: making its reference, measuring it, training, or nothing any more."""
+
+
+class RunStateError(ValueError):
+    """`run.json` does not say how a run stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How the totals stood when the checkpoint of a step was made: going on from there counts nothing twice.
+
+    Example:
+        Mark(metrics_bytes=5120, gap_at_lag_0=0.0, counters={"reward/status.timeout": 2.0})
+    """
+
+    metrics_bytes: int
+    """Size of `metrics.jsonl`."""
+    gap_at_lag_0: float
+    """See RunState."""
+    counters: dict[str, float]
+    """See RunState."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
-    """What must survive an interruption beside the learner's checkpoint; kept in `run.json`."""
+    """How a run stands."""
 
     run_id: str = ""
     """MLflow run id."""
     recipe_dir: str = "."
     """Folder that the recipe's paths are relative to."""
+    phase: Phase = "cold start"
+    """What is going on, or was when the run ended."""
     accuracy_before: float = math.nan
-    """Held-out accuracy after the cold start."""
+    """Held-out accuracy after the cold start; NaN before it is known, and if no response had a usable reward."""
     gap_at_lag_0: float = 0.0
     """Largest sampler/learner gap at equal weights so far, nats."""
     seconds: float = 0.0
-    """Wall time spent, interruptions left out."""
+    """Wall time spent, interruptions left out; steps that were done twice count twice."""
     peak_bytes: float = 0.0
     """Largest sum of the processes' peak memory."""
     gpu_peak_bytes: float = 0.0
     """Largest memory that tensors of one process held on its GPU, 0 on the CPU."""
     counters: dict[str, float] = field(default_factory=dict)
     """Totals of failures over the run."""
+    marks: dict[int, Mark] = field(default_factory=dict)
+    """Step of a checkpoint → how the totals stood there; 0 is the reference."""
+
+    def mark(self, run_dir: Path, step: int, keep: int) -> None:
+        """Remember how everything stands at `step`, whose checkpoint is about to be written; `keep` checkpoints are kept."""
+        self.marks[step] = Mark(
+            metrics_bytes=metrics_bytes(run_dir), gap_at_lag_0=self.gap_at_lag_0, counters=dict(self.counters)
+        )
+        for old in sorted(self.marks)[1 : -(keep + MARKS_BEYOND)]:
+            del self.marks[old]
+
+    def rewind(self, step: int) -> None:
+        """Set the totals to what they were at `step`. Raises RunStateError if that is not known."""
+        if step not in self.marks:
+            raise RunStateError(
+                f"{STATE_FILE} must say how the run stood at step {step}; it does for {sorted(self.marks)}. Resume from one of these "
+                "with --step."
+            )
+        mark = self.marks[step]
+        self.gap_at_lag_0, self.counters = mark.gap_at_lag_0, dict(mark.counters)
+        self.marks = {known: value for known, value in self.marks.items() if known <= step}
 
     def save(self, run_dir: Path) -> None:
-        """Write `run.json`."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        (run_dir / STATE_FILE).write_text(json.dumps(data, indent=2) + "\n")
+        """Write `run.json`, whole or not at all."""
+        data = asdict(self)
+        if not math.isfinite(self.accuracy_before):
+            data["accuracy_before"] = None
+        write_whole(run_dir / STATE_FILE, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, run_dir: Path) -> "RunState":
-        """Read `run.json`."""
-        return cls(**json.loads((run_dir / STATE_FILE).read_text()))
+        """Read `run.json`. Raises RunStateError."""
+        path = run_dir / STATE_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunStateError(
+                f"{run_dir} has no {STATE_FILE}: no run was started there. Start one with `samepath run`."
+            ) from error
+        except ValueError as error:
+            raise RunStateError(
+                f"{path} must be JSON; it is damaged ({error}). Start the run again under another name."
+            ) from error
+        if not isinstance(data, dict) or set(data) != {entry.name for entry in fields(cls)}:
+            raise RunStateError(
+                f"{path} was not written by this version of samepath: resume it with the version in {run_dir / 'tracking.json'}."
+            )
+        if data["accuracy_before"] is None:
+            data["accuracy_before"] = math.nan
+        data["marks"] = {int(step): Mark(**mark) for step, mark in data["marks"].items()}
+        return cls(**data)
+
+
+def metrics_bytes(run_dir: Path) -> int:
+    """Size of `metrics.jsonl`, 0 if there is none."""
+    path = run_dir / METRICS_FILE
+    return path.stat().st_size if path.is_file() else 0
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its final name, then rename it: a reader finds the old text or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

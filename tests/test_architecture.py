@@ -40,14 +40,16 @@ HOUSE: dict[str, str] = {
         pool/
     """,
     "rl": """
-        machine run_state
+        machine run_state interruption file_errors
         recipe/
+        run_folder
         objective/
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
-        validate/
+        validate/ preparation resume
         loop
+        training
         run
         preview
         cli

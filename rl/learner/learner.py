@@ -55,7 +55,8 @@ class Learner:
         self._optimizer: Optimizer | None = None
         if resume_from is not None:
             self._begin_rl()
-            self._restore(resume_from)
+            if resume_from.resolve() != self.reference_dir.resolve():
+                self._restore(resume_from)
 
     def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
         """Supervised steps `first … first + count − 1`; returns each step's metrics."""
@@ -74,7 +75,11 @@ class Learner:
     def start_rl(self) -> None:
         """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""
         self._cold_start = None
-        save_model(self._model, self._tokenizer, self.reference_dir)
+        partial = self.reference_dir.with_name(f".{self.reference_dir.name}.partial")
+        for old in (partial, self.reference_dir):
+            shutil.rmtree(old, ignore_errors=True)
+        save_model(self._model, self._tokenizer, partial)
+        os.replace(partial, self.reference_dir)
         self._begin_rl()
 
     @property

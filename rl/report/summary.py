@@ -4,7 +4,10 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.recipe.recipe import Recipe
@@ -57,6 +60,24 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
     summary_table(
         {**summary, **links, "files": ", ".join(str(run_dir / file) for file in files)},
         title=recipe.name,
+    )
+    return summary
+
+
+def show_summary(run_dir: Path) -> dict[str, Any]:
+    """Print the table of a finished run from its `summary.json`; returns what stands there. Raises FileNotFoundError."""
+    path = run_dir / SUMMARY_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run_dir} is finished, but its {SUMMARY_FILE} is gone. `samepath resume {run_dir} --step N` measures and writes it again."
+        )
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    summary_table(summary, title=f"{summary['name']} (finished)")
+    Console().print(
+        f"{run_dir} is finished, and nothing was done. For more steps: `samepath resume {run_dir} rl.steps=…`",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     return summary
 

@@ -11,7 +11,8 @@ import pytest
 
 from samepath.rl.learner.learner import Learner, latest_checkpoint
 from samepath.rl.loop import Loop
-from samepath.rl.run import RunError, resume_run, start_run
+from samepath.rl.run import resume_run, start_run
+from samepath.rl.run_folder import RunFolderError
 from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
 
 TIMED = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s")
@@ -66,7 +67,7 @@ def test_start_run_writes_summary_plot_rollouts_and_checkpoint(tiny_recipe, tmp_
 
 def test_start_run_in_a_used_folder_is_refused(tiny_recipe, tmp_path: Path) -> None:
     start_run(tiny_recipe("rl.steps=0"), tmp_path)
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunFolderError, match="already holds a run"):
         start_run(tiny_recipe("rl.steps=0"), tmp_path)
 
 

@@ -1,0 +1,158 @@
+"""Where a run goes on, what of its recipe may be another by then, and what in its folder gives way."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.recipe.file import dump_recipe
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.run_folder import (
+    CHECKPOINTS,
+    OUTCOME,
+    REFERENCE,
+    ROLLOUTS,
+    recipe_of_run,
+    remove,
+    set_aside,
+    step_of,
+    steps_after,
+)
+from samepath.rl.run_state import METRICS_FILE, RECIPE_FILE, RunState, metrics_bytes, write_whole
+
+MAY_CHANGE = (
+    "rl.steps",
+    "evaluation.every",
+    "checkpoint",
+    "tracking",
+    "ray",
+    "rollout",
+    "learner.update_timeout_s",
+    "reward.num_workers",
+    "reward.start_timeout_s",
+)
+"""Settings that say how far a run goes, what is kept of it and who waits how long: the steps that are done would have been the same."""
+WHERE = ("runs_dir", "name")
+"""Settings that say where the run's folder is: it may have been moved."""
+
+
+class ResumeError(ValueError):
+    """A run that cannot go on as it is asked to; the message says what can be done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """Where a run goes on."""
+
+    recipe: Recipe
+    """What it goes on with."""
+    state: RunState
+    """How it stands."""
+    source: Path | None
+    """Checkpoint, or the reference, that the learner loads; None begins with the cold start."""
+    first_step: int
+    """Steps that are done."""
+    changes: tuple[str, ...] = ()
+    """What is another in the recipe, for people."""
+    later_set_aside: bool = False
+    """True if a step was asked for: what came after it is kept beside the run instead of being made again."""
+
+    @property
+    def finished(self) -> bool:
+        """True if nothing is left to do."""
+        return self.state.phase == "finished" and self.first_step == self.recipe.rl.steps and not self.later_set_aside
+
+
+def plan_resume(recipe: Recipe, run_dir: Path, step: int | None) -> Resumption:
+    """Find where the run goes on: at its newest checkpoint, or that of `step`; reads only. Raises ResumeError or RunStateError."""
+    state = RunState.load(run_dir)
+    changes = _allowed_changes(recipe_of_run(run_dir), recipe)
+    source, first_step = _source(run_dir, state, step)
+    if recipe.rl.steps < first_step:
+        raise ResumeError(
+            f"rl.steps must be at least the {first_step} steps that {run_dir} goes on from; got {recipe.rl.steps}. "
+            "Name an earlier checkpoint with --step."
+        )
+    return Resumption(
+        recipe=recipe,
+        state=state,
+        source=source,
+        first_step=first_step,
+        changes=changes,
+        later_set_aside=step is not None,
+    )
+
+
+def rewind(plan: Resumption, run_dir: Path) -> list[str]:
+    """Bring the folder to where the run goes on, so that every step is kept once; returns sentences about it.
+
+    May be cut short anywhere: files go first, latest first, and `run.json` is written last.
+    """
+    state, said = plan.state, [f"changed: {change}" for change in plan.changes]
+    aside = [run_dir / name for name in OUTCOME] if state.phase == "finished" or plan.later_set_aside else []
+    later = steps_after(run_dir / ROLLOUTS, plan.first_step)
+    if plan.later_set_aside:
+        aside += [*later, *steps_after(run_dir / CHECKPOINTS, plan.first_step)]
+    if present := [path for path in aside if path.exists()]:
+        folder = set_aside(run_dir, present)
+        if (run_dir / METRICS_FILE).exists():
+            shutil.copyfile(run_dir / METRICS_FILE, folder / METRICS_FILE)
+        said.append(f"what came after step {plan.first_step}, and the summary, are in {folder} now")
+    for path in [*steps_after(run_dir / ROLLOUTS, plan.first_step), *(run_dir / CHECKPOINTS).glob(".*.partial")]:
+        remove(path)
+    if plan.source is None:
+        keep_bytes = 0
+    else:
+        state.rewind(plan.first_step)
+        keep_bytes = state.marks[plan.first_step].metrics_bytes
+    if metrics_bytes(run_dir) > keep_bytes:
+        os.truncate(run_dir / METRICS_FILE, keep_bytes)
+    if plan.changes:
+        write_whole(run_dir / RECIPE_FILE, dump_recipe(plan.recipe))
+    if state.phase == "finished":
+        state.phase = "training"
+    state.save(run_dir)
+    return said
+
+
+def _source(run_dir: Path, state: RunState, step: int | None) -> tuple[Path | None, int]:
+    if state.phase == "cold start":
+        if step:
+            raise ResumeError(
+                f"{run_dir} has no checkpoint of step {step}: its start was not finished. Leave --step out."
+            )
+        return None, 0
+    if step is None:
+        return latest_checkpoint(run_dir) or (run_dir / REFERENCE, 0)
+    known = {step_of(path): path for path in (run_dir / CHECKPOINTS).glob("step-*")}
+    known.setdefault(0, run_dir / REFERENCE)
+    if step not in known:
+        raise ResumeError(f"--step must be one of {sorted(known)}, whose checkpoints {run_dir} holds; got {step}")
+    return known[step], step
+
+
+def _allowed_changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
+    changes = {
+        name: values
+        for name, values in _differences(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
+        if name not in WHERE
+    }
+    refused = [name for name in changes if not any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE)]
+    if refused:
+        raise ResumeError(
+            f"a run that goes on may change {', '.join(MAY_CHANGE)}; {', '.join(refused)} would have changed the steps that are done. "
+            "Start another run with it (model.path may name this run's checkpoint)."
+        )
+    return tuple(f"{name} {old!r} → {new!r}" for name, (old, new) in changes.items())
+
+
+def _differences(before: Any, after: Any, name: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Dotted names of what differs, with both values."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in [*before, *(key for key in after if key not in before)]:
+            yield from _differences(before.get(key), after.get(key), f"{name}.{key}" if name else str(key))
+    elif repr(before) != repr(after):
+        yield name, (before, after)

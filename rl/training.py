@@ -1,0 +1,177 @@
+"""The middle of a run: cold start, evaluation, the loop, evaluation, with a checkpoint wherever the run may be cut."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samepath.model.placement import Placement
+from samepath.model.text.tokenizer import load_tokenizer
+from samepath.rewards.runner import RewardRunner
+from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.interruption import Interruption
+from samepath.rl.learner.handle import LearnerHandle
+from samepath.rl.loop import Loop
+from samepath.rl.machine import child_environment, import_path
+from samepath.rl.preparation import check_prompts
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.run_folder import REFERENCE
+from samepath.rl.run_state import Phase, RunState
+from samepath.rl.tasks.row import Task
+from samepath.rl.tracking.tracker import Tracker
+from samepath.rollout.engine_settings import AnyEngine, describe
+from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
+from samepath.rollout.pool.process_pool import ProcessPool
+from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.pool.worker import peak_memory_bytes
+
+COLD_START_STEPS_A_CALL = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The objects of one run."""
+
+    recipe: Recipe
+    task: Task
+    learner: LearnerHandle
+    runner: RewardRunner
+    tracker: Tracker
+    display: ProgressDisplay
+    state: RunState
+    interruption: Interruption
+    started: float = field(default_factory=time.monotonic)
+    """`time.monotonic()` when this attempt began, seconds."""
+
+    def run(self, source: Path | None, first_step: int) -> Evaluation:
+        """Go on from `source` (a checkpoint, or the reference), or begin with the cold start; Ctrl-C leaves a checkpoint."""
+        recipe = self.recipe
+        reference = recipe.run_dir / REFERENCE
+        if source is None:
+            self._cold_start()
+            self.learner.start_rl()
+            self._enter("evaluation", 0)
+        tokenizer = load_tokenizer(reference)
+        check_prompts(self.task, tokenizer)
+        pool = self._pool(reference)
+        try:
+            pool.load_weights(self.learner.weights(), first_step)
+            loop = Loop(
+                recipe=recipe,
+                task=self.task,
+                tokenizer=tokenizer,
+                learner=self.learner,
+                pool=pool,
+                scorer=GroupScorer(self.runner),
+                tracker=self.tracker,
+                display=self.display,
+                interruption=self.interruption,
+            )
+            if self.state.phase == "evaluation":
+                before = loop.evaluate()
+                self.state.accuracy_before = before.accuracy
+                self.tracker.log_metrics(0, before.metrics())
+                self._enter("training", 0)
+                self.display.message(
+                    f"held-out accuracy before RL: {before.accuracy:.3f} ({before.num_scored} responses)"
+                )
+            self._train(loop, first_step, saved=source is not None and source.resolve() != reference.resolve())
+            after = loop.evaluate()
+            self.tracker.log_metrics(recipe.rl.steps, after.metrics())
+            self._measure_memory(pool)
+            return after
+        finally:
+            pool.close()
+
+    def _pool(self, reference: Path) -> RolloutPool:
+        """The rollout pool that the recipe's runtime asks for. A worker that is replaced later loads the same folder, so it is one that stays."""
+        recipe, recipe_dir = self.recipe, Path(self.state.recipe_dir)
+        engine, workers, placement = recipe.engine, recipe.rollout, recipe.model.placement
+        if recipe.runtime == "inline":
+            return inline_pool(reference, engine, workers, placement, recipe_dir)
+        # Late: `runtime: inline` must work without Ray.
+        from samepath.rollout.pool.ray_pool import RayPool
+
+        return RayPool(reference.resolve(), engine, workers, import_path(recipe_dir), placement)
+
+    def _train(self, loop: Loop, first_step: int, *, saved: bool) -> None:
+        """The steps and a checkpoint of the last one; `saved` is True if `first_step` has one."""
+        state, recipe = self.state, self.recipe
+        done, newest = first_step, first_step if saved else -1
+        spent_before = state.seconds
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            nonlocal done, newest
+            done = step
+            state.gap_at_lag_0 = max(state.gap_at_lag_0, metrics.get("policy/gap_at_lag_0", 0.0))
+            for name, value in metrics.items():
+                if name.startswith(("reward/status.", "rollout/failure.")) and value and name != "reward/status.ok":
+                    state.counters[name] = state.counters.get(name, 0.0) + value
+            state.seconds = spent_before + time.monotonic() - self.started
+            if loop.saves_after(step):
+                newest = step
+                state.mark(recipe.run_dir, step, recipe.checkpoint.keep)
+            state.save(recipe.run_dir)
+
+        try:
+            loop.run(first_step, on_step)
+        except KeyboardInterrupt:
+            if self.interruption.held:
+                self.display.message("interrupted twice: no checkpoint, because this step's update was not finished")
+            elif newest != done:
+                self.display.message(f"interrupted: writing a checkpoint of step {done}")
+                self._save(done)
+            raise
+        if newest != done:
+            self._save(done)
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; `run.json` knows how the run stood there before it is whole."""
+        self.state.mark(self.recipe.run_dir, step, self.recipe.checkpoint.keep)
+        self.state.save(self.recipe.run_dir)
+        self.tracker.log_checkpoint(step, self.learner.save(step))
+
+    def _enter(self, phase: Phase, step: int) -> None:
+        self.state.phase = phase
+        self.state.mark(self.recipe.run_dir, step, self.recipe.checkpoint.keep)
+        self.state.save(self.recipe.run_dir)
+
+    def _measure_memory(self, pool: RolloutPool) -> None:
+        state, recipe = self.state, self.recipe
+        statistics = pool.statistics()
+        own = peak_memory_bytes()
+        # What lives in this process reports this process's peak: inline the learner, and the built-in engine.
+        others = 0.0 if isinstance(pool, InlinePool) else statistics["peak_bytes"]
+        if recipe.runtime == "ray":
+            others += self.learner.statistics()["peak_bytes"]
+        state.peak_bytes = max(state.peak_bytes, own + others)
+        on_gpu = [statistics, self.learner.statistics()] if recipe.model.device == "cuda" else []
+        state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry["gpu_peak_bytes"] for entry in on_gpu)])
+        state.counters |= {
+            f"rollout/{name}": statistics[name] for name in ("replaced_workers", "over_cap") if statistics.get(name)
+        }
+
+    def _cold_start(self) -> None:
+        total = self.recipe.cold_start.steps
+        self.display.phase("cold start")
+        for first in range(0, total, COLD_START_STEPS_A_CALL):
+            count = min(COLD_START_STEPS_A_CALL, total - first)
+            steps = self.learner.cold_start(first, count)
+            for offset, metrics in enumerate(steps):
+                self.tracker.log_metrics(first + offset, metrics)
+            last = steps[-1]
+            if first // COLD_START_STEPS_A_CALL % 5 == 4 or first + count == total:
+                self.display.message(
+                    f"cold start {first + count}/{total}  loss {last['cold_start/loss']:.3f}  indexer KL {last['cold_start/indexer_kl']:.3f}"
+                )
+
+
+def inline_pool(
+    model_folder: Path, engine: AnyEngine, workers: RolloutSettings, placement: Placement, recipe_dir: Path
+) -> RolloutPool:
+    """One worker without Ray: in this process, or beside it for an engine that changes the process it lives in."""
+    if not describe(engine).own_process:
+        return InlinePool(model_folder, engine, workers, placement)
+    variables = worker_environment(engine, workers, import_path(recipe_dir))
+    return ProcessPool(model_folder, engine, workers, child_environment(variables))
