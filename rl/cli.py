@@ -73,10 +73,11 @@ def resume(
     ] = None,
 ) -> None:
     """Go on with an interrupted run from its newest checkpoint, or with a finished one for more steps."""
-    # Late: torch, and the settings' checks.
+    # Late: building the checks of every setting takes time that `--help` does not need.
     from samepath.rl.run_folder import recipe_of_run
 
     resolved = recipe_of_run(run_dir, overrides or [])
+    # Late: torch; what is wrong with the settings is said before it.
     from samepath.rl.run import resume_run
 
     resume_run(resolved, run_dir, step)
