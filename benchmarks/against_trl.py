@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from benchmarks.case import Case, CaseName, PeerResult
-from benchmarks.process import peer_environment, run_process
+from benchmarks.process import LONGEST_RUN_S, peer_environment, run_process
 from benchmarks.report import report
 from benchmarks.search import Ledger
 from benchmarks.setting import OWN_EXPERTS, TRANSFORMERS_EXPERTS, Experts, PeerSetting, settings_to_try
@@ -33,10 +33,10 @@ Chosen = dict[tuple[CaseName, str], PeerSetting]
 """By case and peer."""
 
 
-def measure(peer: str, case: Case) -> PeerResult:
+def measure(peer: str, case: Case, limit_s: float = LONGEST_RUN_S) -> PeerResult:
     """Run one peer on one case in a new process. Raises BenchError if it fails or takes too long."""
     environment = peer_environment(case.setting)
-    text = run_process(PEERS[peer], case.model_dump_json(), environment, f"{peer} on {case.name}")
+    text = run_process(PEERS[peer], case.model_dump_json(), environment, f"{peer} on {case.name}", limit_s)
     return PeerResult.model_validate_json(text)
 
 
@@ -48,8 +48,9 @@ def choose_settings(
     for case in cases:
         for peer, tried in settings.items():
 
-            def speed(setting: PeerSetting, peer: str = peer, case: Case = case) -> float:
-                return measure(peer, case.model_copy(update={**changes, "setting": setting})).samples_per_s
+            def speed(setting: PeerSetting, limit_s: float, peer: str = peer, case: Case = case) -> float:
+                trial = case.model_copy(update={**changes, "setting": setting})
+                return measure(peer, trial, limit_s).samples_per_s
 
             found = ledger.fastest(f"{peer}, {case.name}", tried, speed)
             if found is not None:

@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.engines_case import TINY_MOE, TINY_VOCAB, EngineCase, EnginePeer, EngineResult, ModelName
 from benchmarks.engines_report import report
-from benchmarks.process import peer_environment, run_process
+from benchmarks.process import LONGEST_RUN_S, peer_environment, run_process
 from benchmarks.search import Ledger
 from benchmarks.setting import OWN_EXPERTS, TRANSFORMERS_EXPERTS, PeerSetting, settings_to_try
 from samepath.model.text.tokenizer import character_tokenizer
@@ -64,12 +64,12 @@ def cases(
                     )
 
 
-def measure(case: EngineCase) -> EngineResult:
+def measure(case: EngineCase, limit_s: float = LONGEST_RUN_S) -> EngineResult:
     """Run one engine on one case in a new process. Raises BenchError if it fails or takes too long."""
     environment = peer_environment(case.setting)
     if case.peer == "vllm":
         environment.update(describe(VllmSettings()).environment(VllmSettings()))
-    text = run_process("benchmarks.engines_peer", case.model_dump_json(), environment, case.title)
+    text = run_process("benchmarks.engines_peer", case.model_dump_json(), environment, case.title, limit_s)
     return EngineResult.model_validate_json(text)
 
 
@@ -84,8 +84,8 @@ def with_fastest_settings(asked: Sequence[EngineCase], ledger: Ledger) -> list[E
     found = []
     for case in asked:
 
-        def speed(setting: PeerSetting, case: EngineCase = case) -> float:
-            return measure(case.model_copy(update={**TRIAL, "setting": setting})).tokens_per_s
+        def speed(setting: PeerSetting, limit_s: float, case: EngineCase = case) -> float:
+            return measure(case.model_copy(update={**TRIAL, "setting": setting}), limit_s).tokens_per_s
 
         setting = ledger.fastest(case.title, tried_settings(case), speed)
         if setting is not None:

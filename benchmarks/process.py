@@ -18,6 +18,10 @@ class BenchError(RuntimeError):
     """A measurement that did not finish; the message holds the end of the process's output."""
 
 
+class TooSlowError(BenchError):
+    """A measurement that was stopped at its limit."""
+
+
 def peer_environment(setting: PeerSetting) -> dict[str, str]:
     """Variables of a peer's process: its setting's threads and wait policy and nobody else's; no network, no telemetry."""
     environment = child_environment(
@@ -37,18 +41,23 @@ def peer_environment(setting: PeerSetting) -> dict[str, str]:
     return environment
 
 
-def run_process(module: str, case_json: str, environment: Mapping[str, str], what: str) -> str:
-    """Run `python -m module case.json result.json` and return the result's text. Raises BenchError if it fails or takes too long."""
+def run_process(
+    module: str, case_json: str, environment: Mapping[str, str], what: str, limit_s: float = LONGEST_RUN_S
+) -> str:
+    """Run `python -m module case.json result.json` and return the result's text.
+
+    Raises BenchError if it fails, TooSlowError if it takes longer than `limit_s` seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         case_file, result_file = Path(folder) / "case.json", Path(folder) / "result.json"
         case_file.write_text(case_json)
         command = [sys.executable, "-m", module, str(case_file), str(result_file)]
         try:
             done = subprocess.run(
-                command, env=dict(environment), capture_output=True, text=True, timeout=LONGEST_RUN_S, check=False
+                command, env=dict(environment), capture_output=True, text=True, timeout=limit_s, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise BenchError(f"{what} took longer than {LONGEST_RUN_S:g} s") from error
+            raise TooSlowError(f"{what} took longer than {limit_s:.0f} s") from error
         if done.returncode or not result_file.is_file():
             ended = f"by signal {-done.returncode}" if done.returncode < 0 else f"with {done.returncode}"
             raise BenchError(f"{what} ended {ended}:\n{done.stderr[-MOST_OUTPUT:]}")

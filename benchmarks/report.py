@@ -94,7 +94,7 @@ def search_section(trials: Sequence[Trial], unit: str) -> str:
         tried = [trial for trial in trials if trial.what == what]
         tried.sort(key=lambda trial: -1.0 if trial.speed is None else trial.speed, reverse=True)
         rows += [
-            (trial.what, str(trial.setting), "failed" if trial.speed is None else f"{trial.speed:,.1f}")
+            (trial.what, str(trial.setting), trial.note if trial.speed is None else f"{trial.speed:,.1f}")
             for trial in tried
         ]
     table = markdown_table(("peer and case", "setting", unit), rows)

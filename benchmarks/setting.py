@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 WaitPolicy = Literal["unset", "active", "passive"]
 Experts = Literal["own", "eager", "batched_mm", "grouped_mm"]
 
-TRANSFORMERS_EXPERTS: tuple[Experts, ...] = ("eager", "batched_mm", "grouped_mm")
-"""transformers' implementations of a mixture-of-experts layer that run on CPU (5.19: `deepgemm` and `sonicmoe` need a GPU)."""
+TRANSFORMERS_EXPERTS: tuple[Experts, ...] = ("grouped_mm", "eager", "batched_mm")
+"""transformers' implementations of a mixture-of-experts layer that run on CPU, its default first (5.19: `deepgemm` and `sonicmoe` need a
+GPU)."""
 OWN_EXPERTS: tuple[Experts, ...] = ("own",)
 
 

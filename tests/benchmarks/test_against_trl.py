@@ -235,12 +235,10 @@ def test_measure_failing_peer_raises_with_its_output(monkeypatch: pytest.MonkeyP
         bench.measure("broken", Case(name="constant"))
 
 
-def stand_in(
-    seconds: dict[tuple[str, int], float], seen: list[Case] | None = None
-) -> Callable[[str, Case], PeerResult]:
+def stand_in(seconds: dict[tuple[str, int], float], seen: list[Case] | None = None) -> Callable[..., PeerResult]:
     """In place of `measure`: the step time of a peer at a number of threads; what is not listed crashes."""
 
-    def measure(peer: str, case: Case) -> PeerResult:
+    def measure(peer: str, case: Case, limit_s: float = 0.0) -> PeerResult:
         if seen is not None:
             seen.append(case)
         if (peer, case.setting.threads) not in seconds:
@@ -287,7 +285,7 @@ def test_crashing_peer_leaves_a_report_of_the_other_and_exit_status_1(
     page = (tmp_path / "docs/results/bench-trl.md").read_text()
     assert "All runs, samples/s: samepath 128.0 128.0." in page
     assert "## What failed" in page
-    assert "trl, constant, 1 thread, eager" in page
+    assert "trl, constant, 1 thread, eager:" in page
     assert "last words of trl" in page
     raw = json.loads((tmp_path / "docs/results/bench-trl.json").read_text())
     assert len(raw["results"]) == 4
@@ -298,7 +296,7 @@ def test_crashing_peer_leaves_a_report_of_the_other_and_exit_status_1(
 def test_report_without_results_names_the_failures() -> None:
     setting = PeerSetting(threads=2, wait_policy="passive", experts="eager")
     ledger = Ledger(
-        trials=[Trial(what="trl, constant", setting=setting, speed=None)],
+        trials=[Trial(what="trl, constant", setting=setting, speed=None, note="failed")],
         failures=[Failure(what="trl, constant", setting=setting, message="ended with 1:\nout of memory")],
     )
     page = report([], ledger, "the command")

@@ -81,7 +81,7 @@ def test_quick_run_of_two_engines_writes_nothing_and_prints_both(
 def test_engine_that_dies_leaves_the_others_report_and_exit_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(asked: EngineCase) -> EngineResult:
+    def measure(asked: EngineCase, limit_s: float = 0.0) -> EngineResult:
         if asked.precision == "bfloat16":
             raise BenchError(f"{asked.title} ended by signal 4:\nillegal instruction")
         return result(asked.peer, 1.0, precision=asked.precision)
@@ -103,7 +103,7 @@ def test_engine_that_dies_leaves_the_others_report_and_exit_status_1(
 def test_with_fastest_settings_searches_policy_and_experts_at_the_asked_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def measure(asked: EngineCase) -> EngineResult:
+    def measure(asked: EngineCase, limit_s: float = 0.0) -> EngineResult:
         fast = (asked.setting.wait_policy, asked.setting.experts) in (("active", "own"), ("passive", "eager"))
         return result(asked.peer, 1.0 if fast else 2.0)
 
@@ -118,13 +118,13 @@ def test_with_fastest_settings_searches_policy_and_experts_at_the_asked_threads(
 
 
 def test_with_fastest_settings_leaves_out_an_engine_that_always_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(asked: EngineCase) -> EngineResult:
+    def measure(asked: EngineCase, limit_s: float = 0.0) -> EngineResult:
         raise BenchError("gone")
 
     monkeypatch.setattr(bench_engines, "measure", measure)
     ledger = Ledger()
     assert bench_engines.with_fastest_settings([case("generate")], ledger) == []
-    assert [failure.setting.experts for failure in ledger.failures] == ["eager", "batched_mm", "grouped_mm"]
+    assert [failure.setting.experts for failure in ledger.failures] == ["grouped_mm", "eager", "batched_mm"]
 
 
 def test_unknown_engine_is_refused_by_name() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.process import BenchError, peer_environment, run_process
+from benchmarks.process import BenchError, TooSlowError, peer_environment, run_process
 from benchmarks.setting import PeerSetting
 
 
@@ -38,6 +38,13 @@ def test_run_process_without_a_result_is_a_failure(tmp_path: Path) -> None:
     environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
     with pytest.raises(BenchError, match="peer ended with 0"):
         run_process("silent", "{}", environment, "peer")
+
+
+def test_run_process_past_its_limit_is_too_slow(tmp_path: Path) -> None:
+    (tmp_path / "waits.py").write_text("import threading\nthreading.Event().wait()\n")
+    environment = {**peer_environment(PeerSetting()), "PYTHONPATH": str(tmp_path)}
+    with pytest.raises(TooSlowError, match="peer took longer than 0 s"):
+        run_process("waits", "{}", environment, "peer", 0.5)
 
 
 def test_run_process_gives_the_written_result(tmp_path: Path) -> None:
