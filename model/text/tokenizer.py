@@ -1,15 +1,17 @@
 """Text to token ids and back: any Hugging Face tokenizer folder, and a character-level one for models trained from scratch."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from samepath.model.json_file import read_json
 from samepath.model.text.chat import (
+    SPECIAL_TOKENS,
     TEMPLATE_FILE,
     ChatForm,
     ChatTemplate,
@@ -28,6 +30,22 @@ GENERATION_FILE = "generation_config.json"
 MODEL_FILE = "config.json"
 
 
+NOT_KEPT = ("tokenizer_class", "auto_map", "chat_template", "add_bos_token", "add_eos_token")
+"""Keys of tokenizer_config.json that say how another program is to read the folder: that is said anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What a tokenizer folder says beside the tokenizer, to be written into every folder that is saved."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Its tokenizer_config.json."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Its generation_config.json: sampling settings, ids; empty if there is none."""
+    prefix_ids: tuple[int, ...] = ()
+    """Ids that its post-processor puts before a text, where the config does not say so; empty: the start token if there is one."""
+
+
 class Tokenizer:
     """A `tokenizers` tokenizer with its end-of-sequence ids; tokens in, tokens out, never re-encoded."""
 
@@ -39,12 +57,15 @@ class Tokenizer:
         *,
         chat: ChatTemplate | None = None,
         other_end_ids: Iterable[int] = (),
+        published: Published | None = None,
     ) -> None:
         self.fast, self.chat = fast, chat
+        self.published = published or Published()
         self.end_token, self.start_token = end_token, start_token
         self.end_id = self._id(end_token)
         self.end_ids = frozenset([self.end_id, *other_end_ids])
         self.start_id = self._id(start_token) if start_token else None
+        self.prefix_ids = self.published.prefix_ids or (() if self.start_id is None else (self.start_id,))
         self._control = ControlTokens(fast)
 
     def _id(self, token: str) -> int:
@@ -70,7 +91,7 @@ class Tokenizer:
         """
         ids = self.encode_continuation(text, written)
         # Nothing but a template can have written a start token.
-        return ids if self.start_id is None or ids[:1] == (self.start_id,) else (self.start_id, *ids)
+        return ids if ids[: len(self.prefix_ids)] == self.prefix_ids else (*self.prefix_ids, *ids)
 
     def encode_continuation(self, text: str, written: Spans = ()) -> tuple[int, ...]:
         """Ids of text that follows other text, as in `encode`, without a start token. Raises ValueError if a character has no token."""
@@ -129,20 +150,54 @@ class Tokenizer:
         return [self.text([token_id]) for token_id in ids]
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json`, a chat template and, for several end ids, `generation_config.json`, as transformers reads them."""
+        """Write the tokenizer folder so that transformers makes the same ids of a text, and all that the folder it came from said beside.
+
+        These are `tokenizer.json`, `tokenizer_config.json`, the chat template if there is one, and `generation_config.json` if the model came
+        with one or has several end ids.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.fast.save(str(folder / TOKENIZER_FILE))
-        config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
-        if self.start_token:
-            config |= {"bos_token": self.start_token, "add_bos_token": True}
+        fast = self.fast
+        if _added_around(fast) != (self.prefix_ids, ()):
+            fast = FastTokenizer.from_str(fast.to_str())
+            names = [fast.id_to_token(id_) for id_ in self.prefix_ids]
+            template = " ".join([*(f"{name}:0" for name in names), "$A:0"])
+            fast.post_processor = processors.TemplateProcessing(
+                single=template, pair=f"{template} $B:1", special_tokens=list(zip(names, self.prefix_ids, strict=True))
+            )
+        fast.save(str(folder / TOKENIZER_FILE))
         if self.chat is not None:
-            # The template may name a start token that plain prompts do not begin with.
-            config = {**self.chat.special_tokens, **config, "add_bos_token": bool(self.start_token)}
             (folder / TEMPLATE_FILE).write_text(self.chat.source, encoding="utf-8")
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        if len(self.end_ids) > 1:
-            ids = [self.end_id, *sorted(self.end_ids - {self.end_id})]
-            (folder / GENERATION_FILE).write_text(json.dumps({"eos_token_id": ids}, indent=2) + "\n")
+        (folder / CONFIG_FILE).write_text(json.dumps(self._config(), indent=2) + "\n")
+        if generation := self._generation():
+            (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")
+
+    def _config(self) -> dict[str, object]:
+        """Contents of tokenizer_config.json."""
+        # Another class would build the tokenizer anew instead of reading its file.
+        kept = {key: value for key, value in self.published.config.items() if key not in NOT_KEPT}
+        special = dict(self.chat.special_tokens) if self.chat is not None else {}
+        special |= {name: token_text(kept[name]) for name in SPECIAL_TOKENS if kept.get(name)}
+        config: dict[str, object] = {
+            **kept,
+            **special,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.end_token,
+        }
+        if self.start_token:
+            config["bos_token"] = self.start_token
+        # Where it is given, transformers puts the start token alone, or nothing, before a text; else the tokenizer's file says what.
+        if len(self.prefix_ids) <= 1:
+            config["add_bos_token"] = bool(self.prefix_ids)
+        return config
+
+    def _generation(self) -> dict[str, object]:
+        """Contents of generation_config.json: as they were, with every end id."""
+        kept = dict(self.published.generation)
+        ids = [self.end_id, *sorted(self.end_ids - {self.end_id})]
+        said = kept.get("eos_token_id")
+        if len(ids) > 1 and (not isinstance(said, list) or set(said) != self.end_ids):
+            kept["eos_token_id"] = ids
+        return kept
 
 
 def _unbroken(marks: Sequence[Mark], text: str, breaker: str) -> list[Mark]:
@@ -187,15 +242,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{folder / CONFIG_FILE} must name an eos_token, or {GENERATION_FILE} an eos_token_id: without one no answer can end"
         )
     start = token_text(config.get("bos_token"))
-    if start and not config.get("add_bos_token", _adds(fast, start)):
+    prefix_ids = () if "add_bos_token" in config else _added_around(fast)[0]
+    if not config.get("add_bos_token", prefix_ids[:1] == (fast.token_to_id(start),)):
         start = ""
-    chat = read_chat_template(folder, config, fast.get_vocab(with_added_tokens=True))
-    return Tokenizer(fast, end, start, chat=chat, other_end_ids=end_ids)
+    generation = read_json(folder / GENERATION_FILE) if (folder / GENERATION_FILE).is_file() else {}
+    return Tokenizer(
+        fast,
+        end,
+        start,
+        chat=read_chat_template(folder, config, fast.get_vocab(with_added_tokens=True)),
+        other_end_ids=end_ids,
+        published=Published(config=config, generation=generation, prefix_ids=prefix_ids),
+    )
 
 
-def _adds(fast: FastTokenizer, start: str) -> bool:
-    """True if the tokenizer's post-processor puts the start token before a text."""
-    return fast.encode("", add_special_tokens=True).ids[:1] == [fast.token_to_id(start)]
+def _added_around(fast: FastTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that the tokenizer file's post-processor puts before and after a text."""
+    encoded = fast.encode("a", add_special_tokens=True)
+    kinds = "".join(map(str, encoded.special_tokens_mask))
+    before, after = len(kinds) - len(kinds.lstrip("1")), len(kinds.rstrip("1"))
+    return tuple(encoded.ids[:before]), tuple(encoded.ids[max(before, after) :])
 
 
 def _end_ids(folder: Path) -> list[int]:
