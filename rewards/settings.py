@@ -1,13 +1,13 @@
 """Which reward functions a recipe uses, with what weight, and the limits of the processes they run in."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-FunctionPath = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
-]
+_FUNCTION_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+FunctionPath = Annotated[str, StringConstraints(pattern=_FUNCTION_PATH)]
 PartName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.\-]*$")]
 
 
@@ -35,8 +35,8 @@ class RewardPart(BaseModel):
 class RewardSettings(BaseModel):
     """The reward of a recipe.
 
-    Three spellings are read: a string (`samepath.rewards.math:answer`, one part named `answer`), a mapping from part name
-    to part, and the full form with `parts` beside the limits.
+    Three spellings are read: a string (`samepath.rewards.math:answer`, one part named `answer`), parts by their names beside the
+    limits, and the full form with `parts` beside the limits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,10 +78,15 @@ class RewardSettings(BaseModel):
     def _from_short_forms(cls, data: Any) -> Any:
         if isinstance(data, str):
             return {"parts": {data.rpartition(":")[2]: data}}
-        if isinstance(data, Mapping) and data and "parts" not in data and all(map(_is_part, data.values())):
-            return {"parts": dict(data)}
-        return data
+        if not isinstance(data, Mapping) or "parts" in data:
+            return data
+        names = [key for key, value in data.items() if key not in cls.model_fields and is_part(value)]
+        limits = {key: value for key, value in data.items() if key not in names}
+        return {"parts": {name: data[name] for name in names}, **limits} if names else data
 
 
-def _is_part(value: Any) -> bool:
+def is_part(value: Any) -> bool:
+    """Tell whether a value, as pydantic takes it, can be a part of a reward: an import path, or a mapping with a function."""
+    if isinstance(value, str):
+        return re.match(_FUNCTION_PATH, value) is not None
     return isinstance(value, RewardPart) or (isinstance(value, Mapping) and "function" in value)

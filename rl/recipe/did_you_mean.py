@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from samepath.rl.recipe.node import PathKey, RecipeNode, child_at, kind_of
+from samepath.rl.recipe.synonyms import synonyms_of
 
 _NEAR = 0.75
 _FAR = 0.6
@@ -65,14 +66,21 @@ def models_at(model: type[BaseModel], root: RecipeNode, path: Iterable[PathKey])
 
 
 def suggest_key(model: type[BaseModel], root: RecipeNode, path: tuple[PathKey, ...]) -> str:
-    """Return `; did you mean …?` for an unknown key: a near sibling, else the same key elsewhere, else nothing."""
+    """Return `; did you mean …?` for an unknown key: what others call so, else a near sibling, else the same key elsewhere, else nothing."""
     *parents, last = path
     word = str(last)
     siblings = [name for owner in models_at(model, root, parents) for name in owner.model_fields]
     everywhere = list(_fields(model, root, "", ()))
     elsewhere = [shown for name, shown in everywhere if name == word]
-    if near := near_words(word, siblings, cutoff=_NEAR):
+    # Without the condition `(with … .kind=…)` that may follow a path.
+    by_path = {shown.partition(" ")[0]: shown for _, shown in everywhere}
+    beside, others = synonyms_of(word, ".".join(map(str, parents)), by_path)
+    if beside:
+        found = beside
+    elif near := near_words(word, siblings, cutoff=_NEAR):
         found = [".".join([*(str(key) for key in parents), near[0]])]
+    elif others:
+        found = others
     elif elsewhere:
         found = list(dict.fromkeys(elsewhere))[:3]
     elif near := near_words(word, siblings):

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from samepath.rl.recipe.did_you_mean import files_beside
-from samepath.rl.recipe.node import RecipeError, RecipeNode, merged, plain
+from samepath.rl.recipe.node import RecipeError, RecipeNode, plain
 from samepath.rl.recipe.overrides import with_overrides
 from samepath.rl.recipe.problems import problems_of
+from samepath.rl.recipe.short_forms import merged_recipes
 from samepath.rl.recipe.variables import escaped, interpolated
 from samepath.rl.recipe.yaml_text import dump_yaml, parse_yaml
 
@@ -82,7 +83,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> RecipeNode:
     if base.resolve() in [known.resolve() for known in chain]:
         names = " -> ".join(str(known) for known in (*chain, base))
         raise RecipeError(f"{extends.source}: recipes may not extend each other in a circle: {names}.")
-    return merged(_read(base, chain), root)
+    return merged_recipes(_read(base, chain), root)
 
 
 def _escaped(data: Any) -> Any:

@@ -12,6 +12,7 @@ from samepath.rl.recipe.node import (
     dotted,
     overridden_part,
 )
+from samepath.rl.recipe.short_forms import full_path, with_written_out
 from samepath.rl.recipe.yaml_text import parse_yaml
 
 _STEP = re.compile(r"(?P<key>[^.\[\]~=\s]+)|\[(?P<index>[0-9]{1,9})\]")
@@ -24,13 +25,16 @@ def with_overrides(root: RecipeNode, overrides: Sequence[str]) -> RecipeNode:
 
     `key=value` sets (the value is YAML 1.2, and replaces what stood there), `~key` deletes. A key is dotted; a list item is
     `.0` or `[0]`; keys that hold a dot cannot be written. Setting `kind` to another value drops what files said under the old
-    kind and keeps what overrides said. Raises RecipeError if the text is no override or leads through a value that is neither
+    kind and keeps what overrides said. A short form (`engine: vllm`) is written out where a key leads into it.
+
+    Raises RecipeError if the text is no override or leads through a value that is neither
     mapping nor list.
     """
     for text in overrides:
         where = f"in override {text!r}"
         if text.startswith("~"):
-            root = _deleted(root, _parse_path(text[1:], where), 0, where)
+            path = full_path(_parse_path(text[1:], where), root, None)
+            root = _deleted(with_written_out(root, path), path, 0, where)
             continue
         key, equals, value_text = text.partition("=")
         if not equals:
@@ -39,7 +43,8 @@ def with_overrides(root: RecipeNode, overrides: Sequence[str]) -> RecipeNode:
         if path[0] == "extends":
             raise RecipeError(f"{where}: `extends` belongs in the file; load the other file instead.")
         value = parse_yaml(value_text, lambda _line, where=where: where, from_override=True)  # type: ignore[misc]
-        root = _assigned(root, path, 0, value)
+        path = full_path(path, root, value)
+        root = _assigned(with_written_out(root, path), path, 0, value)
     return root
 
 

@@ -39,8 +39,9 @@ Paths of `task` and `model` are relative to the recipe. `runs_dir` and `reward.s
 command is started. *Required* means that there is no default. Where `kind` chooses between forms, each has a table of its own.
 
 `reward` has two short forms beside the full one below: a string is the import path of its only part
-(`reward: samepath.rewards.exact:number`), and a mapping without `parts` is read as the parts
-(`reward: {answer: {function: …}, short: {function: …, weight: 0.1}}`).
+(`reward: samepath.rewards.exact:number`), and in a mapping without `parts` whatever is no setting of the reward is a part
+(`reward: {answer: samepath.rewards.math:answer, short: {function: …, weight: 0.1}, timeout_s: 2}`). `model: NAME` is a checkpoint's
+path and `engine: vllm` an engine's kind. Overrides and `extends` reach into each of these forms.
 """
 
 
