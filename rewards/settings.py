@@ -58,6 +58,13 @@ class RewardSettings(BaseModel):
         le=1e12,
         description="Largest size of a total; a reward beyond it is `invalid`, like one that is no finite number. Reward units.",
     )
+    max_failed_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of a step's responses, or of an evaluation's, without a usable reward before the run stops; judged over 8 "
+        "responses or more, as soon as that many have failed. 1 = never.",
+    )
     num_workers: int = Field(default=2, ge=1, le=512, description="Child processes scoring at the same time, 1 to 512.")
     search_path: str = Field(
         default=".",

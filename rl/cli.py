@@ -98,7 +98,10 @@ def validate(
     from samepath.rl.recipe.file import dump_recipe
     from samepath.rl.validate.validation import describe_step, validate_recipe
 
-    result = validate_recipe(resolved, recipe.parent)
+    def progress(text: str) -> None:
+        Console(stderr=True).print(text, markup=False, highlight=False)
+
+    result = validate_recipe(resolved, recipe.parent, progress)
     if not quiet:
         sys.stdout.write(dump_recipe(resolved))
         sys.stdout.flush()

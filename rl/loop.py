@@ -1,23 +1,26 @@
 """The algorithm on one page: sample, score, advantage, updates, new weights, again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.diagnostics.rollouts import rollout_metrics
 from samepath.rl.evaluation.held_out import Evaluation, evaluate, held_out_requests
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
-from samepath.rl.tasks.requests import group_request, seed_of
+from samepath.rl.tasks.requests import answered, seed_of, train_request
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.request import GroupRequest
+from samepath.rollout.types import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Loop:
     tracker: Tracker
     display: ProgressDisplay
     interruption: Interruption = field(default_factory=Interruption)
+    notices: Notices = field(default_factory=Notices)
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`.
@@ -41,21 +45,29 @@ class Loop:
         a step's updates.
         """
         self.display.start_clock()
+        self._warn(self.notices.task(len(self.task.train)))
         for step in range(first_step, self.recipe.rl.steps):
-            metrics = self.one_step(step)
+            metrics, failed = self.one_step(step), None
             done = step + 1
             if (
                 self.recipe.evaluation.every
                 and done % self.recipe.evaluation.every == 0
                 and done < self.recipe.rl.steps
             ):
-                metrics |= self.evaluate().metrics()
+                try:
+                    metrics |= self.evaluate().metrics()
+                except TooManyFailuresError as error:
+                    # The step itself is done: its numbers are kept, and a checkpoint can be written.
+                    failed = error
             self.tracker.log_metrics(done, metrics)
             on_step(done, metrics)
             if self.saves_after(done):
                 self.tracker.log_checkpoint(done, self.learner.save(done))
             self.display.update(done, metrics)
+            self._warn(self.notices.step(metrics))
             self.interruption.release()
+            if failed is not None:
+                raise failed
 
     def saves_after(self, done: int) -> bool:
         """Whether `run` writes a checkpoint once `done` steps are done."""
@@ -65,13 +77,14 @@ class Loop:
     def one_step(self, step: int) -> dict[str, float]:
         """One rollout batch and the updates on it; returns the step's metrics."""
         clock = PhaseClock(self.display)
-        requests = self.requests(step)
+        asked = self.requests(step)
 
         clock.start("sampling")
-        sampled = self.pool.sample(requests, self.scorer.submit)
+        sampled = answered(self.pool, asked, self.scorer.submit)
 
         clock.start("scoring")
         groups = self.scorer.collect(sampled)
+        self._warn(self.notices.failures(groups))
         batch, advantages_by_group = training_batch(groups, self.recipe.rl)
 
         clock.start("learning")
@@ -100,12 +113,16 @@ class Loop:
             "learner/tokens_per_s": learned_tokens / max(seconds["learning"], 1e-9),
         }
 
-    def requests(self, step: int) -> list[GroupRequest]:
-        """The prompts of one step with a seed for every sample: a function of the recipe's seed and the step alone."""
+    def requests(self, step: int) -> list[GroupRequest | Group]:
+        """The prompts of one step with a seed for every sample: a function of the recipe's seed and the step alone.
+
+        Where a row cannot be asked stands the group of its failed samples.
+        """
         rl, seed = self.recipe.rl, self.recipe.seed
         return [
-            group_request(
-                self.task.train_row(step * rl.prompts_per_step + index),
+            train_request(
+                self.task,
+                step * rl.prompts_per_step + index,
                 self.tokenizer,
                 self.recipe.sampling,
                 f"s{step + 1}-g{index}",
@@ -119,7 +136,13 @@ class Loop:
         self.display.phase("evaluating")
         settings, sampling = self.recipe.evaluation, self.recipe.evaluation.sampling(self.recipe.sampling)
         requests = held_out_requests(self.task, self.tokenizer, sampling, settings.samples, self.recipe.seed)
-        return evaluate(requests, self.pool, self.scorer, self.recipe.reward.main_part, settings.full_reward)
+        result = evaluate(requests, self.pool, self.scorer, self.recipe.reward.main_part, settings.full_reward)
+        self._warn(self.notices.failures(result.groups))
+        return result
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.display.message(f"warning: {text}")
 
 
 class PhaseClock:

@@ -3,17 +3,15 @@
 from pathlib import Path
 
 from samepath.model.network.placement import require
-from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
+from samepath.model.text.tokenizer import character_tokenizer, load_tokenizer
 from samepath.rl.learner.model_source import check_expected, resolve_folder
 from samepath.rl.learner.worked_answers import resolve_answer_writer
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task
+from samepath.rl.tasks.survey import check_first_prompts
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.engine_settings import describe
-
-PROBED_ROWS = 64
-"""Training prompts that are encoded, beside all held-out ones."""
 
 
 def prepare(recipe: Recipe, recipe_dir: Path) -> Task:
@@ -30,17 +28,9 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Task:
         cold_start = recipe.cold_start
         resolve_answer_writer(cold_start.traces, {**cold_start.options, **cold_start.late_options})
     if isinstance(recipe.model, NewModel):
-        check_prompts(task, character_tokenizer(recipe.model.alphabet))
+        check_first_prompts(task, character_tokenizer(recipe.model.alphabet))
     elif here:
         folder = resolve_folder(recipe.model.path, recipe_dir)
         check_expected(recipe.model.expected, folder)
-        check_prompts(task, load_tokenizer(folder))
+        check_first_prompts(task, load_tokenizer(folder))
     return task
-
-
-def check_prompts(task: Task, tokenizer: Tokenizer) -> None:
-    """Raise ValueError unless every held-out prompt and the first training prompts can be encoded."""
-    rows = [*task.held_out, *(task.train_row(index) for index in range(min(PROBED_ROWS, len(task.train))))]
-    for row in rows:
-        if not row.encode(tokenizer):
-            raise ValueError(f"row {row.row_id} of the task has an empty prompt. Leave it out, or give it a text.")

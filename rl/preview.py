@@ -66,7 +66,13 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
         requests = held_out_requests(task, load_tokenizer(folder), sampling, settings.samples, recipe.seed)
         pool = inline_pool(folder, recipe.engine, recipe.rollout, recipe.model.placement, recipe_dir)
         try:
-            result = evaluate(requests, pool, GroupScorer(runner), recipe.reward.main_part, settings.full_reward)
+            result = evaluate(
+                requests,
+                pool,
+                GroupScorer(runner, recipe.reward.max_failed_share),
+                recipe.reward.main_part,
+                settings.full_reward,
+            )
         finally:
             pool.close()
     return {

@@ -7,18 +7,20 @@ from pathlib import Path
 from samepath.model.placement import Placement
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.loop import Loop
 from samepath.rl.machine import child_environment, import_path
-from samepath.rl.preparation import check_prompts
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_folder import REFERENCE
 from samepath.rl.run_state import Phase, RunState
 from samepath.rl.tasks.row import Task
+from samepath.rl.tasks.survey import check_first_prompts
 from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
@@ -53,7 +55,10 @@ class Training:
             self.learner.start_rl()
             self._enter("evaluation", 0)
         tokenizer = load_tokenizer(reference)
-        check_prompts(self.task, tokenizer)
+        if said := check_first_prompts(self.task, tokenizer):
+            self.display.message(
+                f"warning: {said}. They count as rollout/failure.<reason>; `samepath validate` reads every row."
+            )
         pool = self._pool(reference)
         try:
             pool.load_weights(self.learner.weights(), first_step)
@@ -63,10 +68,11 @@ class Training:
                 tokenizer=tokenizer,
                 learner=self.learner,
                 pool=pool,
-                scorer=GroupScorer(self.runner),
+                scorer=GroupScorer(self.runner, recipe.reward.max_failed_share),
                 tracker=self.tracker,
                 display=self.display,
                 interruption=self.interruption,
+                notices=Notices(parts=recipe.reward.parts),
             )
             if self.state.phase == "evaluation":
                 before = loop.evaluate()
@@ -121,6 +127,11 @@ class Training:
                 self.display.message("interrupted twice: no checkpoint, because this step's update was not finished")
             elif newest != done:
                 self.display.message(f"interrupted: writing a checkpoint of step {done}")
+                self._save(done)
+            raise
+        except TooManyFailuresError:
+            if newest != done:
+                self.display.message(f"too many rewards failed: writing a checkpoint of step {done}")
                 self._save(done)
             raise
         if newest != done:

@@ -93,7 +93,7 @@ def support_rows(rows: Sequence[NDArray[np.int32]]) -> Support:
     return Support(counts=counts, ids=np.concatenate(rows, dtype=np.int32))
 
 
-def failed_rollouts(request: GroupRequest, failure: str) -> Group:
+def failed_rollouts(request: GroupRequest, failure: str, detail: str = "") -> Group:
     """A group whose samples all carry `failure`: counted by the caller, never trained on."""
     rollouts = tuple(
         Rollout(
@@ -103,6 +103,7 @@ def failed_rollouts(request: GroupRequest, failure: str) -> Group:
             segments=(),
             text="",
             failure=failure,
+            failure_detail=detail,
         )
         for index in range(len(request.seeds))
     )

@@ -111,6 +111,8 @@ class Rollout:
     """Seconds from submission to the last token."""
     failure: str = ""
     """Empty, or why there is no usable answer (`no_tokens`, `prompt_too_long`, …)."""
+    failure_detail: str = ""
+    """For people: the row and what is wrong with it, where the reason alone does not say."""
 
     @property
     def num_trained(self) -> int:

@@ -4,7 +4,7 @@ Axes: B sequences.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from samepath.rewards.request import RewardRequest
 from samepath.rewards.runner import RewardRunner
 from samepath.rewards.score import Score
+from samepath.rl.batch.failed_share import FailedShare
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.objective.advantage import advantages, apply_truncation, informative_groups
@@ -23,8 +24,10 @@ from samepath.rollout.types import Group, Rollout
 class GroupScorer:
     """Hands each group to the reward children as soon as it is sampled, so that scoring overlaps with sampling."""
 
-    def __init__(self, runner: RewardRunner) -> None:
+    def __init__(self, runner: RewardRunner, max_failed_share: float = 1.0) -> None:
+        """`max_failed_share` as in the recipe (`reward.max_failed_share`); 1 allows every reward to fail."""
         self._runner = runner
+        self._share = FailedShare(max_failed_share)
         self._pending: dict[tuple[str, int], Future[Score]] = {}
 
     def submit(self, group: Group) -> None:
@@ -45,7 +48,16 @@ class GroupScorer:
                 self._pending[group.group_id, rollout.sample_index] = self._runner.submit(request)
 
     def collect(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with their scores. The runner's own limits bound the wait: every future ends as a typed status."""
+        """The groups with their scores. The runner's own limits bound the wait: every future ends as a typed status.
+
+        Raises TooManyFailuresError as soon as more of them have failed than may.
+        """
+        keys = [(rollout.group_id, rollout.sample_index) for group in groups for rollout in group.rollouts]
+        names = {self._pending[key]: f"{key[0]}/{key[1]}" for key in keys if key in self._pending}
+        self._share.begin(len(names))
+        for future in as_completed(names):
+            self._share.add(names[future], future.result())
+        self._share.end()
         return [replace(group, rollouts=tuple(self._scored(rollout) for rollout in group.rollouts)) for group in groups]
 
     def _scored(self, rollout: Rollout) -> Rollout:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.tasks.requests import group_request, seed_of
+from samepath.rl.tasks.requests import answered, group_request, seed_of
 from samepath.rl.tasks.row import Task
 from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.request import GroupRequest
@@ -43,8 +43,11 @@ class Evaluation:
 
 def held_out_requests(
     task: Task, tokenizer: Tokenizer, sampling: SamplingSettings, samples: int, seed: int
-) -> list[GroupRequest]:
-    """Every held-out prompt, to be answered `samples` times with seeds that depend on the run's seed and the prompt's place alone."""
+) -> list[GroupRequest | Group]:
+    """Every held-out prompt, to be answered `samples` times with seeds that depend on the run's seed and the prompt's place alone.
+
+    Where a row cannot be asked stands the group of its failed samples.
+    """
     return [
         group_request(
             row,
@@ -58,10 +61,10 @@ def held_out_requests(
 
 
 def evaluate(
-    requests: Sequence[GroupRequest], pool: RolloutPool, scorer: GroupScorer, main_part: str, full_reward: float
+    asked: Sequence[GroupRequest | Group], pool: RolloutPool, scorer: GroupScorer, main_part: str, full_reward: float
 ) -> Evaluation:
-    """Answer the requests with the pool's current weights; a response is right if the reward's main part is at least `full_reward`."""
-    groups = scorer.collect(pool.sample(requests, scorer.submit))
+    """Answer what is asked with the pool's current weights; a response is right if the reward's main part is at least `full_reward`."""
+    groups = scorer.collect(answered(pool, asked, scorer.submit))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [rollout.score for rollout in rollouts if rollout.score is not None and rollout.score.status == "ok"]
     right = sum(_first_value(score.parts, main_part) >= full_reward for score in scored)

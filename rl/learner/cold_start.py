@@ -22,6 +22,9 @@ from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import Task
 from samepath.rollout.types import MISSING_ROUTE, Segment
 
+MAX_UNUSABLE = 100
+"""Draws in a row of rows that cannot be encoded, answered or fitted into the model before the cold start gives up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
@@ -51,18 +54,31 @@ class ColdStart:
         self._optimizer = Optimizer(model, settings.optimizer, self._rate)
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
-        """The sequences of one step: a function of seed and step alone."""
+        """The sequences of one step: a function of seed and step alone. A row that cannot be used is passed over for the next draw.
+
+        Raises ValueError, with the reason of the last, if more than MAX_UNUSABLE draws in a row give none.
+        """
         rng = random.Random(f"{self.seed}/{step}")
         settings = self.settings
         late = step >= settings.steps - settings.late_steps
         options = {**settings.options, **settings.late_options} if late else settings.options
-        sequences = []
-        for _ in range(self.settings.batch_size):
-            row = self.task.train[rng.randrange(len(self.task.train))]
-            response = self._write_answer(row, rng, **options)
-            prompt_ids = row.encode(self.tokenizer)
-            response_ids = self.tokenizer.encode_continuation(response)
-            sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
+        sequences: list[TrainSequence] = []
+        unusable = 0
+        while len(sequences) < self.settings.batch_size:
+            try:
+                row = self.task.train[rng.randrange(len(self.task.train))]
+                response = self._write_answer(row, rng, **options)
+                prompt_ids = row.encode(self.tokenizer)
+                response_ids = self.tokenizer.encode_continuation(response)
+                sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
+            except ValueError as error:
+                unusable += 1
+                if unusable > MAX_UNUSABLE:
+                    raise ValueError(
+                        f"{unusable} draws one after the other gave no row for the cold start: {error}"
+                    ) from error
+            else:
+                unusable = 0
         return tuple(sequences)
 
     def step(self, step: int) -> Mapping[str, float]:

@@ -30,10 +30,11 @@ A recipe is one YAML 1.2 file; [recipes/quickstart.yaml](../recipes/quickstart.y
 - On the command line `key=value` sets, `~key` deletes and `list[0].key=value` reaches into a list:
   `samepath run recipes/quickstart.yaml name=second seed=1 rl.objective.kl.beta=0.01`.
 - Keys that no model knows are errors with a suggestion; all problems of a recipe are listed at once, each with file and line.
-- `samepath validate recipe.yaml` prints the whole recipe with every default, then every check as `ok`, `not checked` (with the reason),
-  `obstacle` (the recipe is right, this version or machine cannot run it) or `wrong`, and the memory it needs
-  (docs/memory.md). It starts nothing and builds no model. The exit status is 0 if nothing is wrong; with `--strict` only if
-  all is `ok`. `samepath schema` prints the JSON schema that editors check against.
+- `samepath validate recipe.yaml` prints the whole recipe with every default, then every check as `ok`, `warning` (it runs, but hardly as
+  it is meant), `not checked` (with the reason), `obstacle` (the recipe is right, this version or machine cannot run it) or `wrong`, and
+  the memory it needs (docs/memory.md). It reads every row of the task, for two minutes at most, and calls each reward function
+  once; it starts nothing else. The exit status is 0 if nothing is wrong; with `--strict` only if all is `ok`. `samepath schema`
+  prints the JSON schema that editors check against.
 
 Paths of `task` and `model` are relative to the recipe. `runs_dir` and `reward.search_path` are relative to the folder in which the
 command is started. *Required* means that there is no default. Where `kind` chooses between forms, each has a table of its own.

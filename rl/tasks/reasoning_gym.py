@@ -29,6 +29,16 @@ _MAX_DRAWS = 64
 _MAX_ROUNDS = 16
 _PROBED_ROWS = 32
 _Generate = Callable[..., Any]
+_GENERATOR_ERRORS = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What the datasets' own code raises for parameters or random draws that it does not get on with."""
 
 
 def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
@@ -87,7 +97,12 @@ class GeneratedRows:
         while len(self._draws) <= draw:
             seed = _derived_seed(self._settings.seed, "train", len(self._draws))
             self._draws.append(self._generate(size=self._settings.num_train, seed=seed))
-        return _row(self._settings, self._draws[draw][index], "train", index)
+        try:
+            entry = self._draws[draw][index]
+        except _GENERATOR_ERRORS as error:
+            where = f"{self._settings.dataset} train row {index}"
+            raise TaskError(f"{where}: reasoning_gym cannot make it: {error!r}.") from error
+        return _row(self._settings, entry, "train", index)
 
 
 def _held_out_rows(settings: ReasoningGymTask, generate: _Generate) -> list[TaskRow]:
@@ -129,6 +144,7 @@ def _row(settings: ReasoningGymTask, entry: Mapping[str, Any], split: str, index
         },
         dataset=settings.dataset,
         row=index,
+        where=where,
     )
 
 
@@ -161,7 +177,7 @@ def _checked_generator(settings: ReasoningGymTask) -> _Generate:
     def generate(*, size: int, seed: int) -> Any:
         try:
             return create(name, size=size, seed=seed, **settings.params)
-        except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as error:
+        except _GENERATOR_ERRORS as error:
             raise TaskError(f"{name} does not take params {settings.params}: {error}") from error
 
     return generate

@@ -44,6 +44,8 @@ class TaskRow:
     """Name of the task."""
     row: int
     """Index in the task's split, from 0."""
+    where: str = field(default="", compare=False)
+    """Its place in the source, for messages: file and line, or dataset, split and row. Equal rows may stand in two places."""
 
     def encode(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Token ids of the prompt: of its text, or of the conversation around it."""

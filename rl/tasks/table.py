@@ -47,6 +47,7 @@ def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[
                 answer={"answer": gold, "entry": entry, "dataset": dataset},
                 dataset=dataset,
                 row=row,
+                where=where,
             )
         )
     return rows

@@ -38,7 +38,7 @@ def tracked_rollouts(
                 reward=float("nan") if score is None else score.total,
                 reward_parts={} if score is None else dict(score.parts),
                 reward_status=rollout.failure or ("unscored" if score is None else score.status),
-                reward_detail="" if score is None else score.detail,
+                reward_detail=rollout.failure_detail if score is None else score.detail,
                 advantage=float(by_group[group.group_id][place]),
                 num_tokens=rollout.num_trained,
                 finish_reason="" if segment is None else segment.finish_reason,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from samepath.rl.validate.memory_plan import MemoryPlan, memory_lines
 
-Outcome = Literal["ok", "not checked", "obstacle", "wrong"]
+Outcome = Literal["ok", "warning", "not checked", "obstacle", "wrong"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class Finding:
     name: str
     """What was looked at."""
     outcome: Outcome
-    """`wrong`: the recipe must change. `obstacle`: the recipe is right, but this version or this machine cannot run it."""
+    """`wrong`: the recipe must change. `obstacle`: the recipe is right, but this version or this machine cannot run it. `warning`: it runs,
+    but hardly as it is meant."""
     detail: str
     """What was found, and what to do."""
 
@@ -38,7 +39,7 @@ class Validation:
 
     def passed(self, *, strict: bool) -> bool:
         """Whether nothing is wrong; with `strict`, whether everything was checked and nothing stands in the way."""
-        bad: set[Outcome] = {"wrong", "obstacle", "not checked"} if strict else {"wrong"}
+        bad: set[Outcome] = {"wrong", "obstacle", "not checked", "warning"} if strict else {"wrong"}
         return not any(finding.outcome in bad for finding in self.findings)
 
     def lines(self) -> list[str]:

@@ -11,7 +11,6 @@ from samepath.model.files.model_sizes import PublishedSizes
 from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.network.placement import PlacementError, require
 from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
-from samepath.rewards.runner import RewardRunner
 from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import resolve_answer_writer
@@ -19,12 +18,15 @@ from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import HubUnreachableError
-from samepath.rl.tasks.row import Task, TaskRow
+from samepath.rl.tasks.row import Task
+from samepath.rl.tasks.survey import survey
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.validate.finding import Finding, Outcome, Validation
 from samepath.rl.validate.memory_findings import memory_findings
 from samepath.rl.validate.memory_plan import PROMPT_TOKENS, memory_plan
+from samepath.rl.validate.reward_findings import tried_rewards
 from samepath.rl.validate.row_exactness import row_finding
+from samepath.rl.validate.row_findings import READ_LIMIT_S, row_findings
 from samepath.rollout.capabilities import refusal
 from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_errors import EngineUnavailableError
@@ -32,17 +34,20 @@ from samepath.rollout.engine_settings import describe
 
 MAX_BUILT_PARAMETERS = 2 * 10**9
 """A larger network is never built here; everything else is read from its configuration."""
-PROBED_ROWS = 64
-"""Training prompts that are encoded, beside all held-out ones."""
 
 
 class NotCheckedError(Exception):
     """A check that could not be made; the message is the reason."""
 
 
-def validate_recipe(recipe: Recipe, recipe_dir: Path) -> Validation:
-    """Check task, model, tokenizer, prompts, rewards, worked answers, engine and memory; every problem is a finding, none is raised."""
-    return _Checks(recipe=recipe, recipe_dir=recipe_dir).run()
+def validate_recipe(
+    recipe: Recipe, recipe_dir: Path, progress: Callable[[str], None] = lambda text: None
+) -> Validation:
+    """Check task, model, tokenizer, prompts, rewards, worked answers, engine and memory; every problem is a finding, none is raised.
+
+    `progress` hears how far the reading of rows is, if that takes long.
+    """
+    return _Checks(recipe=recipe, recipe_dir=recipe_dir, progress=progress).run()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +56,7 @@ class _Checks:
 
     recipe: Recipe
     recipe_dir: Path
+    progress: Callable[[str], None]
     result: Validation = field(default_factory=Validation)
     task: Task | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -231,29 +237,24 @@ class _Checks:
             raise NotCheckedError(f"the {'task' if self.task is None else 'tokenizer'} is not at hand")
         if any(found.name == "chat template" and found.outcome == "wrong" for found in self.result.findings):
             raise NotCheckedError("the chat template does not work")
-        task, tokenizer = self.task, self.tokenizer
-        rows = [*task.held_out, *(task.train_row(index) for index in range(min(PROBED_ROWS, len(task.train))))]
-        lengths = {row.row_id: len(row.encode(tokenizer)) for row in rows}
-        worst = max(lengths, key=lambda name: lengths[name])
-        if empty := [name for name, length in lengths.items() if not length]:
-            raise ValueError(f"row {empty[0]} of the task has an empty prompt")
-        self.prompt_tokens = lengths[worst]
-        longest = lengths[worst] + self.recipe.sampling.max_new_tokens
-        limit, what = self._longest()
-        if longest > limit:
-            raise ValueError(
-                f"prompt and sampling.max_new_tokens must fit {what}; row {worst} needs {lengths[worst]} + "
-                f"{self.recipe.sampling.max_new_tokens}. Lower max_new_tokens or leave long rows out."
-            )
-        self._fits_engine(next(row for row in rows if row.row_id == worst), tokenizer)
-        return f"{len(rows)} encoded, at most {lengths[worst]} tokens and {self.recipe.sampling.max_new_tokens} of response"
+        found = survey(
+            self.task, self.tokenizer, too_large=self._too_large, limit_s=READ_LIMIT_S, progress=self.progress
+        )
+        self.result.findings += row_findings(found, len(self.task.train))
+        self.prompt_tokens = found.longest
+        return f"{found.num_read} encoded, at most {found.longest} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
-    def _fits_engine(self, row: TaskRow, tokenizer: Tokenizer) -> None:
-        """An engine may have to reserve all that a group can need before it starts one."""
-        engine, size = self.recipe.engine, self.recipe.rl.group_size
-        length, longest = len(row.encode(tokenizer)), self.recipe.sampling.max_new_tokens
-        if reason := describe(engine).too_large(engine, length, longest, size):
-            raise ValueError(f"row {row.row_id}: {reason}")
+    def _too_large(self, prompt_tokens: int) -> tuple[str, str]:
+        """(failure, reason) of a prompt that the model or the engine cannot take: an engine may reserve all that a group can need."""
+        engine, longest = self.recipe.engine, self.recipe.sampling.max_new_tokens
+        limit, what = self._longest()
+        if prompt_tokens + longest > limit:
+            return "prompt_too_long", (
+                f"prompt and sampling.max_new_tokens must fit {what}; it needs {prompt_tokens} + {longest}. "
+                "Lower max_new_tokens or leave long rows out."
+            )
+        reason = describe(engine).too_large(engine, prompt_tokens, longest, self.recipe.rl.group_size)
+        return ("out_of_cache", reason) if reason else ("", "")
 
     def _worked_answers(self) -> str:
         settings = self.recipe.cold_start
@@ -261,12 +262,7 @@ class _Checks:
         return f"{settings.steps} steps on {settings.traces}"
 
     def _reward(self) -> str:
-        runner = RewardRunner(self.recipe.reward)
-        try:
-            runner.check()
-        finally:
-            runner.close()
-        return ", ".join(f"{name}: {part.function}" for name, part in self.recipe.reward.parts.items())
+        return tried_rewards(self.recipe.reward, self.task.held_out[0] if self.task is not None else None)
 
     def _engine(self) -> None:
         engine = self.recipe.engine

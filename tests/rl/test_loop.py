@@ -10,6 +10,7 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.loop import Loop
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.row import Task, TaskRow
@@ -62,6 +63,7 @@ def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | No
         scorer=absent,
         tracker=Tracker([] if sink is None else [sink]),
         display=ProgressDisplay(total_steps=recipe.rl.steps),
+        notices=Notices(parts=recipe.reward.parts),
     )
 
 

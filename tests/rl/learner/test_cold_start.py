@@ -1,5 +1,8 @@
 """What the cold start trains on at which step. The written answers show their options: `#5` is bare, `2+3=5;#5` is worked."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
@@ -12,11 +15,12 @@ from tests.conftest import tiny_model
 WORKED, BARE = {"direct_share": 0.0}, {"direct_share": 1.0}
 
 
-def cold_start(tokenizer: Tokenizer, seed: int = 0, **settings: object) -> ColdStart:
+def cold_start(tokenizer: Tokenizer, seed: int = 0, *, unusable: Sequence[int] = (), **settings: object) -> ColdStart:
     rows = [
         TaskRow(row_id=f"train-{index}", question="", text=f"{index}+3=", dataset="sums", row=index)
         for index in range(10)
     ]
+    rows = [replace(row, text=f"{row.text} ×") if row.row in unusable else row for row in rows]
     task = Task(name="sums", train=rows, held_out=[], seed=0)
     made = ColdStartSettings.model_validate({"steps": 6, "batch_size": 3, "options": WORKED, **settings})
     return ColdStart(tiny_model(), tokenizer, task, made, seed, PassPool(1))
@@ -69,3 +73,22 @@ def test_batch_trains_on_the_answer_and_its_end_but_not_on_the_prompt(tokenizer:
     assert tokenizer.decode(token_ids[:first].tolist()).endswith("+3=")
     assert token_ids[-1] == tokenizer.end_id
     assert entry.temperature == 1.0
+
+
+def test_batch_passes_over_rows_that_cannot_be_encoded(tokenizer: Tokenizer) -> None:
+    plain, start = cold_start(tokenizer, batch_size=8), cold_start(tokenizer, batch_size=8, unusable=(3,))
+    third = tokenizer.encode("3+3=")
+
+    def drawn(made: ColdStart, step: int) -> list[tuple[int, ...]]:
+        return [tuple(entry.segment.token_ids.tolist()) for entry in made.batch(step)]
+
+    sequences = [ids for step in range(6) for ids in drawn(start, step)]
+    assert len(sequences) == 48
+    assert third not in [ids[: len(third)] for ids in sequences]
+    before = [ids[: len(third)] for ids in drawn(plain, 0)].index(third)
+    assert sequences[:before] == drawn(plain, 0)[:before]
+
+
+def test_batch_without_a_usable_row_says_why(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"101 draws one after the other gave no row for the cold start: "):
+        cold_start(tokenizer, unusable=range(10)).batch(0)
