@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from samepath.rl.file_errors import advice, said
 from samepath.rl.machine import package_versions, set_missing_variables
@@ -117,7 +118,7 @@ def sample(
     source: Annotated[
         Path, typer.Argument(help="recipe (its newest checkpoint, or its own model), run folder or checkpoint folder")
     ],
-    prompt: Annotated[str, typer.Argument(help="text of the prompt, as the model reads it")],
+    prompt: Annotated[str, typer.Argument(help="text of the prompt, or what the user says in a chat")],
     count: Annotated[int, typer.Option(min=1, max=64, help="responses")] = 4,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0 takes the best token")] = 1.0,
     top_p: Annotated[
@@ -125,6 +126,10 @@ def sample(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest response, tokens")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="give the prompt the model's chat form; by default as the recipe does"),
+    ] = None,
 ) -> None:
     """Answer one prompt a few times."""
     # Late: torch.
@@ -132,10 +137,10 @@ def sample(
 
     changes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     table = Table("log-probability", "tokens", "finish", "response")
-    for rollout in sample_source(source, prompt, count, changes, seed):
+    for rollout in sample_source(source, prompt, count, changes, seed, chat=chat):
         segment = rollout.segments[0]
         table.add_row(
-            f"{segment.sampler_logprobs.sum():.3f}", str(rollout.num_trained), segment.finish_reason, rollout.text
+            f"{segment.sampler_logprobs.sum():.3f}", str(rollout.num_trained), segment.finish_reason, Text(rollout.text)
         )
     Console().print(table)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.files.checkpoint import load_checkpoint
+from samepath.model.text.chat import ChatForm
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
@@ -14,6 +15,7 @@ from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.run_folder import CHECKPOINTS, REFERENCE
 from samepath.rl.run_state import RECIPE_FILE
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.tasks import build_task
@@ -25,16 +27,28 @@ from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Prompt, Rollout
 
 
-def sample_source(source: Path, prompt: str, count: int, changes: Mapping[str, Any], seed: int) -> Sequence[Rollout]:
+def sample_source(
+    source: Path, prompt: str, count: int, changes: Mapping[str, Any], seed: int, *, chat: bool | None = None
+) -> Sequence[Rollout]:
     """Answer one prompt with a recipe's newest checkpoint (or its own model), a run's, or a checkpoint folder's weights.
 
-    Responses end where the recipe's end (its stop ids and strings); a checkpoint folder has none but the tokenizer's end.
+    Responses end where the recipe's end (its stop ids and strings), and the prompt has the recipe's chat form, unless `chat` says whether it is
+    to have one; a checkpoint folder outside a run has no stops but the tokenizer's end, and no chat form unless asked for.
     """
     model, tokenizer = _model_of(source)
-    sampling = SamplingSettings.model_validate({**_stops_of(source), **changes})
+    recipe = _recipe_of(source)
+    stops = {} if recipe is None else recipe.sampling.model_dump(include={"stop_token_ids", "stop_strings"})
+    sampling = SamplingSettings.model_validate({**stops, **changes})
+    form = None if recipe is None else recipe.task.chat.form
+    if chat is not None:
+        form = (form or ChatForm()) if chat else None
     request = GroupRequest(
         group_id="sample",
-        prompt=Prompt(prompt_id="sample", text=prompt, token_ids=tokenizer.encode(prompt)),
+        prompt=Prompt(
+            prompt_id="sample",
+            text=prompt,
+            token_ids=tokenizer.encode(prompt) if form is None else tokenizer.encode_chat(prompt, form),
+        ),
         sampling=sampling,
         seeds=tuple(seed_of(seed, index) for index in range(count)),
     )
@@ -85,12 +99,16 @@ def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -
     }
 
 
-def _stops_of(source: Path) -> dict[str, Any]:
-    """What ends a response in the recipe that `source` is or was made by."""
-    path = source / RECIPE_FILE if source.is_dir() else source
-    if not path.is_file():
-        return {}
-    return load_recipe(path, [], Recipe).sampling.model_dump(include={"stop_token_ids", "stop_strings"})
+def _recipe_of(source: Path) -> Recipe | None:
+    """The recipe that `source` is or was made by; None for a checkpoint folder outside a run."""
+    if not source.is_dir():
+        return load_recipe(source, [], Recipe)
+    folder = source.resolve()
+    if folder.name == REFERENCE:
+        folder = folder.parent
+    elif folder.parent.name == CHECKPOINTS:
+        folder = folder.parent.parent
+    return load_recipe(folder / RECIPE_FILE, [], Recipe) if (folder / RECIPE_FILE).is_file() else None
 
 
 def _model_of(source: Path) -> Any:
