@@ -10,7 +10,7 @@ from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import evaluate, held_out_requests
-from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel

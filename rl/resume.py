@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samepath.rl.learner.learner import latest_checkpoint
+from samepath.model.durable_file import replace_file
+from samepath.rl.learner.checkpoints import checkpoint_of_step, latest_checkpoint
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run_folder import (
@@ -21,7 +22,7 @@ from samepath.rl.run_folder import (
     step_of,
     steps_after,
 )
-from samepath.rl.run_state import METRICS_FILE, RECIPE_FILE, RunState, metrics_bytes, write_whole
+from samepath.rl.run_state import METRICS_FILE, RECIPE_FILE, RunState, metrics_bytes
 
 MAY_CHANGE = (
     "rl.steps",
@@ -111,7 +112,7 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
     if metrics_bytes(run_dir) > keep_bytes:
         os.truncate(run_dir / METRICS_FILE, keep_bytes)
     if plan.changes:
-        write_whole(run_dir / RECIPE_FILE, dump_recipe(plan.recipe))
+        replace_file(run_dir / RECIPE_FILE, dump_recipe(plan.recipe))
     if state.phase == "finished":
         state.phase = "training"
     state.save(run_dir)
@@ -131,7 +132,7 @@ def _source(run_dir: Path, state: RunState, step: int | None) -> tuple[Path | No
     known.setdefault(0, run_dir / REFERENCE)
     if step not in known:
         raise ResumeError(f"--step must be one of {sorted(known)}, whose checkpoints {run_dir} holds; got {step}")
-    return known[step], step
+    return (known[step], 0) if step == 0 else checkpoint_of_step(run_dir, step)
 
 
 def _allowed_changes(before: Recipe, after: Recipe) -> tuple[str, ...]:

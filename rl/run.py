@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samepath.model.durable_file import replace_file
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import build_learner
@@ -19,7 +20,7 @@ from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.report.summary import show_summary, write_summary
 from samepath.rl.resume import plan_resume, rewind
 from samepath.rl.run_folder import begun, claimed, clear_start
-from samepath.rl.run_state import RECIPE_FILE, RunState, write_whole
+from samepath.rl.run_state import RECIPE_FILE, RunState
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
@@ -57,7 +58,7 @@ def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
     with RewardRunner(recipe.reward) as runner, claimed(run_dir):
         said = clear_start(run_dir)
         state = RunState(recipe_dir=str(recipe_dir.resolve()))
-        write_whole(run_dir / RECIPE_FILE, dump_recipe(recipe))
+        replace_file(run_dir / RECIPE_FILE, dump_recipe(recipe))
         state.save(run_dir)
         return _run(
             _Attempt(

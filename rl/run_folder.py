@@ -33,6 +33,7 @@ BELONGINGS = (
     "tracking-queue*",
     *OUTCOME,
     ".*.partial",
+    ".*.replaced",
     STATE_FILE,
 )
 """All that a run writes, in the order in which it is taken away: without its recipe a half cleared folder cannot be resumed."""

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
+
+from samepath.model.json_file import write_json
 
 STATE_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
@@ -84,10 +85,7 @@ class RunState:
 
     def save(self, run_dir: Path) -> None:
         """Write `run.json`, whole or not at all."""
-        data = asdict(self)
-        if not math.isfinite(self.accuracy_before):
-            data["accuracy_before"] = None
-        write_whole(run_dir / STATE_FILE, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        write_json(run_dir / STATE_FILE, asdict(self))
 
     @classmethod
     def load(cls, run_dir: Path) -> "RunState":
@@ -117,10 +115,3 @@ def metrics_bytes(run_dir: Path) -> int:
     """Size of `metrics.jsonl`, 0 if there is none."""
     path = run_dir / METRICS_FILE
     return path.stat().st_size if path.is_file() else 0
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its final name, then rename it: a reader finds the old text or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -1,14 +1,13 @@
 """The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process or as a Ray actor."""
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
+from samepath.model.json_file import read_json, write_json
+from samepath.model.manifest import require_whole
 from samepath.model.network.network import CausalLM
 from samepath.model.network.placement import place
 from samepath.model.policy import Policy
@@ -16,6 +15,7 @@ from samepath.model.text.tokenizer import load_tokenizer
 from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.gpu import GpuMeter
+from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder, drop_others, write_folder
 from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
 from samepath.rl.learner.optimizer import Optimizer
@@ -29,7 +29,6 @@ from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
 
 STATE_FILE = "learner.pt"
-STEP_FILE = "step.json"
 
 
 class Learner:
@@ -39,12 +38,14 @@ class Learner:
         torch.set_num_threads(1)
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
         self.version = 0
+        self._saved = resume_from
         if resume_from is None:
             if isinstance(recipe.model, CheckpointModel) and recipe.model.implementation == "transformers":
                 folder = resolve_folder(recipe.model.path, recipe_dir)
                 check_foreign_checkpoint(folder, recipe.rl, recipe.learner, recipe.engine)
             model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
         else:
+            require_whole(self.reference_dir)
             # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
             source = self.reference_dir if recipe.learner.lora.enabled else resume_from
             model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
@@ -75,11 +76,7 @@ class Learner:
     def start_rl(self) -> None:
         """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""
         self._cold_start = None
-        partial = self.reference_dir.with_name(f".{self.reference_dir.name}.partial")
-        for old in (partial, self.reference_dir):
-            shutil.rmtree(old, ignore_errors=True)
-        save_model(self._model, self._tokenizer, partial)
-        os.replace(partial, self.reference_dir)
+        write_folder(self.reference_dir, lambda partial: save_model(self._model, self._tokenizer, partial))
         self._begin_rl()
 
     @property
@@ -110,19 +107,15 @@ class Learner:
         return {name: tensor.detach().float().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
-        """Write `checkpoints/step-…` whole or not at all, and drop the oldest beyond `checkpoint.keep`."""
-        folder = self._run_dir / "checkpoints" / f"step-{step:06d}"
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_model(self._model, self._tokenizer, partial)
-        if self._optimizer is not None:
-            state = {**self._optimizer.state(), "adapters": adapter_tensors(self._model)}
-            torch.save(state, partial / STATE_FILE)
-        (partial / STEP_FILE).write_text(json.dumps({"step": step, "version": self.version}) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-        for old in sorted(folder.parent.glob("step-*"))[: -self._recipe.checkpoint.keep]:
-            shutil.rmtree(old)
+        """Write `checkpoints/step-…` whole or not at all, then drop the oldest beyond `checkpoint.keep`.
+
+        A step that is saved already stays as it is: what an interrupted update has left must not come into it.
+        """
+        folder = checkpoint_folder(self._run_dir, step)
+        if folder != self._saved:
+            write_folder(folder, lambda partial: self._write(partial, step))
+            self._saved = folder
+            drop_others(folder, self._recipe.checkpoint.keep)
         return folder
 
     def statistics(self) -> dict[str, float]:
@@ -132,6 +125,19 @@ class Learner:
             "peak_bytes": float(peak_memory_bytes()),
             **gpu_statistics(self._recipe.model.device),
         }
+
+    def _write(self, folder: Path, step: int) -> None:
+        """Fill a folder with all that a resumed learner needs."""
+        save_model(self._model, self._tokenizer, folder)
+        if self._optimizer is not None:
+            state = {**self._optimizer.state(), "adapters": adapter_tensors(self._model)}
+            try:
+                with (folder / STATE_FILE).open("wb") as file:
+                    torch.save(state, file)
+            except RuntimeError as error:
+                # What the file refused is hidden below a complaint about positions.
+                raise OSError(f"{STATE_FILE}: {error.__context__ or error}") from error
+        write_json(folder / STEP_FILE, {"step": step, "version": self.version})
 
     def _load(self, folder: Path) -> Policy:
         return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)
@@ -166,12 +172,4 @@ class Learner:
         self._optimizer.restore(state)
         if self._recipe.learner.lora.enabled:
             load_adapters(self._model, state["adapters"])
-        self.version = int(json.loads((folder / STEP_FILE).read_text())["version"])
-
-
-def latest_checkpoint(run_dir: Path) -> tuple[Path, int] | None:
-    """The newest whole checkpoint of a run and its step, or None."""
-    folders = sorted((run_dir / "checkpoints").glob("step-*"))
-    if not folders:
-        return None
-    return folders[-1], int(json.loads((folders[-1] / STEP_FILE).read_text())["step"])
+        self.version = int(read_json(folder / STEP_FILE)["version"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from samepath.rl.learner.learner import Learner, latest_checkpoint
+from samepath.rl.learner.checkpoints import latest_checkpoint
+from samepath.rl.learner.learner import Learner
 from samepath.rl.loop import Loop
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.run_folder import RunFolderError

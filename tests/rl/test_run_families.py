@@ -7,7 +7,7 @@ import yaml
 
 from samepath.model.config import ModelConfig
 from samepath.model.files.checkpoint import published_tensors
-from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe

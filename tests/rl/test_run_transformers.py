@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
-from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.preview import evaluate_source, sample_source
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.tracking.jsonl import read_metrics
