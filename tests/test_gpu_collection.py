@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 COLLECT_WITHOUT_RAY_AND_MLFLOW = """
 import sys
@@ -26,6 +28,7 @@ sys.exit(pytest.main(["--co", "-q", "-m", "gpu", "--assert=plain", "-p", "no:cac
 """
 
 
+@pytest.mark.slow
 def test_gpu_tests_are_collected_without_ray_and_mlflow() -> None:
     done = subprocess.run(
         [sys.executable, "-c", COLLECT_WITHOUT_RAY_AND_MLFLOW],

@@ -2,15 +2,12 @@
 
 import copy
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from samepath.rl.learner import ray_learner
 from samepath.rl.learner.handle import InlineLearner
 from samepath.rl.learner.optimizer import Optimizer
-from samepath.rl.learner.ray_learner import LearnerLostError, RayLearner
 
 OPTIMIZER = {
     "lr": 0.01,
@@ -60,14 +57,3 @@ def test_learner_recomputes_activations_of_the_trained_model_alone(tiny_recipe, 
         assert learner._updater is not None
         assert learner._updater.reference is not None
         assert learner._updater.reference.activation_checkpointing is False
-
-
-def test_ray_learner_waits_no_longer_than_the_recipe_says(
-    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = MagicMock()
-    fake.get.side_effect = ray_learner.GetTimeoutError("late")
-    monkeypatch.setattr(ray_learner, "ray", fake)
-    with pytest.raises(LearnerLostError, match="update_timeout_s=7 s for the learner: loading its model"):
-        RayLearner(tiny_recipe("learner.update_timeout_s=7"), Path(), tmp_path, None)
-    assert fake.get.call_args.kwargs == {"timeout": 7.0}

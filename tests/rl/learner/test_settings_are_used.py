@@ -62,7 +62,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "lora": f"{FOREIGN}_lora_trains_its_adapters_alone_and_merges_them",
         "indexer": "rl/learner/test_learner.py::test_learner_trains_the_indexer_only_if_asked",
         "indexer_lr_scale": OPTIMIZER,
-        "update_timeout_s": "rl/learner/test_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
+        "update_timeout_s": "rl/learner/test_ray_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
     },
     OptimizerSettings: dict.fromkeys(
         ("lr", "warmup_updates", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm"),
