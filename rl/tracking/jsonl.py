@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -11,13 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 logger = logging.getLogger("samepath.tracking")
-
-MAX_METRIC_NAME = 250
-"""Longest metric name that MLflow takes, characters."""
 
 
 class JsonlSink(Sink):
@@ -30,6 +27,7 @@ class JsonlSink(Sink):
         self._warned = False
         self._attempts: list[dict[str, Any]] = []
         self._run_id = ""
+        self._names = NameBook()
 
     def start(self, run: RunStart) -> str:
         """Begin an attempt; earlier attempts stay listed in `tracking.json`."""
@@ -46,7 +44,8 @@ class JsonlSink(Sink):
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line; a step that is done again after a resume gets a second line, and the last one counts."""
-        entry = {"step": step, "time": _now(), "metrics": plain(clean_metrics(metrics))}
+        named = {self._names.clean(name): float(value) for name, value in metrics.items()}
+        entry = {"step": step, "time": _now(), "metrics": plain(named)}
         self._write(self._run_dir / "metrics.jsonl", json.dumps(entry) + "\n", "a")
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
@@ -94,26 +93,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     return str(value)
-
-
-def clean_metric_name(name: str) -> str:
-    """Return the nearest name that MLflow takes: ASCII letters, digits and `_-.:/ `, no empty or dotted path part."""
-    parts = (re.sub(r"[^A-Za-z0-9_\-.: ]", "_", part).strip() for part in name.split("/"))
-    cleaned = "/".join("_" * len(part) if set(part) == {"."} else part for part in parts if part)
-    return cleaned[:MAX_METRIC_NAME].rstrip("/ ") or "unnamed"
-
-
-def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics under clean names; where two names become one, the later gets `_2`, `_3`, …"""
-    cleaned: dict[str, float] = {}
-    for name, value in metrics.items():
-        wanted = clean_metric_name(name)
-        unique, number = wanted, 1
-        while unique in cleaned:
-            number += 1
-            unique = f"{wanted[: MAX_METRIC_NAME - 6]}_{number}"
-        cleaned[unique] = float(value)
-    return cleaned
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:

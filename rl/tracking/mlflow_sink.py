@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.events import Event, QueueFile
-from samepath.rl.tracking.jsonl import clean_metrics, plain
+from samepath.rl.tracking.jsonl import plain
 from samepath.rl.tracking.mlflow_store import MlflowStore
 from samepath.rl.tracking.mlflow_traces import cut_text
 from samepath.rl.tracking.mlflow_ui import links
+from samepath.rl.tracking.names import MAX_NAME_CHARS, NameBook, clean_text
 from samepath.rl.tracking.queue import EventQueue, QueueCounts
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout, choose_rollouts
@@ -37,6 +39,8 @@ class MlflowSink(Sink):
         self._settings = settings
         self._uri = uri
         file = QueueFile(run_dir / QUEUE_FILE_NAME, settings.max_queue_file_mib * 2**20)
+        self._names = {"params": NameBook(), "metrics": NameBook()}
+        self._num_changed = 0
         # What an earlier attempt could not send goes first, under that attempt's run.
         self._store = MlflowStore(uri, file.read_state() if file.num_events else None)
         self._queue = EventQueue(
@@ -48,17 +52,18 @@ class MlflowSink(Sink):
         run_key = run.run_id if run.run_id.startswith("local-") else f"local-{uuid.uuid4().hex}"
         attempt_key = uuid.uuid4().hex[:12]
         payload = {
-            "run_name": run.run_name,
+            "run_name": run.run_name[:MAX_NAME_CHARS],
             "run_key": run_key,
             "attempt_key": attempt_key,
             "experiment": self._settings.experiment,
             "resume_run_id": run.run_id,
-            "params": flatten_recipe(run.recipe),
+            "params": flatten_recipe(run.recipe, self._names["params"]),
             "recipe_yaml": run.recipe_yaml,
             "environment": plain(run.environment),
             "tags": _run_tags(run.environment),
         }
         self._put("start", payload)
+        self._put_changed_names()
         if not self._queue.first_handled.wait(self._settings.start_timeout_s):
             logger.warning("MLflow at %s takes long to answer; training starts, and its events wait", self._uri)
         state = self._store.state()
@@ -66,7 +71,9 @@ class MlflowSink(Sink):
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue one batch of metrics."""
-        self._put("metrics", {"step": step, "metrics": plain(clean_metrics(metrics))})
+        named = {self._names["metrics"].clean(name): float(value) for name, value in metrics.items()}
+        self._put("metrics", {"step": step, "metrics": plain(named)})
+        self._put_changed_names()
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
         """Queue the chosen rollouts of the step, with their text cut and without token-level values."""
@@ -96,7 +103,15 @@ class MlflowSink(Sink):
         self._queue.close(self._settings.close_timeout_s, _event("finish", {"status": status}))
 
     def _put(self, kind: str, payload: Mapping[str, Any]) -> None:
-        self._queue.put(_event(kind, payload))
+        # A path stays as it is: it has to be found on disk.
+        self._queue.put(_event(kind, payload if kind == "artifact" else clean_text(payload)))
+
+    def _put_changed_names(self) -> None:
+        """Queue the original texts of all names that had to be changed, once there are new ones."""
+        changed = {kind: names for kind, book in self._names.items() if (names := book.changed())}
+        if (num_changed := sum(map(len, changed.values()))) > self._num_changed:
+            self._num_changed = num_changed
+            self._put("names", changed)
 
     def _shortened(self, rollout: TrackedRollout) -> TrackedRollout:
         limit = self._settings.max_text_chars
@@ -112,17 +127,21 @@ class MlflowSink(Sink):
         )
 
 
-def flatten_recipe(recipe: Mapping[str, Any]) -> dict[str, str]:
+def flatten_recipe(recipe: Mapping[str, Any], names: NameBook) -> dict[str, str]:
     """Return the recipe as MLflow parameters: dotted names, values as text of at most 6000 characters.
 
     Example:
-        flatten_recipe({"rl": {"group_size": 8}, "rewards": [{"weight": 1.0}]})
+        flatten_recipe({"rl": {"group_size": 8}, "rewards": [{"weight": 1.0}]}, NameBook())
         == {"rl.group_size": "8", "rewards.0.weight": "1.0"}
     """
     flat: dict[str, str] = {}
+    seen: Counter[str] = Counter()
     for path, value in _leaves(plain(recipe), ""):
         text = value if isinstance(value, str) else json.dumps(value)
-        flat[path[:250]] = text[:MAX_PARAM_CHARS]
+        seen[path] += 1
+        # A key with a dot in it may spell the path of another setting.
+        name = names.clean(path if seen[path] == 1 else f"{path} ({seen[path]})")
+        flat[name] = text[:MAX_PARAM_CHARS]
     return flat
 
 

@@ -5,26 +5,28 @@ Imports mlflow: only `samepath.rl.tracking.mlflow_sink` and `.tracker` import th
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import requests
-import sqlalchemy.exc
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunTag, Span
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from samepath.rl.tracking.events import Event, EventRefusedError, StoreUnavailableError
 from samepath.rl.tracking.jsonl import rollout_from_plain
-from samepath.rl.tracking.mlflow_traces import TraceTarget, build_traces
+from samepath.rl.tracking.mlflow_parts import AWAY, Parts, batches, first_line
+from samepath.rl.tracking.mlflow_traces import TraceTarget, build_trace
+from samepath.rl.tracking.names import clean_file_name
 
 logger = logging.getLogger("samepath.tracking")
 
-PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 RUN_KEY_TAG = "samepath.run_key"
 """Tag with the id that a run has even while its store cannot be reached."""
@@ -40,6 +42,7 @@ class MlflowStore:
         self._state: dict[str, Any] = {**fresh, **(state or {})}
         self._client: MlflowClient | None = None
         self._tracing: TracingClient | None = None
+        self._parts = Parts()
 
     def state(self) -> dict[str, Any]:
         """Return experiment, run and attempt, for the queue file."""
@@ -60,10 +63,11 @@ class MlflowStore:
 
         Raises:
             StoreUnavailableError: no answer, or an error that may pass.
-            EventRefusedError: the store considers the event invalid.
+            EventRefusedError: the store considers the event, or a part of it, invalid; the other parts were sent.
         """
         handlers = {
             "start": self._start,
+            "names": self._names,
             "metrics": self._metrics,
             "rollouts": self._rollouts,
             "artifact": self._artifact,
@@ -74,19 +78,15 @@ class MlflowStore:
             raise EventRefusedError(f"an event's kind is one of {', '.join(handlers)}; got {event.kind!r}")
         if event.kind != "start" and not self.run_id:
             raise EventRefusedError("the run was never started in this store")
+        self._parts = Parts()
         try:
             self._connect()
-            handlers[event.kind](event)
+            self._parts.send(event.kind, lambda: handlers[event.kind](event))
         except MlflowException as error:
-            # 400 means invalid content. Everything else (no answer, no permission, no such run) may be put right.
-            if error.get_http_status_code() == 400:
-                raise EventRefusedError(_first_line(error)) from error
-            raise StoreUnavailableError(_first_line(error)) from error
-        except (OSError, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
-            raise StoreUnavailableError(_first_line(error)) from error
-        except (NotImplementedError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            # A server too old for traces, or a slip of MLflow's client on this event: the thread must outlive it.
-            raise EventRefusedError(_first_line(error)) from error
+            raise StoreUnavailableError(first_line(error)) from error
+        except AWAY as error:
+            raise StoreUnavailableError(first_line(error)) from error
+        self._parts.raise_refused()
 
     @property
     def _connected(self) -> MlflowClient:
@@ -114,15 +114,7 @@ class MlflowStore:
         own_tag = f"samepath.attempt.{payload['attempt_key']}"
         attempt = int(attempts.get(own_tag, len(attempts) + 1))
         run_id = run.info.run_id
-        self._connected.update_run(run_id, status="RUNNING")
-        changed = self._log_params(run, payload["params"])
-        tags = {own_tag: str(attempt), "attempt": str(attempt), **payload["tags"]}
-        if changed:
-            tags[f"recipe_changed.attempt_{attempt}"] = changed
-        self._connected.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        suffix = "" if attempt == 1 else f"-attempt-{attempt}"
-        self._connected.log_text(run_id, payload["recipe_yaml"], f"recipe{suffix}.yaml")
-        self._connected.log_text(run_id, json.dumps(payload["environment"], indent=2), f"environment{suffix}.json")
+        # Known before its details are sent: whatever is refused of them, the run's later events have their run.
         self._state.update(
             experiment_id=experiment.experiment_id,
             run_id=run_id,
@@ -130,9 +122,37 @@ class MlflowStore:
             attempt=attempt,
             attempt_key=payload["attempt_key"],
         )
+        self._connected.update_run(run_id, status="RUNNING")
+        changed = self._log_params(run, payload["params"])
+        tags = {own_tag: str(attempt), "attempt": str(attempt), **payload["tags"]}
+        if changed:
+            tags[f"recipe_changed.attempt_{attempt}"] = changed
+        self._log_tags(tags)
+        self._log_text(payload["recipe_yaml"], "recipe", ".yaml")
+        self._log_text(json.dumps(payload["environment"], indent=2), "environment", ".json")
+
+    def _names(self, event: Event) -> None:
+        self._log_text(json.dumps(event.payload, indent=2, ensure_ascii=False), "original-names", ".json")
+
+    def _log_text(self, text: str, name: str, ending: str) -> None:
+        attempt = self._state["attempt"]
+        name += ending if attempt == 1 else f"-attempt-{attempt}{ending}"
+        self._parts.send(name, lambda: self._connected.log_text(self.run_id, text, name))
+
+    def _log_tags(self, tags: Mapping[str, str]) -> None:
+        self._parts.send_all(
+            [RunTag(key, value) for key, value in tags.items()],
+            lambda some: self._connected.log_batch(self.run_id, tags=some),
+        )
 
     def _find_experiment(self, name: str) -> Experiment:
         found = self._connected.get_experiment_by_name(name)
+        number = 1
+        while found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+            # MLflow keeps the name of a deleted experiment and takes no run there.
+            number += 1
+            found = self._connected.get_experiment_by_name(f"{name} ({number})")
+        name = name if number == 1 else f"{name} ({number})"
         if found is not None:
             return found
         # Without a place of its own MLflow puts artifacts of an SQLite store into the working directory.
@@ -151,20 +171,22 @@ class MlflowStore:
         """Return the run to go on with: by its id, or by the key it got while the store was out of reach."""
         if resume_run_id and not resume_run_id.startswith("local-"):
             try:
-                return self._connected.get_run(resume_run_id)
+                found = self._connected.get_run(resume_run_id)
+                if found.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                    return found
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                logger.warning("run %s is not in %s; a new run is made there", resume_run_id, self.uri)
-        found = self._connected.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
-        return found[0] if found else None
+            logger.warning("run %s is not in %s; a new run is made there", resume_run_id, self.uri)
+        same = self._connected.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
+        return same[0] if same else None
 
     def _log_params(self, run: Run, params: Mapping[str, str]) -> str:
         """Log what is not there yet; return a description of what is there with another value (MLflow cannot change it)."""
         present = run.data.params
         new = [Param(key, value) for key, value in params.items() if key not in present]
-        for first in range(0, len(new), PARAMS_PER_CALL):
-            self._connected.log_batch(run.info.run_id, params=new[first : first + PARAMS_PER_CALL])
+        for some in batches(new):
+            self._parts.send_all(some, lambda part: self._connected.log_batch(run.info.run_id, params=part))
         changed = [
             f"{key}: {present[key]} → {value}" for key, value in params.items() if present.get(key, value) != value
         ]
@@ -174,7 +196,10 @@ class MlflowStore:
         step = event.payload["step"]
         metrics = [Metric(name, float(value), event.time_ms, step) for name, value in event.payload["metrics"].items()]
         for first in range(0, len(metrics), METRICS_PER_CALL):
-            self._connected.log_batch(self.run_id, metrics=metrics[first : first + METRICS_PER_CALL])
+            self._parts.send_all(
+                metrics[first : first + METRICS_PER_CALL],
+                lambda some: self._connected.log_batch(self.run_id, metrics=some),
+            )
 
     def _rollouts(self, event: Event) -> None:
         rollouts = [rollout_from_plain(entry) for entry in event.payload["records"]]
@@ -184,32 +209,35 @@ class MlflowStore:
             run_name=self._state["run_name"],
             attempt=self._state["attempt"],
         )
-        heads, spans = build_traces(rollouts, target, event.time_ms)
         assert self._tracing is not None  # `send` connects first
-        for head in heads:
-            self._tracing.start_trace(head)
-        self._tracing.log_spans(self.experiment_id, spans)
+        tracing = self._tracing
+        traces = [build_trace(rollout, target, event.time_ms) for rollout in rollouts]
+        taken: list[Span] = []
+        for head, spans in traces:
+            before = self._parts.num_refused
+            self._parts.send(f"rollout {head.tags['mlflow.traceName']}", functools.partial(tracing.start_trace, head))
+            taken += spans if self._parts.num_refused == before else []
+        self._parts.send_all(taken, lambda some: tracing.log_spans(self.experiment_id, list(some)))
 
     def _artifact(self, event: Event) -> None:
         path = Path(event.payload["path"])
         if not path.exists():
             raise EventRefusedError(f"the file to keep is gone: {path}")
+        name = clean_file_name(path.name)
         if path.is_dir():
-            self._connected.log_artifacts(self.run_id, str(path), path.name)
-        else:
+            self._connected.log_artifacts(self.run_id, str(path), name)
+        elif name == path.name:
             self._connected.log_artifact(self.run_id, str(path))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copyfile(path, Path(folder, name))
+                self._connected.log_artifact(self.run_id, str(Path(folder, name)))
 
     def _checkpoint(self, event: Event) -> None:
-        tags = {"checkpoint.step": str(event.payload["step"]), "checkpoint.path": str(event.payload["path"])}
-        self._connected.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._log_tags({"checkpoint.step": str(event.payload["step"]), "checkpoint.path": str(event.payload["path"])})
 
     def _finish(self, event: Event) -> None:
         self._connected.set_terminated(self.run_id, status=event.payload["status"], end_time=event.time_ms)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 @contextlib.contextmanager

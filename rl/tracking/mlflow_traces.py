@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from mlflow.entities import (
     TraceState,
 )
 
-from samepath.rl.tracking.jsonl import clean_metric_name
+from samepath.rl.tracking.names import MAX_NAME_CHARS, NameBook
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 PREVIEW_CHARS = 1000
@@ -62,7 +61,7 @@ def build_trace(rollout: TrackedRollout, target: TraceTarget, ended_ms: int) -> 
         response_preview=rollout.response_text[:PREVIEW_CHARS],
         trace_metadata={
             "mlflow.sourceRun": target.run_id,
-            "mlflow.trace.session": f"{target.run_name}-{rollout.group_id}",
+            "mlflow.trace.session": f"{target.run_name}-{rollout.group_id}"[-MAX_NAME_CHARS:],
             "mlflow.trace.tokenUsage": json.dumps(_token_usage(rollout)),
         },
         tags=_tags(rollout, target.attempt),
@@ -87,9 +86,11 @@ def _tags(rollout: TrackedRollout, attempt: int) -> dict[str, str]:
 
 def _assessments(rollout: TrackedRollout, digest: str, time_ms: int) -> list[Feedback | Expectation]:
     """Return feedback and expectation. Values that are no finite number are left out: the page cannot read NaN."""
+    names = NameBook()
     numbers = {
-        "reward": rollout.reward,
-        **{f"reward/{clean_metric_name(name)}": value for name, value in rollout.reward_parts.items()},
+        # First, so that no part takes the name of the whole.
+        names.clean("reward"): rollout.reward,
+        **{names.clean(f"reward/{name}"): value for name, value in rollout.reward_parts.items()},
         "advantage": rollout.advantage,
         "kl": rollout.kl,
         "off_policy": rollout.off_policy,
@@ -186,15 +187,3 @@ def cut_text(text: str, max_chars: int) -> str:
     """Return the text, cut with a note of how much is missing."""
     left_out = len(text) - max_chars
     return text if left_out <= 0 else f"{text[:max_chars]} … [{left_out} more characters in the JSON lines]"
-
-
-def build_traces(
-    rollouts: Sequence[TrackedRollout], target: TraceTarget, ended_ms: int
-) -> tuple[list[TraceInfo], list[Span]]:
-    """Return the heads of all traces and all their spans."""
-    heads, spans = [], []
-    for rollout in rollouts:
-        info, own_spans = build_trace(rollout, target, ended_ms)
-        heads.append(info)
-        spans += own_spans
-    return heads, spans

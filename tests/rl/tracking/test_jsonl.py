@@ -4,8 +4,6 @@ import builtins
 import importlib.util
 import json
 import math
-import posixpath
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from hypothesis import strategies as st
 from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.jsonl import (
     JsonlSink,
-    clean_metric_name,
-    clean_metrics,
     plain,
     read_metrics,
     read_rollouts,
@@ -135,29 +131,6 @@ def test_jsonl_unwritable_folder_warns_once_and_goes_on(tmp_path: Path, caplog: 
     sink.log_metrics(1, {"a": 1.0})
     sink.log_metrics(2, {"a": 1.0})
     assert len([entry for entry in caplog.records if entry.levelname == "WARNING"]) == 1
-
-
-def test_clean_metric_name_known_names() -> None:
-    assert clean_metric_name("reward/mean") == "reward/mean"
-    assert clean_metric_name("eval//acc@8 [%]") == "eval/acc_8 ___"
-    assert clean_metric_name("/a/../b/") == "a/__/b"
-    assert clean_metric_name("größe") == "gr__e"
-    assert clean_metric_name("//") == "unnamed"
-
-
-@given(st.text(max_size=300))
-def test_clean_metric_name_any_text_is_taken_by_mlflow_and_stays(name: str) -> None:
-    cleaned = clean_metric_name(name)
-    # MLflow's rules: these characters only, at most 250, and a path that normalising leaves as it is.
-    assert re.fullmatch(r"[A-Za-z0-9_\-.: /]{1,250}", cleaned)
-    assert posixpath.normpath(cleaned) == cleaned
-    assert not cleaned.startswith(("/", ".."))
-    assert clean_metric_name(cleaned) == cleaned
-
-
-@given(st.dictionaries(st.text(alphabet="a@#/.", max_size=4), st.floats(allow_nan=False), max_size=12))
-def test_clean_metrics_no_value_is_lost_when_names_collide(metrics: dict[str, float]) -> None:
-    assert sorted(clean_metrics(metrics).values()) == sorted(metrics.values())
 
 
 @given(

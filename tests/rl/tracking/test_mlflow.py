@@ -22,6 +22,7 @@ from samepath.rl.recipe.file import dump_recipe  # noqa: E402
 from samepath.rl.recipe.tracking import TrackingSettings  # noqa: E402
 from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe  # noqa: E402
 from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command  # noqa: E402
+from samepath.rl.tracking.names import NameBook  # noqa: E402
 from samepath.rl.tracking.sink import RunStart  # noqa: E402
 from samepath.rl.tracking.tracked_rollout import TrackedRollout  # noqa: E402
 from samepath.rl.tracking.tracker import MLFLOW_VARIABLES, build_tracker, resend_to_mlflow  # noqa: E402
@@ -127,7 +128,7 @@ def test_mlflow_metrics_keep_step_and_nan_under_clean_names(run: Run, client: Ml
 
 def test_mlflow_artifacts_lie_beside_the_store(run: Run, client: MlflowClient, runs_dir: Path) -> None:
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names == {"recipe.yaml", "environment.json", "report.html"}
+    assert names == {"recipe.yaml", "environment.json", "report.html", "original-names.json"}
     folder = runs_dir / "mlartifacts" / run.info.run_id / "artifacts"
     assert (folder / "recipe.yaml").read_text() == "rl: {}\n"
     assert json.loads((folder / "environment.json").read_text()) == ENVIRONMENT
@@ -295,8 +296,15 @@ def test_tracker_leaves_global_mlflow_state_alone(run: Run) -> None:
 
 
 def test_flatten_recipe_long_value_is_cut_and_nested_lists_are_numbered() -> None:
-    flat = flatten_recipe({"a": {"b": [{"c": None}, {"c": math.inf}]}, "text": "x" * 7000, "empty": {}})
+    flat = flatten_recipe({"a": {"b": [{"c": None}, {"c": math.inf}]}, "text": "x" * 7000, "empty": {}}, NameBook())
     assert flat == {"a.b.0.c": "null", "a.b.1.c": "inf", "text": "x" * 6000, "empty": "{}"}
+
+
+def test_flatten_recipe_keys_that_spell_the_path_of_another_are_kept_apart() -> None:
+    flat = flatten_recipe({"a": {"b": 1}, "a.b": 2, "t (1)": 3, "t [1]": 4}, NameBook())
+    assert len(flat) == 4
+    assert sorted(flat.values()) == ["1", "2", "3", "4"]
+    assert {flat["a.b"], flat["t _1_"]} == {"1", "3"}
 
 
 def test_links_sqlite_leads_to_own_page_and_server_to_itself() -> None:
