@@ -79,7 +79,9 @@ class Descent:
                 parameter.grad = None
                 if gradient is not None:
                     parameter -= self.rate * gradient
-        return GradientNorms(policy=self._norm(gradients, False) or 0.0, indexer=self._norm(gradients, True))
+        return GradientNorms(
+            policy=self._norm(gradients, False) or 0.0, indexer=self._norm(gradients, True), lr=self.rate
+        )
 
     def _norm(self, gradients: Sequence[torch.Tensor | None], of_indexer: bool) -> float | None:
         """Of the indexer's gradients or of all others; None without any."""

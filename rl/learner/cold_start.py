@@ -14,7 +14,7 @@ from torch import Tensor
 from samepath.model.policy import Policy
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence, pack, split_by_tokens
-from samepath.rl.learner.optimizer import Optimizer, warmed_up
+from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.worked_answers import AnswerWriter, resolve_answer_writer
@@ -51,7 +51,7 @@ class ColdStart:
         self._write_answer: AnswerWriter = resolve_answer_writer(
             settings.traces, {**settings.options, **settings.late_options}
         )
-        self._optimizer = Optimizer(model, settings.optimizer, self._rate)
+        self._optimizer = Optimizer(model, settings.optimizer, total_updates=settings.steps)
 
     def batch(self, step: int) -> tuple[TrainSequence, ...]:
         """The sequences of one step: a function of seed and step alone. A row that cannot be used is passed over for the next draw.
@@ -98,6 +98,7 @@ class ColdStart:
             "cold_start/loss": sum(done.loss for done in passes),
             "cold_start/indexer_kl": sum(done.indexer_kl for done in passes),
             "cold_start/grad_norm": norms.policy,
+            "cold_start/lr": norms.lr,
             "cold_start/expert_load_max": self._balance(passes),
             "cold_start/entropy": sum(done.entropy for done in passes) / total,
         }
@@ -130,11 +131,6 @@ class ColdStart:
             entropy=float(result.head.entropy_M.sum()),
             counts=counts,
         )
-
-    def _rate(self, update: int) -> float:
-        """Linear warm-up, then a cosine to a tenth, so that the checkpoint RL starts from is settled."""
-        fall = 0.1 + 0.45 * (1 + np.cos(np.pi * update / self.settings.steps))
-        return float(warmed_up(self.settings.optimizer, update) * fall)
 
     @torch.no_grad()
     def _balance(self, passes: list[_Pass]) -> float:

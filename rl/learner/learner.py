@@ -163,7 +163,12 @@ class Learner:
             add_adapters(self._model, learner.lora, self._recipe.seed)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
-        self._optimizer = Optimizer(self._model, self._recipe.optimizer, indexer_lr_scale=learner.indexer_lr_scale)
+        self._optimizer = Optimizer(
+            self._model,
+            self._recipe.optimizer,
+            total_updates=rl.steps * rl.updates_per_rollout,
+            indexer_lr_scale=learner.indexer_lr_scale,
+        )
         self._updater = PolicyUpdater(self._model, reference, rl, learner)
 
     def _restore(self, folder: Path) -> None:

@@ -3,7 +3,7 @@
 The indexer learns from a loss of its own, so its gradients are clipped by a norm of their own: neither loss can shrink the other's step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,17 +14,20 @@ from torch.nn import Parameter
 from samepath.model.policy import Policy
 from samepath.rl.learner.master_weights import MasterWeights
 from samepath.rl.learner.pass_pool import add_gradients
+from samepath.rl.learner.schedule import learning_rate
 from samepath.rl.recipe.optimizer import OptimizerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientNorms:
-    """Norms before clipping."""
+    """What a step was taken with: the gradients' norms before clipping, and the learning rate."""
 
     policy: float
     """Of all parameters but the indexer's."""
     indexer: float | None
     """Of the indexer's; None if it is not trained."""
+    lr: float
+    """Learning rate of the step; the indexer's is scaled."""
 
 
 class GradientStep(Protocol):
@@ -49,14 +52,15 @@ class Optimizer:
         self,
         model: Policy,
         settings: OptimizerSettings,
-        rate: Callable[[int], float] | None = None,
+        *,
+        total_updates: int,
         indexer_lr_scale: float = 1.0,
     ) -> None:
-        """`rate` gives the learning rate of an update, counted from 0; without it the rate is constant after the warm-up."""
+        """`total_updates` is how many are planned: the schedule of the learning rate ends there."""
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.updates = 0
         self._max_norm = settings.max_grad_norm
-        self._rate = rate or (lambda update: warmed_up(settings, update))
+        self._settings, self._total_updates = settings, total_updates
         self._weights = MasterWeights(self.parameters)
         of_indexer = {id(parameter) for parameter in model.indexer_parameters()}
         self._policy = self._weights.of([one for one in self.parameters if id(one) not in of_indexer])
@@ -77,10 +81,10 @@ class Optimizer:
 
     def step(self) -> GradientNorms:
         """See `GradientStep`. Raises RuntimeError if a gradient is not finite."""
+        rate = learning_rate(self._settings, self.updates, self._total_updates)
         norms = GradientNorms(
-            policy=self._clipped(self._policy), indexer=self._clipped(self._indexer) if self._indexer else None
+            policy=self._clipped(self._policy), indexer=self._clipped(self._indexer) if self._indexer else None, lr=rate
         )
-        rate = self._rate(self.updates)
         for group in self._adamw.param_groups:
             group["lr"] = rate * group["scale"]
         self.updates += 1
@@ -101,8 +105,3 @@ class Optimizer:
 
     def _clipped(self, masters: list[Parameter]) -> float:
         return float(torch.nn.utils.clip_grad_norm_(masters, self._max_norm, error_if_nonfinite=True))
-
-
-def warmed_up(settings: OptimizerSettings, update: int) -> float:
-    """Learning rate of an update, counted from 0: a linear rise over `warmup_updates`, then constant."""
-    return settings.lr * min(1.0, (update + 1) / max(settings.warmup_updates, 1))

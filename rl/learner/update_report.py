@@ -115,12 +115,13 @@ class StepReport:
         )
 
     def _update_metrics(self) -> dict[str, float]:
-        """Loss and gradient norms, means over the step's optimiser steps; the indexer's only if it is trained."""
+        """Loss and gradient norms, means over the step's optimiser steps, and the last one's rate; the indexer's only if it is trained."""
         updates = len(self._norms)
         metrics = {
             "learner/loss": self._loss / updates,
             "learner/grad_norm": sum(norms.policy for norms in self._norms) / updates,
             "learner/updates": float(updates),
+            "learner/lr": self._norms[-1].lr,
         }
         indexer = [norms.indexer for norms in self._norms if norms.indexer is not None]
         if indexer:

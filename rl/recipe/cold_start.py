@@ -1,10 +1,18 @@
 """Settings of the supervised start."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from samepath.rl.recipe.optimizer import OptimizerSettings
+
+
+class ColdStartOptimizerSettings(OptimizerSettings):
+    """AdamW as in RL; the rate falls by itself, so that the checkpoint that RL starts from is settled."""
+
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="how the rate falls over the cold start's steps"
+    )
 
 
 class ColdStartSettings(BaseModel):
@@ -33,4 +41,6 @@ class ColdStartSettings(BaseModel):
     bias_update_rate: float = Field(
         0.001, ge=0, description="step of the selection bias towards an even expert load (arXiv:2408.15664); 0 = off"
     )
-    optimizer: OptimizerSettings = Field(default_factory=lambda: OptimizerSettings(), description="its own optimiser")
+    optimizer: ColdStartOptimizerSettings = Field(
+        default_factory=lambda: ColdStartOptimizerSettings(), description="its own optimiser"
+    )

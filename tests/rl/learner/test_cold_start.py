@@ -55,6 +55,13 @@ def test_batch_late_options_are_laid_over_the_others(tokenizer: Tokenizer) -> No
     assert all("=" in text for text in answers(start, 4, tokenizer))
 
 
+def test_step_falls_by_its_own_schedule_over_all_steps(tokenizer: Tokenizer) -> None:
+    """Linear to nothing over four steps of lr 0.5."""
+    optimizer = {"lr": 0.5, "schedule": "linear", "min_lr_share": 0.0}
+    start = cold_start(tokenizer, steps=4, optimizer=optimizer)
+    assert [start.step(step)["cold_start/lr"] for step in range(2)] == [0.5, 0.375]
+
+
 def test_batch_is_a_function_of_seed_and_step_alone(tokenizer: Tokenizer) -> None:
     start, other = cold_start(tokenizer, batch_size=8), cold_start(tokenizer, seed=1, batch_size=8)
     forwards = [answers(start, step, tokenizer) for step in range(6)]

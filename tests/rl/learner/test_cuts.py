@@ -107,7 +107,7 @@ def test_frozen_indexer_reports_nothing_and_learns_nothing(batch: TrainBatch) ->
     for parameter in model.indexer_parameters():
         parameter.requires_grad_(False)
     before = [parameter.clone() for parameter in model.indexer_parameters()]
-    optimizer = Optimizer(model, OptimizerSettings(weight_decay=0.5))
+    optimizer = Optimizer(model, OptimizerSettings(weight_decay=0.5), total_updates=1)
     report = updater(model, indexer="frozen").run(batch, 0, optimizer)
     assert not any(name.startswith("indexer/") for name in report.metrics)
     assert all(map(torch.equal, before, model.indexer_parameters()))
@@ -121,7 +121,7 @@ def test_huge_indexer_loss_leaves_the_policy_step_unchanged_to_the_bit(
     for factor in (1.0, 1e6):
         monkeypatch.setattr(ForwardTrace, "indexer_loss", lambda *inputs, factor=factor: factor * plain(*inputs))
         model = tiny_model()
-        optimizer = Optimizer(model, OptimizerSettings(max_grad_norm=0.01))
+        optimizer = Optimizer(model, OptimizerSettings(max_grad_norm=0.01), total_updates=1)
         reports.append(updater(model, indexer="trained").run(batch, 0, optimizer))
         own = {id(parameter) for parameter in model.indexer_parameters()}
         weights.append([parameter for parameter in model.parameters() if id(parameter) not in own])

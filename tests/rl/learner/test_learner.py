@@ -14,6 +14,8 @@ OPTIMIZER = {
     "warmup_updates": 5,
     "beta1": 0.5,
     "beta2": 0.6,
+    "schedule": "linear",
+    "min_lr_share": 0.2,
     "epsilon": 0.1,
     "weight_decay": 0.3,
     "max_grad_norm": 0.2,
@@ -29,7 +31,12 @@ def test_learner_steps_by_the_recipes_optimizer_and_the_indexers_own_rate(tiny_r
     learner = InlineLearner(recipe, Path(), tmp_path, None)
     learner.start_rl()
     twin = copy.deepcopy(learner._model)
-    mine, expected = learner._optimizer, Optimizer(twin, recipe.optimizer, indexer_lr_scale=3.0)
+    mine, expected = (
+        learner._optimizer,
+        Optimizer(
+            twin, recipe.optimizer, total_updates=recipe.rl.steps * recipe.rl.updates_per_rollout, indexer_lr_scale=3.0
+        ),
+    )
     assert mine is not None
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from samepath.rl.learner.optimizer import Optimizer, warmed_up
+from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.recipe.optimizer import OptimizerSettings
 
 PLAIN = {"lr": 2.0**-6, "beta1": 0.0, "beta2": 0.0, "epsilon": 1e-30, "max_grad_norm": 1e9}
@@ -30,7 +30,7 @@ class Toy(torch.nn.Module):
 
 def optimizer(toy: Toy, *, indexer_lr_scale: float = 1.0, **changes: object) -> Optimizer:
     chosen = OptimizerSettings.model_validate({**PLAIN, **changes})
-    return Optimizer(toy, chosen, indexer_lr_scale=indexer_lr_scale)  # type: ignore[arg-type]
+    return Optimizer(toy, chosen, total_updates=4, indexer_lr_scale=indexer_lr_scale)  # type: ignore[arg-type]
 
 
 def weights_after(
@@ -85,15 +85,6 @@ def test_max_grad_norm_scales_the_gradient_down_to_it() -> None:
 
 def test_warm_up_rises_from_the_first_update_to_the_full_rate() -> None:
     """Update n of w moves by lr·(n + 1)/w, so the w-th is the first at the full rate."""
-    assert [warmed_up(OptimizerSettings(lr=0.5, warmup_updates=4), update) for update in range(6)] == [
-        0.125,
-        0.25,
-        0.375,
-        0.5,
-        0.5,
-        0.5,
-    ]
-    assert warmed_up(OptimizerSettings(lr=0.5, warmup_updates=0), 0) == 0.5
     rate = PLAIN["lr"]
     moved = [1 - weights_after([([1.0, 1.0], [1.0])] * count, warmup_updates=4)[0][0] for count in range(1, 6)]
     assert moved == [rate * quarters / 4 for quarters in (1, 3, 6, 10, 14)]
@@ -145,7 +136,7 @@ def test_steps_equal_adamw_written_out(
     generator = torch.Generator().manual_seed(seed)
     gradients = [torch.randn(2, generator=generator, dtype=torch.float64) for _ in range(4)]
     toy = Toy(torch.float64)
-    steps = Optimizer(toy, chosen)  # type: ignore[arg-type]
+    steps = Optimizer(toy, chosen, total_updates=1)  # type: ignore[arg-type]
     for gradient in gradients:
         steps.add([gradient.clone(), None])
         steps.step()
@@ -185,11 +176,13 @@ def test_step_with_a_gradient_that_is_not_finite_is_refused_before_a_weight_move
         assert toy.policy.tolist() == [1.0, 1.0]
 
 
-def test_given_rate_replaces_the_warm_up() -> None:
+def test_schedule_falls_over_the_planned_updates_and_is_reported() -> None:
+    """Of four updates the linear rates to a half are 1, 7/8, 6/8 and 5/8 of lr, which is what the weights move by."""
     toy = Toy()
-    chosen = OptimizerSettings.model_validate({**PLAIN, "warmup_updates": 100})
-    steps = Optimizer(toy, chosen, lambda update: 0.5 / (update + 1))  # type: ignore[arg-type]
-    for left in (0.5, 0.25):
+    steps = optimizer(toy, schedule="linear", min_lr_share=0.5)
+    rate, left = PLAIN["lr"], 1.0
+    for eighths in (8, 7, 6, 5, 4, 4):
         steps.add([torch.ones(2), torch.ones(1)])
-        steps.step()
-        assert toy.policy.tolist() == [left] * 2
+        assert steps.step().lr == rate * eighths / 8
+        left -= rate * eighths / 8
+        assert toy.policy.tolist() == pytest.approx([left] * 2)

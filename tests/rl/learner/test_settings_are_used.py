@@ -21,6 +21,7 @@ from tests.rl.test_loop import loop
 from tests.update_runs import Descent, rollout_batch, updater
 
 TESTS = Path(__file__).resolve().parents[2]
+ADAMW = "rl/learner/test_optimizer.py::test_steps_equal_adamw_written_out"
 UPDATE = "rl/learner/test_settings_are_used.py::test_update_moves_the_weights_otherwise_with"
 OPTIMIZER = "rl/learner/test_learner.py::test_learner_steps_by_the_recipes_optimizer_and_the_indexers_own_rate"
 BATCH = "rl/batch/test_training_batch.py::test_batch"
@@ -64,10 +65,13 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "indexer_lr_scale": OPTIMIZER,
         "update_timeout_s": "rl/learner/test_ray_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
     },
-    OptimizerSettings: dict.fromkeys(
-        ("lr", "warmup_updates", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm"),
-        "rl/learner/test_optimizer.py::test_steps_equal_adamw_written_out",
-    ),
+    OptimizerSettings: {
+        "lr": ADAMW,
+        "warmup_updates": ADAMW,
+        "schedule": "rl/learner/test_schedule.py::test_learning_rate_linear_falls_to_its_share_and_stays_there",
+        "min_lr_share": "rl/learner/test_schedule.py::test_learning_rate_linear_falls_to_its_share_and_stays_there",
+        **dict.fromkeys(("beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm"), ADAMW),
+    },
 }
 """The test that shows each field at work; what the optimiser does with its own, the learner's test hands to it."""
 
