@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from samepath.model.durable_file import replace_file
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.interruption import Interruption
@@ -17,7 +19,7 @@ from samepath.rl.recipe.cluster import RaySettings
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
-from samepath.rl.report.summary import show_summary, write_summary
+from samepath.rl.report.summary import show_interruption, show_summary, write_summary
 from samepath.rl.resume import plan_resume, rewind
 from samepath.rl.run_folder import begun, claimed, clear_start
 from samepath.rl.run_state import RECIPE_FILE, RunState
@@ -147,6 +149,7 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        show_interruption(run_dir, Console())
         raise
     finally:
         try:

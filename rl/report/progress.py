@@ -12,6 +12,10 @@ from rich.table import Table
 HEADLINES = {
     "reward": "reward/mean",
     "KL": "kl/reference_unbiased",
+    "entropy": "policy/entropy",
+    "gap": "policy/gap_at_lag_0",
+    "length": "rollout/length_mean",
+    "truncated": "rollout/truncated",
     "accuracy": "eval/accuracy",
     "tokens/s": "rollout/tokens_per_s",
 }

@@ -27,12 +27,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
     In the file a number that is not finite, such as the accuracy of a run without a scored answer, is `null`.
     """
     run_dir = recipe.run_dir
-    files = [SUMMARY_FILE]
-    try:
-        plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
-        files.insert(0, "training.png")
-    except NothingToDrawError as error:
-        logger.warning("there is no picture of the run: %s", error)
+    files = [*_draw(run_dir), SUMMARY_FILE]
     if recipe.rl.steps:
         write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
         files.append("rollouts.html")
@@ -62,6 +57,27 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         title=recipe.name,
     )
     return summary
+
+
+def show_interruption(run_dir: Path, console: Console) -> None:
+    """Write the pictures of what a run did before it was interrupted, and say where they are and how to go on."""
+    files = _draw(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
+    if any((run_dir / "rollouts").glob("step-*.jsonl")):
+        write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
+        files.append("rollouts.html")
+    lines = [f"so far: {', '.join(str(run_dir / file) for file in files)}"] if files else []
+    for line in [*lines, f"go on with `samepath resume {run_dir}`"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(run_dir: Path) -> list[str]:
+    """Draw the training curves; returns the file's name, or nothing where there is nothing to draw."""
+    try:
+        plot_training(run_dir / "metrics.jsonl", run_dir / "training.png")
+    except NothingToDrawError as error:
+        logger.warning("there is no picture of the run: %s", error)
+        return []
+    return ["training.png"]
 
 
 def show_summary(run_dir: Path) -> dict[str, Any]:

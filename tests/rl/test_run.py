@@ -129,13 +129,18 @@ def interrupted_command(tmp_path: Path, number: signal.Signals, *overrides: str)
     return process.returncode, "".join(seen) + output
 
 
-def test_run_command_on_sigterm_leaves_a_checkpoint(tiny_recipe, tmp_path: Path) -> None:
+def test_run_command_on_sigterm_leaves_a_checkpoint_and_pictures_and_says_how_to_go_on(
+    tiny_recipe, tmp_path: Path
+) -> None:
     tiny_recipe()
     status, output = interrupted_command(tmp_path, signal.SIGTERM)
     assert status == 130, output
-    found = latest_checkpoint(tmp_path / "runs" / "tiny")
+    run_dir = tmp_path / "runs" / "tiny"
+    found = latest_checkpoint(run_dir)
     assert found is not None
     assert found[1] >= 2
+    assert f"go on with `samepath resume {run_dir}`" in output
+    assert {"training.png", "rollouts.html"} <= {path.name for path in run_dir.iterdir()}
 
 
 @pytest.mark.slow

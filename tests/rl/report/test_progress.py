@@ -39,6 +39,21 @@ def test_display_keeps_last_accuracy_on_steps_without_evaluation() -> None:
     assert "step 2/2  reward –  accuracy 0.25  tokens/s 1,234" in text_of(output)
 
 
+def test_display_shows_what_tells_a_healthy_run() -> None:
+    output = console(terminal=False)
+    metrics = {
+        "rollout/truncated": 0.25,
+        "rollout/length_mean": 12.5,
+        "policy/gap_at_lag_0": 0.0,
+        "policy/entropy": 1.25,
+        "kl/reference_unbiased": 0.0123,
+        "reward/mean": 0.5,
+    }
+    with ProgressDisplay(total_steps=1, console=output) as display:
+        display.update(1, metrics)
+    assert "step 1/1  reward 0.5  KL 0.0123  entropy 1.25  gap 0  length 12.5  truncated 0.25  left" in text_of(output)
+
+
 def test_display_on_terminal_shows_step_numbers_and_phase() -> None:
     output = console(terminal=True)
     with ProgressDisplay(total_steps=30, done_steps=10, console=output) as display:

@@ -1,5 +1,6 @@
 """The end of a run: the numbers of `summary.json`, and files that are there when they are claimed."""
 
+import io
 import json
 import logging
 import math
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.summary import write_summary
+from samepath.rl.report.summary import show_interruption, write_summary
 from samepath.rl.run_state import RunState
 from samepath.rl.tracking.jsonl import JsonlSink
 from samepath.rl.tracking.sink import Sink
@@ -136,3 +138,24 @@ def test_summary_of_a_run_with_nothing_to_draw_has_no_picture_and_says_so(
     assert [path.name for path in shelf.files] == ["summary.json"]
     assert not (run_dir / "training.png").exists()
     assert "no picture" in caplog.text
+
+
+def said_on_interruption(run_dir: Path) -> list[str]:
+    output = Console(file=io.StringIO(), width=40)
+    show_interruption(run_dir, output)
+    return output.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_interruption_leaves_picture_and_page_and_says_how_to_go_on(tiny_recipe) -> None:
+    run_dir = folder(tiny_recipe(), {"reward/mean": 0.5})
+    assert said_on_interruption(run_dir) == [
+        f"so far: {run_dir}/training.png, {run_dir}/rollouts.html",
+        f"go on with `samepath resume {run_dir}`",
+    ]
+    assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "s1-g0" in (run_dir / "rollouts.html").read_text()
+
+
+def test_interruption_before_anything_was_measured_says_only_how_to_go_on(tmp_path: Path) -> None:
+    assert said_on_interruption(tmp_path) == [f"go on with `samepath resume {tmp_path}`"]
+    assert list(tmp_path.iterdir()) == []
