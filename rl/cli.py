@@ -53,7 +53,11 @@ def options(
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train by a recipe and print the summary; Ctrl-C leaves a checkpoint."""
     resolved = _load(recipe, overrides or [])
-    # Late: torch.
+    # Late: as in `_load`.
+    from samepath.rl.run_folder import begun
+
+    begun(resolved.run_dir)
+    # Late: torch; a folder that is taken is refused before it.
     from samepath.rl.run import start_run
 
     start_run(resolved, recipe.parent)

@@ -10,7 +10,7 @@ def said(error: OSError) -> str:
         said(PermissionError(13, "Permission denied", "/runs")) == "/runs: Permission denied"
     """
     files = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    return f"{files}: {error.strerror}" if files else str(error.strerror or error)
+    return f"{files}: {error.strerror}" if files else str(error.strerror or error).rstrip(".")
 
 
 def advice(error: OSError) -> str:

@@ -128,7 +128,14 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def begun(run_dir: Path) -> RunState | None:
-    """State of the run in this folder, or None. Raises RunFolderError if there is more than an unfinished start: a run to go on with."""
+    """State of the unfinished start in this folder, or None.
+
+    Raises:
+        RunFolderError: there is more: a run to go on with.
+        RunFolderUnusableError: the folder could not be written.
+    """
+    if problem := unusable(run_dir):
+        raise RunFolderUnusableError(problem)
     state = RunState.load(run_dir) if (run_dir / STATE_FILE).is_file() else None
     if state is None and (run_dir / CHECKPOINTS).exists():
         raise RunFolderError(

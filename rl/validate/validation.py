@@ -22,6 +22,7 @@ from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.survey import survey
 from samepath.rl.tasks.tasks import build_task
 from samepath.rl.validate.finding import Finding, Outcome, Validation
+from samepath.rl.validate.folder_finding import folder_finding
 from samepath.rl.validate.memory_findings import memory_findings
 from samepath.rl.validate.memory_plan import PROMPT_TOKENS, memory_plan
 from samepath.rl.validate.reward_findings import tried_rewards
@@ -68,6 +69,7 @@ class _Checks:
     def run(self) -> Validation:
         """All checks, in the order of a run."""
         self._check("settings", lambda: f"every key of {self.recipe.name} is known and in its range")
+        self.result.findings.append(folder_finding(self.recipe.run_dir))
         self._check("task", self._task)
         self._check("model", self._model)
         self._check("sizes", self._sizes)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,22 @@ def test_validate_reports_what_the_settings_show_before_a_heavy_package_is_loade
     status, printed, said, loaded = called("validate", "recipes/quickstart.yaml", override)
     assert (status, printed) == (1, "")
     assert problem in said
+    assert loaded & HEAVY == set()
+
+
+def test_run_where_a_file_is_in_the_way_says_so_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, printed, said, loaded = called("run", "recipes/quickstart.yaml", f"runs_dir={tmp_path / 'file' / 'runs'}")
+    assert (status, printed) == (2, "")
+    assert said.startswith(f"error: {tmp_path / 'file'} must be a folder; it is a file. Move it")
+    assert said.count("\n") == 1
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("command", ["resume", "replay"])
+def test_command_on_a_folder_without_a_run_says_so_in_a_sentence(command: str, tmp_path: Path) -> None:
+    status, printed, said, loaded = called(command, str(tmp_path))
+    assert (status, printed, said) == (1, "", f"error: {tmp_path} is no run folder: it has no recipe.yaml\n")
     assert loaded & HEAVY == set()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.learner.learner import Learner
 from samepath.rl.loop import Loop
@@ -96,6 +97,31 @@ def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(
     whole, cut = comparable(tmp_path / "runs" / "whole"), comparable(recipe.run_dir)
     assert cut[3] == whole[3]
     assert json.loads((recipe.run_dir / "summary.json").read_text())["steps"] == 3
+
+
+def test_resume_run_after_a_signal_in_an_update_ends_like_an_uninterrupted_run(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights have moved and the step is not counted yet: a checkpoint of that moment would learn from the step twice."""
+    settings = ("rl.steps=2", "checkpoint.every=0", "cold_start.steps=1", "rl.prompts_per_step=2")
+    start_run(tiny_recipe("name=whole", *settings), tmp_path)
+    original = Learner.update
+
+    def signalled(self: Learner, batch: TrainBatch) -> UpdateReport:
+        report = original(self, batch)
+        signal.raise_signal(signal.SIGTERM)
+        return report
+
+    monkeypatch.setattr(Learner, "update", signalled)
+    recipe = tiny_recipe("name=cut", *settings)
+    with pytest.raises(KeyboardInterrupt):
+        start_run(recipe, tmp_path)
+    monkeypatch.undo()
+    found = latest_checkpoint(recipe.run_dir)
+    assert found is not None
+    assert found[1] == 1
+    resume_run(recipe, recipe.run_dir)
+    assert comparable(recipe.run_dir) == comparable(tmp_path / "runs" / "whole")
 
 
 def interrupted_command(tmp_path: Path, number: signal.Signals, *overrides: str) -> tuple[int, str]:

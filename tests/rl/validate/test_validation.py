@@ -85,6 +85,7 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
     assert {finding.outcome for finding in result.findings} == {"ok"}
     assert list(found) == [
         "settings",
+        "run folder",
         "task",
         "model",
         "sizes",
