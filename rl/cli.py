@@ -234,15 +234,25 @@ def schema() -> None:
 @app.command()
 def replay(
     run_dir: Annotated[Path, typer.Argument(help="folder of a run whose MLflow server was away")],
-) -> None:
-    """Send what a run could not send to MLflow."""
+) -> int:
+    """Send what a run could not send to MLflow, its end included. Status 1 if something still waits."""
     # Late: MLflow is optional.
     from samepath.rl.run_folder import recipe_of_run
     from samepath.rl.tracking.tracker import resend_to_mlflow, store_uri
 
     recipe = recipe_of_run(run_dir)
-    counts = resend_to_mlflow(run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent))
+    queue_file, uri = run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent)
+    counts = resend_to_mlflow(queue_file, uri)
+    if counts.sent == counts.refused == counts.waiting == 0:
+        Console().print(f"nothing waits to be sent: {run_dir} has no {queue_file.name}", soft_wrap=True)
+        return 0
     Console().print(f"sent {counts.sent}, refused {counts.refused}, waiting {counts.waiting}")
+    if counts.waiting:
+        Console(stderr=True).print(
+            f"MLflow at {uri} did not take the rest, which stays in {queue_file}. Once it answers, call `samepath replay {run_dir}` again.",
+            soft_wrap=True,
+        )
+    return 1 if counts.waiting else 0
 
 
 def _load(path: Path, overrides: Sequence[str]) -> "Recipe":

@@ -23,6 +23,8 @@ logger = logging.getLogger("samepath.tracking")
 
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
+RESEND_TIMEOUT_S = 60.0
+"""Longest wait of `resend` for one event; MLflow's own limit on a request is shorter, but an event takes several."""
 IDLE_POLL_S = 0.2
 """How often an idle worker looks whether it shall end."""
 
@@ -102,7 +104,9 @@ class EventQueue:
             self._keep(event)
         if self._file.num_events:
             self._warn_once(
-                "left", f"{self._file.num_events} tracking events could not be sent; they wait in {self._file.path}"
+                "left",
+                f"{self._file.num_events} tracking events could not be sent within {timeout_s:.0f} s; they wait in {self._file.path}, and the "
+                f"store may show the run as running. Send them with `samepath replay {self._file.path.parent}`.",
             )
         return self.counts
 
@@ -182,15 +186,18 @@ class EventQueue:
             logger.warning(message)
 
 
-def resend(file: QueueFile, store: EventStore, store_name: str) -> QueueCounts:
-    """Send what waits in a queue file, oldest first, up to the first time that the store does not answer; the rest stays in the file."""
+def resend(file: QueueFile, store: EventStore, store_name: str, timeout_s: float = RESEND_TIMEOUT_S) -> QueueCounts:
+    """Send what waits in a queue file, oldest first, up to the first time that the store does not answer; the rest stays in the file.
+
+    One event may take `timeout_s`; the thread that waits longer is left behind.
+    """
     sent = refused = 0
     for line in file.lines():
         event = parse_event(line)
         try:
             if event is None:
                 raise EventRefusedError("the line is cut short")
-            store.send(event)
+            _send_within(store, event, timeout_s)
         except EventRefusedError as error:
             refused += 1
             logger.warning("not sent: %s", error)
@@ -199,5 +206,27 @@ def resend(file: QueueFile, store: EventStore, store_name: str) -> QueueCounts:
             logger.warning("%s does not answer: %s", store_name, error)
             break
         sent += 1
-    file.forget_first(sent + refused, store.state())
+    if sent + refused:
+        file.forget_first(sent + refused, store.state())
     return QueueCounts(sent=sent, dropped=0, refused=refused, waiting=file.num_events)
+
+
+def _send_within(store: EventStore, event: Event, timeout_s: float) -> None:
+    """Send one event from a daemon thread, so that a store that neither answers nor fails holds nobody up for ever."""
+    outcome: queue.Queue[EventRefusedError | StoreUnavailableError | None] = queue.Queue()
+
+    def send() -> None:
+        try:
+            store.send(event)
+        except (EventRefusedError, StoreUnavailableError) as error:
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    threading.Thread(target=send, name="samepath-resend", daemon=True).start()
+    try:
+        error = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise StoreUnavailableError(f"waited {timeout_s:.0f} s for it to take one event ({event.kind})") from None
+    if error is not None:
+        raise error

@@ -101,14 +101,15 @@ def store_uri(uri: str, runs_dir: Path) -> str:
 
 
 def resend_to_mlflow(queue_file: Path, uri: str) -> QueueCounts:
-    """Send a run's `tracking-queue.jsonl` to the MLflow store at `uri`; what was sent leaves the file.
+    """Send a run's `tracking-queue.jsonl`, if there is one, to the MLflow store at `uri`; what was sent leaves the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it is no queue file.
         RuntimeError: MLflow is not installed.
     """
     _prepare_mlflow()
+    if not queue_file.is_file():
+        return QueueCounts(sent=0, dropped=0, refused=0, waiting=0)
     # Late for the same reasons as above.
     from samepath.rl.tracking.mlflow_store import MlflowStore
 

@@ -279,6 +279,23 @@ def test_replay_command_sends_to_the_store_of_the_recipe(
     experiment = client.get_experiment_by_name("sums")
     (resent,) = client.search_runs([experiment.experiment_id], f"tags.`samepath.run_key` = '{key}'")
     assert resent.info.status == "FINISHED"
+    assert app(["replay", str(recipe.run_dir)], standalone_mode=False) == 0
+    assert "nothing waits to be sent" in capsys.readouterr().out
+
+
+def test_replay_command_with_the_store_away_fails_and_says_what_to_do(
+    tiny_recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe("name=away", "tracking={kind: mlflow, uri: 'http://127.0.0.1:9'}")
+    sink = away(recipe.run_dir, start_timeout_s=5.0)
+    start(sink)
+    sink.finish("FINISHED")
+    (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    for _ in range(2):
+        assert app(["replay", str(recipe.run_dir)], standalone_mode=False) == 1
+        printed = capsys.readouterr()
+        assert "sent 0, refused 0, waiting 2" in printed.out
+        assert f"call `samepath replay {recipe.run_dir}` again" in printed.err
 
 
 def test_replay_command_without_mlflow_says_what_to_install(tiny_recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,3 +207,16 @@ def test_resend_stops_where_the_store_stops_answering_and_keeps_the_rest(tmp_pat
     assert (counts.sent, counts.refused, counts.waiting) == (1, 1, 2)
     assert [parse_event(line) for line in file.lines()] == [event(2), event(3)]
     assert file.read_state() == {"run_id": "r1"}
+
+
+def test_resend_store_that_never_answers_is_left_after_the_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = start(Store(answers=False), tmp_path)
+    assert queue.close(20, FINISH).waiting == 1
+    assert "samepath replay" in caplog.text
+    gate = threading.Event()
+    counts = resend(QueueFile(tmp_path / "q.jsonl", 10**6), Store(gate=gate), "the store", timeout_s=0.05)
+    gate.set()
+    assert (counts.sent, counts.waiting) == (0, 1)
+    assert "waited 0 s for it to take one event (finish)" in caplog.text
