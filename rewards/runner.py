@@ -35,7 +35,7 @@ class RewardRunner:
     """A pool of child processes, each with a thread that feeds it; use as a context manager.
 
     Each request gets a Score, whatever happens to the process that scores it: `error` (the function raised), `timeout` (no
-    result in time: its process group is killed), `memory`, `died` (the process ended), `invalid` (no finite number). The
+    result in time: its processes are killed), `memory`, `died` (the process ended), `invalid` (no finite number). The
     process is then replaced, and the next request is unaffected. Only functions that cannot be loaded raise
     (RewardStartError). Asynchronous functions run one at a time in each child: `num_workers` is the concurrency.
 
@@ -175,17 +175,17 @@ class RewardRunner:
             process.send(payload, deadline)
             for current, part in settings.parts.items():
                 reply = process.receive(deadline)
-                if reply["status"] != "ok":
-                    return _failed(reply["status"], f"{current}: {reply['detail']}"), reply["status"] != "memory"
-                values |= reply["values"]
-                terms.append(part.weight * sum(reply["values"].values()))
+                if reply.status != "ok":
+                    return _failed(reply.status, f"{current}: {reply.detail}"), reply.status != "memory"
+                values |= reply.values
+                terms.append(part.weight * sum(reply.values.values()))
         except TimeoutError:
             return _failed("timeout", f"{current}: no result within {settings.timeout_s} s{process.output()}"), False
         except EOFError:
             return _failed("died", f"{current}: its process ended with {process.end()}"), False
         except RunnerClosedError:
             return _failed("died", f"{current}: the runner was closed before it had a result"), False
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             return _failed("died", f"{current}: its process broke the protocol ({error!r})"), False
         return bounded_score(sum(terms), values, settings.max_abs), True
 

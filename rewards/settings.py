@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 _FUNCTION_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 FunctionPath = Annotated[str, StringConstraints(pattern=_FUNCTION_PATH)]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 PartName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.\-]*$")]
 
 
@@ -70,6 +71,15 @@ class RewardSettings(BaseModel):
         default=".",
         min_length=1,
         description="Folder put first on the children's `sys.path`, for reward modules of your own; `.` = where the run starts.",
+    )
+    environment: dict[VariableName, str] = Field(
+        default_factory=dict,
+        description="Variables for the children, by name; the recipe is kept with the run, so no secrets here.",
+    )
+    pass_environment: tuple[VariableName, ...] = Field(
+        default=(),
+        description="Names of the driver's variables that the children get too, such as a key; of the others only those for "
+        "paths, language and threads.",
     )
     start_timeout_s: float = Field(
         default=60.0, gt=0, le=86400, description="Wall time for a child to import every part, seconds, (0, 86400]."

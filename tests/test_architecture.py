@@ -79,7 +79,7 @@ MAX_KERNEL_LINES = 110
 MAX_LOOP_LINES = 100
 """The training loop alone, a function of rl/loop.py or rl/run.py, may be this long."""
 LOOP_FILES = {"rl/loop.py", "rl/run.py"}
-ENVIRONMENT_FILES = {"rl/machine.py", "kernels/mkl_mode.py"}
+ENVIRONMENT_FILES = {"rl/machine.py", "kernels/mkl_mode.py", "rewards/sandbox/environment.py"}
 """The second sets and reads MKL's mode alone, which must stand before the first product of anybody who imports a kernel."""
 LIGHT_PACKAGES = {"pydantic", "pydantic_core", "yaml", "psutil", "typer", "rich"}
 """All that settings and the command line may import when they are imported, beside the standard library."""
@@ -312,8 +312,8 @@ def test_code_above_the_kernels_asks_what_a_backend_can_do_and_not_for_its_name(
     assert wrong == []
 
 
-def test_environment_is_touched_in_two_files_only() -> None:
-    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/machine.py, and MKL's mode in kernels/mkl_mode.py."""
+def test_environment_is_touched_in_three_files_only() -> None:
+    """`os.environ` and `os.getenv`, for reading and writing alike, stand in rl/machine.py, MKL's mode, and what reward children see."""
     wrong = []
     for name, tree, _ in trees():
         if name in ENVIRONMENT_FILES:

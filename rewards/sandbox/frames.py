@@ -1,14 +1,15 @@
-"""Length-prefixed frames on the socket between the runner and its children."""
+"""Frames on the socket between the runner and its children: length, token, payload."""
 
 import struct
 
-HEADER = struct.Struct(">I")
-"""Payload length in bytes, big endian."""
+TOKEN_BYTES = 16
+HEADER = struct.Struct(f">I{TOKEN_BYTES}s")
+"""Payload length in bytes, big endian; then the token of the request that the frame is about."""
 
 
-def packed(payload: bytes) -> bytes:
-    """Put the length in front of a payload."""
-    return HEADER.pack(len(payload)) + payload
+def packed(token: bytes, payload: bytes) -> bytes:
+    """Put length and token in front of a payload."""
+    return HEADER.pack(len(payload), token) + payload
 
 
 class FrameBuffer:
@@ -25,11 +26,11 @@ class FrameBuffer:
         """Append what a read returned."""
         self._data += data
 
-    def pop(self) -> bytes | None:
-        """Take the first whole payload, or None if it has not all arrived."""
+    def pop(self) -> tuple[bytes, bytes] | None:
+        """Take the first whole frame as token and payload, or None if it has not all arrived."""
         if len(self._data) < HEADER.size:
             return None
-        (size,) = HEADER.unpack_from(self._data)
+        size, token = HEADER.unpack_from(self._data)
         if size > self._max_bytes:
             raise ValueError(f"a frame must hold at most {self._max_bytes} bytes; got a header that says {size}")
         end = HEADER.size + size
@@ -37,4 +38,8 @@ class FrameBuffer:
             return None
         payload = bytes(self._data[HEADER.size : end])
         del self._data[:end]
-        return payload
+        return token, payload
+
+    def waiting(self) -> bool:
+        """True if bytes have arrived that `pop` has not given back."""
+        return bool(self._data)

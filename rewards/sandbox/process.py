@@ -1,25 +1,21 @@
 """One killable child process that scores requests, as the parent sees it."""
 
-import contextlib
-import json
 import logging
 import os
 import pickle
+import secrets
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from samepath.rewards.sandbox.frames import FrameBuffer, packed
+from samepath.rewards.sandbox.environment import MissingVariableError, child_environment
+from samepath.rewards.sandbox.frames import TOKEN_BYTES, FrameBuffer, packed
+from samepath.rewards.sandbox.reply import MAX_REPLY_BYTES, Reply, read_object, read_reply
+from samepath.rewards.sandbox.supervised import SupervisedChild
 from samepath.rewards.settings import RewardSettings
 
-MAX_REPLY_BYTES = 1 << 20
-"""Longest reply that is believed; a child that announces more no longer speaks the protocol."""
 MAX_OUTPUT_BYTES = 4000
 """How much of the end of a child's output is kept."""
 KILL_WAIT_S = 10.0
@@ -37,7 +33,7 @@ class RunnerClosedError(RuntimeError):
 
 
 class RewardProcess:
-    """A child in a session of its own, so that killing its group ends its own children too (unless they leave the group).
+    """A child that ends with everything it started, and whose replies count only for the request that they name.
 
     Belongs to the thread that makes it: on Linux the child is killed when that thread ends.
     """
@@ -45,34 +41,23 @@ class RewardProcess:
     def __init__(self, settings: RewardSettings, wake: socket.socket) -> None:
         """Start the child. `wake` turning readable makes every wait raise RunnerClosedError."""
         self._settings = settings
+        try:
+            environment = child_environment(settings.environment, settings.pass_environment)
+        except MissingVariableError as error:
+            raise RewardStartError(str(error)) from error
         self._channel, theirs = socket.socketpair()
         try:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-X",
-                    "faulthandler",
-                    "-m",
-                    "samepath.rewards.sandbox.worker",
-                    str(theirs.fileno()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+            self._child = SupervisedChild(theirs.fileno(), environment)
         except OSError as error:
             self._channel.close()
             raise RewardStartError(f"no process for reward functions can be started: {error}") from error
         finally:
             theirs.close()
-        assert self._process.stdout is not None
-        self._output = self._process.stdout
+        assert self._child.process.stdout is not None
+        self._output = self._child.process.stdout
         self._tail = b""
         self._received = FrameBuffer(MAX_REPLY_BYTES)
+        self._token = self._previous_token = b""
         self._channel.setblocking(False)
         os.set_blocking(self._output.fileno(), False)
         self._selector = selectors.DefaultSelector()
@@ -87,7 +72,6 @@ class RewardProcess:
         """
         parts = [(name, part.function, part.options) for name, part in self._settings.parts.items()]
         orders = {
-            "parent_pid": os.getpid(),
             "search_path": str(Path(self._settings.search_path).absolute()),
             "memory_bytes": self._settings.memory_bytes,
             "parts": parts,
@@ -96,10 +80,10 @@ class RewardProcess:
         loading = parts[0][0]
         try:
             self.send(pickle.dumps(orders), deadline)
-            while "ready" not in (message := self.receive(deadline)):
+            while "ready" not in (message := read_object(self._receive(deadline))):
                 if "failed" in message:
                     raise RewardStartError(self._complaint(loading, message["failed"]))
-                loading = message["loading"]
+                loading = message["loading"] if message.get("loading") in self._settings.parts else loading
         except TimeoutError as error:
             reason = f"no result of the import within {self._settings.start_timeout_s} s (reward.start_timeout_s)"
             raise RewardStartError(self._complaint(loading, reason)) from error
@@ -109,8 +93,10 @@ class RewardProcess:
             ) from error
 
     def send(self, payload: bytes, deadline: float) -> None:
-        """Send one frame. Raises TimeoutError after `deadline` (monotonic seconds), EOFError if the child has ended."""
-        left = memoryview(packed(payload))
+        """Send one frame under a new token. Raises TimeoutError after `deadline` (monotonic seconds), EOFError if the child has ended."""
+        # Not to be guessed before the request arrives: what was said earlier, or elsewhere, is no reply to it.
+        self._previous_token, self._token = self._token, secrets.token_bytes(TOKEN_BYTES)
+        left = memoryview(packed(self._token, payload))
         while left:
             try:
                 left = left[self._channel.send(left) :]
@@ -121,18 +107,26 @@ class RewardProcess:
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise EOFError from error
 
-    def receive(self, deadline: float) -> Mapping[str, Any]:
-        """Wait for one reply. Raises as `send`, and ValueError if it is no JSON object."""
-        while (payload := self._received.pop()) is None:
-            self._wait(deadline)
-            self._received.feed(self._read_channel())
-        message = json.loads(payload)
-        if not isinstance(message, dict):
-            raise ValueError(f"a reply must be a JSON object; got {payload[:200]!r}")
-        return message
+    def receive(self, deadline: float) -> Reply:
+        """Wait for one part's reply. Raises as `send`, and ValueError if it is none to the request sent last."""
+        return read_reply(self._receive(deadline))
+
+    def _receive(self, deadline: float) -> bytes:
+        while True:
+            while (frame := self._received.pop()) is None:
+                self._wait(deadline)
+                self._received.feed(self._read_channel())
+            token, payload = frame
+            if token == self._token:
+                return payload
+            # The request before may have been answered twice; this one must not suffer from it.
+            if token != self._previous_token:
+                raise ValueError(f"a reply must carry the token of its request; got {payload[:200]!r} under another")
 
     def idle(self) -> bool:
         """True if the child lives and has said nothing since its last reply."""
+        if self._received.waiting():
+            return False
         try:
             self._channel.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -142,23 +136,18 @@ class RewardProcess:
         return False
 
     def end(self) -> str:
-        """Kill the child and its group if they still run, free everything, and say how the child ended.
+        """Kill the child and all that it started, free everything, and say how the child ended.
 
         May be called again; then it only repeats what it said.
         """
         if not self._output.closed:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                # Not yet waited for, so the id still belongs to this child even if it is dead.
-                os.killpg(self._process.pid, signal.SIGKILL)
-            try:
-                self._process.wait(timeout=KILL_WAIT_S)
-            except subprocess.TimeoutExpired:
-                logger.warning("reward process %d does not go although it was killed; left behind", self._process.pid)
+            if not self._child.end(KILL_WAIT_S):
+                logger.warning("a reward process or its folder does not go although it was ended; left behind")
             self._read_output()
             self._selector.close()
             self._channel.close()
             self._output.close()
-        return f"{_ending(self._process.returncode)}{self.output()}"
+        return f"{_ending(self._child.ending())}{self.output()}"
 
     def output(self) -> str:
         """The end of what the child printed, ready to be appended to a message."""

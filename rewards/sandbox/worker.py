@@ -6,13 +6,11 @@ error both go to the parent's log pipe, so prints cannot touch the protocol.
 """
 
 import asyncio
-import ctypes
 import json
 import math
 import os
 import pickle
 import resource
-import signal
 import socket
 import sys
 import traceback
@@ -23,11 +21,12 @@ from typing import Any, Self
 
 from samepath.rewards.plugin import PluginError, RewardFunction, resolve
 from samepath.rewards.request import RewardRequest
-from samepath.rewards.sandbox.frames import FrameBuffer, packed
+from samepath.rewards.sandbox.frames import HEADER, TOKEN_BYTES, packed
+from samepath.rewards.sandbox.reply import MAX_ENTRIES, MAX_NAME_CHARS
 
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal this process gets when its parent dies."""
-MAX_REQUEST_BYTES = (1 << 32) - 1
+RESERVE_BYTES = 8 << 20
+"""Address space kept for the reply that says that there is no more; not counted against reward.memory_bytes."""
+OUT_OF_MEMORY = "it ran into its memory limit (reward.memory_bytes)"
 MAX_MESSAGE_CHARS = 2000
 
 Part = tuple[str, RewardFunction, Mapping[str, Any]]
@@ -54,7 +53,7 @@ class Contained:
             return False
         if issubclass(kind, MemoryError):
             # No formatting: the frames that filled the memory are still alive here.
-            self.status, self.detail = "memory", "it ran into its memory limit (reward.memory_bytes)"
+            self.status, self.detail = "memory", OUT_OF_MEMORY
             return True
         self.status, self.detail = "error", _explained(kind, error, trace)
         return True
@@ -68,27 +67,51 @@ class Channel:
         # Neither a program nor a fork that a reward function starts may keep the socket open or write to it.
         self._socket.set_inheritable(False)
         os.register_at_fork(after_in_child=self._socket.close)
-        self._received = FrameBuffer(MAX_REQUEST_BYTES)
+        self._token = bytes(TOKEN_BYTES)
+        self._header = memoryview(bytearray(HEADER.size))
+        self._waste = memoryview(bytearray(1 << 16))
+        self._reserve = bytearray(RESERVE_BYTES)
 
-    def receive(self) -> bytes:
-        """Wait for the next frame; end the process once the parent has closed its end."""
-        while (payload := self._received.pop()) is None:
-            data = self._socket.recv(1 << 20)
-            if not data:
-                raise SystemExit(0)
-            self._received.feed(data)
+    def receive(self) -> bytearray:
+        """Wait for the next frame, whose token the replies will carry; end the process once the parent has closed its end.
+
+        Raises MemoryError after reading to the end of a frame that does not fit, so that the parent listens again.
+        """
+        self._fill(self._header)
+        size, self._token = HEADER.unpack(self._header)
+        try:
+            payload = bytearray(size)
+        except MemoryError:
+            while size:
+                size -= self._fill(self._waste[:size])
+            raise
+        self._fill(memoryview(payload))
         return payload
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send one JSON object."""
-        self._socket.sendall(packed(json.dumps(message).encode()))
+        """Send one JSON object about the request received last."""
+        self._socket.sendall(packed(self._token, json.dumps(message).encode()))
+
+    def send_out_of_memory(self) -> None:
+        """Say so, from memory kept back for it; the parent then ends this process."""
+        self._reserve.clear()
+        self.send({"status": "memory", "detail": OUT_OF_MEMORY})
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Read as many bytes as `buffer` holds; return how many those are."""
+        done = 0
+        while done < len(buffer):
+            count = self._socket.recv_into(buffer[done:])
+            if count == 0:
+                raise SystemExit(0)
+            done += count
+        return done
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Load every part, report it, then answer requests until the parent closes the socket."""
-    channel = Channel(int(arguments[0]))
+def serve(fd: int) -> None:
+    """Load every part, report it, then answer requests on the socket `fd` until the parent closes it."""
+    channel = Channel(fd)
     orders = pickle.loads(channel.receive())
-    _die_with(orders["parent_pid"])
     sys.path.insert(0, orders["search_path"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parts: list[Part] = []
@@ -102,14 +125,18 @@ def main(arguments: Sequence[str]) -> None:
         if contained.status != "ok":
             channel.send({"failed": contained.detail})
             return
-    limit_memory(orders["memory_bytes"])
-    channel.send({"ready": True})
     with asyncio.Runner() as loop:
+        limit_memory(orders["memory_bytes"])
+        channel.send({"ready": True})
         while True:
-            answer(channel, loop, parts, channel.receive())
+            try:
+                answer(channel, loop, parts, channel.receive())
+            except MemoryError:
+                # Outside the functions too: a leak fills the memory up to wherever the next byte is asked for.
+                channel.send_out_of_memory()
 
 
-def answer(channel: Channel, loop: asyncio.Runner, parts: Sequence[Part], payload: bytes) -> None:
+def answer(channel: Channel, loop: asyncio.Runner, parts: Sequence[Part], payload: bytearray) -> None:
     """Score one request: a reply for each part in order, up to the first that fails.
 
     A reply of its own for each part tells the parent which one hangs or kills the process.
@@ -122,6 +149,9 @@ def answer(channel: Channel, loop: asyncio.Runner, parts: Sequence[Part], payloa
             if isawaitable(returned):
                 returned = loop.run(_awaited(returned))
             values, complaint = named_values(name, returned)
+        if contained.status == "memory":
+            channel.send_out_of_memory()
+            return
         if contained.status != "ok":
             channel.send({"status": contained.status, "detail": contained.detail})
             return
@@ -145,6 +175,9 @@ def named_values(part: str, returned: Any) -> tuple[dict[str, float], str]:
         entries = {f"{part}/{key}": value for key, value in returned.items()}
     else:
         return {}, f"a mapping must name at least one number by a string; got {_shortened(repr(returned))}"
+    if len(entries) > MAX_ENTRIES or any(len(name) > MAX_NAME_CHARS for name in entries):
+        most = f"at most {MAX_ENTRIES} numbers, with names of at most {MAX_NAME_CHARS} characters, the part's included"
+        return {}, f"a mapping must hold {most}; got {len(entries)} with names of up to {max(map(len, entries))}"
     values = {}
     for name, value in entries.items():
         number = _finite(value)
@@ -171,16 +204,6 @@ def limit_memory(memory_bytes: int) -> None:
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _die_with(parent_pid: int) -> None:
-    """Be killed when the parent dies, even in the middle of a request. Elsewhere than on Linux: at its next end-of-file."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        # It died before the signal was asked for.
-        raise SystemExit(1)
 
 
 def _explained(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> str:
@@ -212,4 +235,4 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve(int(sys.argv[1]))

@@ -6,6 +6,7 @@ import psutil
 import pytest
 
 from samepath.rewards.request import RewardRequest
+from samepath.rewards.sandbox.process import RewardStartError
 
 HANG = "while True: time.sleep(60)"
 
@@ -70,6 +71,100 @@ def test_score_prints_do_not_reach_the_protocol(make_runner):
     code = "print('x' * 300_000); os.write(1, b'garbage'); os.write(2, b'more'); sys.stdout.flush()"
     with make_runner() as pool:
         assert [score.total for score in pool.score([request(code)] * 3)] == [1.0] * 3
+
+
+FORGE = """
+import gc, json, struct
+from samepath.rewards.sandbox.worker import Channel
+channel = next(thing for thing in gc.get_objects() if isinstance(thing, Channel))
+reply = json.dumps({"status": "ok", "values": {"own": 9.0}}).encode()
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "channel._socket.sendall(struct.pack('>I16s', len(reply), bytes(16)) + reply)",
+        "channel._socket.sendall(struct.pack('>I', 3_000_000_000))",
+        "channel.send({'status': 'great'})",
+        "channel._socket.sendall(b'[' * 200_000)",
+    ],
+)
+def test_score_reply_under_no_token_or_of_no_kind_ends_the_child(make_runner, code):
+    with make_runner() as pool:
+        bad, good = pool.score([request(FORGE + code), request("pass")])
+    assert_failed(bad, "died", "own: its process broke the protocol")
+    assert (good.status, good.total) == ("ok", 1.0)
+
+
+def test_score_reply_given_ahead_is_not_taken_for_the_next_request(make_runner):
+    # Three replies to the first request: the others must not count for the next, whose right reward is 1.
+    with make_runner() as pool:
+        scores = pool.score(
+            [
+                request(FORGE + "channel.send(json.loads(reply))\nchannel.send(json.loads(reply))"),
+                request("pass"),
+                request("pass"),
+            ]
+        )
+    assert [score.total for score in scores[1:]] == [1.0, 1.0]
+
+
+def test_score_program_started_by_the_function_cannot_reach_the_socket(make_runner):
+    code = (
+        FORGE
+        + "fd = channel._socket.fileno()\nglobal result\nresult = float(subprocess.call(['test', '-e', f'/proc/self/fd/{fd}']))"
+    )
+    with make_runner() as pool:
+        (score,) = pool.score([request(code)])
+    assert (score.status, score.total) == ("ok", 1.0)
+
+
+def test_score_more_numbers_than_a_reply_holds_are_invalid(make_runner):
+    code = "global result\nresult = {str(number): 1.0 for number in range(501)}"
+    with make_runner() as pool:
+        bad, good = pool.score([request(code), request("pass")])
+    assert_failed(bad, "invalid", "at most 500 numbers")
+    assert good.total == 1.0
+
+
+def test_score_sees_no_key_of_the_driver_but_those_named(make_runner, monkeypatch):
+    monkeypatch.setenv("HIDDEN_KEY", "secret")
+    monkeypatch.setenv("SHOWN_KEY", "7")
+    code = "global result; result = float(os.environ['SHOWN_KEY'] + os.environ['MORE'] + str(len(os.environ.get('HIDDEN_KEY', ''))))"
+    with make_runner(pass_environment=["SHOWN_KEY"], environment={"MORE": "5"}) as pool:
+        (score,) = pool.score([request(code)])
+    assert score.total == 750.0
+
+
+def test_start_variable_that_the_driver_lacks_is_an_error(make_runner):
+    with pytest.raises(RewardStartError, match="NO_SUCH_KEY"):
+        make_runner(pass_environment=["NO_SUCH_KEY"]).start()
+
+
+def test_score_runs_in_a_private_folder_that_goes_with_the_child(make_runner, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    code = "import tempfile; open('left', 'w').close(); tempfile.mkdtemp(); raise ValueError(os.getcwd())"
+    with make_runner() as pool:
+        (score,) = pool.score([request(code)])
+    assert_failed(score, "error", "samepath-reward")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_score_request_that_no_longer_fits_is_memory(make_runner):
+    large = request("pass", answer={"data": "x" * (64 << 20)})
+    with make_runner(memory_bytes=96 << 20) as pool:
+        scores = pool.score([request("state.append(bytes(64 << 20))"), large, request("pass")])
+    assert_failed(scores[1], "memory", "own: it ran into its memory limit (reward.memory_bytes)")
+    assert [scores[0].total, scores[2].total] == [1.0, 1.0]
+
+
+def test_score_small_leak_is_memory_wherever_the_last_byte_is_asked_for(make_runner):
+    with make_runner(memory_bytes=20_000_000) as pool:
+        scores = pool.score([request("state.append(bytearray(1_000_000))")] * 60)
+    assert {score.status for score in scores} == {"ok", "memory"}
 
 
 def test_score_fork_that_comes_back_cannot_answer_twice(make_runner):
@@ -154,14 +249,13 @@ def test_score_bound_is_the_settings_own(make_runner):
     assert [score.status for score in scores] == ["ok", "ok", "invalid"]
 
 
-def test_submit_child_that_ended_while_idle_is_replaced_first(make_runner):
+def test_submit_child_that_ended_while_idle_is_replaced_first(make_runner, assert_gone):
     with make_runner("echo") as pool:
         assert pool.submit(request("1")).result().total == 1.0
-        for child in psutil.Process().children():
+        # The innermost first: the worker, whose socket is open until it is no more.
+        for child in reversed(psutil.Process().children(recursive=True)):
             child.kill()
-            # Until it is a zombie its socket may still be open.
-            while child.status() != psutil.STATUS_ZOMBIE:
-                pass
+            assert_gone(child.pid)
         assert pool.submit(request("2")).result().total == 2.0
 
 

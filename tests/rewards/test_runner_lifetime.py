@@ -1,5 +1,6 @@
 """Starting, checking and closing a runner: what cannot be loaded is named, nobody waits for ever, no process is left."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -91,6 +92,44 @@ def test_score_function_that_can_no_longer_be_loaded_raises_instead_of_waiting(f
             pool.submit(request("pass"))
 
 
+DETACH = """
+for _ in range(96):
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.execvp("sleep", ["sleep", "{mark}"])
+    os.waitpid(pid, 0)
+"""
+"""96 processes that are nobody's children, in sessions of their own."""
+
+
+def sleepers(mark: str) -> int:
+    """How many processes sleep under this mark."""
+    found = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += process.cmdline() == ["sleep", mark]
+    return found
+
+
+@pytest.mark.parametrize("ending", [HANG, "os._exit(1)", "pass"])
+def test_end_detached_processes_in_sessions_of_their_own_die_too(make_runner, ending):
+    mark = f"{600_000_000 + os.getpid()}"
+    with make_runner(timeout_s=5.0 if ending == HANG else 30.0) as pool:
+        (score,) = pool.score([request(DETACH.format(mark=mark) + ending)])
+        if ending == "pass":
+            assert sleepers(mark) == 96
+        else:
+            # By the time that the next request is answered, nothing of the first is left.
+            assert pool.score([request("pass")])[0].total == 1.0
+            assert sleepers(mark) == 0
+    assert score.status == {HANG: "timeout", "pass": "ok"}.get(ending, "died")
+    assert sleepers(mark) == 0
+
+
 def test_children_die_when_the_parent_is_killed(folder, assert_gone):
     script = f"""
         import psutil
@@ -99,14 +138,17 @@ def test_children_die_when_the_parent_is_killed(folder, assert_gone):
         from samepath.rewards.settings import RewardSettings
         settings = {{"parts": {{"own": "own_rewards:act"}}, "search_path": {str(folder)!r}, "num_workers": 2}}
         runner = RewardRunner(RewardSettings.model_validate(settings))
+        detach = "subprocess.Popen(['sleep', '600'], start_new_session=True)"
+        runner.score([RewardRequest(prompt_text="", response_text=detach)])
         runner.submit(RewardRequest(prompt_text="", response_text="while True: pass"))
-        print(*[child.pid for child in psutil.Process().children()], flush=True)
+        print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
         input()
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         children = [int(pid) for pid in parent.stdout.readline().split()]
         os.kill(parent.pid, signal.SIGKILL)
-    assert len(children) == 2
+    # Two children with what isolates them, and the one that left its session.
+    assert len(children) >= 3
     for pid in children:
         assert_gone(pid)
