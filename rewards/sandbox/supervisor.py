@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from samepath.rewards.sandbox import tree
+from samepath.rewards.sandbox.tree import adopt_orphans, end_descendants, signal_at_death_of
 from samepath.rewards.sandbox.worker import serve
 
 KILL_LIMIT_S = 8.0
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run one worker in the current folder until it ends or the driver closes `CONTROL` or dies; end as the worker did."""
     channel, control, driver = map(int, arguments)
     folder = Path.cwd()
-    tree.adopt_orphans()
+    adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A signal wakes the wait below through this pipe; the handler itself has nothing to do.
     woken, wake = os.pipe()
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake)
     # Some other process may hold a copy of CONTROL's far end, so the driver's death is heard of in a second way.
-    tree.signal_at_death_of(driver, signal.SIGTERM)
+    signal_at_death_of(driver, signal.SIGTERM)
     own = os.getpid()
     worker = os.fork()
     if worker == 0:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         for fd in (control, woken, wake):
             os.close(fd)
         os.setsid()
-        tree.signal_at_death_of(own, signal.SIGKILL)
+        signal_at_death_of(own, signal.SIGKILL)
         serve(channel)
         return
     os.close(channel)
@@ -61,7 +61,7 @@ def watch(worker: int, driver: int, control: int, woken: int) -> int | None:
         os.read(woken, 4096)
         if _reaped(worker) or os.getppid() != driver:
             break
-    status, _ = tree.end_descendants(worker, KILL_LIMIT_S)
+    status, _ = end_descendants(worker, KILL_LIMIT_S)
     return status
 
 
