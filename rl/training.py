@@ -112,7 +112,11 @@ class Training:
             done = step
             state.gap_at_lag_0 = max(state.gap_at_lag_0, metrics.get("policy/gap_at_lag_0", 0.0))
             for name, value in metrics.items():
-                if name.startswith(("reward/status.", "rollout/failure.")) and value and name != "reward/status.ok":
+                if (
+                    name.startswith(("reward/status.", "rollout/failure.", "learner/updates_nonfinite"))
+                    and value
+                    and name != "reward/status.ok"
+                ):
                     state.counters[name] = state.counters.get(name, 0.0) + value
             state.seconds = spent_before + time.monotonic() - self.started
             if loop.saves_after(step):

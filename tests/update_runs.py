@@ -83,6 +83,11 @@ class Descent:
             policy=self._norm(gradients, False) or 0.0, indexer=self._norm(gradients, True), lr=self.rate
         )
 
+    def forget(self) -> None:
+        """Clear."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def _norm(self, gradients: Sequence[torch.Tensor | None], of_indexer: bool) -> float | None:
         """Of the indexer's gradients or of all others; None without any."""
         chosen = [

@@ -83,7 +83,8 @@ def training_batch(
     outcome = apply_truncation(rewards_B, torch.tensor([rollout.truncated for rollout in rollouts]), settings.truncated)
     advantages_B = advantages(outcome.rewards_B, group_B, scored_B, settings.advantage)
     by_group = {group.group_id: advantages_B[group_B == labels[group.group_id]].numpy() for group in groups}
-    used_B = scored_B.clone()
+    # A response of no token has nothing to train; it stays in its group's baseline.
+    used_B = scored_B & torch.tensor([_has_tokens(rollout) for rollout in rollouts])
     if settings.drop_uninformative:
         used_B &= informative_groups(outcome.rewards_B, group_B, scored_B)[group_B]
     used = used_B.nonzero().flatten().tolist()
@@ -112,3 +113,8 @@ def training_batch(
         in_loss_B=outcome.in_loss_B[used_B].numpy(),
     )
     return batch, by_group
+
+
+def _has_tokens(rollout: Rollout) -> bool:
+    """Whether a row predicts any of its sampled tokens; the first token of a segment has no row before it."""
+    return any(bool(segment.trained[1:].any()) for segment in rollout.segments)

@@ -3,6 +3,7 @@
 The indexer learns from a loss of its own, so its gradients are clipped by a norm of their own: neither loss can shrink the other's step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from samepath.model.policy import Policy
 from samepath.rl.learner.master_weights import MasterWeights
 from samepath.rl.learner.pass_pool import add_gradients
 from samepath.rl.learner.schedule import learning_rate
+from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.optimizer import OptimizerSettings
 
 
@@ -42,6 +44,10 @@ class GradientStep(Protocol):
 
     def step(self) -> GradientNorms:
         """Move the weights by the gradients taken, and forget these."""
+        ...
+
+    def forget(self) -> None:
+        """Drop the gradients taken, and leave the weights as they are."""
         ...
 
 
@@ -80,10 +86,12 @@ class Optimizer:
         add_gradients(self._weights.masters, gradients)
 
     def step(self) -> GradientNorms:
-        """See `GradientStep`. Raises RuntimeError if a gradient is not finite."""
+        """See `GradientStep`. Raises NonFiniteError if a gradient is not finite."""
         rate = learning_rate(self._settings, self.updates, self._total_updates)
         norms = GradientNorms(
-            policy=self._clipped(self._policy), indexer=self._clipped(self._indexer) if self._indexer else None, lr=rate
+            policy=self._clipped("policy", self._policy),
+            indexer=self._clipped("indexer", self._indexer) if self._indexer else None,
+            lr=rate,
         )
         for group in self._adamw.param_groups:
             group["lr"] = rate * group["scale"]
@@ -92,6 +100,10 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
         self._weights.publish()
         return norms
+
+    def forget(self) -> None:
+        """See `GradientStep`."""
+        self._adamw.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint needs beside the weights themselves."""
@@ -103,5 +115,13 @@ class Optimizer:
         self._adamw.load_state_dict(state["optimizer"])
         self.updates = int(state["updates"])
 
-    def _clipped(self, masters: list[Parameter]) -> float:
-        return float(torch.nn.utils.clip_grad_norm_(masters, self._max_norm, error_if_nonfinite=True))
+    def _clipped(self, name: str, masters: list[Parameter]) -> float:
+        total_norm = torch.nn.utils.get_total_norm([one.grad for one in masters if one.grad is not None])
+        norm = float(total_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the norm of the {name}'s gradient must be finite; got {norm}. No weight was changed. Look at the rewards and at learner/grad_norm, "
+                "or set rl.nonfinite=skip to leave such a mini-batch out."
+            )
+        torch.nn.utils.clip_grads_with_norm_(masters, self._max_norm, total_norm)
+        return norm

@@ -16,7 +16,7 @@ from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
 from samepath.rl.learner.update_report import StepReport, TrainedPass
-from samepath.rl.objective.objective import policy_loss
+from samepath.rl.objective.objective import NonFiniteError, policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
 
@@ -35,12 +35,13 @@ class PolicyUpdater:
     def run(self, batch: TrainBatch, version: int, optimizer: GradientStep) -> UpdateReport:
         """Split by groups into mini-batches and take one optimiser step on each; `version` is the learner's before the first.
 
-        Raises NumericsMismatchError, before any weight has changed, if sampler and learner disagree at equal weights, and RouteError
-        for unusable routes.
+        A mini-batch without a token in the loss moves no weight, nor with `rl.nonfinite: skip` one whose numbers are not finite. Raises
+        NumericsMismatchError, before any weight has changed, if sampler and learner disagree at equal weights, RouteError for unusable
+        routes, and else NonFiniteError.
         """
         mini_batches = self._preparation.mini_batches(batch, version)
         report = StepReport(batch.sequences, version, self.model.shape)
-        report.start(mini_batches)
+        report.start(mini_batches, finite_only=self.rl.nonfinite == "skip")
         for number, parts in enumerate(mini_batches):
             running = self._pool.stream(lambda part: self._pass(part, optimizer.parameters), parts)
             for part, done in zip(parts, running):
@@ -51,8 +52,27 @@ class PolicyUpdater:
             if number == 0:
                 limit = self.rl.max_gap_at_lag_0 if same_path(self.rl, self.model.shape) else None
                 self._gap = report.gap(limit) or self._gap
-            report.end_update(optimizer.step())
+            self._end_update(parts, optimizer, report)
         return report.finish(self._gap)
+
+    def _end_update(self, parts: list[MicroBatch], optimizer: GradientStep, report: StepReport) -> None:
+        """Take the optimiser step, or leave it out and count that."""
+        if not report.all_finite:
+            optimizer.forget()
+            report.skip_update("nonfinite")
+            return
+        if self.learner.indexer == "frozen" and not any(bool(part.inputs.in_loss_M.any()) for part in parts):
+            # AdamW would move the weights by its momentum even if every gradient is 0.
+            optimizer.forget()
+            report.skip_update("empty")
+            return
+        try:
+            report.end_update(optimizer.step())
+        except NonFiniteError:
+            if self.rl.nonfinite == "stop":
+                raise
+            optimizer.forget()
+            report.skip_update("nonfinite")
 
     def _pass(self, part: MicroBatch, parameters: list[torch.nn.Parameter]) -> TrainedPass:
         """Forward, loss and gradients of one micro-batch."""
@@ -72,7 +92,15 @@ class PolicyUpdater:
             inputs = replace(inputs, reference_logprobs_M=reference.logprobs_M)
             full_M = reference_kl(self.model, result, self.reference, reference, part.packed)
             head = replace(head, reference_kl_M=full_M)
-        loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
+        finite = True
+        try:
+            loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
+        except NonFiniteError:
+            if self.rl.nonfinite == "stop":
+                raise
+            finite = False
+            inputs = replace(inputs, in_loss_M=torch.zeros_like(inputs.in_loss_M))
+            loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
         indexer_kl = result.trace.indexer_loss(part.packed.rows_R, part.num_rows) if train_indexer else torch.zeros(())
         return TrainedPass(
             logprobs_M=result.logprobs_M.detach(),
@@ -82,7 +110,8 @@ class PolicyUpdater:
             trace=result.trace,
             loss=float(loss.detach()),
             indexer_kl=float(indexer_kl.detach()),
-            gradients=gradients_of(loss + indexer_kl if train_indexer else loss, parameters),
+            gradients=gradients_of(loss + indexer_kl if train_indexer else loss, parameters) if finite else [],
+            finite=finite,
         )
 
     @torch.no_grad()

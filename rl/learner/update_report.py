@@ -4,6 +4,7 @@ Axes: B sequences of the step, M trained tokens.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,7 +43,9 @@ class TrainedPass:
     indexer_kl: float
     """Its part of the update's indexer loss, nats; 0 if that is not trained."""
     gradients: list[Tensor | None]
-    """One for each parameter that is trained."""
+    """One for each parameter that is trained; none where `finite` is False."""
+    finite: bool
+    """False if a log-probability is no finite number: then nothing of the pass is in the loss."""
 
 
 class StepReport:
@@ -60,15 +63,23 @@ class StepReport:
         self._flips: list[np.ndarray] = []
         self._at_lag_0: dict[str, float] = {}
         self._loss, self._indexer_kl = 0.0, 0.0
+        self._loss_so_far = 0.0
+        self.all_finite = True
+        """Of the passes since the last update."""
+        self._skipped = {"empty": 0, "nonfinite": 0}
 
-    def start(self, mini_batches: list[list[MicroBatch]]) -> None:
-        """Take the learner's passes that ran before the first update."""
-        for part in (part for parts in mini_batches for part in parts if part.first_M is not None):
-            self._lag_0.add(part.packed, part.indices, part.first_M)
+    def start(self, mini_batches: list[list[MicroBatch]], *, finite_only: bool = False) -> None:
+        """Take the learner's passes that ran before the first update; with `finite_only` none in which a number is not finite."""
+        for part in (part for parts in mini_batches for part in parts):
+            first_M = part.first_M
+            if first_M is None or (finite_only and not _finite(first_M, part.packed.sampler_logprobs_M)):
+                continue
+            self._lag_0.add(part.packed, part.indices, first_M)
 
     def add_pass(self, part: MicroBatch, done: TrainedPass) -> None:
         """Take a training pass; its gradients are not kept."""
-        if not self._norms and part.first_M is None:
+        self.all_finite &= done.finite
+        if not self._updates and part.first_M is None and done.finite:
             self._lag_0.add(part.packed, part.indices, done.logprobs_M)
         self._path.add(part.packed, done.trace, part.routes_LNX is not None)
         self._packed.append(part.packed)
@@ -77,7 +88,7 @@ class StepReport:
         self._heads.append(done.head)
         self._places += part.indices
         self._flips.append(self._path.last_flips_B)
-        self._loss += done.loss
+        self._loss_so_far += done.loss
         self._indexer_kl += done.indexer_kl * part.num_rows
 
     def gap(self, limit: float | None) -> NumericsGap | None:
@@ -90,6 +101,21 @@ class StepReport:
     def end_update(self, norms: GradientNorms) -> None:
         """Take what an optimiser step returned."""
         self._norms.append(norms)
+        self._loss += self._loss_so_far
+        self._next_update()
+
+    def skip_update(self, reason: Literal["empty", "nonfinite"]) -> None:
+        """Note that no step was taken: no token in the loss, or a number that is not finite."""
+        self._skipped[reason] += 1
+        self._next_update()
+
+    def _next_update(self) -> None:
+        self._loss_so_far, self.all_finite = 0.0, True
+
+    @property
+    def _updates(self) -> int:
+        """Mini-batches that are done."""
+        return len(self._norms) + sum(self._skipped.values())
 
     def finish(self, gap: NumericsGap | None) -> UpdateReport:
         """Metrics of the step and numbers of each sequence; `gap` is the one last measured at equal weights."""
@@ -118,13 +144,22 @@ class StepReport:
         """Loss and gradient norms, means over the step's optimiser steps, and the last one's rate; the indexer's only if it is trained."""
         updates = len(self._norms)
         metrics = {
-            "learner/loss": self._loss / updates,
-            "learner/grad_norm": sum(norms.policy for norms in self._norms) / updates,
             "learner/updates": float(updates),
-            "learner/lr": self._norms[-1].lr,
+            **{f"learner/updates_{reason}": float(count) for reason, count in self._skipped.items()},
         }
+        if updates:
+            metrics |= {
+                "learner/loss": self._loss / updates,
+                "learner/grad_norm": sum(norms.policy for norms in self._norms) / updates,
+                "learner/lr": self._norms[-1].lr,
+            }
         indexer = [norms.indexer for norms in self._norms if norms.indexer is not None]
         if indexer:
             rows = sum(len(packed.rows_R) for packed in self._packed)
             metrics |= {"indexer/kl": self._indexer_kl / rows, "indexer/grad_norm": sum(indexer) / len(indexer)}
         return metrics
+
+
+def _finite(*columns: Tensor) -> bool:
+    """Whether every number is finite."""
+    return all(bool(column.isfinite().all()) for column in columns)

@@ -16,6 +16,10 @@ from samepath.rl.objective.surrogate import surrogate
 from samepath.rl.recipe.objective import ObjectiveSettings
 
 
+class NonFiniteError(ValueError):
+    """A log-probability of a token in the loss, or a gradient, is no finite number; no weight has changed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
     """The pieces of one loss without gradient, for diagnostics. Rows that give no loss hold 0 (False)."""
@@ -44,8 +48,8 @@ def policy_loss(logprobs_M: Tensor, inputs: LossInputs, settings: ObjectiveSetti
     """L = −Σ_t w_t·[ M·k_t·surrogate_t − β·KL_t ], a scalar, and its pieces (arXiv:2512.02556 eq. 5 to 9).
 
     M (eq. 8) multiplies the surrogate only: never the KL term, never a denominator. The losses of all micro-batches of an optimiser
-    step add up to the step's loss. Raises ValueError for shapes that do not fit, a missing reference where β is not 0, and
-    log-probabilities of rows in the loss that are not finite.
+    step add up to the step's loss. Raises ValueError for shapes that do not fit and a missing reference where β is not 0, NonFiniteError
+    for log-probabilities of rows in the loss that are not finite.
     """
     _check_shapes(logprobs_M, inputs)
     in_loss_M, sequence_M = inputs.in_loss_M, inputs.sequence_M
@@ -92,7 +96,7 @@ def _finite_logprobs(policy: str, logprobs_M: Tensor, in_loss_M: Tensor) -> Tens
     bad_M = in_loss_M & ~logprobs_M.detach().isfinite()
     if bool(bad_M.any()):
         first = int(bad_M.nonzero()[0])
-        raise ValueError(
+        raise NonFiniteError(
             f"The {policy} log-probability of every trained token must be finite; got {int(bad_M.sum())} of {int(in_loss_M.sum())} "
             f"that are not, the first {float(logprobs_M[first])} at row {first}. A token of probability 0 there means that the "
             "support, temperature or weights differ from those it was sampled with."

@@ -38,6 +38,11 @@ class AlgorithmSettings(BaseModel):
     max_gap_at_lag_0: float = Field(
         0.0, ge=0, description="largest sampler/learner gap at equal weights before the run stops, nats"
     )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a log-probability or gradient that is no finite number stops the run, or costs its mini-batch the optimiser step; "
+        "the weights stay as they were either way",
+    )
     advantage: AdvantageSettings = Field(default_factory=AdvantageSettings, description="baseline and scale")
     truncated: TruncationSettings = Field(
         default_factory=TruncationSettings, description="responses that hit max_new_tokens"

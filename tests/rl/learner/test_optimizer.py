@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from samepath.rl.learner.optimizer import Optimizer
+from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.optimizer import OptimizerSettings
 
 PLAIN = {"lr": 2.0**-6, "beta1": 0.0, "beta2": 0.0, "epsilon": 1e-30, "max_grad_norm": 1e9}
@@ -171,9 +172,15 @@ def test_step_with_a_gradient_that_is_not_finite_is_refused_before_a_weight_move
         toy = Toy()
         steps = optimizer(toy, weight_decay=0.5)
         steps.add([torch.tensor(policy), torch.tensor(indexer)])
-        with pytest.raises(RuntimeError, match="non-finite"):
+        with pytest.raises(NonFiniteError, match="gradient must be finite; got"):
             steps.step()
         assert toy.policy.tolist() == [1.0, 1.0]
+        # What was forgotten is not in the next step, and the refused step is not counted.
+        steps.forget()
+        steps.add([torch.zeros(2), torch.zeros(1)])
+        steps.step()
+        assert steps.updates == 1
+        assert all(bool(parameter.isfinite().all()) for parameter in toy.parameters())
 
 
 def test_schedule_falls_over_the_planned_updates_and_is_reported() -> None:
