@@ -142,10 +142,14 @@ def _allowed_changes(before: Recipe, after: Recipe) -> tuple[str, ...]:
         if name not in WHERE
     }
     refused = [name for name in changes if not any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE)]
+    falling = "rl.steps" in changes and after.optimizer.schedule != "constant"
+    if falling:
+        refused.append("rl.steps")
     if refused:
         raise ResumeError(
-            f"a run that goes on may change {', '.join(MAY_CHANGE)}; {', '.join(refused)} would have changed the steps that are done. "
-            "Start another run with it (model.path may name this run's checkpoint)."
+            f"a run that goes on may change {', '.join(MAY_CHANGE)}; {', '.join(refused)} would have changed the steps that are done"
+            + (f" (optimizer.schedule={after.optimizer.schedule} falls over all of them). " if falling else ". ")
+            + "Start another run with it (model.path may name this run's checkpoint)."
         )
     return tuple(f"{name} {old!r} → {new!r}" for name, (old, new) in changes.items())
 

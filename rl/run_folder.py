@@ -192,10 +192,11 @@ def remove(path: Path) -> None:
 
 
 def steps_after(folder: Path, step: int) -> list[Path]:
-    """Entries `step-…` of a folder (checkpoints, files of rollouts) that are later than `step`, latest first."""
-    return sorted((path for path in folder.glob("step-*") if step_of(path) > step), key=step_of, reverse=True)
+    """Entries `step-…` of a folder (checkpoints, also those being replaced, files of rollouts) that are later than `step`, latest first."""
+    found = [*folder.glob("step-*"), *folder.glob(".step-*.replaced")]
+    return sorted((path for path in found if step_of(path) > step), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
     """Step in a name such as `step-000040` or `step-00040.jsonl`."""
-    return int(path.name.removeprefix("step-").split(".")[0])
+    return int(path.name.removeprefix(".").removeprefix("step-").split(".")[0])

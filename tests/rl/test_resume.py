@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from samepath.model.manifest import seal
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.resume import ResumeError, plan_resume, rewind
@@ -31,6 +32,7 @@ def folder(recipe: Recipe, phase: str, checkpoints: tuple[int, ...], steps: int)
         made = run_dir / "checkpoints" / f"step-{step:06d}"
         made.mkdir(parents=True)
         (made / "step.json").write_text(json.dumps({"step": step, "version": step}))
+        seal(made)
     state.save(run_dir)
     return run_dir
 
@@ -139,6 +141,22 @@ def test_resume_refuses_what_would_change_the_steps_that_are_done(override: str,
     with pytest.raises(ResumeError, match=f"{override.partition('=')[0]} would have changed the steps that are done"):
         plan_resume(recipe_of_run(run_dir, [override]), run_dir, None)
     assert (run_dir / "run.json").read_text() == before
+
+
+def test_resume_for_more_steps_is_refused_where_the_learning_rate_falls_over_all_of_them(tiny_recipe) -> None:
+    run_dir = folder(tiny_recipe("rl.steps=4", "optimizer.schedule=cosine"), "training", (2,), steps=2)
+    with pytest.raises(ResumeError, match="rl.steps would have changed the steps that are done.*optimizer.schedule"):
+        plan_resume(recipe_of_run(run_dir, ["rl.steps=8"]), run_dir, None)
+    assert plan_resume(recipe_of_run(run_dir), run_dir, None).first_step == 2
+
+
+def test_resume_at_a_step_leaves_no_later_checkpoint_that_was_being_replaced(tiny_recipe) -> None:
+    recipe = tiny_recipe("rl.steps=6")
+    run_dir = folder(recipe, "training", (2, 4), steps=4)
+    later = run_dir / "checkpoints" / "step-000004"
+    later.rename(later.with_name(".step-000004.replaced"))
+    rewind(plan_resume(recipe, run_dir, 2), run_dir)
+    assert plan_resume(recipe, run_dir, None).first_step == 2
 
 
 def test_resume_for_fewer_steps_than_are_done_is_refused(tiny_recipe) -> None:
