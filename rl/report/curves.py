@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from samepath.model.durable_file import replace_file
 from samepath.rl.report.page import PAGE
 from samepath.rl.tracking.jsonl import plain, read_metrics, read_rollouts
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
@@ -139,8 +140,7 @@ def write_rollout_report(rollouts_dir: Path, out_html: Path, *, max_steps: int =
     page = PAGE.replace("@TITLE@", html.escape(title)).replace(
         "@DATA@", embedded_json({"summary": summary, "steps": steps})
     )
-    out_html.parent.mkdir(parents=True, exist_ok=True)
-    out_html.write_text(page, encoding="utf-8", errors="replace")
+    replace_file(out_html, page)
     return num_shown
 
 

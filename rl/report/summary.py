@@ -2,13 +2,12 @@
 
 import json
 import logging
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from samepath.model.json_file import write_json
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.curves import NothingToDrawError, plot_training, write_rollout_report
@@ -48,7 +47,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         "mlflow_run_id": state.run_id,
         "failures": state.counters,
     }
-    (run_dir / SUMMARY_FILE).write_text(json.dumps(_with_nulls(summary), indent=2, allow_nan=False) + "\n")
+    write_json(run_dir / SUMMARY_FILE, summary)
     for file in files:
         tracker.log_artifact(run_dir / file)
     links = {f"MLflow {name}": link for name, link in tracker.links().items()}
@@ -96,10 +95,3 @@ def show_summary(run_dir: Path) -> dict[str, Any]:
         soft_wrap=True,
     )
     return summary
-
-
-def _with_nulls(value: Any) -> Any:
-    """Put None in place of NaN and infinities, which JSON cannot say."""
-    if isinstance(value, Mapping):
-        return {name: _with_nulls(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from samepath.model.durable_file import append_lines, replacing
+
 logger = logging.getLogger("samepath.tracking")
 
 
@@ -55,7 +57,6 @@ class QueueFile:
         self.num_events = 0
         if path.is_file():
             self.num_events = sum(1 for _ in self.lines())
-            _end_last_line(path)
 
     def append(self, event: Event, state: Mapping[str, Any]) -> bool:
         """Add one event; False if the file is full or cannot be written."""
@@ -64,11 +65,7 @@ class QueueFile:
             size_bytes = self.path.stat().st_size if self.path.is_file() else 0
             if size_bytes + len(line) > self.limit_bytes:
                 return False
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                if size_bytes == 0:
-                    file.write(json.dumps({"state": state}) + "\n")
-                file.write(line)
+            append_lines(self.path, line if size_bytes else _state_line(state) + line)
         except OSError as error:
             logger.debug("tracking queue file %s: %s", self.path, error)
             return False
@@ -104,11 +101,9 @@ class QueueFile:
             self.path.unlink(missing_ok=True)
             self.num_events = 0
             return
-        new_path = self.path.with_suffix(".new")
-        with new_path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"state": state}) + "\n")
-            file.writelines(itertools.islice(self.lines(), count, None))
-        new_path.replace(self.path)
+        with replacing(self.path) as file:
+            file.write(_state_line(state).encode())
+            file.writelines(line.encode() for line in itertools.islice(self.lines(), count, None))
         self.num_events -= count
 
 
@@ -128,10 +123,5 @@ def _parse(line: str) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _end_last_line(path: Path) -> None:
-    """End a line that a killed process left open, so that the next event gets a line of its own."""
-    with path.open("rb+") as file:
-        if file.seek(0, 2) > 0:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+def _state_line(state: Mapping[str, Any]) -> str:
+    return json.dumps({"state": state}) + "\n"

@@ -4,12 +4,13 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from samepath.model.durable_file import append_lines, replace_file
 from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
@@ -33,26 +34,26 @@ class JsonlSink(Sink):
         """Begin an attempt; earlier attempts stay listed in `tracking.json`."""
         book = self._run_dir / "tracking.json"
         if book.is_file():
-            self._attempts = json.loads(book.read_text(encoding="utf-8"))["attempts"]
+            self._attempts = self._earlier_attempts(book)
         self._run_id = run.run_id or f"local-{uuid.uuid4().hex}"
         self._attempts.append(
             {"started": _now(), "finished": "", "status": "RUNNING", "environment": plain(run.environment)}
         )
         self._write_book()
-        self._write(self._run_dir / f"recipe-attempt-{len(self._attempts)}.yaml", run.recipe_yaml, "w")
+        self._write(self._run_dir / f"recipe-attempt-{len(self._attempts)}.yaml", run.recipe_yaml, replace_file)
         return self._run_id
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line; a step that is done again after a resume gets a second line, and the last one counts."""
         named = {self._names.clean(name): float(value) for name, value in metrics.items()}
         entry = {"step": step, "time": _now(), "metrics": plain(named)}
-        self._write(self._run_dir / "metrics.jsonl", json.dumps(entry) + "\n", "a")
+        self._write(self._run_dir / "metrics.jsonl", json.dumps(entry, allow_nan=False) + "\n", append_lines)
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
         """Write all rollouts of a step to its own file, replacing what an earlier attempt wrote for that step."""
         lines = "".join(json.dumps(plain(asdict(rollout)), ensure_ascii=False) + "\n" for rollout in rollouts)
         path = self._run_dir / "rollouts" / f"step-{step:05d}.jsonl"
-        self._write(path, lines, "a" if step in self._steps_written else "w")
+        self._write(path, lines, append_lines if step in self._steps_written else replace_file)
         self._steps_written.add(step)
 
     def log_checkpoint(self, step: int, path: Path) -> None:
@@ -69,13 +70,22 @@ class JsonlSink(Sink):
 
     def _write_book(self) -> None:
         book = {"run_id": self._run_id, "attempts": self._attempts}
-        self._write(self._run_dir / "tracking.json", json.dumps(book, indent=2) + "\n", "w")
+        self._write(self._run_dir / "tracking.json", json.dumps(book, indent=2, allow_nan=False) + "\n", replace_file)
 
-    def _write(self, path: Path, text: str, mode: Literal["a", "w"]) -> None:
+    def _earlier_attempts(self, book: Path) -> list[dict[str, Any]]:
+        """Attempts before this one; a file that does not list them, which a run never leaves, is set aside."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open(mode, encoding="utf-8", errors="replace") as file:
-                file.write(text)
+            attempts: list[dict[str, Any]] = json.loads(book.read_text(encoding="utf-8"))["attempts"]
+        except (ValueError, KeyError, TypeError) as error:
+            aside = book.with_suffix(".broken")
+            book.replace(aside)
+            logger.warning("%s does not list the run's attempts (%s); it is now %s", book, error, aside)
+            return []
+        return attempts
+
+    def _write(self, path: Path, text: str, put: Callable[[Path, str], None]) -> None:
+        try:
+            put(path, text)
         except OSError as error:
             if not self._warned:
                 logger.warning("cannot write %s, and go on without: %s", path, error)
@@ -113,13 +123,21 @@ def read_rollouts(path: Path) -> list[TrackedRollout]:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    # Not `splitlines`: it also cuts at characters, such as U+2028, that may stand inside a JSON text.
-    with path.open(encoding="utf-8") as file:
+    """Every line's object; what is none was torn by a killed process, and is counted in a warning."""
+    torn = 0
+    # Bytes: a text would also be cut at characters such as U+2028, and cannot be decoded where a kill cut inside a character.
+    with path.open("rb") as file:
         for line in file:
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if isinstance(entry, dict):
+                yield entry
+            else:
+                torn += 1
+    if torn:
+        logger.warning("%s: %d torn lines are left out", path, torn)
 
 
 def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
