@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from samepath.rl.batch.failed_share import TooManyFailuresError
-from samepath.rl.learner.learner import latest_checkpoint
+from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.tracking.jsonl import read_metrics
 
