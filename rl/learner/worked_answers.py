@@ -1,4 +1,4 @@
-"""Worked answers for the cold start, made from the task's own rows: unreliable on purpose, so that RL has something to find."""
+"""Worked answers for the cold start, made from the task's own rows: in more than one way, so that RL has something to find."""
 
 import inspect
 import random
