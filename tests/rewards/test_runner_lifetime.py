@@ -93,6 +93,7 @@ def test_score_function_that_can_no_longer_be_loaded_raises_instead_of_waiting(f
 
 
 DETACH = """
+started, starting = os.pipe()
 for _ in range(96):
     pid = os.fork()
     if pid == 0:
@@ -102,8 +103,10 @@ for _ in range(96):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.execvp("sleep", ["sleep", "{mark}"])
     os.waitpid(pid, 0)
+os.close(starting)
+os.read(started, 1)
 """
-"""96 processes that are nobody's children, in sessions of their own."""
+"""Waits until the pipe ends, which each process closes when it becomes `sleep`: 96 processes that are nobody's children, in sessions of their own."""
 
 
 def sleepers(mark: str) -> int:
