@@ -166,6 +166,15 @@ def test_encode_name_of_one_letter_cannot_be_text_and_is_refused() -> None:
         Tokenizer(letters, "<end>", "").encode("ab")
 
 
+def test_encode_written_name_that_overlaps_one_of_content_is_still_a_control_token() -> None:
+    fast = byte_level()
+    fast.add_special_tokens(["<x<", "<y>"])
+    tokenizer = Tokenizer(fast, END, "")
+    ids = tokenizer.encode("<x<y>", [(2, 5)])
+    assert controls(tokenizer, ids) == ["<y>"]
+    assert tokenizer.text(ids) == "<x<y>"
+
+
 def test_control_ids_are_all_added_tokens_but_blanks() -> None:
     tokenizer = KINDS["byte_level"]
     assert sorted(tokenizer.text([id_]) for id_ in tokenizer.control_ids) == sorted(NAMES)
