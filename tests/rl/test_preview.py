@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from samepath.model.files.checkpoint import save_checkpoint
+from samepath.model.manifest import seal
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rl.cli import app
 from samepath.rl.preview import sample_source
@@ -38,6 +39,7 @@ def run_folder(tmp_path: Path) -> Path:
     save_checkpoint(tiny_model(), checkpoint)
     chatty().save(checkpoint)
     (checkpoint / "step.json").write_text('{"step": 1, "version": 1}')
+    seal(checkpoint)
     shutil.copytree(checkpoint, folder / "reference")
     task = {"kind": "file", "path": "x.jsonl", "held_out_fraction": 0.5, "chat": {"enabled": True, "system": "7"}}
     model = {"kind": "checkpoint", "path": str(checkpoint)}

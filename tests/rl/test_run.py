@@ -217,7 +217,7 @@ def f(request):
 
 def test_start_run_with_a_faulty_reward_counts_statuses_and_finishes(tiny_recipe, tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY_REWARD)
-    reward = f"reward={{parts: {{f: {{function: 'faulty:f'}}}}, timeout_s: 0.5, search_path: '{tmp_path}'}}"
+    reward = f"reward={{parts: {{f: {{function: 'faulty:f'}}}}, timeout_s: 0.5, max_failed_share: 1, search_path: '{tmp_path}'}}"
     start_run(tiny_recipe(reward), tmp_path)
     steps = read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl")
     statuses = {
