@@ -218,7 +218,6 @@ def test_validate_command_ends_with_status_0_1_and_strict(
             ],
         ),
         (["reward=samepath.rewards.exact"], ["(Import path of the reward function, `package.module:function`)"]),
-        (["engine=vllm", "engine.max_sequences=4"], ["write engine.kind=vllm instead"]),
         (["model={kind: checkpoint, path: a/b, expected: {hidden_size: 2}}"], ["model_type must be among the sizes"]),
         (
             ["model={kind: checkpoint, path: a/b, expected: {model_type: qwen3_moe}}"],

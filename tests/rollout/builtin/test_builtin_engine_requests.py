@@ -1,5 +1,7 @@
 """One request at a time: seeds, the ways to end, greedy decoding, refusals, counters."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -74,8 +76,8 @@ def test_finish_at_a_stop_token_id() -> None:
 
 def test_finish_at_a_stop_string_that_spans_tokens() -> None:
     free = answers(SamplingSettings(max_new_tokens=30, ignore_stop=True), count=10)
-    stop = free[0][2][3:5]
-    assert len(stop) == 2
+    # Two tokens of the alphabet in a row; control tokens stand in a text by their names, such as <bos>.
+    (stop, *_) = re.findall(r"[0-9+=#;-]{2}", free[0][2])
     results = answers(SamplingSettings(max_new_tokens=30, stop_strings=(stop,)))
     assert any(text.endswith(stop) for _, _, text in results)
     for reason, ids, text in results:
