@@ -2,7 +2,6 @@
 
 import os
 import site
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,9 +46,3 @@ def child_environment(given: Mapping[str, str], passed: tuple[str, ...]) -> dict
             "Set it where the run starts, or take the name out."
         )
     return result | {name: driver[name] for name in passed} | dict(given)
-
-
-def module_folders() -> list[str]:
-    """Absolute folders that this interpreter loads its own modules and packages from."""
-    places = [sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]
-    return sorted({str(Path(place).absolute()) for place in places if place})
