@@ -10,7 +10,8 @@ from rich.console import Console
 from samepath.model.json_file import write_json
 from samepath.rl.evaluation.held_out import Evaluation
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.curves import NothingToDrawError, plot_training, write_rollout_report
+from samepath.rl.report.curves import NothingToDrawError, plot_training
+from samepath.rl.report.page import write_rollout_report
 from samepath.rl.report.progress import summary_table
 from samepath.rl.run_state import RunState
 from samepath.rl.tracking.tracker import Tracker

@@ -1,0 +1,152 @@
+"""The page of rollouts in a browser: order, filters, search, a window of rows, and hostile text. Skipped where there is no Chromium."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from samepath.rl.report.page import write_rollout_report
+from tests.browser import NAMES, Browser, find_browser
+from tests.rl.report.test_page import ATTACK, tracked, write
+
+PROGRAM = find_browser()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=f"needs one of {', '.join(NAMES)} on the command path")
+STEPS, GROUPS, SAMPLES = 40, 16, 16
+OWNED = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A page of 10,240 rollouts, open."""
+    folder = tmp_path_factory.mktemp("run")
+    rollouts = []
+    for step in range(1, STEPS + 1):
+        for group in range(GROUPS):
+            for sample in range(SAMPLES):
+                changes = {"dataset": "sums" if group % 2 else "words", "gold": str(group), "finish_reason": "stop"}
+                if (step, group) == (7, 3):
+                    changes |= {
+                        "response_text": OWNED + ATTACK,
+                        "reward_detail": OWNED,
+                        "reward_status": "error",
+                        "tokens": (OWNED, "b"),
+                    }
+                    changes |= {
+                        "sampler_logprobs": (-1.0, -2.0),
+                        "kl_tokens": (0.1, float("nan")),
+                        "prompt_text": OWNED,
+                    }
+                rollouts.append(tracked(step, group, sample, reward=(sample + step % 3) / 16, **changes))
+    marked = {
+        0: {"finish_reason": "length"},
+        1: {"masked": True},
+        2: {"response_text": "a NEEDLE here"},
+        3: {"reward": float("nan")},
+    }
+    for sample, changes in marked.items():
+        place = ((STEPS - 1) * GROUPS + 5) * SAMPLES + sample
+        rollouts[place] = tracked(STEPS, 5, sample, dataset="sums", gold="5", **{"reward": 0.25, **changes})
+    write(folder, rollouts)
+    write_rollout_report(folder / "rollouts", folder / "rollouts.html")
+    assert PROGRAM is not None
+    with Browser(PROGRAM) as browser:
+        browser.open(folder / "rollouts.html")
+        yield browser
+
+
+def shown(page: Browser, **filters: str) -> list[int]:
+    """Places in the run of the rollouts that pass the filters, after everything else was reset."""
+    page.ask("find('order').value = 'worst'; showAll()")
+    for name, value in filters.items():
+        page.ask(f"find({json.dumps(name.replace('_', '-'))}).value = {json.dumps(value)}")
+    page.ask(
+        "for (const id of ['text', 'order']) find(id).dispatchEvent(new Event(id === 'order' ? 'change' : 'input'))"
+    )
+    return list(page.ask("state.shown"))
+
+
+def column(page: Browser, name: str, places: list[int]) -> list[object]:
+    return list(page.ask(f"{json.dumps(places)}.map(index => columns[{json.dumps(name)}][index])"))
+
+
+def test_page_begins_with_the_worst_and_has_all(page: Browser) -> None:
+    places = shown(page)
+    assert sorted(places) == list(range(STEPS * GROUPS * SAMPLES))
+    assert page.ask("find('count').textContent") == "10,240 of 10,240 rollouts"
+    # Without a reward: one of the last step, then the 16 failed ones of step 7; then the lowest reward, latest step first.
+    assert column(page, "step", places[:17]) == [STEPS] + [7] * 16
+    rewards = [float(str(value)) for value in column(page, "reward", places[17:])]
+    assert rewards == sorted(rewards)
+    assert column(page, "step", places[17:33]) == [39] * 16
+    assert page.ask("document.querySelector('.row[aria-selected=true] .badge').textContent") == "no reward"
+
+
+@pytest.mark.parametrize(
+    ("filters", "number"),
+    [
+        ({"step_from": "3", "step_to": "4"}, 512),
+        ({"step_from": "39"}, 512),
+        ({"status": "not ok"}, 17),
+        ({"status": "=error"}, 16),
+        ({"truncated": "yes"}, 1),
+        ({"truncated": "no", "masked": "yes"}, 1),
+        ({"text": "needle"}, 1),
+        ({"text": "document.title='owned'", "masked": "no"}, 16),
+        ({"text": "no such text"}, 0),
+        # Steps 1, 4, … 40 have one such sample a group, steps 2, 5, … 38 two; one of step 7 failed.
+        ({"reward_from": "1.0"}, 14 * 16 + 13 * 16 * 2 - 1),
+    ],
+)
+def test_page_filters_show_what_they_say(page: Browser, filters: dict[str, str], number: int) -> None:
+    assert len(shown(page, **filters)) == number
+    assert page.ask("find('count').textContent") == f"{number:,} of 10,240 rollouts"
+    assert (page.ask("find('detail').textContent") == "No rollout passes these filters.") == (number == 0)
+
+
+def test_page_tasks_are_a_filter(page: Browser) -> None:
+    choice = page.ask("[...find('task').options].find(option => option.text === 'words').value")
+    places = shown(page, task=choice)
+    assert len(places) == STEPS * GROUPS * SAMPLES // 2
+    assert page.ask("state.shown.every(index => promptOf(index).dataset === 'words')")
+
+
+def test_page_best_first_ends_with_failed(page: Browser) -> None:
+    places = shown(page, order="best")
+    rewards = [float(str(value)) for value in column(page, "reward", places[:-17])]
+    assert rewards == sorted(rewards, reverse=True)
+    assert page.ask("state.shown.slice(-17).every(failed)")
+
+
+def test_page_draws_a_window_of_rows_and_keys_move_through_it(page: Browser) -> None:
+    shown(page)
+    assert 10 < page.ask("document.querySelectorAll('.row').length") < 100
+    page.ask("find('list').dispatchEvent(new KeyboardEvent('keydown', {key: 'End'}))")
+    assert page.ask("document.querySelector('.row[aria-selected=true]').getAttribute('aria-posinset')") == "10240"
+    assert page.ask("document.querySelectorAll('.row').length") < 100
+    page.ask("find('list').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowUp'}))")
+    assert page.ask("state.chosen") == STEPS * GROUPS * SAMPLES - 2
+
+
+def test_page_group_and_prompt_alone_can_be_shown_and_left(page: Browser) -> None:
+    shown(page, text="needle")
+    page.ask("[...document.querySelectorAll('.tools button')][0].click(); find('text').value = ''; refresh()")
+    assert set(column(page, "group_id", page.ask("state.shown"))) == {"s40-g5"}
+    page.ask("[...document.querySelectorAll('.tools button')][1].click()")
+    assert page.ask("find('only').textContent") == "only one prompt ✕"
+    assert len(page.ask("state.shown")) == STEPS * SAMPLES
+    page.ask("find('only').firstChild.click()")
+    assert len(page.ask("state.shown")) == STEPS * GROUPS * SAMPLES
+
+
+def test_page_shows_hostile_text_as_text(page: Browser) -> None:
+    shown(page, status="=error")
+    page.ask("colour = 'kl_tokens'; drawDetail()")
+    page.ask("colour = ''; drawDetail()")
+    assert OWNED + ATTACK in page.ask("find('detail').textContent")
+    assert OWNED in page.ask("document.querySelector('.prompt').textContent")
+    assert page.ask("document.title").startswith("Rollouts of run")
+    assert page.ask("document.querySelectorAll('img').length") == 0
+    # Even markup that did get in would run nothing.
+    page.ask("find('held').innerHTML = '<img src=x onerror=\"document.title=1\">'")
+    assert page.ask("new Promise(done => setTimeout(() => done(document.title), 50))") is not None
+    assert page.ask("document.title").startswith("Rollouts of run")
