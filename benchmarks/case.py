@@ -85,12 +85,12 @@ class PeerResult(BaseModel):
 
     @property
     def engine_tokens_per_s(self) -> float:
-        """Response tokens a second of generation."""
+        """Response tokens per second of generation."""
         return sum(self.sampled_tokens) / sum(self.sampling_s)
 
     @property
     def learner_tokens_per_s(self) -> float:
-        """Prompt and response tokens a second of learning."""
+        """Prompt and response tokens per second of learning."""
         return sum(self.learned_tokens) / sum(self.learning_s)
 
 

@@ -124,7 +124,7 @@ def run(
         Path | None, typer.Option(help="checkpoint folder of SmolLM2-135M-Instruct; left out if not given")
     ] = None,
 ) -> None:
-    """Find each engine's fastest setting; measure tokens a second, time to the first token, peak memory and weight-update time.
+    """Find each engine's fastest setting; measure tokens per second, time to the first token, peak memory and weight-update time.
 
     An engine that fails is named in the report and by exit status 1; the others' measurements stand.
     """

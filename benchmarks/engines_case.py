@@ -81,7 +81,7 @@ class EngineResult(BaseModel):
 
     @property
     def tokens_per_s(self) -> float:
-        """Sampled tokens a second of the median round."""
+        """Sampled tokens per second of the median round."""
         return float(self.case.num_sequences * self.case.new_tokens / np.median(self.round_s))
 
 

@@ -30,7 +30,7 @@ def setting_of(result: EngineResult) -> Setting:
 
 
 def median_by_setting(results: Sequence[EngineResult]) -> dict[Setting, EngineResult]:
-    """The run with the (lower) median of tokens a second for each engine, precision and thread count, in order of appearance."""
+    """The run with the (lower) median of tokens per second for each engine, precision and thread count, in order of appearance."""
     grouped: dict[Setting, list[EngineResult]] = {}
     for result in results:
         grouped.setdefault(setting_of(result), []).append(result)

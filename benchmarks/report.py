@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def median_result(results: Sequence[PeerResult]) -> PeerResult:
-    """The run with the (lower) median of samples a second. Raises ValueError without results."""
+    """The run with the (lower) median of samples per second. Raises ValueError without results."""
     if not results:
         raise ValueError("a median needs at least one result; got none")
     return sorted(results, key=lambda result: result.samples_per_s)[(len(results) - 1) // 2]

@@ -224,7 +224,7 @@ class ModelConfig(BaseModel):
 
     @property
     def key_heads(self) -> int:
-        """G, cached rows of a token and layer: one latent, or one a key head."""
+        """G, cached rows of a token and layer: one latent, or one per key head."""
         return 1 if self.latent_attention else self.num_key_value_heads
 
     @property

@@ -21,7 +21,7 @@ DRAW_BLOCK = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """One sampled token a row."""
+    """One sampled token per row."""
 
     temperature_B: Tensor
     """[B] that divided the logits; 1 where the best token was taken."""
@@ -107,7 +107,7 @@ def _first_beyond(cumulative_BV: Tensor, shares_B1: Tensor) -> Tensor:
 
 
 def draw(logits_BV: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncates: bool) -> Draw:
-    """Sample one token a row by inverting the cumulative distribution at `uniforms_B` (float64).
+    """Sample one token per row by inverting the cumulative distribution at `uniforms_B` (float64).
 
     `settings_5B` are the `setting_rows` on the logits' device, `truncates` says whether any of them truncates; nothing waits for the host.
     """

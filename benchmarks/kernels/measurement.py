@@ -29,7 +29,7 @@ class Measurement:
     ms: float
     """Median milliseconds."""
     rate: float
-    """FLOP or bytes a second, in `unit`."""
+    """FLOP or bytes per second, in `unit`."""
     unit: str
     """TFLOPS, TB/s, GB (memory, then in `rate`), × (ratio, then in `rate`), or keys (a length, then in `rate`)."""
 

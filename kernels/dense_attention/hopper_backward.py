@@ -1,7 +1,7 @@
 """Attention over all keys for Hopper, backward, at key and value widths of 64 or 128 (Gluon): warps with roles.
 
 Two warpgroups own 64 keys each, free of each other: scores and their gradients stand with keys as rows, so that both go straight from registers into
-dV = Pᵀ·dO and dK = dSᵀ·Q. A third warpgroup copies queries, output gradients and a line of numbers a row to them.
+dV = Pᵀ·dO and dK = dSᵀ·Q. A third warpgroup copies queries, output gradients and a line of numbers per row to them.
 
 Axes: N query rows, H query heads, G key heads, S rows of the store, W row width; B, T, S of a window as in `window.py`; M (query, head) rows of
 one sequence and key head, padded to whole tiles.

@@ -32,7 +32,7 @@ class Tiles:
     """Shape of the products. `keys` decides rounding; the others change the speed alone."""
 
     rows: int = 128
-    """(Query, head) rows a program, at least 64 on the tensor cores: they must take one form of product."""
+    """(Query, head) rows per program, at least 64 on the tensor cores: they must take one form of product."""
     keys: int = 64
     """Keys a tile."""
     num_warps: int = 8

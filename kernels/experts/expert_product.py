@@ -125,7 +125,7 @@ def _combine(plan: Dispatch, y_RD: Tensor, gates_NX: Tensor) -> tuple[Tensor, Te
 
 
 class _ExpertProduct(torch.autograd.Function):
-    """One product an expert over its own rows, so that an uneven load costs nothing; the backward is written out."""
+    """One product per expert over its own rows, so that an uneven load costs nothing; the backward is written out."""
 
     @staticmethod
     def forward(

@@ -1,6 +1,6 @@
 """The indexer's loss over all keys with its gradients (Triton): KL(p ‖ softmax(I)) row by row, from attention mass and index logits of some rows.
 
-The forward keeps two numbers a row, Σ mass and logsumexp(I). The backward makes the mass again, some rows at a time, and recomputes the index
+The forward keeps two numbers per row, Σ mass and logsumexp(I). The backward makes the mass again, some rows at a time, and recomputes the index
 products in two kernels: one of query rows (queries and head weights), one of keys; nothing is added by atomics.
 
 Axes: N query rows, S key rows of the store or of a window, I indexer heads, J index head width; B, T of a window as in `window.py`; C products of
@@ -239,7 +239,7 @@ def dense_indexer_loss(
 
 
 class _DenseIndexerLoss(torch.autograd.Function):
-    """Keeps two numbers a row; the backward makes the mass and the index products again."""
+    """Keeps two numbers per row; the backward makes the mass and the index products again."""
 
     @staticmethod
     def forward(

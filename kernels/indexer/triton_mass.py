@@ -22,7 +22,7 @@ class Tiles:
     """Shape of the products; changes the speed, never a result's meaning."""
 
     rows: int = 64
-    """Query rows a program."""
+    """Query rows per program."""
     keys: int = 64
     """Keys a program."""
     num_warps: int = 4

@@ -28,7 +28,7 @@ MARGIN = 5.0
 
 @cache
 def kernel(device: int, cluster: int, aligned: bool) -> CudaKernel:
-    """The compiled kernel with `cluster` blocks a row, for rows that begin at multiples of 16 bytes or not."""
+    """The compiled kernel with `cluster` blocks per row, for rows that begin at multiples of 16 bytes or not."""
     macros = {"THREADS": THREADS, "BLOCKS": BLOCKS, "CLUSTER": cluster, "VECTOR": int(aligned)}
     return CudaKernel(SOURCE, "select_rows", ARGUMENTS, device, macros)
 

@@ -299,7 +299,7 @@ def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_sel
 
 
 def head_blocks(num_heads: int) -> tuple[int, int]:
-    """(programs a row, warpgroups of 64 heads in each)."""
+    """(programs per row, warpgroups of 64 heads in each)."""
     return (1, 1) if num_heads <= HEADS.value else (triton.cdiv(num_heads, 2 * HEADS.value), 2)
 
 

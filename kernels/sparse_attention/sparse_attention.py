@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 1 << 19
 
 DENSE_CROSSOVER = 8
 """The backward runs as dense masked products on windows with at most this many times C keys: measured on CPU, one product of a
-whole sequence costs less than one small product a row, although it multiplies more."""
+whole sequence costs less than one small product per row, although it multiplies more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from samepath.kernels.window import AttentionPlan, Division, Window
 
 EXPANDED_QUERIES = 128
-"""Fewest queries of a sequence for which its keys are expanded: what expanding a key costs (2·512·256 a head) is earned by about 90
+"""Fewest queries of a sequence for which its keys are expanded: what expanding a key costs (2·512·256 per head) is earned by about 90
 queries that multiply it with 768 channels less each."""
 
 EXPANDED_KEYS = 2

@@ -10,7 +10,7 @@ from samepath.model.network.network import CausalLM
 from samepath.model.policy import Policy
 
 PEAK_FLOPS: Mapping[str, float] = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12}
-"""Dense bfloat16 products a second, as the makers' datasheets give it (SXM parts), by a word of the card's name."""
+"""Dense bfloat16 products per second, as the makers' datasheets give it (SXM parts), by a word of the card's name."""
 
 
 def multiplied_parameters(policy: CausalLM) -> int:

@@ -28,7 +28,7 @@ class Evaluation:
     num_failed: int
     """Responses without one; they are not in the accuracy."""
     mean_length: float
-    """Sampled tokens a response."""
+    """Sampled tokens per response."""
     groups: tuple[Group, ...]
     """The responses."""
 

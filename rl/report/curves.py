@@ -31,10 +31,10 @@ class Panel:
 PANELS = (
     Panel(title="Reward", unit="mean reward", names=("reward/mean",)),
     Panel(title="Held-out accuracy", unit="share right", names=("eval/accuracy",)),
-    Panel(title="KL to the reference", unit="nats a token", names=("kl/reference_unbiased",)),
+    Panel(title="KL to the reference", unit="nats per token", names=("kl/reference_unbiased",)),
     Panel(
         title="KL sampler → learner",
-        unit="nats a token",
+        unit="nats per token",
         names=("kl/sampler_k3", "kl/sampler_k3_numerics"),
         logarithmic=True,
     ),

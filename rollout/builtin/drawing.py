@@ -18,7 +18,7 @@ from samepath.rollout.sampling import draw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """One token a row, on the model's device."""
+    """One token per row, on the model's device."""
 
     report_3B: Tensor
     """float64: token id, log-probability in nats, 1 where the support exceeded its cap; float64 holds all three exactly."""

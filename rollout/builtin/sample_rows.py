@@ -1,4 +1,4 @@
-"""The decoding samples' state in arrays, one row a sample: what a decode pass is told, and what planning needs.
+"""The decoding samples' state in arrays, one row per sample: what a decode pass is told, and what planning needs.
 
 Axes: R rows of the tables, B samples of a pass, S positions.
 """

@@ -85,12 +85,12 @@ class PageBackend(AttentionBackend):
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
-        """One row a token."""
+        """One row per token."""
         return (KVCacheLayout.LBHNC,)
 
 
 class LayerCache(nn.Module, AttentionLayerBase):
-    """Pages of one layer, a row a token: the keys and values of all heads (or the latent), then the indexer's key."""
+    """Pages of one layer, one row per token: the keys and values of all heads (or the latent), then the indexer's key."""
 
     def __init__(self, width: int, prefix: str) -> None:
         super().__init__()

@@ -30,9 +30,9 @@ extern "C" int run(
 Runner = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
-@pytest.fixture(scope="module", params=[(128, 1, 1), (128, 4, 0)], ids=["one block a row", "four blocks a row"])
+@pytest.fixture(scope="module", params=[(128, 1, 1), (128, 4, 0)], ids=["one block per row", "four blocks per row"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """The kernel compiled for this CPU: (threads a block, blocks a row, aligned rows)."""
+    """The kernel compiled for this CPU: (threads per block, blocks per row, aligned rows)."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     threads, cluster, aligned = request.param

@@ -145,7 +145,7 @@ def test_least_devices_hand_worked() -> None:
 
 
 def test_engine_memory_grouped_cache_divides_and_latent_does_not() -> None:
-    """Qwen3-30B-A3B: 48 layers · 2·4·128 numbers · 2 bytes = 98,304 bytes a token. DeepSeek-V3.2: 61 · 704 · 2 = 85,888."""
+    """Qwen3-30B-A3B: 48 layers · 2·4·128 numbers · 2 bytes = 98,304 bytes per token. DeepSeek-V3.2: 61 · 704 · 2 = 85,888."""
     qwen, deepseek = (engine_memory(published_sizes(config), 2, 1000) for config in (QWEN3_30B, DEEPSEEK_V32))
     assert (qwen.cache, deepseek.cache) == (98_304_000, 85_888_000)
     assert qwen.per_device(4) == -(-qwen.weights // 4) + 24_576_000
