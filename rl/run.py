@@ -167,16 +167,13 @@ def _cluster(runtime: str, settings: RaySettings) -> Iterator[None]:
         return
     try:
         # Late: `runtime: inline` must work without Ray.
-        from samepath.rl.learner.ray_learner import start_cluster, stop_cluster
+        from samepath.rl.learner.ray_cluster import running_cluster
     except ModuleNotFoundError as error:
         raise RunError(
             "runtime: ray needs the package ray: `pip install samepath[ray]`, or set runtime=inline"
         ) from error
-    start_cluster(settings)
-    try:
+    with running_cluster(settings):
         yield
-    finally:
-        stop_cluster()
 
 
 def _announce(display: ProgressDisplay, tracker: Tracker, run_dir: Path, messages: Sequence[str]) -> None:

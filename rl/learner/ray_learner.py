@@ -1,4 +1,4 @@
-"""The learner as a Ray actor, and the cluster it runs on."""
+"""The learner as a Ray actor."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,42 +9,13 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.learner import Learner
-from samepath.rl.machine import import_path, set_missing_variables
-from samepath.rl.recipe.cluster import RaySettings
+from samepath.rl.machine import import_path
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.pool.pool import Weights
 
 
 class LearnerLostError(RuntimeError):
     """The learner's process ended or did not answer in time."""
-
-
-def start_cluster(settings: RaySettings) -> None:
-    """Start or join the cluster. Raises ConnectionError (from Ray) if the address does not answer."""
-    set_missing_variables(
-        {
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        }
-    )
-    if ray.is_initialized():
-        return
-    if settings.address == "local":
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=settings.object_store_bytes,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-    else:
-        ray.init(address=settings.address, logging_level="ERROR", log_to_driver=False)
-
-
-def stop_cluster() -> None:
-    """Leave the cluster; one that was started here ends."""
-    ray.shutdown()
 
 
 class RayLearner:

@@ -1,6 +1,10 @@
 """Settings of the Ray cluster."""
 
-from pydantic import BaseModel, ConfigDict, Field
+import ipaddress
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LOOPBACK = "127.0.0.1"
 
 
 class RaySettings(BaseModel):
@@ -11,6 +15,11 @@ class RaySettings(BaseModel):
     address: str = Field(
         "local", description="`local` starts a cluster on this machine, `auto` joins a running one, or host:port"
     )
+    listen_address: str = Field(
+        LOOPBACK,
+        description="where a `local` cluster listens. 127.0.0.1 keeps it to this machine; with another IP address of this machine "
+        "Ray listens on all its interfaces, and whoever reaches them can run code here",
+    )
     object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="shared memory of a local cluster, bytes")
     learner_gpus: float = Field(
         1.0,
@@ -18,3 +27,23 @@ class RaySettings(BaseModel):
         le=1,
         description="with `model.device: cuda`: GPUs of the learner; a fraction shares one with workers",
     )
+
+    @model_validator(mode="after")
+    def _listens_where_it_says(self) -> "RaySettings":
+        if self.listen_address == LOOPBACK:
+            return self
+        if self.address != "local":
+            raise ValueError(
+                f"ray.listen_address={self.listen_address} is about a cluster that the run starts; ray.address={self.address} joins one, "
+                "which listens as it was started. Leave one of them out."
+            )
+        try:
+            address = ipaddress.ip_address(self.listen_address)
+        except ValueError:
+            address = None
+        # Beside 127.0.0.1 Ray takes addresses of the loopback interface for others, and listens everywhere.
+        if address is None or address.is_loopback or address.is_unspecified:
+            raise ValueError(
+                f"ray.listen_address must be {LOOPBACK} or another IP address that others know this machine by; got {self.listen_address!r}"
+            )
+        return self

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("ray")
 
-from samepath.rl.learner.ray_learner import start_cluster, stop_cluster
+from samepath.rl.learner.ray_cluster import running_cluster
 from samepath.rl.machine import child_environment
 from samepath.rl.recipe.cluster import RaySettings
 from samepath.rollout.engine_errors import RolloutPoolError
@@ -39,11 +39,10 @@ def pool(request: pytest.FixtureRequest, checkpoint: Callable) -> Iterator[Rollo
         yield made
         made.close()
         return
-    start_cluster(RaySettings(object_store_bytes=100 << 20))
-    made = RayPool(folder, EXACT, SETTINGS, ENVIRONMENT)
-    yield made
-    made.close()
-    stop_cluster()
+    with running_cluster(RaySettings(object_store_bytes=100 << 20)):
+        made = RayPool(folder, EXACT, SETTINGS, ENVIRONMENT)
+        yield made
+        made.close()
 
 
 def asked(count: int = 6, length: int = 40):
@@ -105,9 +104,8 @@ def test_process_pool_whose_engine_cannot_start_says_why(checkpoint: Callable) -
 
 def test_ray_pool_whose_engine_cannot_start_says_why(checkpoint: Callable) -> None:
     """A worker with another build of vLLM than the recipe asks for."""
-    start_cluster(RaySettings(object_store_bytes=100 << 20))
-    try:
-        with pytest.raises(RolloutPoolError, match=r"engine\.device=cuda, but the installed vLLM is the cpu build"):
-            RayPool(checkpoint("llama"), VllmSettings(device="cuda"), SETTINGS, ENVIRONMENT)
-    finally:
-        stop_cluster()
+    with (
+        running_cluster(RaySettings(object_store_bytes=100 << 20)),
+        pytest.raises(RolloutPoolError, match=r"engine\.device=cuda, but the installed vLLM is the cpu build"),
+    ):
+        RayPool(checkpoint("llama"), VllmSettings(device="cuda"), SETTINGS, ENVIRONMENT)

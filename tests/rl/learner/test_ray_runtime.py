@@ -1,10 +1,14 @@
-"""The same run under Ray: equal results, a killed worker, a bounded wait."""
+"""The same run under Ray: equal results, a killed worker, and nobody beyond this machine who can reach it."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
@@ -12,7 +16,8 @@ ray = pytest.importorskip("ray")
 from samepath.model.files.checkpoint import published_tensors  # noqa: E402
 from samepath.model.text.tokenizer import Tokenizer  # noqa: E402
 from samepath.rl.learner.model_source import save_model  # noqa: E402
-from samepath.rl.learner.ray_learner import start_cluster, stop_cluster  # noqa: E402
+from samepath.rl.learner.ray_cluster import running_cluster  # noqa: E402
+from samepath.rl.loop import Loop  # noqa: E402
 from samepath.rl.machine import import_path  # noqa: E402
 from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.run import start_run  # noqa: E402
@@ -33,9 +38,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One local cluster for this file."""
-    start_cluster(RaySettings(object_store_bytes=100 << 20))
-    yield
-    stop_cluster()
+    with running_cluster(RaySettings(object_store_bytes=100 << 20)):
+        yield
 
 
 @pytest.fixture
@@ -105,7 +109,48 @@ def test_pool_with_an_unloadable_model_names_the_folder(cluster: None, tmp_path:
         RayPool(tmp_path / "nothing", BuiltinSettings(), RolloutSettings(num_workers=1), import_path(tmp_path))
 
 
-def test_start_run_under_ray_equals_inline(cluster: None, tiny_recipe, tmp_path: Path) -> None:
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses at which this process and all below it wait for connections, IPv4 ones without the IPv6 form that Ray gives them."""
+    found = set()
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            found |= {
+                connection.laddr.ip.removeprefix("::ffff:")
+                for connection in each.net_connections(kind="inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def test_start_run_under_ray_equals_inline_and_listens_on_loopback_alone(
+    cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start_run(tiny_recipe("name=inline"), tmp_path)
+    original, listened = Loop.one_step, []
+
+    def looking(self: Loop, step: int) -> dict[str, float]:
+        listened.append(listening(psutil.Process()))
+        return original(self, step)
+
+    monkeypatch.setattr(Loop, "one_step", looking)
     start_run(tiny_recipe("name=ray", "runtime=ray"), tmp_path)
     assert comparable(tmp_path / "runs" / "inline") == comparable(tmp_path / "runs" / "ray")
+    assert listened == [{"127.0.0.1"}] * 3
+
+
+def test_running_cluster_joins_one_on_loopback_by_its_address_and_leaves_it_running(cluster: None) -> None:
+    address = ray.get_runtime_context().gcs_address
+    assert address.startswith("127.0.0.1:")
+    with running_cluster(RaySettings()):
+        pass
+    assert ray.is_initialized(), "a cluster that was there before must stay"
+    script = (
+        "import sys, ray\n"
+        "from samepath.rl.learner.ray_cluster import running_cluster\n"
+        "from samepath.rl.recipe.cluster import RaySettings\n"
+        "with running_cluster(RaySettings(address=sys.argv[1])):\n"
+        "    print(ray.get_runtime_context().gcs_address)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, address], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == address, done.stderr
+    assert ray.get(ray.put(7), timeout=20) == 7
