@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from samepath.rewards.request import RewardRequest
+from samepath.rewards.sandbox.isolation import Isolation, IsolationUnavailableError, chosen_isolation
 from samepath.rewards.sandbox.process import KILL_WAIT_S, RewardProcess, RewardStartError, RunnerClosedError
 from samepath.rewards.score import Score, Status, bounded_score
 from samepath.rewards.settings import RewardSettings
@@ -45,7 +46,12 @@ class RewardRunner:
     """
 
     def __init__(self, settings: RewardSettings) -> None:
+        """Raises RewardStartError if the isolation that the settings name does not work here."""
         self._settings = settings
+        try:
+            self.isolation: Isolation = chosen_isolation(settings)
+        except IsolationUnavailableError as error:
+            raise RewardStartError(str(error)) from error
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -192,7 +198,7 @@ class RewardRunner:
     def _launch(self) -> RewardProcess:
         if self._closed:
             raise RunnerClosedError
-        process = RewardProcess(self._settings, self._wake)
+        process = RewardProcess(self._settings, self.isolation.mode, self._wake)
         try:
             process.load()
         except (RewardStartError, RunnerClosedError):

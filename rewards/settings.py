@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -52,6 +52,28 @@ class RewardSettings(BaseModel):
         default=2 << 30,
         ge=0,
         description="Address space a child may map beyond what its imports mapped, bytes; 0 = no limit. Linux only.",
+    )
+    isolation: Literal["auto", "bubblewrap", "landlock", "none"] = Field(
+        default="auto",
+        description="What keeps the children from writing outside their private folders, and more (docs/rewards.md); auto = the strongest "
+        "that works on the machine, which the run names; another name is refused where it does not work.",
+    )
+    network: bool = Field(
+        default=False,
+        description="True: the children may use the network, such as for a judge. Otherwise bubblewrap blocks all of it, landlock TCP, none "
+        "nothing.",
+    )
+    max_processes: int = Field(
+        default=256,
+        ge=1,
+        le=1 << 20,
+        description="Most processes below one child at a time, itself left out; one that has more is ended with them. Linux only.",
+    )
+    disk_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 16,
+        description="Most bytes in a child's private folder, and in any one file that it writes, at least 65536. Under bubblewrap the folder, "
+        "`/tmp` and `/dev/shm` lie in memory and hold that much each.",
     )
     max_abs: float = Field(
         default=1e6,

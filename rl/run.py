@@ -112,7 +112,7 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
             run_name=recipe.name,
             recipe=recipe.model_dump(mode="json"),
             recipe_yaml=dump_recipe(recipe),
-            environment=collect_environment(),
+            environment={**collect_environment(), "reward_isolation": attempt.runner.isolation.detail},
             run_id=state.run_id,
         )
     )
@@ -125,7 +125,7 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
             interruption.caught(),
             ProgressDisplay(total_steps=recipe.rl.steps, done_steps=attempt.first_step) as display,
         ):
-            _announce(display, tracker, run_dir, attempt.messages)
+            _announce(display, tracker, run_dir, [*attempt.messages, *attempt.runner.isolation.said()])
             learner = build_learner(recipe, recipe_dir, run_dir, attempt.source)
             try:
                 training = Training(

@@ -12,14 +12,19 @@ from pathlib import Path
 
 from samepath.rewards.sandbox.environment import MissingVariableError, child_environment
 from samepath.rewards.sandbox.frames import TOKEN_BYTES, FrameBuffer, packed
+from samepath.rewards.sandbox.isolation import Mode
 from samepath.rewards.sandbox.reply import MAX_REPLY_BYTES, Reply, read_object, read_reply
 from samepath.rewards.sandbox.supervised import SupervisedChild
+from samepath.rewards.sandbox.supervisor import TOO_MANY_BYTES, TOO_MANY_PROCESSES
 from samepath.rewards.settings import RewardSettings
 
 MAX_OUTPUT_BYTES = 4000
 """How much of the end of a child's output is kept."""
 KILL_WAIT_S = 10.0
 """Longest wait for a killed process to go. Only one stuck inside the kernel takes longer; it is then left behind."""
+
+EXIT_WAIT_S = 1.0
+"""Longest wait for how a child ended that has closed its socket: it is known only when all layers around it have ended too."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ class RewardProcess:
     Belongs to the thread that makes it: on Linux the child is killed when that thread ends.
     """
 
-    def __init__(self, settings: RewardSettings, wake: socket.socket) -> None:
+    def __init__(self, settings: RewardSettings, mode: Mode, wake: socket.socket) -> None:
         """Start the child. `wake` turning readable makes every wait raise RunnerClosedError."""
         self._settings = settings
         try:
@@ -47,7 +52,7 @@ class RewardProcess:
             raise RewardStartError(str(error)) from error
         self._channel, theirs = socket.socketpair()
         try:
-            self._child = SupervisedChild(theirs.fileno(), environment)
+            self._child = SupervisedChild(theirs.fileno(), environment, settings, mode)
         except OSError as error:
             self._channel.close()
             raise RewardStartError(f"no process for reward functions can be started: {error}") from error
@@ -58,6 +63,7 @@ class RewardProcess:
         self._tail = b""
         self._received = FrameBuffer(MAX_REPLY_BYTES)
         self._token = self._previous_token = b""
+        self._hung_up = False
         self._channel.setblocking(False)
         os.set_blocking(self._output.fileno(), False)
         self._selector = selectors.DefaultSelector()
@@ -74,6 +80,7 @@ class RewardProcess:
         orders = {
             "search_path": str(Path(self._settings.search_path).absolute()),
             "memory_bytes": self._settings.memory_bytes,
+            "disk_bytes": self._settings.disk_bytes,
             "parts": parts,
         }
         deadline = time.monotonic() + self._settings.start_timeout_s
@@ -105,6 +112,7 @@ class RewardProcess:
                 self._wait(deadline)
                 self._selector.modify(self._channel, selectors.EVENT_READ, "channel")
             except (BrokenPipeError, ConnectionResetError) as error:
+                self._hung_up = True
                 raise EOFError from error
 
     def receive(self, deadline: float) -> Reply:
@@ -141,13 +149,13 @@ class RewardProcess:
         May be called again; then it only repeats what it said.
         """
         if not self._output.closed:
-            if not self._child.end(KILL_WAIT_S):
+            if not self._child.end(KILL_WAIT_S, EXIT_WAIT_S if self._hung_up else 0.0):
                 logger.warning("a reward process or its folder does not go although it was ended; left behind")
             self._read_output()
             self._selector.close()
             self._channel.close()
             self._output.close()
-        return f"{_ending(self._child.ending())}{self.output()}"
+        return f"{self._ending()}{self.output()}"
 
     def output(self) -> str:
         """The end of what the child printed, ready to be appended to a message."""
@@ -171,9 +179,10 @@ class RewardProcess:
             data = self._channel.recv(1 << 16)
         except BlockingIOError:
             return b""
-        except ConnectionResetError as error:
-            raise EOFError from error
+        except ConnectionResetError:
+            data = b""
         if not data:
+            self._hung_up = True
             raise EOFError
         return data
 
@@ -184,16 +193,20 @@ class RewardProcess:
             self._tail = (self._tail + data)[-MAX_OUTPUT_BYTES:]
         return data != b""
 
+    def _ending(self) -> str:
+        returncode = self._child.ending()
+        if returncode is None:
+            return "it does not end"
+        if returncode == TOO_MANY_PROCESSES:
+            return f"more than {self._settings.max_processes} processes at once (reward.max_processes)"
+        if returncode == TOO_MANY_BYTES:
+            return f"more than {self._settings.disk_bytes} bytes in its folder (reward.disk_bytes)"
+        if returncode >= 0:
+            return f"exit code {returncode}"
+        try:
+            return f"signal {signal.Signals(-returncode).name}"
+        except ValueError:
+            return f"signal {-returncode}"
+
     def _complaint(self, part: str, reason: str) -> str:
         return f"reward function {self._settings.parts[part].function!r} (part {part!r}) cannot be loaded: {reason}"
-
-
-def _ending(returncode: int | None) -> str:
-    if returncode is None:
-        return "it does not end"
-    if returncode >= 0:
-        return f"exit code {returncode}"
-    try:
-        return f"signal {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"signal {-returncode}"

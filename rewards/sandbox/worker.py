@@ -114,6 +114,7 @@ def serve(fd: int) -> None:
     orders = pickle.loads(channel.receive())
     sys.path.insert(0, orders["search_path"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (orders["disk_bytes"], orders["disk_bytes"]))
     parts: list[Part] = []
     for name, path, options in orders["parts"]:
         channel.send({"loading": name})

@@ -12,6 +12,7 @@ from samepath.kernels.backend import CAPABILITIES
 from samepath.kernels.gpu.loading import backend_problem, interpreting
 from samepath.kernels.mkl_mode import row_mode_problem
 from samepath.kernels.rows.row_product import product_libraries
+from samepath.rewards.sandbox.isolation import MODES, described, problem_of
 from samepath.rl.machine import package_versions, usable_cores
 from samepath.rl.validate.row_exactness import COMMON, WHAT_TO_DO, first_dependent_row, instructions
 from samepath.rollout.engine_description import EngineDescription
@@ -74,9 +75,22 @@ def run_checks() -> list[Check]:
         for name, able in CAPABILITIES.items()
         if not able.fused
     ]
+    checks += reward_isolation()
     checks.append(triton_backend())
     checks += [engine_check(engine) for engine in ENGINES]
     checks.append(row_exactness())
+    return checks
+
+
+def reward_isolation() -> list[Check]:
+    """What can keep reward functions apart here; `reward.isolation: auto` takes the first that works."""
+    checks, taken = [], False
+    for mode in MODES:
+        problem = problem_of(mode)
+        detail = problem or described(mode, network=False)
+        if not problem and not taken:
+            taken, detail = True, f"{detail}; reward.isolation: auto takes it"
+        checks.append(Check(name=f"isolation {mode}", ok=not problem, detail=detail))
     return checks
 
 

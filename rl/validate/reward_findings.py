@@ -11,11 +11,12 @@ def tried_rewards(settings: RewardSettings, row: TaskRow | None) -> str:
 
     Raises RewardStartError for one that cannot be loaded, and ValueError for one whose call gives no usable number.
     """
-    said, failed = [], []
+    said, failed, isolation = [], [], ""
     for name, part in settings.parts.items():
         alone = settings.model_copy(update={"parts": {name: part}, "num_workers": 1})
         runner = RewardRunner(alone)
         try:
+            isolation = "; ".join(runner.isolation.said())
             if row is None:
                 runner.check()
                 said.append(f"{name}: {part.function}")
@@ -29,11 +30,11 @@ def tried_rewards(settings: RewardSettings, row: TaskRow | None) -> str:
         else:
             failed.append(f"{part.function} ({score.status}): {score.detail}")
     if row is None:
-        return ", ".join(said)
+        return f"{', '.join(said)}; {isolation}"
     where = f"the right answer alone as the response, row {row.where or row.row_id}"
     if failed:
-        raise ValueError(f"called once with {where}, gives no usable number: {'; '.join(failed)}")
-    return f"{', '.join(said)} (for {where})"
+        raise ValueError(f"called once with {where}, gives no usable number: {'; '.join(failed)}; {isolation}")
+    return f"{', '.join(said)} (for {where}); {isolation}"
 
 
 def _request(row: TaskRow) -> RewardRequest:

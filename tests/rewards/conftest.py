@@ -78,3 +78,17 @@ def assert_gone() -> Callable[[int], None]:
                     process.wait(timeout=0.05)
 
     return wait
+
+
+@pytest.fixture
+def count_marked() -> Callable[[str], int]:
+    """Count the processes of this machine that have this name, or are a `sleep` of so many seconds."""
+
+    def count(mark: str) -> int:
+        found = 0
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += process.name() == mark or process.cmdline() == ["sleep", mark]
+        return found
+
+    return count

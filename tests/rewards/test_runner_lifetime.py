@@ -1,6 +1,5 @@
 """Starting, checking and closing a runner: what cannot be loaded is named, nobody waits for ever, no process is left."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -109,28 +108,19 @@ os.read(started, 1)
 """Waits until the pipe ends, which each process closes when it becomes `sleep`: 96 processes that are nobody's children, in sessions of their own."""
 
 
-def sleepers(mark: str) -> int:
-    """How many processes sleep under this mark."""
-    found = 0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += process.cmdline() == ["sleep", mark]
-    return found
-
-
 @pytest.mark.parametrize("ending", [HANG, "os._exit(1)", "pass"])
-def test_end_detached_processes_in_sessions_of_their_own_die_too(make_runner, ending):
+def test_end_detached_processes_in_sessions_of_their_own_die_too(make_runner, count_marked, ending):
     mark = f"{600_000_000 + os.getpid()}"
     with make_runner(timeout_s=5.0 if ending == HANG else 30.0) as pool:
         (score,) = pool.score([request(DETACH.format(mark=mark) + ending)])
         if ending == "pass":
-            assert sleepers(mark) == 96
+            assert count_marked(mark) == 96
         else:
             # By the time that the next request is answered, nothing of the first is left.
             assert pool.score([request("pass")])[0].total == 1.0
-            assert sleepers(mark) == 0
+            assert count_marked(mark) == 0
     assert score.status == {HANG: "timeout", "pass": "ok"}.get(ending, "died")
-    assert sleepers(mark) == 0
+    assert count_marked(mark) == 0
 
 
 def test_children_die_when_the_parent_is_killed(folder, assert_gone):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from samepath.rewards.sandbox import isolation
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.validate import validation
@@ -88,3 +89,13 @@ def test_validate_calls_each_part_alone_on_the_right_answer(tmp_path: Path) -> N
     _, found = checked(tmp_path, recipe, ["1+2=", "3+4="])
     assert found["reward"].outcome == "ok"
     assert "own: own_validated:f gives own 1.5, other: own_validated:g gives other 0" in found["reward"].detail
+    assert "reward functions run under" in found["reward"].detail or "reward isolation none" in found["reward"].detail
+
+
+def test_validate_isolation_that_does_not_work_here_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "problem_of", lambda mode: "not today")
+    recipe = own(tmp_path, "def f(request): return 1")
+    recipe["reward"]["isolation"] = "landlock"
+    _, found = checked(tmp_path, recipe, ["1+2=", "3+4="])
+    assert found["reward"].outcome == "wrong"
+    assert "reward.isolation=landlock must work on this machine; it does not: not today" in found["reward"].detail
