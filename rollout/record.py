@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
-from samepath.rollout.types import Group, Rollout, Segment, Support
+from samepath.rollout.token_digest import token_digest
+from samepath.rollout.types import CallSpan, Group, Rollout, Segment, Support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,12 @@ def sampled_rollout(
     trained = np.arange(total) >= len(prompt_ids)
     logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
     logprobs[trained], versions[trained] = sampled.logprobs, sampled.versions
+    token_ids = np.concatenate([np.array(prompt_ids, np.int32), ids])
+    call = CallSpan(
+        index=0, first=len(prompt_ids), end=total, finish_reason=parts.finish_reason, digest=token_digest(token_ids)
+    )
     segment = Segment(
-        token_ids=np.concatenate([np.array(prompt_ids, np.int32), ids]),
+        token_ids=token_ids,
         trained=trained,
         sampler_logprobs=logprobs,
         routes=parts.routes_TLX,
@@ -69,6 +74,7 @@ def sampled_rollout(
         selection_fingerprint=parts.fingerprints_TL,
         weight_version=versions,
         finish_reason=parts.finish_reason,
+        calls=(call,),
     )
     return Rollout(
         prompt_id=request.prompt.prompt_id,

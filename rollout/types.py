@@ -5,7 +5,7 @@ Axes: T positions of one segment, L layers (L_moe: mixture-of-experts layers, L_
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,36 @@ class Support:
     """[sum of counts] the kept token ids, ascending within a row."""
 
 
+CallKind = Literal["act", "edit"]
+"""A call of the model as the task goes on, or one that rewrites its own context."""
+
+Ended = Literal["answer", "turns", "calls", "tokens", "time", "malformed", "abort", "environment"]
+"""Why a rollout is over: the model's last answer (a single turn always), a budget of the conversation, a completion that cannot be read,
+an abort, or the environment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSpan:
+    """What one call of the model drew in a segment.
+
+    Example: the only call of a prompt of 4 tokens that was answered with 3:
+        CallSpan(index=0, first=4, end=7, finish_reason="stop", digest=token_digest(segment.token_ids))
+    """
+
+    index: int
+    """Place among the calls of the rollout, from 0."""
+    first: int
+    """Position of its first drawn token; everything before it is what the call read."""
+    end: int
+    """Position behind its last one."""
+    kind: CallKind = "act"
+    """What the call was for."""
+    finish_reason: str
+    """As the segment's, of this call."""
+    digest: int
+    """`token_digest` of all tokens up to `end`, made by the engine's side: the law of `check_conservation` rests on it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One contiguous token sequence as the model saw it, with everything needed to walk the same path again.
@@ -78,7 +108,15 @@ class Segment:
     weight_version: NDArray[np.int32]
     """[T] version of the weights that sampled the token; −1 where not trained."""
     finish_reason: str
-    """`stop` (stop id, stop string or end of sequence), `length` (max_new_tokens), `abort`."""
+    """`stop` (stop id, stop string or end of sequence), `length` (max_new_tokens), `abort`; of several calls the last one's."""
+    epoch: int = 0
+    """Within an epoch of a conversation text is only added; a new one, from 0, begins where something before was dropped."""
+    calls: tuple[CallSpan, ...] = ()
+    """The calls of the model that drew the trained tokens, in order; none where nobody sampled them (worked answers)."""
+    route_conflicts: int = 0
+    """Rows that two of its calls recorded otherwise (experts or selected keys) at one weight version."""
+    superseded_rows: int = 0
+    """Rows that two of its calls recorded otherwise at different weight versions: the call that drew the next token decides."""
 
     @property
     def num_trained(self) -> int:
@@ -102,7 +140,7 @@ class Rollout:
     sample_index: int
     """0 … G−1 within the group."""
     segments: tuple[Segment, ...]
-    """One for a single-turn answer."""
+    """One for a single-turn answer; of a conversation one an epoch (see `joined_segments`)."""
     text: str
     """The sampled tokens decoded for people and reward functions: special tokens by name, the one that ended the response left out."""
     score: Score | None = None
@@ -113,6 +151,8 @@ class Rollout:
     """Empty, or why there is no usable answer (`no_tokens`, `prompt_too_long`, …)."""
     failure_detail: str = ""
     """For people: the row and what is wrong with it, where the reason alone does not say."""
+    ended: Ended = "answer"
+    """Why it is over."""
 
     @property
     def num_trained(self) -> int:
@@ -121,8 +161,8 @@ class Rollout:
 
     @property
     def truncated(self) -> bool:
-        """True if the answer ran into `max_new_tokens`."""
-        return bool(self.segments) and self.segments[-1].finish_reason == "length"
+        """True if the answer ran into `max_new_tokens`, or the conversation into its budget of tokens or time."""
+        return bool(self.segments) and (self.segments[-1].finish_reason == "length" or self.ended in ("tokens", "time"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

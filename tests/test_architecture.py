@@ -32,7 +32,7 @@ HOUSE: dict[str, str] = {
     """,
     "rollout": """
         sampling_settings
-        types sampling request record stop_strings engine_errors counters engine_description stepped_engine
+        token_digest types segments conservation sampling request record stop_strings engine_errors counters engine_description stepped_engine
         builtin/
         vllm/
         engine_settings

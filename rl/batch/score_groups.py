@@ -15,6 +15,7 @@ from samepath.rewards.runner import RewardRunner
 from samepath.rewards.score import Score
 from samepath.rl.batch.failed_share import FailedShare
 from samepath.rl.batch.pack import TrainSequence
+from samepath.rl.batch.segment_check import check_segments
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.objective.advantage import advantages, apply_truncation, informative_groups
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -70,9 +71,12 @@ def training_batch(
 ) -> tuple[TrainBatch | None, dict[str, np.ndarray]]:
     """The batch of all scored rollouts with their advantages (None if there is nothing to learn), and each group's advantages by id.
 
-    A rollout without a usable reward is left out of baseline, loss and denominators.
+    A rollout without a usable reward is left out of baseline, loss and denominators. Raises SegmentError for segments that are not what
+    was sampled, and with `strict_segments` for one that no rule of the context asked for.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    for rollout in rollouts:
+        check_segments(rollout, strict=settings.strict_segments)
     labels = {group.group_id: number for number, group in enumerate(groups)}
     group_B = torch.tensor([labels[rollout.group_id] for rollout in rollouts])
     scored_B = torch.tensor([rollout.score is not None and rollout.score.status == "ok" for rollout in rollouts])

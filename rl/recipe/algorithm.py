@@ -38,6 +38,11 @@ class AlgorithmSettings(BaseModel):
     max_gap_at_lag_0: float = Field(
         0.0, ge=0, description="largest sampler/learner gap at equal weights before the run stops, nats"
     )
+    strict_segments: bool = Field(
+        True,
+        description="a conversation whose next prompt does not begin with all tokens so far, where no rule drops any, stops the run; "
+        "else it is cut there and counted (`segments/drift`)",
+    )
     nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="a log-probability or gradient that is no finite number stops the run, or costs its mini-batch the optimiser step; "

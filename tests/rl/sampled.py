@@ -8,7 +8,8 @@ import numpy as np
 from samepath.rewards.request import RewardRequest
 from samepath.rewards.score import Score
 from samepath.rollout.sampling_settings import SamplingSettings
-from samepath.rollout.types import Group, Prompt, Rollout, Segment
+from samepath.rollout.token_digest import token_digest
+from samepath.rollout.types import CallSpan, Group, Prompt, Rollout, Segment
 
 PROMPT_LENGTH = 2
 SAMPLING = SamplingSettings(temperature=0.75)
@@ -19,8 +20,10 @@ def segment(token_ids: tuple[int, ...], finish_reason: str = "stop") -> Segment:
     total = PROMPT_LENGTH + len(token_ids)
     trained = np.arange(total) >= PROMPT_LENGTH
     logprobs = np.where(trained, -0.5 * (np.arange(total) - PROMPT_LENGTH + 1), 0.0)
+    ids = np.array([2, 3, *token_ids], np.int32)
+    span = CallSpan(index=0, first=PROMPT_LENGTH, end=total, finish_reason=finish_reason, digest=token_digest(ids))
     return Segment(
-        token_ids=np.array([2, 3, *token_ids], np.int32),
+        token_ids=ids,
         trained=trained,
         sampler_logprobs=logprobs.astype(np.float32),
         routes=np.full((total, 1, 1), -1, np.int16),
@@ -28,6 +31,7 @@ def segment(token_ids: tuple[int, ...], finish_reason: str = "stop") -> Segment:
         selection_fingerprint=None,
         weight_version=np.where(trained, 0, -1).astype(np.int32),
         finish_reason=finish_reason,
+        calls=(span,),
     )
 
 

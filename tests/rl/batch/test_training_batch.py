@@ -7,12 +7,16 @@ import pytest
 
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
+from samepath.rl.batch.segment_check import check_segments
+from samepath.rl.diagnostics.segments import segment_metrics
 from samepath.rl.objective.kl import beta_per_sequence
 from samepath.rl.recipe.advantage import TruncationSettings
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.objective import KlSettings
 from samepath.rollout.sampling_settings import SamplingSettings
-from samepath.rollout.types import Group
+from samepath.rollout.segments import SegmentError, joined_segments
+from samepath.rollout.types import Group, Rollout
+from tests.conversations import drawn_call, numbered
 from tests.rl.sampled import Children, group, rollout, segment
 
 RL = AlgorithmSettings()
@@ -166,8 +170,57 @@ def test_batch_datasets_give_each_sequence_its_groups_kl_weight() -> None:
     assert beta_B.tolist() == [0.5, 0.5, 0.125, 0.125]
 
 
+def conversation(name: str, index: int, reward: float, epochs: list[int], **changes: object) -> Rollout:
+    """A rollout of three calls; the third's prompt has another token in place of one that was drawn."""
+    calls = [drawn_call([2, 3], [4, 5]), drawn_call([2, 3, 4, 5, 6], [7]), drawn_call([2, 3, 8], [9, 9, 9])]
+    segments = joined_segments(numbered(calls, epochs), exact=True)
+    return rollout(name, index, reward, segments=segments, **changes)
+
+
+def test_batch_conversation_that_drifted_stops_the_run_or_is_cut_as_set() -> None:
+    drifted = conversation("a", 1, 0.0, [0, 0, 0])
+    groups = [replace(group("a", 1.0), rollouts=(rollout("a", 0, 1.0), drifted))]
+    with pytest.raises(
+        SegmentError,
+        match="a/1: within an epoch .* 1 do not, and the first has other tokens in place of some that were",
+    ):
+        training_batch(groups, RL)
+    assert segment_metrics(groups)["segments/drift"] == segment_metrics(groups)["segments/drift.sampled"] == 1
+    check_segments(drifted, strict=False)
+    asked_for = conversation("a", 1, 0.0, [0, 0, 1])
+    check_segments(asked_for, strict=True)
+    assert segment_metrics([replace(groups[0], rollouts=(rollout("a", 0, 1.0), asked_for))]) == {
+        "segments/per_rollout": 1.5,
+        "segments/calls_per_rollout": 2.0,
+        "segments/drift": 0.0,
+        "segments/drift.sampled": 0.0,
+        "segments/drift.given": 0.0,
+        "segments/drift.shortened": 0.0,
+        "segments/route_conflicts": 0.0,
+        "segments/superseded_rows": 0.0,
+    }
+    assert segment_metrics([group("a", 1.0, 0.0)]) == {}, "single answers have nothing to count"
+
+
+def test_batch_token_that_is_not_what_was_sampled_stops_the_run_in_every_step() -> None:
+    """Whatever becomes of the rollout: the second has no reward, and `strict_segments` is about cuts alone."""
+    made = group("a", 1.0, TIMEOUT, 0.0)
+    segment = made.rollouts[1].segments[0]
+    ids = segment.token_ids.copy()
+    ids[-1] += 1
+    wrong = replace(made.rollouts[1], segments=(replace(segment, token_ids=ids),))
+    groups = [replace(made, rollouts=(made.rollouts[0], wrong, made.rollouts[2]))]
+    with pytest.raises(SegmentError, match="a/1, segment 0: call 0 must end the tokens that it read and drew"):
+        training_batch(groups, RL.model_copy(update={"strict_segments": False}))
+
+
+def test_batch_conversation_that_ran_out_of_tokens_or_time_counts_as_truncated() -> None:
+    for ended, cut in (("answer", False), ("tokens", True), ("time", True), ("turns", False)):
+        assert conversation("a", 0, 1.0, [0, 0, 1], ended=ended).truncated == cut
+
+
 def test_batch_rollout_of_several_segments_is_refused_by_name() -> None:
-    twice = replace(rollout("a", 1, 0.0), segments=(segment((4,)), segment((5,))))
+    twice = conversation("a", 1, 0.0, [0, 0, 1])
     made = replace(group("a", 1.0), rollouts=(rollout("a", 0, 1.0), twice))
     with pytest.raises(ValueError, match="a/1: a single-turn rollout has one segment; got 2"):
         training_batch([made], RL)

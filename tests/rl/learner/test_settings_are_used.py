@@ -38,6 +38,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "drop_uninformative": f"{BATCH}_drop_uninformative_leaves_out_groups_without_spread_and_only_where_asked",
         "max_missing_routes": "rl/learner/test_update.py::test_run_with_too_many_missing_routes_is_stopped",
         "max_gap_at_lag_0": "rl/learner/test_cuts.py::test_step_in_any_passes_has_the_report_and_the_gradient_of_one",
+        "strict_segments": f"{BATCH}_conversation_that_drifted_stops_the_run_or_is_cut_as_set",
         "nonfinite": "rl/learner/test_empties.py::test_run_numbers_that_are_not_finite_stop_or_cost_their_mini_batch_as_the_recipe_says",
         "advantage": "rl/learner/test_settings_are_used.py::test_training_batch_scales_advantages_as_set",
         "truncated": f"{BATCH}_truncated_rollout_follows_the_rule",

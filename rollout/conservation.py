@@ -1,0 +1,75 @@
+"""What every rollout of every step is held to: each drawn token is trained once, behind exactly the tokens it was drawn behind.
+
+The engine leaves a digest of all tokens of each call, and it must still be that of the segment's tokens where the learner takes it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from samepath.rollout.segments import SegmentError
+from samepath.rollout.token_digest import token_digest
+from samepath.rollout.types import Segment
+
+DriftKind = Literal["sampled", "given", "shortened"]
+"""What the later prompt changed: a token that was drawn, one that was not, or nothing but its end."""
+
+
+def check_conservation(segments: Sequence[Segment], where: str) -> None:
+    """Hold a rollout's segments to the law; `where` names it. Raises SegmentError.
+
+    Every call stands in one segment, in the order in which they were made; what is trained is what the calls drew, nothing else; and up to
+    its end each segment has the tokens that the engine read and drew.
+    """
+    indices = [span.index for segment in segments for span in segment.calls]
+    if indices != list(range(len(indices))) or not all(segment.calls for segment in segments):
+        raise SegmentError(
+            f"{where}: every call of the model must stand in one segment, in the order of the conversation; got calls {indices} in "
+            f"{len(segments)} segments. Make segments from all calls with `joined_segments`."
+        )
+    for number, segment in enumerate(segments):
+        _check_segment(segment, f"{where}, segment {number}")
+
+
+def _check_segment(segment: Segment, where: str) -> None:
+    total, drawn, end = len(segment.token_ids), np.zeros(len(segment.token_ids), np.bool_), 1
+    for span in segment.calls:
+        if not end <= span.first <= span.end <= total:
+            raise SegmentError(
+                f"{where}: calls must follow one another behind the first token and end within {total} tokens; call {span.index} stands at "
+                f"{span.first} to {span.end}, and {end} is the first free place."
+            )
+        end = span.end
+        drawn[span.first : span.end] = True
+        if token_digest(segment.token_ids[: span.end]) != span.digest:
+            raise SegmentError(
+                f"{where}: call {span.index} must end the tokens that it read and drew; the {span.end} tokens up to its end are others. "
+                "Nothing may be tokenised again, or changed, once it was sampled."
+            )
+    if not np.array_equal(segment.trained, drawn):
+        place = int((segment.trained != drawn).argmax())
+        raise SegmentError(
+            f"{where}: trained must be what was drawn, no more and no less; token {place} is {'not ' if drawn[place] else ''}trained and "
+            f"was {'' if drawn[place] else 'not '}drawn by a call."
+        )
+    if not np.array_equal(segment.weight_version >= 0, drawn):
+        place = int(((segment.weight_version >= 0) != drawn).argmax())
+        raise SegmentError(
+            f"{where}: every drawn token, and no other, must have the version of the weights that drew it; token {place} has "
+            f"{segment.weight_version[place]}."
+        )
+
+
+def drift_cuts(segments: Sequence[Segment]) -> list[DriftKind]:
+    """The cuts that no rule of the context asked for: between segments of one epoch, by what the later prompt has otherwise."""
+    return [_drift(before, after) for before, after in itertools.pairwise(segments) if before.epoch == after.epoch]
+
+
+def _drift(before: Segment, after: Segment) -> DriftKind:
+    count = min(len(before.token_ids), after.calls[0].first)
+    different = before.token_ids[:count] != after.token_ids[:count]
+    if not different.any():
+        return "shortened"
+    return "sampled" if before.trained[int(different.argmax())] else "given"
