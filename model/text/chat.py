@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from samepath.model.json_file import read_json
+from samepath.model.text.conversation import Message
 
 TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -38,23 +39,6 @@ class ChatTemplate:
     """Jinja, as published beside the tokenizer."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """`bos_token` and so on, as far as the tokenizer has them."""
-
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One message of a conversation.
-
-    Example:
-        Message(role="user", content="What is 12 + 34?")
-    """
-
-    role: Role
-    """Who says it."""
-    content: str
-    """Text; names of control tokens in it are text too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,12 @@ from samepath.model.text.chat import (
     TEMPLATE_FILE,
     ChatForm,
     ChatTemplate,
-    Message,
     chat_text,
     read_chat_template,
     token_text,
 )
-from samepath.model.text.control_tokens import NONCHARACTERS, ControlTokens, Mark, Spans
+from samepath.model.text.control_tokens import NONCHARACTERS, ControlTokens, Mark, Placed, Spans
+from samepath.model.text.conversation import Message
 
 END = "<eos>"
 START = "<bos>"
@@ -97,12 +97,38 @@ class Tokenizer:
         """Ids of text that follows other text, as in `encode`, without a start token. Raises ValueError if a character has no token."""
         return self._encode_marked(text, self._control.marks(text, written))
 
+    def place(self, text: str, written: Spans, *, follows: bool) -> list[Placed]:
+        """Ids of a text without a start token and the part of it that each stands for; control tokens in `written` parts only.
+
+        `follows`: a control token stands before the text, which then does not begin there. Raises ValueError if a character has no token.
+        """
+        if not follows:
+            return self._place(text, self._control.marks(text, written))
+        head = len(self.end_token)
+        spans = [(0, head), *((start + head, end + head) for start, end in written)]
+        placed = self._place(self.end_token + text, self._control.marks(self.end_token + text, spans))
+        return [(id_, (max(start - head, 0), end - head)) for id_, (start, end) in placed[1:]]
+
     def _encode_marked(self, text: str, marks: Sequence[Mark]) -> tuple[int, ...]:
-        ids = self._control.encode(text, marks)
-        if self.fast.decode(ids, skip_special_tokens=False) != text and isinstance(self.fast.model, models.WordLevel):
-            unknown = sorted({character for character in text if self.fast.token_to_id(character) is None})
+        return tuple(id_ for id_, _ in self._place(text, marks))
+
+    def _place(self, text: str, marks: Sequence[Mark]) -> list[Placed]:
+        placed = self._control.encode(text, marks)
+        ids = [id_ for id_, _ in placed]
+        if self.fast.decode(ids, skip_special_tokens=False) != text and (unknown := self._unknown(text)):
             raise ValueError(f"every character must be in the tokenizer's alphabet; {unknown} of {text!r} are not")
-        return tuple(ids)
+        return placed
+
+    def _unknown(self, text: str) -> list[str]:
+        """Characters that the tokenizer would drop, or take for others."""
+        if isinstance(self.fast.model, models.WordLevel):
+            return sorted({character for character in text if self.fast.token_to_id(character) is None})
+        # A BPE without byte fallback and without an unknown token says nothing; what a normaliser takes out is meant to go.
+        if isinstance(self.fast.model, models.BPE) and not self.fast.model.unk_token and self.fast.normalizer is None:
+            return sorted(
+                one for one in set("".join(text.split())) if not self.fast.encode(one, add_special_tokens=False).ids
+            )
+        return []
 
     def encode_chat(
         self, question: str, form: ChatForm, *, earlier: Sequence[Message] = (), written: Spans = ()

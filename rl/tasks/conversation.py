@@ -1,10 +1,11 @@
 """A question from a table's column: text, or the messages of a conversation whose last one asks it."""
 
-from typing import get_args
-
-from samepath.model.text.chat import Message, Role
+from samepath.model.text.conversation import Message, Role
 from samepath.rl.recipe.prompt import ChatSettings
 from samepath.rl.tasks.row import TaskError
+
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+"""Roles of a conversation that asks for one answer."""
 
 
 def conversation(value: object, chat: ChatSettings, where: str) -> tuple[str, tuple[Message, ...]]:
@@ -38,8 +39,8 @@ def _message(value: object, where: str) -> Message:
     given = {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else {}
     if set(given) != {"role", "content"} or not all(isinstance(entry, str) for entry in given.values()):
         raise TaskError(f"{where} must be an object of role and content, both text; got {value!r:.80}.")
-    if given["role"] not in get_args(Role):
-        raise TaskError(f"{where}: role must be {', '.join(get_args(Role))}; got {given['role']!r}.")
+    if given["role"] not in ROLES:
+        raise TaskError(f"{where}: role must be {', '.join(ROLES)}; got {given['role']!r}.")
     try:
         given["content"].encode()
     except UnicodeEncodeError as error:

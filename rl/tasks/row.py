@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from samepath.model.text.chat import ChatForm, Message
+from samepath.model.text.chat import ChatForm
+from samepath.model.text.conversation import Message
 from samepath.model.text.tokenizer import Tokenizer
 
 

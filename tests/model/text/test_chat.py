@@ -8,7 +8,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from samepath.model.text.chat import ChatForm, Message
+from samepath.model.text.chat import ChatForm
+from samepath.model.text.conversation import Message
 from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATE = (

@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from samepath.model.text.chat import ChatForm, Message
+from samepath.model.text.chat import ChatForm
+from samepath.model.text.conversation import Message
 from samepath.rl.recipe.prompt import ChatSettings
 from samepath.rl.recipe.task import FileTask, HubTask
 from samepath.rl.tasks.conversation import conversation
