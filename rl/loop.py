@@ -14,6 +14,7 @@ from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.saving import Saving
 from samepath.rl.tasks.requests import answered, seed_of, train_request
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
@@ -33,6 +34,7 @@ class Loop:
     learner: LearnerHandle
     pool: RolloutPool
     scorer: GroupScorer
+    saving: Saving
     tracker: Tracker
     display: ProgressDisplay
     interruption: Interruption = field(default_factory=Interruption)
@@ -41,7 +43,7 @@ class Loop:
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`.
 
-        `on_step` gets a step that is done and its metrics, before its checkpoint is written. An interrupt comes between two steps, or before
+        `on_step` gets a step that is done and its metrics, before its checkpoint is begun. An interrupt comes between two steps, or before
         a step's updates.
         """
         self.display.start_clock()
@@ -61,18 +63,12 @@ class Loop:
                     failed = error
             self.tracker.log_metrics(done, metrics)
             on_step(done, metrics)
-            if self.saves_after(done):
-                self.tracker.log_checkpoint(done, self.learner.save(done))
+            self.saving.after(done)
             self.display.update(done, metrics)
             self._warn(self.notices.step(metrics))
             self.interruption.release()
             if failed is not None:
                 raise failed
-
-    def saves_after(self, done: int) -> bool:
-        """Whether `run` writes a checkpoint once `done` steps are done."""
-        every = self.recipe.checkpoint.every
-        return bool(every) and done % every == 0
 
     def one_step(self, step: int) -> dict[str, float]:
         """One rollout batch and the updates on it; returns the step's metrics."""

@@ -62,26 +62,38 @@ class RunState:
     counters: dict[str, float] = field(default_factory=dict)
     """Totals of failures over the run."""
     marks: dict[int, Mark] = field(default_factory=dict)
-    """Step of a checkpoint → how the totals stood there; 0 is the reference."""
+    """Step of a checkpoint that is whole → how the totals stood there; 0 is the reference."""
+    begun: dict[int, Mark] = field(default_factory=dict)
+    """The same of one that is being written: it may be whole by now, or never be."""
 
     def mark(self, run_dir: Path, step: int, keep: int) -> None:
-        """Remember how everything stands at `step`, whose checkpoint is about to be written; `keep` checkpoints are kept."""
-        self.marks[step] = Mark(
+        """Remember how everything stands at `step`, whose checkpoint is whole; `keep` checkpoints are kept."""
+        self.begin(run_dir, step)
+        self.whole(step, keep)
+
+    def begin(self, run_dir: Path, step: int) -> None:
+        """Remember how everything stands at `step`, whose checkpoint is about to be written."""
+        self.begun[step] = Mark(
             metrics_bytes=metrics_bytes(run_dir), gap_at_lag_0=self.gap_at_lag_0, counters=dict(self.counters)
         )
+
+    def whole(self, step: int, keep: int) -> None:
+        """Count the checkpoint of `step` among those that are whole."""
+        self.marks[step] = self.begun.pop(step)
         for old in sorted(self.marks)[1 : -(keep + MARKS_BEYOND)]:
             del self.marks[old]
 
     def rewind(self, step: int) -> None:
         """Set the totals to what they were at `step`. Raises RunStateError if that is not known."""
-        if step not in self.marks:
+        known = self.marks | self.begun
+        if step not in known:
             raise RunStateError(
-                f"{STATE_FILE} must say how the run stood at step {step}; it does for {sorted(self.marks)}. Resume from one of these "
+                f"{STATE_FILE} must say how the run stood at step {step}; it does for {sorted(known)}. Resume from one of these "
                 "with --step."
             )
-        mark = self.marks[step]
+        mark = known[step]
         self.gap_at_lag_0, self.counters = mark.gap_at_lag_0, dict(mark.counters)
-        self.marks = {known: value for known, value in self.marks.items() if known <= step}
+        self.marks, self.begun = {one: value for one, value in known.items() if one <= step}, {}
 
     def save(self, run_dir: Path) -> None:
         """Write `run.json`, whole or not at all."""
@@ -107,7 +119,8 @@ class RunState:
             )
         if data["accuracy_before"] is None:
             data["accuracy_before"] = math.nan
-        data["marks"] = {int(step): Mark(**mark) for step, mark in data["marks"].items()}
+        for name in ("marks", "begun"):
+            data[name] = {int(step): Mark(**mark) for step, mark in data[name].items()}
         return cls(**data)
 
 

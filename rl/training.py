@@ -19,6 +19,7 @@ from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_folder import REFERENCE
 from samepath.rl.run_state import Phase, RunState
+from samepath.rl.saving import Saving
 from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.survey import check_first_prompts
 from samepath.rl.tracking.tracker import Tracker
@@ -59,6 +60,15 @@ class Training:
             self.display.message(
                 f"warning: {said}. They count as rollout/failure.<reason>; `samepath validate` reads every row."
             )
+        saved = source is not None and source.resolve() != reference.resolve()
+        saving = Saving(
+            recipe=recipe,
+            learner=self.learner,
+            tracker=self.tracker,
+            display=self.display,
+            state=self.state,
+            newest=first_step if saved else -1,
+        )
         pool = self._pool(reference)
         try:
             pool.load_weights(self.learner.weights(), first_step)
@@ -69,6 +79,7 @@ class Training:
                 learner=self.learner,
                 pool=pool,
                 scorer=GroupScorer(self.runner, recipe.reward.max_failed_share),
+                saving=saving,
                 tracker=self.tracker,
                 display=self.display,
                 interruption=self.interruption,
@@ -82,12 +93,14 @@ class Training:
                 self.display.message(
                     f"held-out accuracy before RL: {before.accuracy:.3f} ({before.num_scored} responses)"
                 )
-            self._train(loop, first_step, saved=source is not None and source.resolve() != reference.resolve())
+            self._train(loop, first_step)
             after = loop.evaluate()
             self.tracker.log_metrics(recipe.rl.steps, after.metrics())
             self._measure_memory(pool)
+            saving.finish()
             return after
         finally:
+            saving.close()
             pool.close()
 
     def _pool(self, reference: Path) -> RolloutPool:
@@ -101,14 +114,13 @@ class Training:
 
         return RayPool(reference.resolve(), engine, workers, import_path(recipe_dir), placement)
 
-    def _train(self, loop: Loop, first_step: int, *, saved: bool) -> None:
-        """The steps and a checkpoint of the last one; `saved` is True if `first_step` has one."""
-        state, recipe = self.state, self.recipe
-        done, newest = first_step, first_step if saved else -1
+    def _train(self, loop: Loop, first_step: int) -> None:
+        """The steps, and the beginning of a checkpoint of the last one."""
+        state, saving, done = self.state, loop.saving, first_step
         spent_before = state.seconds
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
-            nonlocal done, newest
+            nonlocal done
             done = step
             state.gap_at_lag_0 = max(state.gap_at_lag_0, metrics.get("policy/gap_at_lag_0", 0.0))
             for name, value in metrics.items():
@@ -119,33 +131,26 @@ class Training:
                 ):
                     state.counters[name] = state.counters.get(name, 0.0) + value
             state.seconds = spent_before + time.monotonic() - self.started
-            if loop.saves_after(step):
-                newest = step
-                state.mark(recipe.run_dir, step, recipe.checkpoint.keep)
-            state.save(recipe.run_dir)
 
         try:
             loop.run(first_step, on_step)
         except KeyboardInterrupt:
             if self.interruption.held:
                 self.display.message("interrupted twice: no checkpoint, because this step's update was not finished")
-            elif newest != done:
-                self.display.message(f"interrupted: writing a checkpoint of step {done}")
-                self._save(done)
+            else:
+                self._save(saving, done, "interrupted")
             raise
         except TooManyFailuresError:
-            if newest != done:
-                self.display.message(f"too many rewards failed: writing a checkpoint of step {done}")
-                self._save(done)
+            self._save(saving, done, "too many rewards failed")
             raise
-        if newest != done:
-            self._save(done)
+        saving.begin(done)
 
-    def _save(self, step: int) -> None:
-        """Write a checkpoint; `run.json` knows how the run stood there before it is whole."""
-        self.state.mark(self.recipe.run_dir, step, self.recipe.checkpoint.keep)
-        self.state.save(self.recipe.run_dir)
-        self.tracker.log_checkpoint(step, self.learner.save(step))
+    def _save(self, saving: Saving, done: int, why: str) -> None:
+        """Leave a checkpoint of the last finished step."""
+        if saving.newest != done or saving.writing:
+            self.display.message(f"{why}: writing a checkpoint of step {done}")
+        saving.begin(done)
+        saving.finish()
 
     def _enter(self, phase: Phase, step: int) -> None:
         self.state.phase = phase

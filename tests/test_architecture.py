@@ -47,7 +47,7 @@ HOUSE: dict[str, str] = {
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
-        validate/ preparation resume
+        validate/ preparation resume saving
         loop
         training
         run

@@ -109,25 +109,43 @@ def _split_feed_forward(published: dict[str, Tensor], stem: str, gate_up: Tensor
 
 def save_checkpoint(model: CausalLM, folder: Path) -> None:
     """Write `config.json` and safetensors (sharded above 4 GiB) into `folder`, which is made if missing."""
+    write_checkpoint(model.config, published_tensors(model), folder)
+
+
+def write_checkpoint(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """See `save_checkpoint`; `tensors` are the model's `published_tensors`, or copies of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(write_config(model.config), indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(write_config(config), indent=2) + "\n")
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
-    for name, tensor in published_tensors(model).items():
+    for name, tensor in tensors.items():
         if size and size + tensor.nbytes > MAX_SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][name] = tensor.detach().cpu().contiguous().clone()
+        shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        _write_shard(shards[0], folder / WEIGHTS_FILE)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        _write_shard(shard, folder / file)
         weight_map |= dict.fromkeys(shard, file)
     (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+
+
+def _write_shard(shard: Mapping[str, Tensor], path: Path) -> None:
+    """Views of one matrix, such as gate and up, are copied one by one: safetensors refuses tensors that share memory."""
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
+    save_file(
+        {
+            name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            for name, tensor in own.items()
+        },
+        path,
+        metadata={"format": "pt"},
+    )
 
 
 def load_checkpoint(folder: Path, backend: Backend = "torch", dtype: torch.dtype = torch.float32) -> CausalLM:

@@ -4,6 +4,7 @@ Axes: N rows (a multiple of 16), D width, V vocabulary, E experts, X experts cho
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,9 +194,14 @@ def checkpoint_tensors(policy: TransformersPolicy) -> dict[str, Tensor]:
 
 def save_transformers(policy: TransformersPolicy, folder: Path) -> None:
     """Write `config.json` and safetensors as transformers does, adapters merged, with the routing keys that other loaders need."""
+    write_transformers(policy, merged_state(policy.model), folder)
+
+
+def write_transformers(policy: TransformersPolicy, state: Mapping[str, Tensor], folder: Path) -> None:
+    """See `save_transformers`; `state` is the model's `merged_state`, or a copy of it. Of the policy only settings are read."""
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(folder, state_dict=merged_state(policy.model))
+    policy.model.save_pretrained(folder, state_dict=dict(state))
     if policy.has_selection_bias:
         path = folder / "config.json"
         config: dict[str, Any] = json.loads(path.read_text())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from samepath.model.files.policy_files import load_policy, policy_tensors
-from samepath.model.json_file import read_json, write_json
+from samepath.model.files.policy_files import file_tensors, load_policy, policy_tensors
+from samepath.model.json_file import read_json
 from samepath.model.manifest import require_whole
 from samepath.model.network.network import CausalLM
 from samepath.model.network.placement import place
@@ -15,20 +15,20 @@ from samepath.model.text.tokenizer import load_tokenizer
 from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.gpu import GpuMeter
-from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder, drop_others, write_folder
+from samepath.rl.learner.checkpoint_writer import CheckpointWriter
+from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder, write_folder
 from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
 from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
+from samepath.rl.learner.snapshot import STATE_FILE, Snapshot, in_host_memory
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
-
-STATE_FILE = "learner.pt"
 
 
 class Learner:
@@ -39,6 +39,7 @@ class Learner:
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
         self.version = 0
         self._saved = resume_from
+        self._writer = CheckpointWriter(asynchronous=recipe.checkpoint.asynchronous, keep=recipe.checkpoint.keep)
         if resume_from is None:
             if isinstance(recipe.model, CheckpointModel) and recipe.model.implementation == "transformers":
                 folder = resolve_folder(recipe.model.path, recipe_dir)
@@ -107,16 +108,23 @@ class Learner:
         return {name: tensor.detach().float().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
 
     def save(self, step: int) -> Path:
-        """Write `checkpoints/step-…` whole or not at all, then drop the oldest beyond `checkpoint.keep`.
+        """Write `checkpoints/step-…` whole or not at all, then drop the oldest beyond `checkpoint.keep`; returns its folder.
 
-        A step that is saved already stays as it is: what an interrupted update has left must not come into it.
+        With `checkpoint.asynchronous` this returns as soon as weights and optimiser state are copied, and the rest is written while training goes
+        on; a save before that one is waited for. A step that is saved already stays as it is: what an interrupted update has left must
+        not come into it. Raises CheckpointError if this or the save before cannot be written.
         """
         folder = checkpoint_folder(self._run_dir, step)
         if folder != self._saved:
-            write_folder(folder, lambda partial: self._write(partial, step))
+            # Before the copy: two at once would take twice the memory.
+            self._writer.whole(wait=True)
+            self._writer.begin(folder, self._snapshot(step).write)
             self._saved = folder
-            drop_others(folder, self._recipe.checkpoint.keep)
         return folder
+
+    def saved(self, step: int, *, wait: bool) -> bool:
+        """Whether the checkpoint of `step`, the newest that was begun, is whole on the disk. Raises CheckpointError if it cannot be written."""
+        return self._writer.whole(wait=wait) and self._saved == checkpoint_folder(self._run_dir, step)
 
     def statistics(self) -> dict[str, float]:
         """Parameters, `peak_bytes` of this process, and of its GPU's memory if it computes there."""
@@ -126,18 +134,22 @@ class Learner:
             **gpu_statistics(self._recipe.model.device),
         }
 
-    def _write(self, folder: Path, step: int) -> None:
-        """Fill a folder with all that a resumed learner needs."""
-        save_model(self._model, self._tokenizer, folder)
+    def _snapshot(self, step: int) -> Snapshot:
+        state = None
         if self._optimizer is not None:
             state = {**self._optimizer.state(), "adapters": adapter_tensors(self._model)}
-            try:
-                with (folder / STATE_FILE).open("wb") as file:
-                    torch.save(state, file)
-            except RuntimeError as error:
-                # What the file refused is hidden below a complaint about positions.
-                raise OSError(f"{STATE_FILE}: {error.__context__ or error}") from error
-        write_json(folder / STEP_FILE, {"step": step, "version": self.version})
+        held, ready = in_host_memory(
+            {"weights": file_tensors(self._model), "state": state}, copied=self._recipe.checkpoint.asynchronous
+        )
+        return Snapshot(
+            policy=self._model,
+            tokenizer=self._tokenizer,
+            weights=held["weights"],
+            state=held["state"],
+            step=step,
+            version=self.version,
+            ready=ready,
+        )
 
     def _load(self, folder: Path) -> Policy:
         return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)

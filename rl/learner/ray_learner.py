@@ -27,6 +27,7 @@ class RayLearner:
         options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
         remote = ray.remote(**options, runtime_env={"env_vars": environment})(Learner)
         self._timeout_s = recipe.learner.update_timeout_s
+        self._lost: LearnerLostError | None = None
         self._actor = remote.remote(
             recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from.resolve() if resume_from else None
         )
@@ -64,6 +65,11 @@ class RayLearner:
         """See `Learner.save`."""
         return Path(self._wait(f"writing the checkpoint of step {step}", self._actor.save.remote(step)))
 
+    def saved(self, step: int, *, wait: bool) -> bool:
+        """See `Learner.saved`."""
+        whole: bool = self._wait(f"writing the checkpoint of step {step}", self._actor.saved.remote(step, wait=wait))
+        return whole
+
     def statistics(self) -> dict[str, float]:
         """See `Learner.statistics`."""
         statistics: dict[str, float] = self._wait("its statistics", self._actor.statistics.remote())
@@ -74,13 +80,18 @@ class RayLearner:
         ray.kill(self._actor, no_restart=True)
 
     def _wait(self, what: str, call: Any) -> Any:
+        if self._lost is not None:
+            # It would only be waited for once more.
+            raise self._lost
         try:
             return ray.get(call, timeout=self._timeout_s)
         except GetTimeoutError as error:
-            raise LearnerLostError(
+            self._lost = LearnerLostError(
                 f"waited learner.update_timeout_s={self._timeout_s:.0f} s for the learner: {what}. Raise the limit, or look at its log."
-            ) from error
+            )
+            raise self._lost from error
         except RayActorError as error:
-            raise LearnerLostError(
+            self._lost = LearnerLostError(
                 f"the learner's process ended during {what} ({type(error).__name__}). Go on from the last checkpoint with `samepath resume`."
-            ) from error
+            )
+            raise self._lost from error

@@ -1,7 +1,7 @@
 """A program: a run that is killed (SIGKILL) at chosen moments and resumed each time, in children forked from one warm interpreter.
 
 `python -m tests.rl.killed_runs RECIPE RUNS_DIR` reads lines `NAME MOMENT` (0: not at all), starts or resumes run NAME until that moment, and answers
-with the exit status and how many moments went by. A moment is the beginning or end of a call that writes, computes or evaluates.
+with the exit status and how many moments went by. A moment is the beginning or end of a call that writes, computes or evaluates, in whichever thread.
 """
 
 import contextlib
@@ -9,13 +9,16 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from samepath.rl import run as run_module
+from samepath.rl.learner import checkpoints
 from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.snapshot import Snapshot
 from samepath.rl.loop import Loop
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
@@ -31,6 +34,9 @@ WATCHED: list[tuple[Any, str]] = [
     (Learner, "start_rl"),
     (Learner, "update"),
     (Learner, "save"),
+    (Learner, "saved"),
+    (Snapshot, "write"),
+    (checkpoints, "seal"),
     (Loop, "evaluate"),
     (Loop, "one_step"),
     (JsonlSink, "_write"),
@@ -42,13 +48,16 @@ WATCHED: list[tuple[Any, str]] = [
 def watch(moment: int, seen: Callable[[int], None]) -> None:
     """Count the moments, and end this process at one of them as the kernel would for want of memory."""
     count = 0
+    # Checkpoints are written in a thread beside the training.
+    one_at_a_time = threading.Lock()
 
     def passed() -> None:
         nonlocal count
-        count += 1
-        seen(count)
-        if count == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with one_at_a_time:
+            count += 1
+            seen(count)
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:

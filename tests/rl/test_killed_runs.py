@@ -62,7 +62,9 @@ class Killer:
         self._program.stdin.write(f"{name} {moment}\n")
         self._program.stdin.flush()
         status, seen = map(int, self._program.stdout.readline().split())
-        assert status == (-9 if seen == moment else 0), f"attempt of {name} ended with {status} at moment {seen}"
+        assert status == (-9 if moment and seen == moment else 0), (
+            f"attempt of {name} ended with {status} at moment {seen}"
+        )
         return seen
 
     def close(self) -> None:

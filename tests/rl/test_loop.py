@@ -12,6 +12,8 @@ from samepath.rl.loop import Loop
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.run_state import RunState
+from samepath.rl.saving import Saving
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.row import Task, TaskRow
 from samepath.rl.tracking.sink import Sink
@@ -29,15 +31,18 @@ class Book(Sink):
         self.metrics[step] = dict(metrics)
 
     def log_checkpoint(self, step: int, path: Path) -> None:
-        assert path == Path(f"step-{step}")
+        assert path.name == f"step-{step:06d}"
         self.checkpoints.append(step)
 
 
 class Saver:
-    """A learner that only saves."""
+    """A learner that only saves, at once."""
 
     def save(self, step: int) -> Path:
         return Path(f"step-{step}")
+
+    def saved(self, step: int, *, wait: bool) -> bool:
+        return True
 
 
 class EmptyLoop(Loop):
@@ -54,6 +59,8 @@ def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | No
     row = TaskRow(row_id="train-0", question="", text="1+2=", dataset="sums", row=0)
     absent: Any = None
     saver: Any = Saver()
+    tracker, display = Tracker([] if sink is None else [sink]), ProgressDisplay(total_steps=recipe.rl.steps)
+    recipe.run_dir.mkdir(parents=True, exist_ok=True)
     return kind(
         recipe=recipe,
         task=Task(name="sums", train=[row], held_out=[], seed=0),
@@ -61,8 +68,9 @@ def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | No
         learner=saver,
         pool=absent,
         scorer=absent,
-        tracker=Tracker([] if sink is None else [sink]),
-        display=ProgressDisplay(total_steps=recipe.rl.steps),
+        saving=Saving(recipe=recipe, learner=saver, tracker=tracker, display=display, state=RunState(), newest=-1),
+        tracker=tracker,
+        display=display,
         notices=Notices(parts=recipe.reward.parts),
     )
 

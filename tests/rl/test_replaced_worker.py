@@ -36,6 +36,7 @@ def test_resume_run_goes_on_when_a_worker_dies_after_its_checkpoint_was_removed(
 
     def killing(self: Loop, step: int) -> dict[str, float]:
         if step == 2:
+            self.saving.finish()
             assert [path.name for path in (cut.run_dir / "checkpoints").iterdir()] == ["step-000002"]
             os.kill(pools[0].process_ids()[0], signal.SIGKILL)
         return original(self, step)

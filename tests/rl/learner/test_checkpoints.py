@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from samepath.model.manifest import require_whole
+from samepath.rl.learner.checkpoint_writer import CheckpointWriter
 from samepath.rl.learner.checkpoints import (
     STEP_FILE,
     CheckpointError,
     checkpoint_folder,
     checkpoint_of_step,
-    drop_others,
     latest_checkpoint,
-    write_folder,
 )
-from samepath.rl.learner.learner import STATE_FILE, Learner
+from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.snapshot import STATE_FILE
 from samepath.rl.run import resume_run, start_run
 from tests.killed import killed_at_each_call
 from tests.model.test_durable_file import room_for
+from tests.rl.saved import saved
 
 
 def writer(step: int, text: str) -> Callable[[Path], None]:
@@ -35,10 +36,10 @@ def writer(step: int, text: str) -> Callable[[Path], None]:
     return write
 
 
-def save(run_dir: Path, step: int, text: str, keep: int = 2) -> None:
-    folder = checkpoint_folder(run_dir, step)
-    write_folder(folder, writer(step, text))
-    drop_others(folder, keep)
+def save(run_dir: Path, step: int, text: str, keep: int = 2, asynchronous: bool = False) -> None:
+    written = CheckpointWriter(asynchronous=asynchronous, keep=keep)
+    written.begin(checkpoint_folder(run_dir, step), writer(step, text))
+    written.whole(wait=True)
 
 
 def newest(run_dir: Path) -> tuple[int, str] | None:
@@ -50,9 +51,15 @@ def names(run_dir: Path) -> set[str]:
     return {path.name for path in (run_dir / "checkpoints").iterdir()}
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize(("step", "keep"), [(3, 1), (4, 2)])
 def test_save_killed_at_each_call_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: int, keep: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: int,
+    keep: int,
+    asynchronous: bool,
 ) -> None:
     """Of a new step, and of one that has a checkpoint; afterwards one more save leaves nothing but the newest."""
     before, run = tmp_path / "before", tmp_path / "run"
@@ -60,7 +67,7 @@ def test_save_killed_at_each_call_leaves_a_whole_checkpoint(
         save(before, old, f"old {old}", keep=2)
     shutil.copytree(before, run)
     seen = set()
-    for _ in killed_at_each_call(monkeypatch, run, lambda: save(run, step, "new", keep)):
+    for _ in killed_at_each_call(monkeypatch, run, lambda: save(run, step, "new", keep, asynchronous)):
         found = newest(run)
         assert found in {(3, "old 3"), (step, "new")}
         seen.add(found)
@@ -188,37 +195,38 @@ def test_resume_run_with_the_newest_checkpoint_flipped_ends_like_an_uninterrupte
     assert {name: (last / name).read_bytes() for name in expected} == expected
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
 def test_learner_save_on_a_full_disk_at_each_file_ends_with_a_clear_error_and_keeps_the_last(
-    tiny_recipe, tmp_path: Path
+    asynchronous: bool, tiny_recipe, tmp_path: Path
 ) -> None:
-    recipe = tiny_recipe()
+    recipe = tiny_recipe(f"checkpoint.asynchronous={asynchronous}")
     learner = Learner(recipe, tmp_path, recipe.run_dir, None)
     learner.start_rl()
-    saved = learner.save(0)
-    sizes = sorted({path.stat().st_size for path in saved.iterdir()})
+    first = saved(learner, 0)
+    sizes = sorted({path.stat().st_size for path in first.iterdir()})
     for size in sizes:
         with pytest.raises(CheckpointError, match="step-000001 cannot be written"), room_for(size - 1):
-            learner.save(1)
+            saved(learner, 1)
         assert names(recipe.run_dir) == {"step-000000"}
-    assert latest_checkpoint(recipe.run_dir) == (saved, 0)
+    assert latest_checkpoint(recipe.run_dir) == (first, 0)
 
 
 def test_learner_save_of_a_step_saved_already_takes_nothing_of_a_later_one(tiny_recipe, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     learner = Learner(recipe, tmp_path, recipe.run_dir, None)
     learner.start_rl()
-    before = (learner.save(0) / "model.safetensors").read_bytes()
+    before = (saved(learner, 0) / "model.safetensors").read_bytes()
     with torch.no_grad():
         next(iter(learner._model.parameters())).add_(1.0)
-    assert (learner.save(0) / "model.safetensors").read_bytes() == before
+    assert (saved(learner, 0) / "model.safetensors").read_bytes() == before
 
 
 def test_learner_refuses_a_reference_that_is_changed(tiny_recipe, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     learner = Learner(recipe, tmp_path, recipe.run_dir, None)
     learner.start_rl()
-    saved = learner.save(0)
+    checkpoint = saved(learner, 0)
     path = learner.reference_dir / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(ValueError, match=r"reference/model\.safetensors has other content"):
-        Learner(recipe, tmp_path, recipe.run_dir, saved)
+        Learner(recipe, tmp_path, recipe.run_dir, checkpoint)

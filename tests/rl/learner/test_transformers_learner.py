@@ -25,6 +25,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.types import Segment
 from tests.conftest import ALPHABET
 from tests.rl.conftest import RESPONSE, SAMPLES
+from tests.rl.saved import saved
 from tests.tiny_transformers import tiny_transformers
 
 GROUPS, PROMPT = 4, 5
@@ -154,9 +155,9 @@ def test_resumed_learner_continues_to_the_last_bit(lora: bool, foreign_recipe, t
     recipe = foreign_recipe("Qwen3Moe", *overrides)
     learner, start = started(recipe, tmp_path)
     learner.update(sampled_batch(start, seed=0))
-    folder = learner.save(1)
-    saved = load_policy(folder, "transformers", "torch")
-    for name, tensor in policy_tensors(saved).items():
+    folder = saved(learner, 1)
+    loaded = load_policy(folder, "transformers", "torch")
+    for name, tensor in policy_tensors(loaded).items():
         np.testing.assert_array_equal(tensor.numpy(), learner.weights()[name], err_msg=name)
     second = sampled_batch(start, seed=1)
     learner.update(second)
@@ -192,7 +193,7 @@ def test_lora_weights_handed_out_are_the_policy_that_was_trained(foreign_recipe,
     learner, start = started(recipe, tmp_path)
     batch = sampled_batch(start)
     learner.update(batch)
-    merged = load_policy(learner.save(1), "transformers", "torch")
+    merged = load_policy(saved(learner, 1), "transformers", "torch")
     packed = pack(batch.sequences, start.shape)
     with torch.no_grad():
         ours = run_policy(learner._model, packed, routes_LNX=packed.routes_LNX, use_support=False).logprobs_M
@@ -247,7 +248,7 @@ def test_lora_on_a_module_that_is_not_there_or_the_head_is_refused(foreign_recip
 
 def test_resume_with_other_adapters_is_refused(foreign_recipe, tmp_path: Path) -> None:
     learner, _ = started(foreign_recipe("Llama", "learner.lora.rank=4"), tmp_path)
-    folder = learner.save(1)
+    folder = saved(learner, 1)
     with pytest.raises(ValueError, match="rank or target_modules have changed"):
         learner_of(foreign_recipe("Llama", "learner.lora.rank=8"), tmp_path, folder)
 
@@ -291,3 +292,18 @@ def test_check_policy_refuses_to_train_an_indexer_that_is_not_there(foreign_reci
 
 def test_tokenizer_of_the_tiny_models_fits() -> None:
     assert character_tokenizer(ALPHABET).vocab_size <= tiny_transformers("Llama").config.vocab_size
+
+
+@pytest.mark.parametrize(("family", "lora"), [("Qwen3Moe", "learner.lora.rank=4"), ("Qwen3", "learner.lora.rank=0")])
+def test_checkpoint_written_beside_the_training_has_the_bytes_of_one_written_at_once(
+    family: str, lora: str, foreign_recipe, tmp_path: Path
+) -> None:
+    """With merged adapters, and with a tied matrix, which must not be written twice."""
+    learner, start = started(foreign_recipe(family, lora), tmp_path)
+    learner.update(sampled_batch(start))
+    beside = saved(learner, 1)
+    learner._recipe = foreign_recipe(family, lora, "checkpoint.asynchronous=false")
+    at_once = saved(learner, 2)
+    files = {path.name for path in beside.iterdir()} - {"step.json", "manifest.json"}
+    assert {"model.safetensors", "learner.pt"} <= files
+    assert all((beside / name).read_bytes() == (at_once / name).read_bytes() for name in files)

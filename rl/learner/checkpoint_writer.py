@@ -1,0 +1,42 @@
+"""Writes a run's checkpoints, one at a time: in a thread while the run goes on, or at once."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from samepath.rl.learner.checkpoints import drop_others, write_folder
+
+
+class CheckpointWriter:
+    """A checkpoint that is begun is whole once `whole` says so, and nothing is begun before.
+
+    What the writing raised is raised by the next call of `whole`, and by every one after it: an error cannot be missed.
+    """
+
+    def __init__(self, *, asynchronous: bool, keep: int) -> None:
+        self._keep = keep
+        # Its thread is joined when the interpreter ends, so that a process that leaves in the middle has written its checkpoint.
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._newest: Future[None] | None = None
+
+    def begin(self, folder: Path, write: Callable[[Path], None]) -> None:
+        """Let `write` fill `folder` (see `write_folder`), then drop what it makes superfluous. Waits for the one before."""
+        self.whole(wait=True)
+        if self._thread is not None:
+            self._newest = self._thread.submit(_written, folder, write, self._keep)
+        else:
+            _written(folder, write, self._keep)
+
+    def whole(self, *, wait: bool) -> bool:
+        """Whether the newest checkpoint stands under its name. Raises what its writing raised: CheckpointError if the disk did not take it."""
+        if self._newest is None:
+            return True
+        if wait or self._newest.done():
+            self._newest.result()
+            return True
+        return False
+
+
+def _written(folder: Path, write: Callable[[Path], None], keep: int) -> None:
+    write_folder(folder, write)
+    drop_others(folder, keep)
