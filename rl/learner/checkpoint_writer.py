@@ -19,9 +19,13 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._newest: Future[None] | None = None
 
-    def begin(self, folder: Path, write: Callable[[Path], None]) -> None:
-        """Let `write` fill `folder` (see `write_folder`), then drop what it makes superfluous. Waits for the one before."""
+    def begin(self, folder: Path, prepare: Callable[[], Callable[[Path], None]]) -> None:
+        """Let what `prepare` returns fill `folder` (see `write_folder`), then drop what it makes superfluous.
+
+        The one before is waited for first, so that there is one copy of the weights at most.
+        """
         self.whole(wait=True)
+        write = prepare()
         if self._thread is not None:
             self._newest = self._thread.submit(_written, folder, write, self._keep)
         else:

@@ -116,9 +116,7 @@ class Learner:
         """
         folder = checkpoint_folder(self._run_dir, step)
         if folder != self._saved:
-            # Before the copy: two at once would take twice the memory.
-            self._writer.whole(wait=True)
-            self._writer.begin(folder, self._snapshot(step).write)
+            self._writer.begin(folder, lambda: self._snapshot(step).write)
             self._saved = folder
         return folder
 

@@ -29,7 +29,7 @@ def test_begin_comes_back_before_the_checkpoint_is_whole_and_whole_says_when(tmp
     checkpoints = CheckpointWriter(asynchronous=True, keep=2)
     assert checkpoints.whole(wait=False), "nothing is being written"
     write, begun, go = held(1)
-    checkpoints.begin(checkpoint_folder(tmp_path, 1), write)
+    checkpoints.begin(checkpoint_folder(tmp_path, 1), lambda: write)
     assert begun.wait(WAIT_S)
     assert not checkpoints.whole(wait=False)
     assert latest_checkpoint(tmp_path) is None
@@ -41,12 +41,12 @@ def test_begin_comes_back_before_the_checkpoint_is_whole_and_whole_says_when(tmp
 def test_begin_waits_for_the_one_before(tmp_path: Path) -> None:
     checkpoints = CheckpointWriter(asynchronous=True, keep=2)
     write, _, go = held(1)
-    checkpoints.begin(checkpoint_folder(tmp_path, 1), write)
+    checkpoints.begin(checkpoint_folder(tmp_path, 1), lambda: write)
     seen: list[set[str]] = []
 
-    def second(folder: Path) -> None:
+    def second() -> Callable[[Path], None]:
         seen.append(names(tmp_path))
-        writer(2, "text")(folder)
+        return writer(2, "text")
 
     waiting = threading.Thread(target=checkpoints.begin, args=(checkpoint_folder(tmp_path, 2), second))
     waiting.start()
@@ -54,7 +54,7 @@ def test_begin_waits_for_the_one_before(tmp_path: Path) -> None:
     go.set()
     waiting.join(WAIT_S)
     assert checkpoints.whole(wait=True)
-    assert seen == [{"step-000001"}], "the first was whole when the second began"
+    assert seen == [{"step-000001"}], "the first was whole when the second's copy was taken"
 
 
 def test_synchronous_begin_comes_back_when_the_checkpoint_is_whole(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_synchronous_begin_comes_back_when_the_checkpoint_is_whole(tmp_path: Pat
         threads.append(threading.current_thread())
         writer(1, "text")(folder)
 
-    checkpoints.begin(checkpoint_folder(tmp_path, 1), write)
+    checkpoints.begin(checkpoint_folder(tmp_path, 1), lambda: write)
     assert latest_checkpoint(tmp_path) == (checkpoint_folder(tmp_path, 1), 1)
     assert checkpoints.whole(wait=False)
     assert threads == [threading.current_thread()]
@@ -77,12 +77,12 @@ def test_error_of_the_writing_is_raised_by_each_later_call_with_the_folders_name
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoints.begin(checkpoint_folder(tmp_path, 7), full)
+    checkpoints.begin(checkpoint_folder(tmp_path, 7), lambda: full)
     said = r"step-000007 cannot be written: .*No space left"
     with pytest.raises(CheckpointError, match=said):
         checkpoints.whole(wait=True)
     with pytest.raises(CheckpointError, match=said):
         checkpoints.whole(wait=False)
     with pytest.raises(CheckpointError, match=said):
-        checkpoints.begin(checkpoint_folder(tmp_path, 8), writer(8, "text"))
+        checkpoints.begin(checkpoint_folder(tmp_path, 8), lambda: writer(8, "text"))
     assert latest_checkpoint(tmp_path) is None

@@ -38,7 +38,7 @@ def writer(step: int, text: str) -> Callable[[Path], None]:
 
 def save(run_dir: Path, step: int, text: str, keep: int = 2, asynchronous: bool = False) -> None:
     written = CheckpointWriter(asynchronous=asynchronous, keep=keep)
-    written.begin(checkpoint_folder(run_dir, step), writer(step, text))
+    written.begin(checkpoint_folder(run_dir, step), lambda: writer(step, text))
     written.whole(wait=True)
 
 
