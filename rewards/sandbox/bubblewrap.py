@@ -46,14 +46,10 @@ def bubblewrap_command(
 
 
 def readable_paths(environment: Mapping[str, str], search_path: Path, *, network: bool) -> list[Path]:
-    """What a Python child reads: its interpreter, all module folders of this process and of the child's environment, this package."""
-    places = [
-        sys.prefix,
-        sys.base_prefix,
-        sys.executable,
-        *sys.path,
-        *environment.get("PYTHONPATH", "").split(os.pathsep),
-    ]
+    """What a Python child reads: its interpreter, this process's module folders, this package, and where its environment points."""
+    places = [sys.prefix, sys.base_prefix, sys.executable, *sys.path]
+    for name in ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH"):
+        places += environment.get(name, "").split(os.pathsep)
     found = [Path(place).absolute() for place in places if place]
     found += [search_path.absolute(), Path(__file__).absolute().parents[2]]
     if network:

@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from samepath.rewards.sandbox.usage import holds_more_than
 KILL_LIMIT_S = 8.0
 """Longest time spent on killing what the worker left; below the driver's own patience with the supervisor."""
 LOOK_EVERY_S = 0.1
-"""Time between two counts of processes and bytes."""
+"""Least time between two counts of processes and bytes."""
+LOOK_SHARE = 0.05
+"""Largest share of a core that counting may take: after a long count, of a folder of many files, the next one waits longer."""
 TOO_MANY_PROCESSES, TOO_MANY_BYTES = 250, 251
 """Exit codes of a supervisor that ended its worker at a limit."""
 
@@ -99,17 +102,19 @@ def watch(worker: int, orders: Orders, woken: int, folder: Path) -> tuple[int, i
 
     Returns the exit code of the limit that was passed, 0 if none was, and the worker's wait status, None if it stays.
     """
-    limit = 0
+    limit, pause_s = 0, LOOK_EVERY_S
     while True:
-        ready, _, _ = select.select([orders.control, woken], [], [], LOOK_EVERY_S)
+        ready, _, _ = select.select([orders.control, woken], [], [], pause_s)
         if orders.control in ready:
             break
         if woken in ready:
             os.read(woken, 4096)
             if _reaped(worker) or os.getppid() != orders.driver:
                 break
+        began = time.process_time()
         if limit := passed_limit(orders, folder):
             break
+        pause_s = max(LOOK_EVERY_S, (time.process_time() - began) / LOOK_SHARE)
     status, _ = end_descendants(worker, KILL_LIMIT_S)
     return limit, status
 

@@ -1,11 +1,12 @@
 """What a hostile reward tries: each attack, by its name in docs/rewards.md, is code that sets `result` to 1.0 where it succeeds.
 
-It finds `driver` (the pid), `run` (a folder of the run), `port` (a TCP and a UDP server on 127.0.0.1), `unix` and `abstract` (Unix sockets).
+It finds `driver` and `supervisor` (process ids, signalled with one that nobody minds), `run` (a folder of the run), `port` (a TCP and a UDP
+server on 127.0.0.1), `unix` and `abstract` (Unix sockets).
 """
 
 HEAD = """
 import ctypes, os, signal, socket, threading
-driver, run, port, unix, abstract = {driver}, {run!r}, {port}, {unix!r}, {abstract!r}
+driver, supervisor, run, port, unix, abstract = {driver}, {supervisor}, {run!r}, {port}, {unix!r}, {abstract!r}
 result = 0.0
 
 def succeeds(*attempts):
@@ -39,8 +40,8 @@ call = ctypes.CDLL(None, use_errno=True).syscall
 pidfd = call(434, driver, 0)
 result = float(pidfd >= 0 and any(call(438, pidfd, fd, 0) >= 0 for fd in range(64)))
 """,
-    "signal the driver": """
-succeeds(lambda: os.kill(driver, signal.SIGURG))
+    "signal the driver or the child's supervisor": """
+succeeds(*(lambda pid=pid: os.kill(pid, signal.SIGURG) for pid in (driver, supervisor)))
 """,
     "see which processes there are": """
 result = float(os.path.exists(f"/proc/{driver}"))

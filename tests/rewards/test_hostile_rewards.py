@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from samepath.rewards.request import RewardRequest
@@ -78,7 +79,9 @@ def test_score_each_attack_succeeds_only_where_the_docs_say_so(make_runner, mode
         pytest.skip(f"the table is about Landlock from ABI {FULL_ABI} on")
     monkeypatch.setenv("HIDDEN_KEY", "secret")
     with targets(tmp_path) as found, make_runner(isolation=mode) as pool:
-        head = HEAD.format(**found)
+        # The attacks have one child, whose supervisor is the driver's only one.
+        supervisor = psutil.Process().children()[-1].pid
+        head = HEAD.format(**found, supervisor=supervisor)
         scores = pool.score([request(head + code) for code in ATTACKS.values()])
         says = {name: "open" if score.total else "blocked" for name, score in zip(ATTACKS, scores, strict=True)}
         state = Path(str(found["run"])) / "run.json"
@@ -99,7 +102,7 @@ def test_score_each_attack_succeeds_only_where_the_docs_say_so(make_runner, mode
 
 def test_score_with_network_the_child_connects(make_runner, mode, tmp_path):
     with targets(tmp_path) as found, make_runner(isolation=mode, network=True) as pool:
-        (score,) = pool.score([request(HEAD.format(**found) + ATTACKS["connect by TCP"])])
+        (score,) = pool.score([request(HEAD.format(**found, supervisor=os.getpid()) + ATTACKS["connect by TCP"])])
     assert score.total == 1.0
 
 

@@ -111,7 +111,7 @@ os.read(started, 1)
 @pytest.mark.parametrize("ending", [HANG, "os._exit(1)", "pass"])
 def test_end_detached_processes_in_sessions_of_their_own_die_too(make_runner, count_marked, ending):
     mark = f"{600_000_000 + os.getpid()}"
-    with make_runner(timeout_s=5.0 if ending == HANG else 30.0) as pool:
+    with make_runner(timeout_s=2.0 if ending == HANG else 30.0) as pool:
         (score,) = pool.score([request(DETACH.format(mark=mark) + ending)])
         if ending == "pass":
             assert count_marked(mark) == 96

@@ -49,9 +49,12 @@ def test_bubblewrap_command_whose_modules_lie_in_tmp_itself_still_has_a_private_
 def test_readable_paths_hold_interpreter_modules_and_targets_of_links(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    found = readable_paths({"PYTHONPATH": f"{tmp_path}/a:{tmp_path}/b"}, tmp_path / "link", network=False)
+    found = readable_paths(
+        {"PYTHONPATH": f"{tmp_path}/a:{tmp_path}/b", "PATH": f"/bin:{tmp_path}/bin"}, tmp_path / "link", network=False
+    )
     expected = {
         tmp_path / "a",
+        tmp_path / "bin",
         tmp_path / "b",
         tmp_path / "link",
         tmp_path / "real",

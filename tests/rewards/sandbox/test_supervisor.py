@@ -59,3 +59,10 @@ def test_holds_more_than_counts_blocks_at_any_depth(tmp_path: Path):
     assert holds_more_than(tmp_path, 1 << 20)
     assert not holds_more_than(tmp_path, 2 << 20)
     assert not holds_more_than(tmp_path / "gone", 0)
+
+
+def test_holds_more_than_counts_empty_files_too(tmp_path: Path):
+    for number in range(17):
+        (tmp_path / str(number)).touch()
+    assert holds_more_than(tmp_path, 65536)
+    assert not holds_more_than(tmp_path, 17 * 4096)

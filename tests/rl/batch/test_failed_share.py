@@ -1,11 +1,14 @@
 """How many rewards may fail: judged while they come, never over fewer than eight."""
 
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
 from samepath.rewards.request import RewardRequest
+from samepath.rewards.runner import RewardRunner
 from samepath.rewards.score import Score
+from samepath.rewards.settings import RewardSettings
 from samepath.rl.batch.failed_share import FailedShare, TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer
 from tests.rl.sampled import group
@@ -78,3 +81,21 @@ def test_scorer_counts_only_what_was_scored() -> None:
     made = group("a", *[None] * 4)
     scorer.submit(made)
     assert [one.score.status for one in scorer.collect([made])[0].rollouts if one.score] == ["error"] * 4
+
+
+def test_scorer_whose_reward_hangs_on_every_response_waits_for_no_more_than_the_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 responses of which 6.4 may fail: the seventh wait of 0.2 s is the last, beside the one of the other child."""
+    (tmp_path / "own_hang.py").write_text("import time\ndef f(request): time.sleep(600)")
+    settings = {"parts": {"own": "own_hang:f"}, "search_path": str(tmp_path), "timeout_s": 0.2, "num_workers": 2}
+    asked = []
+    scored = RewardRunner._scored
+    monkeypatch.setattr(RewardRunner, "_scored", lambda *args: (asked.append(1), scored(*args))[1])
+    made = group("a", *[None] * 64)
+    with RewardRunner(RewardSettings.model_validate(settings)) as runner:
+        scorer = GroupScorer(runner, 0.1)
+        scorer.submit(made)
+        with pytest.raises(TooManyFailuresError, match=r"7 of 64 .* own: no result within 0.2 s"):
+            scorer.collect([made])
+    assert 7 <= len(asked) <= 14
