@@ -1,6 +1,7 @@
 """The `samepath` command. Each subcommand imports what it runs when it is called: torch alone takes seconds, and `--help` needs none of it."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from samepath.rl.file_errors import advice, said
 from samepath.rl.machine import package_versions, set_missing_variables
+from samepath.rollout.bounded_call import overdue
 
 if TYPE_CHECKING:
     # For the checker alone: see `_load`.
@@ -265,23 +267,33 @@ def _load(path: Path, overrides: Sequence[str]) -> "Recipe":
 
 def main() -> None:
     """Run the command; a user's mistake is one message, not a traceback. Exit status 1 on errors, 2 where a file or a connection fails, 130 on Ctrl-C."""
+    status = _status()
+    if overdue():
+        # A thread that hangs in foreign code, as in Ray after a cluster's loss, can hang or crash the interpreter's end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _status() -> int:
     try:
         # Outside its standalone mode the command returns its exit status (130 after Ctrl-C) instead of exiting.
         status = app(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
+        return status if isinstance(status, int) else 0
     except typer.Abort:
-        sys.exit(130)
+        return 130
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        return 130
     except typer._click.exceptions.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except USER_ERRORS as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        return 1
     except OSError as error:
         Console(stderr=True).print(
             f"error: {said(error)}.{advice(error)}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-        sys.exit(2)
+        return 2

@@ -27,6 +27,7 @@ from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
 from samepath.rl.training import Training
+from samepath.rollout.engine_errors import ClusterLostError
 
 
 class RunError(RuntimeError):
@@ -147,6 +148,9 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         state.phase = "finished"
         state.mark(run_dir, recipe.rl.steps, recipe.checkpoint.keep)
         status = "FINISHED"
+    except ClusterLostError:
+        show_interruption(run_dir, Console())
+        raise
     except KeyboardInterrupt:
         status = "KILLED"
         show_interruption(run_dir, Console())

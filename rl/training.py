@@ -162,12 +162,12 @@ class Training:
         statistics = pool.statistics()
         own = peak_memory_bytes()
         # What lives in this process reports this process's peak: inline the learner, and the built-in engine.
-        others = 0.0 if isinstance(pool, InlinePool) else statistics["peak_bytes"]
+        others = 0.0 if isinstance(pool, InlinePool) else statistics.get("peak_bytes", 0.0)
         if recipe.runtime == "ray":
             others += self.learner.statistics()["peak_bytes"]
         state.peak_bytes = max(state.peak_bytes, own + others)
         on_gpu = [statistics, self.learner.statistics()] if recipe.model.device == "cuda" else []
-        state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry["gpu_peak_bytes"] for entry in on_gpu)])
+        state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry.get("gpu_peak_bytes", 0.0) for entry in on_gpu)])
         state.counters |= {
             f"rollout/{name}": statistics[name] for name in ("replaced_workers", "over_cap") if statistics.get(name)
         }

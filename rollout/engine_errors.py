@@ -11,3 +11,7 @@ class EngineRecordError(RuntimeError):
 
 class RolloutPoolError(RuntimeError):
     """Workers failed more often than the recipe allows, or did not start."""
+
+
+class ClusterLostError(ConnectionError):
+    """The Ray cluster has ended or does not answer any more; nothing can be asked of the learner or of the workers on it."""

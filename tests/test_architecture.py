@@ -32,7 +32,7 @@ HOUSE: dict[str, str] = {
     """,
     "rollout": """
         sampling_settings
-        token_digest types segments conservation sampling request record stop_strings engine_errors counters engine_description stepped_engine
+        token_digest types segments conservation sampling request record stop_strings engine_errors bounded_call counters engine_description stepped_engine
         builtin/
         vllm/
         engine_settings
@@ -353,3 +353,56 @@ def test_file_says_what_it_is_for(name: str) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
     assert docstring
     assert docstring[0].isupper() or not docstring[0].isalpha()
+
+
+MAY_WAIT_FOR_EVER = {
+    ("model/transformers/packed_pass.py", "get"): "a context variable, no wait",
+    (
+        "rl/learner/pass_pool.py",
+        "result",
+    ): "this process's own computation; under Ray the driver waits learner.update_timeout_s for it",
+    ("rl/learner/checkpoint_writer.py", "result"): "this process's own writing to its disk; under Ray as above",
+    ("rl/batch/score_groups.py", "result"): "futures that have their result",
+    ("rewards/runner.py", "get"): "a scoring thread without work",
+    (
+        "rewards/runner.py",
+        "result",
+    ): "futures that the scoring threads end, in bounded time, whatever becomes of a child",
+    ("rollout/pool/process_worker.py", "recv"): "a worker without work; it hears of its parent's end",
+    ("rollout/pool/process_pool.py", "recv"): "inside `bounded`",
+    ("rollout/bounded_call.py", "wait"): "the thread that stays as long as a cluster",
+    ("rl/cli.py", "wait"): "`samepath ui` serves until it is ended",
+}
+"""Waits without a bound, and why each is right."""
+WAITS = {"wait", "join", "get", "result", "recv", "communicate", "acquire"}
+RAY_CALLS = {"get", "put", "wait", "kill", "init", "shutdown"}
+
+
+def test_waits_have_a_bound() -> None:
+    found = {
+        (name, node.func.attr)
+        for name, tree, _ in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in WAITS
+        and not node.args
+        and not node.keywords
+    }
+    assert found == set(MAY_WAIT_FOR_EVER)
+
+
+def test_calls_into_ray_are_made_by_a_bounded_wait() -> None:
+    """Ray's own timeouts do not hold where Ray hangs: whatever enters it is a lambda that `ask` or `bounded` calls in a thread."""
+    wrong, seen = [], 0
+    for name, tree, _ in trees():
+        inside = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.Lambda) for node in ast.walk(outer)}
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            of_ray = isinstance(node.func.value, ast.Name) and node.func.value.id == "ray"
+            if (of_ray and node.func.attr in RAY_CALLS) or (not of_ray and node.func.attr == "remote"):
+                seen += 1
+                wrong += [] if id(node) in inside else [f"{name}:{node.lineno} ray.{node.func.attr}"]
+    assert wrong == []
+    assert seen >= 15

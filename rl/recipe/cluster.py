@@ -20,6 +20,9 @@ class RaySettings(BaseModel):
         description="where a `local` cluster listens. 127.0.0.1 keeps it to this machine; with another IP address of this machine "
         "Ray listens on all its interfaces, and whoever reaches them can run code here",
     )
+    start_timeout_s: float = Field(
+        120.0, gt=0, description="longest wait for a cluster to start, or for one to be joined, seconds"
+    )
     object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="shared memory of a local cluster, bytes")
     learner_gpus: float = Field(
         1.0,

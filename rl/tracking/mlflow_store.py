@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from samepath.rl.tracking.names import clean_file_name
 logger = logging.getLogger("samepath.tracking")
 
 METRICS_PER_CALL = 1000
+LOCK_LIMIT_S = 60.0
+"""Longest wait for another process to make the tables of the store."""
+LOCK_POLL_S = 0.1
 RUN_KEY_TAG = "samepath.run_key"
 """Tag with the id that a run has even while its store cannot be reached."""
 
@@ -249,5 +253,16 @@ def _alone(uri: str) -> Iterator[None]:
     store = Path(uri.removeprefix("sqlite:///"))
     store.parent.mkdir(parents=True, exist_ok=True)
     with store.with_suffix(".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        deadline = time.monotonic() + LOCK_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailableError(
+                        f"waited {LOCK_LIMIT_S:.0f} s for {lock.name}, which another process holds while it makes the store's tables; "
+                        "end that process if it hangs"
+                    ) from error
+            time.sleep(LOCK_POLL_S)
         yield

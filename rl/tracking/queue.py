@@ -18,6 +18,7 @@ from samepath.rl.tracking.events import (
     StoreUnavailableError,
     parse_event,
 )
+from samepath.rollout.bounded_call import OverdueError, bounded
 
 logger = logging.getLogger("samepath.tracking")
 
@@ -212,21 +213,8 @@ def resend(file: QueueFile, store: EventStore, store_name: str, timeout_s: float
 
 
 def _send_within(store: EventStore, event: Event, timeout_s: float) -> None:
-    """Send one event from a daemon thread, so that a store that neither answers nor fails holds nobody up for ever."""
-    outcome: queue.Queue[EventRefusedError | StoreUnavailableError | None] = queue.Queue()
-
-    def send() -> None:
-        try:
-            store.send(event)
-        except (EventRefusedError, StoreUnavailableError) as error:
-            outcome.put(error)
-        else:
-            outcome.put(None)
-
-    threading.Thread(target=send, name="samepath-resend", daemon=True).start()
+    """Send one event, so that a store that neither answers nor fails holds nobody up for ever."""
     try:
-        error = outcome.get(timeout=timeout_s)
-    except queue.Empty:
-        raise StoreUnavailableError(f"waited {timeout_s:.0f} s for it to take one event ({event.kind})") from None
-    if error is not None:
-        raise error
+        bounded("tracking-store", timeout_s, lambda: store.send(event))
+    except OverdueError as error:
+        raise StoreUnavailableError(f"waited {timeout_s:.0f} s for it to take one event ({event.kind})") from error

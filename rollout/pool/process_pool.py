@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.pool.pool import Weights
@@ -60,15 +61,22 @@ class _Child:
                 start_new_session=True,
                 env=dict(environment),
             )
+        self._socket = ours.dup()
         self._channel = Connection(ours.detach())
 
     def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """The method's result. Raises WorkerLostError if there is none, RolloutPoolError with the worker's own exception."""
-        try:
+
+        def exchange() -> Answer:
+            # Either may hang: a child that is stopped reads no weights, and may have written half of an answer.
             self._channel.send(Call(method=method, arguments=arguments))
-            if not self._channel.poll(timeout_s):
-                raise WorkerLostError(f"gave no answer to {method} for {timeout_s:.0f} s")
             answer: Answer = self._channel.recv()
+            return answer
+
+        try:
+            answer = bounded("worker", timeout_s, exchange)
+        except OverdueError as error:
+            raise WorkerLostError(f"gave no answer to {method} for {timeout_s:.0f} s") from error
         except (EOFError, ConnectionError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=END_WAIT_S)
@@ -93,6 +101,10 @@ class _Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=END_WAIT_S)
+        with contextlib.suppress(OSError):
+            # Wakes a call that is still in the channel.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
         self._channel.close()
         self._output.close()
 
@@ -140,8 +152,11 @@ class ProcessPool:
             self._replace(str(error))
 
     def statistics(self) -> dict[str, float]:
-        """The worker's totals since it was started."""
-        return {**self._call("statistics"), "replaced_workers": float(self._replaced)}
+        """The worker's totals since it was started; of one that does not answer, `replaced_workers` alone."""
+        totals: dict[str, float] = {}
+        with contextlib.suppress(WorkerLostError):
+            totals = self._call("statistics")
+        return {**totals, "replaced_workers": float(self._replaced)}
 
     def close(self) -> None:
         """End the worker."""

@@ -1,6 +1,6 @@
 """A pool of rollout actors under Ray: they drain one queue of groups; a dead or silent one is replaced and its groups run again.
 
-Ray is imported here and in `rl/learner/ray_learner.py` only, because `runtime: inline` must work without it.
+Ray is imported here, in `ray_calls.py` and in `rl/learner/ray_*.py` only, because `runtime: inline` must work without it.
 """
 
 import time
@@ -17,6 +17,7 @@ from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.pool.pool import Weights, worker_environment
+from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.request import GroupRequest
@@ -59,7 +60,7 @@ class RayPool:
     def process_ids(self) -> list[int]:
         """Operating-system processes of the actors, for people and fault tests."""
         return [
-            int(ray.get(actor.handle.process_id.remote(), timeout=self._settings.start_timeout_s))
+            int(self._get("a worker's process id", actor.handle.process_id, self._settings.start_timeout_s))
             for actor in self._actors
         ]
 
@@ -71,7 +72,7 @@ class RayPool:
                 if actor.call is None:
                     self._give_work(actor, queue)
             calls = {actor.call: actor for actor in self._actors if actor.call is not None}
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=SLICE_S)
+            ready = self._first_ready(list(calls))
             for call in ready:
                 for group in self._collect(calls[call], queue):
                     done[group.group_id] = group
@@ -87,12 +88,19 @@ class RayPool:
 
     def load_weights(self, tensors: Weights, version: int) -> None:
         """Wait until every actor serves the weights, which stand in the object store once for all of them."""
-        reference = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(dict(tensors))
-        self._weights = (reference, version)
-        calls = [(actor, actor.handle.load_weights.remote(*self._weights)) for actor in self._actors]
+        limit_s = self._settings.stall_timeout_s
+        reference = tensors
+        if not isinstance(tensors, ray.ObjectRef):
+            reference = ask("Ray's object store to take the weights", limit_s, lambda: ray.put(dict(tensors)))
+        self._weights = weights = (reference, version)
+        calls = ask(
+            "Ray to hand the weights to the workers",
+            limit_s,
+            lambda: [(actor, actor.handle.load_weights.remote(*weights)) for actor in self._actors],
+        )
         for actor, call in calls:
             try:
-                ray.get(call, timeout=self._settings.stall_timeout_s)
+                self._result(f"a worker to load weight version {version}", call, limit_s)
             except (RayActorError, GetTimeoutError) as error:
                 self._replace(actor, deque(), f"failed to load weight version {version}: {type(error).__name__}")
 
@@ -101,7 +109,7 @@ class RayPool:
         total = {**self._retired, "replaced_workers": float(self._replaced)}
         for actor in self._actors:
             try:
-                counters = ray.get(actor.handle.statistics.remote(), timeout=self._settings.stall_timeout_s)
+                counters = self._get("a worker's statistics", actor.handle.statistics, self._settings.stall_timeout_s)
             except (RayActorError, GetTimeoutError):
                 continue
             for name, value in counters.items():
@@ -111,24 +119,29 @@ class RayPool:
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors:
-            ray.kill(actor.handle, no_restart=True)
+            end_actor(actor.handle)
 
     def _start(self) -> _Actor:
         gpus = self._settings.gpus if self._placement.device == "cuda" else 0
         options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
         remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(RolloutWorker)
-        handle = remote.remote(self._folder, self._engine, self._settings.threads, self._placement)
+        handle = ask(
+            "Ray to take the order for a rollout worker",
+            self._settings.start_timeout_s,
+            lambda: remote.remote(self._folder, self._engine, self._settings.threads, self._placement),
+        )
         return _Actor(handle=handle, last_answer_s=time.monotonic())
 
     def _await_start(self, actor: _Actor) -> None:
         """Wait until the actor has its model, and the current weights if there are any."""
         try:
-            ray.get(actor.handle.process_id.remote(), timeout=self._settings.start_timeout_s)
+            self._get("a worker to load its model", actor.handle.process_id, self._settings.start_timeout_s)
             if self._weights is not None:
-                ray.get(actor.handle.load_weights.remote(*self._weights), timeout=self._settings.start_timeout_s)
+                load, limit_s = actor.handle.load_weights, self._settings.start_timeout_s
+                self._get("a fresh worker to load the weights", load, limit_s, *self._weights)
         except (RayActorError, GetTimeoutError) as error:
             raise RolloutPoolError(
-                f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}"
+                f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}{stopped()}"
             ) from error
 
     def _give_work(self, actor: _Actor, queue: deque[GroupRequest]) -> None:
@@ -143,14 +156,20 @@ class RayPool:
             actor.groups[request.group_id] = request
             fresh.append(request)
         if actor.groups:
-            actor.call = actor.handle.work.remote(fresh, SLICE_S)
+            work = actor.handle.work
+            actor.call = ask(
+                "Ray to hand groups to a worker", self._settings.stall_timeout_s, lambda: work.remote(fresh, SLICE_S)
+            )
             actor.last_answer_s = time.monotonic()
 
     def _collect(self, actor: _Actor, queue: deque[GroupRequest]) -> list[Group]:
         try:
-            groups: list[Group] = ray.get(actor.call, timeout=self._settings.stall_timeout_s)
+            groups: list[Group] = self._result("a worker's groups", actor.call, self._settings.stall_timeout_s)
         except RayActorError as error:
             self._replace(actor, queue, f"died ({type(error).__name__})")
+            return []
+        except GetTimeoutError:
+            self._replace(actor, queue, f"has groups that cannot be fetched{stopped()}")
             return []
         actor.call = None
         for group in groups:
@@ -165,8 +184,21 @@ class RayPool:
                 f"rollout workers may be replaced rollout.max_replacements={self._settings.max_replacements} times; the last one {reason}. "
                 "Look at its log in the Ray session folder; too little memory is the usual cause."
             )
-        ray.kill(actor.handle, no_restart=True)
+        end_actor(actor.handle)
         queue.extendleft(reversed(list(actor.groups.values())))
         fresh = self._start()
         self._await_start(fresh)
         actor.handle, actor.groups, actor.call, actor.last_answer_s = fresh.handle, {}, None, time.monotonic()
+
+    def _first_ready(self, calls: Sequence[Any]) -> list[Any]:
+        """The first of the calls that has its result, or none after a slice."""
+        ready, _ = ask("a rollout worker", SLICE_S, lambda: ray.wait(list(calls), num_returns=1, timeout=SLICE_S))
+        return list(ready)
+
+    def _get(self, what: str, method: Any, limit_s: float, *arguments: Any) -> Any:
+        """Result of one call of an actor's method."""
+        return ask(what, limit_s, lambda: ray.get(method.remote(*arguments), timeout=limit_s))
+
+    def _result(self, what: str, call: Any, limit_s: float) -> Any:
+        """Result of a call that has been made."""
+        return ask(what, limit_s, lambda: ray.get(call, timeout=limit_s))

@@ -69,3 +69,23 @@ def test_command_on_a_folder_without_a_run_says_so_in_a_sentence(command: str, t
 
 def test_version_is_the_installed_one() -> None:
     assert called("--version")[1] == f"samepath {version('samepath')}\n"
+
+
+def test_main_with_a_thread_that_hangs_in_foreign_code_ends_at_once_with_the_commands_status() -> None:
+    """A thread inside Ray would crash or hang the interpreter's end; here whatever runs at that end would hang."""
+    program = (
+        "import atexit, sys, threading, time\n"
+        "from samepath.rl import cli\n"
+        "from samepath.rollout.bounded_call import OverdueError, bounded\n"
+        "@cli.app.command()\n"
+        "def hang():\n"
+        "    atexit.register(time.sleep, 600)\n"
+        "    try:\n"
+        "        bounded('Ray', 0.05, threading.Event().wait)\n"
+        "    except OverdueError as error:\n"
+        "        raise ConnectionError('the cluster is gone') from error\n"
+        "sys.argv = ['samepath', 'hang']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (2, "error: the cluster is gone.")

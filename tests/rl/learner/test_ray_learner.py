@@ -1,5 +1,6 @@
 """The learner as a Ray actor: every wait has the recipe's bound."""
 
+import threading
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -9,28 +10,55 @@ pytest.importorskip("ray")
 
 from samepath.rl.learner import ray_learner
 from samepath.rl.learner.ray_learner import LearnerLostError, RayLearner
+from samepath.rollout.engine_errors import ClusterLostError
+from samepath.rollout.pool import ray_calls
 
 
-def test_ray_learner_waits_no_longer_than_the_recipe_says(
-    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """A Ray whose calls answer at once."""
     fake = MagicMock()
-    fake.get.side_effect = ray_learner.GetTimeoutError("late")
     monkeypatch.setattr(ray_learner, "ray", fake)
+    return fake
+
+
+def test_ray_learner_waits_no_longer_than_the_recipe_says(tiny_recipe, tmp_path: Path, ray: MagicMock) -> None:
+    ray.get.side_effect = ray_learner.GetTimeoutError("late")
     with pytest.raises(LearnerLostError, match="update_timeout_s=7 s for the learner: loading its model"):
         RayLearner(tiny_recipe("learner.update_timeout_s=7"), Path(), tmp_path, None)
-    assert fake.get.call_args.kwargs == {"timeout": 7.0}
+    assert ray.get.call_args.kwargs == {"timeout": 7.0}
 
 
-def test_lost_learner_is_waited_for_once(tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_learner_is_waited_for_once(tiny_recipe, tmp_path: Path, ray: MagicMock) -> None:
     """The end of a run asks once more whether its checkpoint is whole."""
-    fake = MagicMock()
-    monkeypatch.setattr(ray_learner, "ray", fake)
     learner = RayLearner(tiny_recipe("learner.update_timeout_s=7"), Path(), tmp_path, None)
-    fake.get.side_effect = ray_learner.GetTimeoutError("late")
+    ray.get.side_effect = ray_learner.GetTimeoutError("late")
     with pytest.raises(LearnerLostError, match="counting an empty batch"):
         learner.advance()
-    waited = fake.get.call_count
+    waited = ray.get.call_count
     with pytest.raises(LearnerLostError, match="counting an empty batch"):
         learner.saved(3, wait=True)
-    assert fake.get.call_count == waited
+    assert ray.get.call_count == waited
+
+
+@pytest.mark.parametrize("part", ["creation", "order", "answer"])
+def test_ray_learner_on_a_ray_that_hangs_in_any_call_says_so(
+    part: str, tiny_recipe, tmp_path: Path, ray: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    monkeypatch.setattr(ray_calls, "GRACE_S", 0.1)
+    recipe = tiny_recipe("learner.update_timeout_s=0.1")
+    learner = RayLearner(recipe, Path(), tmp_path, None)
+    actor_class = ray.remote.return_value.return_value
+    calls = {"creation": actor_class.remote, "order": actor_class.remote.return_value.save.remote, "answer": ray.get}
+    calls[part].side_effect = lambda *arguments, **options: hanging.wait()
+    try:
+        with pytest.raises(ClusterLostError, match="waited 0 s for .*, and Ray does not answer"):
+            RayLearner(recipe, Path(), tmp_path, None) if part == "creation" else learner.save(1)
+        orders = actor_class.remote.return_value.saved.remote.call_count
+        if part != "creation":
+            with pytest.raises(ClusterLostError):
+                learner.saved(1, wait=True)
+        assert actor_class.remote.return_value.saved.remote.call_count == orders, "a cluster that is lost is asked once"
+    finally:
+        hanging.set()

@@ -1,5 +1,6 @@
 """Runs in a real SQLite store of MLflow, and in a store that is out of reach."""
 
+import fcntl
 import importlib.util
 import json
 import math
@@ -20,7 +21,10 @@ from samepath.rl.cli import app  # noqa: E402
 from samepath.rl.machine import set_missing_variables  # noqa: E402
 from samepath.rl.recipe.file import dump_recipe  # noqa: E402
 from samepath.rl.recipe.tracking import TrackingSettings  # noqa: E402
+from samepath.rl.tracking import mlflow_store  # noqa: E402
+from samepath.rl.tracking.events import StoreUnavailableError  # noqa: E402
 from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe  # noqa: E402
+from samepath.rl.tracking.mlflow_store import MlflowStore  # noqa: E402
 from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command  # noqa: E402
 from samepath.rl.tracking.names import NameBook  # noqa: E402
 from samepath.rl.tracking.sink import RunStart  # noqa: E402
@@ -339,3 +343,13 @@ def test_ui_command_serves_the_runs_folder_on_loopback(tmp_path: Path) -> None:
 def test_start_ui_without_store_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tracking\.kind=mlflow"):
         start_ui(tmp_path, 5005)
+
+
+def test_store_whose_tables_another_process_makes_for_ever_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_store, "LOCK_LIMIT_S", 0.05)
+    with (tmp_path / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StoreUnavailableError, match=r"waited 0 s for .*mlflow\.lock, which another process holds"):
+            MlflowStore(f"sqlite:///{tmp_path}/mlflow.db")._connect()

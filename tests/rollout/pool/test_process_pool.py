@@ -10,6 +10,7 @@ import pytest
 from samepath.model.files.checkpoint import published_tensors
 from samepath.rl.learner.model_source import save_model
 from samepath.rl.machine import child_environment, import_path
+from samepath.rollout.bounded_call import overdue
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.pool.pool import InlinePool, worker_environment
@@ -83,6 +84,21 @@ def test_sample_with_a_silent_worker_replaces_it(folder: Path) -> None:
         assert pool.process_ids()[0] != first
     finally:
         pool.close()
+
+
+def test_load_weights_into_a_worker_that_reads_nothing_replaces_it(folder: Path) -> None:
+    """More than the socket holds: to send hangs, not only to receive."""
+    pool = start(folder, stall_timeout_s=1.0)
+    try:
+        first = pool.process_ids()[0]
+        os.kill(first, signal.SIGSTOP)
+        pool.load_weights(WEIGHTS, 1)
+        assert pool.process_ids()[0] != first
+        os.kill(pool.process_ids()[0], signal.SIGSTOP)
+        assert pool.statistics() == {"replaced_workers": 1.0}
+    finally:
+        pool.close()
+    assert not overdue(), "a call that hung ends with its worker"
 
 
 def test_pool_on_a_folder_without_a_model_says_so_and_leaves_no_process(tmp_path: Path) -> None:
