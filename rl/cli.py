@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from samepath.rl.completion.commands import add_completion
+from samepath.rl.eval_command import evaluate
 from samepath.rl.file_errors import advice, said
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rollout.bounded_call import overdue
@@ -151,21 +153,7 @@ def sample(
     Console().print(table)
 
 
-@app.command(name="eval")
-def evaluate(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="checkpoint folder; the run's newest one if not given")
-    ] = None,
-) -> None:
-    """Held-out accuracy of a checkpoint on a recipe's task."""
-    resolved = _load(recipe, overrides or [])
-    # Late: torch.
-    from samepath.rl.preview import evaluate_source
-
-    result = evaluate_source(resolved, recipe.parent, checkpoint)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+app.command(name="eval")(evaluate)
 
 
 @app.command()
@@ -231,6 +219,9 @@ def schema() -> None:
     from samepath.rl.recipe.recipe import Recipe
 
     sys.stdout.write(json.dumps(recipe_schema(Recipe), indent=2) + "\n")
+
+
+add_completion(app)
 
 
 @app.command()

@@ -8,7 +8,8 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.diagnostics.rollouts import rollout_metrics
-from samepath.rl.evaluation.held_out import Evaluation, evaluate, held_out_requests
+from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
+from samepath.rl.evaluation.sets import AskedSet
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
@@ -30,6 +31,7 @@ class Loop:
 
     recipe: Recipe
     task: Task
+    sets: tuple[AskedSet, ...]
     tokenizer: Tokenizer
     learner: LearnerHandle
     pool: RolloutPool
@@ -127,14 +129,17 @@ class Loop:
             for index in range(rl.prompts_per_step)
         ]
 
-    def evaluate(self) -> Evaluation:
-        """Held-out accuracy with the pool's current weights."""
-        self.display.phase("evaluating")
-        settings, sampling = self.recipe.evaluation, self.recipe.evaluation.sampling(self.recipe.sampling)
-        requests = held_out_requests(self.task, self.tokenizer, sampling, settings.samples, self.recipe.seed)
-        result = evaluate(requests, self.pool, self.scorer, self.recipe.reward.main_part, settings.full_reward)
-        self._warn(self.notices.failures(result.groups))
-        return result
+    def evaluate(self) -> Evaluations:
+        """Accuracy on every set with the pool's current weights."""
+        recipe, results = self.recipe, {}
+        for asked in self.sets:
+            self.display.phase(f"evaluating {asked.name}".rstrip())
+            requests = set_requests(asked, self.tokenizer, recipe.seed, recipe.rl.group_size)
+            results[asked.name] = evaluate(
+                asked, requests, self.pool, self.scorer, recipe.reward.main_part, recipe.evaluation.full_reward
+            )
+            self._warn(self.notices.failures(results[asked.name].groups))
+        return Evaluations(sets=results)
 
     def _warn(self, texts: Iterable[str]) -> None:
         for text in texts:

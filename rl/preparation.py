@@ -1,9 +1,11 @@
 """What is checked before a run touches its folder: a recipe that cannot start leaves nothing behind."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from samepath.model.network.placement import require
 from samepath.model.text.tokenizer import character_tokenizer, load_tokenizer
+from samepath.rl.evaluation.sets import AskedSet, build_sets, check_sets
 from samepath.rl.learner.model_source import check_expected, resolve_folder
 from samepath.rl.learner.worked_answers import resolve_answer_writer
 from samepath.rl.recipe.model import NewModel
@@ -14,8 +16,22 @@ from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.engine_settings import describe
 
 
-def prepare(recipe: Recipe, recipe_dir: Path) -> Task:
-    """The run's task. Raises ValueError, RuntimeError or FileNotFoundError for whatever would stop the run and can be seen without its model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a run asks, and for how long."""
+
+    recipe: Recipe
+    """The recipe, its epochs turned into steps."""
+    task: Task
+    """Rows to train on, and rows held out."""
+    sets: tuple[AskedSet, ...]
+    """What evaluations ask, the headline first."""
+
+
+def prepare(recipe: Recipe, recipe_dir: Path) -> Prepared:
+    """The run's task and evaluation sets.
+
+    Raises ValueError, RuntimeError or FileNotFoundError for whatever would stop the run and can be seen without its model.
 
     On a cluster elsewhere engine, device and model are not this machine's, and stay unchecked.
     """
@@ -24,13 +40,20 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Task:
         describe(recipe.engine).require(recipe.engine)
         require(recipe.model.placement)
     task = build_task(recipe.task, recipe_dir)
+    sets = build_sets(recipe, task, recipe_dir)
+    counted = recipe.model_copy(update={"rl": recipe.rl.counted(len(task.train))})
+    prepared = Prepared(recipe=counted, task=task, sets=sets)
     if recipe.runtime == "inline" and recipe.cold_start.steps:
         cold_start = recipe.cold_start
         resolve_answer_writer(cold_start.traces, {**cold_start.options, **cold_start.late_options})
     if isinstance(recipe.model, NewModel):
-        check_first_prompts(task, character_tokenizer(recipe.model.alphabet))
+        tokenizer = character_tokenizer(recipe.model.alphabet)
     elif here:
         folder = resolve_folder(recipe.model.path, recipe_dir)
         check_expected(recipe.model.expected, folder)
-        check_first_prompts(task, load_tokenizer(folder))
-    return task
+        tokenizer = load_tokenizer(folder)
+    else:
+        return prepared
+    check_first_prompts(task, tokenizer)
+    check_sets(sets, tokenizer)
+    return prepared

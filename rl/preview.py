@@ -7,19 +7,14 @@ from typing import Any
 from samepath.model.files.checkpoint import load_checkpoint
 from samepath.model.text.chat import ChatForm
 from samepath.model.text.tokenizer import load_tokenizer
-from samepath.rewards.runner import RewardRunner
-from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.evaluation.held_out import evaluate, held_out_requests
 from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.run_folder import CHECKPOINTS, REFERENCE
+from samepath.rl.run_folder import run_of_checkpoint
 from samepath.rl.run_state import RECIPE_FILE
 from samepath.rl.tasks.requests import seed_of
-from samepath.rl.tasks.tasks import build_task
-from samepath.rl.training import inline_pool
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
@@ -64,51 +59,12 @@ def sample_source(
     return group.rollouts
 
 
-def evaluate_source(recipe: Recipe, recipe_dir: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Held-out accuracy, inline, of a checkpoint folder or of the newest checkpoint of the recipe's run."""
-    folder = checkpoint
-    if folder is None:
-        found = latest_checkpoint(recipe.run_dir)
-        if found is None:
-            raise FileNotFoundError(
-                f"{recipe.run_dir} has no checkpoint; run the recipe first or name one with --checkpoint"
-            )
-        folder = found[0]
-    task = build_task(recipe.task, recipe_dir)
-    with RewardRunner(recipe.reward) as runner:
-        settings, sampling = recipe.evaluation, recipe.evaluation.sampling(recipe.sampling)
-        requests = held_out_requests(task, load_tokenizer(folder), sampling, settings.samples, recipe.seed)
-        pool = inline_pool(folder, recipe.engine, recipe.rollout, recipe.model.placement, recipe_dir)
-        try:
-            result = evaluate(
-                requests,
-                pool,
-                GroupScorer(runner, recipe.reward.max_failed_share),
-                recipe.reward.main_part,
-                settings.full_reward,
-            )
-        finally:
-            pool.close()
-    return {
-        "checkpoint": str(folder),
-        "accuracy": result.accuracy,
-        "scored": result.num_scored,
-        "failed": result.num_failed,
-        "mean_length": result.mean_length,
-        "temperature": settings.temperature,
-    }
-
-
 def _recipe_of(source: Path) -> Recipe | None:
     """The recipe that `source` is or was made by; None for a checkpoint folder outside a run."""
     if not source.is_dir():
         return load_recipe(source, [], Recipe)
-    folder = source.resolve()
-    if folder.name == REFERENCE:
-        folder = folder.parent
-    elif folder.parent.name == CHECKPOINTS:
-        folder = folder.parent.parent
-    return load_recipe(folder / RECIPE_FILE, [], Recipe) if (folder / RECIPE_FILE).is_file() else None
+    run_dir = source if (source / RECIPE_FILE).is_file() else run_of_checkpoint(source)
+    return None if run_dir is None else load_recipe(run_dir / RECIPE_FILE, [], Recipe)
 
 
 def _model_of(source: Path) -> Any:

@@ -70,6 +70,10 @@ class Resumption:
 def plan_resume(recipe: Recipe, run_dir: Path, step: int | None) -> Resumption:
     """Find where the run goes on: at its newest checkpoint, or that of `step`; reads only. Raises ResumeError or RunStateError."""
     state = RunState.load(run_dir)
+    if recipe.rl.epochs:
+        raise ResumeError(
+            f"a run that goes on counts steps: when {run_dir} began, epochs became steps. Set rl.steps, and leave rl.epochs out."
+        )
     changes = _allowed_changes(recipe_of_run(run_dir), recipe)
     source, first_step = _source(run_dir, state, step)
     if recipe.rl.steps < first_step:

@@ -14,7 +14,7 @@ from samepath.rewards.runner import RewardRunner
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import build_learner
 from samepath.rl.machine import collect_environment
-from samepath.rl.preparation import prepare
+from samepath.rl.preparation import Prepared, prepare
 from samepath.rl.recipe.cluster import RaySettings
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
@@ -23,7 +23,6 @@ from samepath.rl.report.summary import show_interruption, show_summary, write_su
 from samepath.rl.resume import plan_resume, rewind
 from samepath.rl.run_folder import begun, claimed, clear_start
 from samepath.rl.run_state import RECIPE_FILE, RunState
-from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
 from samepath.rl.training import Training
@@ -40,7 +39,7 @@ class _Attempt:
 
     recipe: Recipe
     state: RunState
-    task: Task
+    prepared: Prepared
     runner: RewardRunner
     source: Path | None
     """What the learner loads; None begins with the cold start."""
@@ -57,9 +56,12 @@ def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
     """
     run_dir = recipe.run_dir
     begun(run_dir)
-    task = prepare(recipe, recipe_dir)
+    prepared = prepare(recipe, recipe_dir)
+    epochs, recipe = recipe.rl.epochs, prepared.recipe
     with RewardRunner(recipe.reward) as runner, claimed(run_dir):
-        said = clear_start(run_dir)
+        said = [clear_start(run_dir)]
+        if epochs:
+            said.append(f"rl.epochs={epochs:g} over {len(prepared.task.train)} rows: rl.steps={recipe.rl.steps}")
         state = RunState(recipe_dir=str(recipe_dir.resolve()))
         replace_file(run_dir / RECIPE_FILE, dump_recipe(recipe))
         state.save(run_dir)
@@ -67,11 +69,11 @@ def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
             _Attempt(
                 recipe=recipe,
                 state=state,
-                task=task,
+                prepared=prepared,
                 runner=runner,
                 source=None,
                 first_step=0,
-                messages=[said] if said else [],
+                messages=[message for message in said if message],
             )
         )
 
@@ -87,14 +89,14 @@ def resume_run(recipe: Recipe, run_dir: Path, step: int | None = None) -> dict[s
         plan = plan_resume(recipe, run_dir, step)
         if plan.finished:
             return show_summary(run_dir)
-        task = prepare(recipe, Path(plan.state.recipe_dir))
+        prepared = prepare(recipe, Path(plan.state.recipe_dir))
         with RewardRunner(recipe.reward) as runner:
             said = rewind(plan, run_dir)
             return _run(
                 _Attempt(
                     recipe=recipe,
                     state=plan.state,
-                    task=task,
+                    prepared=prepared,
                     runner=runner,
                     source=plan.source,
                     first_step=plan.first_step,
@@ -124,14 +126,16 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         with (
             _cluster(recipe.runtime, recipe.ray),
             interruption.caught(),
-            ProgressDisplay(total_steps=recipe.rl.steps, done_steps=attempt.first_step) as display,
+            ProgressDisplay(
+                total_steps=recipe.rl.steps, done_steps=attempt.first_step, every=recipe.tracking.log_every
+            ) as display,
         ):
             _announce(display, tracker, run_dir, [*attempt.messages, *attempt.runner.isolation.said()])
             learner = build_learner(recipe, recipe_dir, run_dir, attempt.source)
             try:
                 training = Training(
                     recipe=recipe,
-                    task=attempt.task,
+                    prepared=attempt.prepared,
                     learner=learner,
                     runner=attempt.runner,
                     tracker=tracker,

@@ -127,6 +127,14 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(run_dir / RECIPE_FILE, [*overrides, *where], Recipe)
 
 
+def run_of_checkpoint(folder: Path) -> Path | None:
+    """The run that a checkpoint folder, or a reference, lies in; None outside a run."""
+    folder = folder.resolve()
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
+    inside = folder.name == REFERENCE or folder.parent.name == CHECKPOINTS
+    return run_dir if inside and (run_dir / RECIPE_FILE).is_file() else None
+
+
 def begun(run_dir: Path) -> RunState | None:
     """State of the unfinished start in this folder, or None.
 

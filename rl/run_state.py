@@ -51,6 +51,8 @@ class RunState:
     """What is going on, or was when the run ended."""
     accuracy_before: float = math.nan
     """Held-out accuracy after the cold start; NaN before it is known, and if no response had a usable reward."""
+    sets_before: dict[str, float] = field(default_factory=dict)
+    """The same of each named evaluation set."""
     gap_at_lag_0: float = 0.0
     """Largest sampler/learner gap at equal weights so far, nats."""
     seconds: float = 0.0
@@ -119,6 +121,9 @@ class RunState:
             )
         if data["accuracy_before"] is None:
             data["accuracy_before"] = math.nan
+        data["sets_before"] = {
+            name: math.nan if value is None else value for name, value in data["sets_before"].items()
+        }
         for name in ("marks", "begun"):
             data[name] = {int(step): Mark(**mark) for step, mark in data[name].items()}
         return cls(**data)

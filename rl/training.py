@@ -9,18 +9,19 @@ from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.evaluation.held_out import Evaluations
+from samepath.rl.evaluation.sets import seen_in_training
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.loop import Loop
 from samepath.rl.machine import child_environment, import_path
+from samepath.rl.preparation import Prepared
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_folder import REFERENCE
 from samepath.rl.run_state import Phase, RunState
 from samepath.rl.saving import Saving
-from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.survey import check_first_prompts
 from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.engine_settings import AnyEngine, describe
@@ -37,7 +38,7 @@ class Training:
     """The objects of one run."""
 
     recipe: Recipe
-    task: Task
+    prepared: Prepared
     learner: LearnerHandle
     runner: RewardRunner
     tracker: Tracker
@@ -47,7 +48,7 @@ class Training:
     started: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when this attempt began, seconds."""
 
-    def run(self, source: Path | None, first_step: int) -> Evaluation:
+    def run(self, source: Path | None, first_step: int) -> Evaluations:
         """Go on from `source` (a checkpoint, or the reference), or begin with the cold start; Ctrl-C leaves a checkpoint."""
         recipe = self.recipe
         reference = recipe.run_dir / REFERENCE
@@ -56,10 +57,12 @@ class Training:
             self.learner.start_rl()
             self._enter("evaluation", 0)
         tokenizer = load_tokenizer(reference)
-        if said := check_first_prompts(self.task, tokenizer):
+        if said := check_first_prompts(self.prepared.task, tokenizer):
             self.display.message(
                 f"warning: {said}. They count as rollout/failure.<reason>; `samepath validate` reads every row."
             )
+        for said in seen_in_training(self.prepared.sets):
+            self.display.message(f"warning: {said}.")
         saved = source is not None and source.resolve() != reference.resolve()
         saving = Saving(
             recipe=recipe,
@@ -74,7 +77,8 @@ class Training:
             pool.load_weights(self.learner.weights(), first_step)
             loop = Loop(
                 recipe=recipe,
-                task=self.task,
+                task=self.prepared.task,
+                sets=self.prepared.sets,
                 tokenizer=tokenizer,
                 learner=self.learner,
                 pool=pool,
@@ -87,12 +91,12 @@ class Training:
             )
             if self.state.phase == "evaluation":
                 before = loop.evaluate()
-                self.state.accuracy_before = before.accuracy
+                self.state.accuracy_before = before.headline.accuracy
+                self.state.sets_before = before.accuracies
                 self.tracker.log_metrics(0, before.metrics())
                 self._enter("training", 0)
-                self.display.message(
-                    f"held-out accuracy before RL: {before.accuracy:.3f} ({before.num_scored} responses)"
-                )
+                for line in before.lines():
+                    self.display.message(f"{line} before RL")
             self._train(loop, first_step)
             after = loop.evaluate()
             self.tracker.log_metrics(recipe.rl.steps, after.metrics())

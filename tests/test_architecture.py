@@ -51,7 +51,8 @@ HOUSE: dict[str, str] = {
         loop
         training
         run
-        preview
+        preview measure
+        eval_command completion/
         cli
     """,
 }

@@ -49,7 +49,7 @@ def check_policy(
     engine: AnyEngine,
 ) -> None:
     """Raise ValueError if an indexer is trained that the policy has not, or a gap of 0 asked for that the two sides cannot give."""
-    exact = bool(rl.steps) and same_path(rl, shape) and rl.max_gap_at_lag_0 == 0
+    exact = rl.trains and same_path(rl, shape) and rl.max_gap_at_lag_0 == 0
     if exact and (problem := gap_problem(engine, model)):
         raise ValueError(problem)
     if learner.indexer == "trained" and not shape.sparse_layers:

@@ -1,6 +1,9 @@
 """Settings of the reinforcement-learning step and of the optimiser."""
 
-from typing import Literal, Self
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +17,13 @@ class AlgorithmSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(100, ge=0, description="rollout batches; 0 only evaluates")
+    epochs: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="passes over the training rows, in place of steps (give one of the two): rows × epochs ÷ prompts_per_step, rounded up; "
+        "of generated problems a pass is task.num_train of them; 0: steps says",
+    )
     prompts_per_step: int = Field(16, ge=1, description="P, prompts of one rollout batch")
     group_size: int = Field(8, ge=2, description="G, samples of each prompt; at least 2 so that rewards can be centred")
     updates_per_rollout: int = Field(
@@ -54,8 +64,18 @@ class AlgorithmSettings(BaseModel):
     )
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings, description="loss")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_default_steps_beside_epochs(cls, data: Any) -> Any:
+        return {"steps": 0, **data} if isinstance(data, Mapping) and data.get("epochs") else data
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.epochs and self.steps:
+            raise ValueError(
+                f"give one of steps and epochs; got {self.steps} steps and {self.epochs:g} epochs. Take the other out "
+                "(~rl.steps on the command line)."
+            )
         if self.updates_per_rollout > self.prompts_per_step:
             raise ValueError(
                 f"updates_per_rollout must be at most prompts_per_step={self.prompts_per_step}, because mini-batches hold whole groups; "
@@ -67,3 +87,16 @@ class AlgorithmSettings(BaseModel):
                 "Set rl.objective.old_policy=learner or rl.keep_routing=sampler."
             )
         return self
+
+    @property
+    def trains(self) -> bool:
+        """True if there is anything to train: the number of steps may still be open where epochs are given."""
+        return self.steps > 0 or self.epochs > 0
+
+    def counted(self, num_rows: int) -> Self:
+        """These settings with epochs over so many training rows turned into steps."""
+        if not self.epochs:
+            return self
+        # Exact, so that 0.1 of 1000 rows are 100 and not one more.
+        steps = math.ceil(Fraction(str(self.epochs)) * num_rows / self.prompts_per_step)
+        return self.model_copy(update={"steps": steps, "epochs": 0.0})

@@ -103,9 +103,11 @@ def _fields(
         yield name, prefix + name
         child = child_at(node, name) if node is not None else None
         kind = (kind_of(child) if child is not None else None) or getattr(field.default, "kind", None)
-        for inner in models_in(field.annotation):
+        members = models_in(field.annotation)
+        for inner in members:
             kinds = kinds_of(inner)
-            condition = f" (with {prefix}{name}.kind={'|'.join(kinds)})" if kinds and kind not in kinds else ""
+            is_other = len(members) > 1 and kinds and kind not in kinds
+            condition = f" (with {prefix}{name}.kind={'|'.join(kinds)})" if is_other else ""
             for key, shown in _fields(inner, child, f"{prefix}{name}{_step(field.annotation)}", (*seen, model)):
                 yield key, shown + (condition if key != "kind" else "")
 

@@ -1,6 +1,6 @@
 """What a recipe asks of its engine, checked against the table of what engines can do (rollout/capabilities.py)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from samepath.kernels.backend import CAPABILITIES
@@ -13,6 +13,8 @@ from samepath.rollout.sampling_settings import SamplingSettings
 
 GAP_HINTS = {"float32": 0.01, "bfloat16": 0.5}
 """Gap that vLLM's kernels stay below in each type on the models measured in docs/engines.md, nats."""
+NO_CUT = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""Values that keep every token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,8 @@ class EngineUse:
     """What is replayed and compared."""
     sampling: SamplingSettings
     """How training responses are drawn."""
-    evaluation: SamplingSettings
-    """How held-out responses are drawn."""
+    evaluations: Mapping[str, SamplingSettings]
+    """How held-out responses are drawn, by the dotted setting that says so."""
 
 
 def unmet_demands(use: EngineUse) -> list[str]:
@@ -39,17 +41,17 @@ def unmet_demands(use: EngineUse) -> list[str]:
         f"{demand}: {reason}" for demand, capability in demands(use) if (reason := refusal(capability, use.engine))
     ]
     rl = use.rl
-    if rl.steps and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0:
+    if rl.trains and rl.keep_routing == "sampler" and rl.keep_sampling_mask == "on" and rl.max_gap_at_lag_0 == 0:
         problems += filter(None, [gap_problem(use.engine, use.model)])
-    if rl.steps:
+    if rl.trains:
         problems += filter(None, [correction_problem(use)])
     return problems
 
 
 def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
     """(what asks for it, the capability)."""
-    rl, sampling, evaluation = use.rl, use.sampling, use.evaluation
-    if rl.steps and rl.keep_routing == "sampler":
+    rl, sampling = use.rl, use.sampling
+    if rl.trains and rl.keep_routing == "sampler":
         yield "rl.keep_routing=sampler replays the engine's experts", Capability.ROUTES
     if sampling.truncates and sampling.temperature > 0:
         yield (
@@ -59,19 +61,21 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         # Not model_fields_set: a recipe that a run has written out holds every default.
         if sampling.support_cap != SamplingSettings.model_fields["support_cap"].default:
             yield "sampling.support_cap limits the recorded candidates", Capability.CANDIDATE_CAP
-    for name, drawn in (("sampling", sampling), ("evaluation", evaluation)):
+    for name, drawn in {"sampling": sampling, **use.evaluations}.items():
         if drawn.temperature and not 0.01 <= drawn.temperature <= 2:
             yield f"{name}.temperature={drawn.temperature:g}", Capability.ANY_TEMPERATURE
-    if evaluation.temperature > 0 and evaluation.top_p < 1:
-        yield "evaluation.top_p truncates", Capability.CANDIDATES
+    for name, drawn in use.evaluations.items():
+        if drawn.temperature == 0:
+            yield f"{name}.temperature=0 takes the best token", Capability.GREEDY
+        elif drawn.truncates:
+            cuts = [cut for cut in ("top_k", "top_p", "min_p") if getattr(drawn, cut) != NO_CUT[cut]]
+            yield f"{name}.{cuts[0]} truncates", Capability.CANDIDATES
     if sampling.stop_token_ids or sampling.stop_strings:
         yield "sampling.stop_token_ids and stop_strings end responses", Capability.STOPS
-    if rl.steps and rl.objective.off_policy_mask.enabled:
+    if rl.trains and rl.objective.off_policy_mask.enabled:
         yield "rl.objective.off_policy_mask compares with the engine's log-probabilities", Capability.LOGPROBS
-    if rl.steps and rl.objective.old_policy == "sampler":
+    if rl.trains and rl.objective.old_policy == "sampler":
         yield "rl.objective.old_policy=sampler divides by the engine's probabilities", Capability.LOGPROBS
-    if evaluation.temperature == 0:
-        yield "evaluation.temperature=0 takes the best token", Capability.GREEDY
     if use.runtime == "inline":
         yield "runtime=inline", Capability.INLINE
 

@@ -67,7 +67,7 @@ class Recipe(BaseModel):
     def _impossible(self) -> list[str]:
         """Combinations that would train on wrong data or not at all."""
         problems = []
-        if self.rl.steps and self.sampling.temperature == 0:
+        if self.rl.trains and self.sampling.temperature == 0:
             problems.append("sampling.temperature must be above 0 for training: all samples of a group would be equal")
         if (
             self.sampling.truncates
@@ -75,7 +75,6 @@ class Recipe(BaseModel):
             and "keep_sampling_mask" not in self.rl.model_fields_set
         ):
             problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
-        evaluation = SamplingSettings(temperature=self.evaluation.temperature, top_p=self.evaluation.top_p)
         problems += unmet_demands(
             EngineUse(
                 engine=self.engine,
@@ -83,7 +82,7 @@ class Recipe(BaseModel):
                 model=self.model,
                 rl=self.rl,
                 sampling=self.sampling,
-                evaluation=evaluation,
+                evaluations=self.evaluation.samplings(self.sampling),
             )
         )
         problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)
@@ -93,11 +92,13 @@ class Recipe(BaseModel):
                 problems.append(
                     "rl.keep_routing needs a mixture-of-experts layer: every layer is dense (model.config.first_k_dense_replace)"
                 )
-            if self.sampling.max_new_tokens >= shape.max_position_embeddings:
-                problems.append(
-                    f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in "
-                    f"model.config.max_position_embeddings={shape.max_position_embeddings}"
-                )
+            # A set that does not say how long its responses may be has the training's limit.
+            for name, sampling in {**self.evaluation.samplings(self.sampling), "sampling": self.sampling}.items():
+                if sampling.max_new_tokens >= shape.max_position_embeddings and name != "evaluation":
+                    problems.append(
+                        f"{name}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
+                        f"model.config.max_position_embeddings={shape.max_position_embeddings}"
+                    )
         return problems + self._impossible_for_the_implementation()
 
     def _impossible_for_the_implementation(self) -> list[str]:

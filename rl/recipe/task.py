@@ -7,6 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from samepath.rl.recipe.prompt import PromptRewrite, PromptSettings
 
 
+def check_params(params: dict[str, JsonValue], sizes: str) -> dict[str, JsonValue]:
+    """Return a dataset's params; raises ValueError for those that are settings here, `sizes` among them."""
+    for name, instead in (("seed", "seed"), ("size", sizes)):
+        if name in params:
+            raise ValueError(f"params must not hold {name}; set {instead} of the task instead")
+    return params
+
+
 class ReasoningGymTask(PromptSettings):
     """Problems of one reasoning_gym dataset."""
 
@@ -23,10 +31,7 @@ class ReasoningGymTask(PromptSettings):
     @field_validator("params")
     @classmethod
     def _no_seed(cls, params: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for name, instead in (("seed", "seed"), ("size", "num_train and num_held_out")):
-            if name in params:
-                raise ValueError(f"params must not hold {name}; set {instead} of the task instead")
-        return params
+        return check_params(params, "num_train and num_held_out")
 
 
 class ColumnMap(BaseModel):
@@ -49,14 +54,19 @@ class ColumnMap(BaseModel):
         return list(dict.fromkeys([self.prompt, self.answer, *([self.id] if self.id else []), *self.extra]))
 
 
-class TableSettings(PromptSettings):
-    """What tasks made from a table have."""
+class TableRows(PromptSettings):
+    """How rows are made of a table."""
 
     columns: ColumnMap = Field(default=ColumnMap(), description="Which column holds what.")
     answer_rewrite: PromptRewrite = Field(
         default=PromptRewrite(),
         description="Cuts the gold answer out of its column; by default keeps it.",
     )
+
+
+class TableSettings(TableRows):
+    """What tasks made from a table have."""
+
     held_out_fraction: float = Field(
         default=0.0,
         ge=0,

@@ -15,6 +15,12 @@ class TrackingSettings(BaseModel):
         default="mlflow",
         description="`mlflow`: JSON lines and MLflow. `jsonl`: JSON lines only; MLflow is not imported.",
     )
+    log_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps between two lines on the console (without a terminal) and two sets of metrics and traces in MLflow; evaluations and "
+        "the last step are always there, and metrics.jsonl and rollouts/ keep every step.",
+    )
     uri: str = Field(
         default="sqlite:///mlflow.db",
         description="MLflow store. A relative sqlite path lies in the folder of all runs. Or http(s)://host:port of a server.",

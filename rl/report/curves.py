@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import matplotlib
@@ -23,14 +24,14 @@ class Panel:
     unit: str
     """Label of the vertical axis."""
     names: tuple[str, ...]
-    """Metric names; all that the run has are drawn."""
+    """Metric names, `*` standing for anything; all that the run has are drawn."""
     logarithmic: bool = False
     """True where the values span orders of magnitude."""
 
 
 PANELS = (
     Panel(title="Reward", unit="mean reward", names=("reward/mean",)),
-    Panel(title="Held-out accuracy", unit="share right", names=("eval/accuracy",)),
+    Panel(title="Held-out accuracy", unit="share right", names=("eval/accuracy", "evaluation/*/accuracy")),
     Panel(title="KL to the reference", unit="nats per token", names=("kl/reference_unbiased",)),
     Panel(
         title="KL sampler → learner",
@@ -77,7 +78,9 @@ def plot_training(metrics_jsonl: Path, out_png: Path, panels: Sequence[Panel] = 
 
 def _series(by_step: Mapping[int, Mapping[str, float]], panel: Panel) -> dict[str, list[tuple[int, float]]]:
     series = {}
-    for name in panel.names:
+    present = dict.fromkeys(name for values in by_step.values() for name in values)
+    names = dict.fromkeys(name for pattern in panel.names for name in present if fnmatchcase(name, pattern))
+    for name in names:
         points = [(step, values[name]) for step, values in by_step.items() if math.isfinite(values.get(name, math.nan))]
         if points:
             series[name] = points

@@ -2,17 +2,19 @@
 
 import json
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from samepath.model.json_file import write_json
-from samepath.rl.evaluation.held_out import Evaluation
+from samepath.model.json_file import with_nulls, write_json
+from samepath.rl.evaluation.held_out import Evaluations
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.curves import NothingToDrawError, plot_training
 from samepath.rl.report.page import write_rollout_report
-from samepath.rl.report.progress import summary_table
+from samepath.rl.report.progress import format_number, summary_table
 from samepath.rl.run_state import RunState
 from samepath.rl.tracking.tracker import Tracker
 
@@ -21,7 +23,7 @@ logger = logging.getLogger("samepath.report")
 SUMMARY_FILE = "summary.json"
 
 
-def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: Tracker) -> dict[str, Any]:
+def write_summary(recipe: Recipe, state: RunState, after: Evaluations, tracker: Tracker) -> dict[str, Any]:
     """Write plot, rollout report and `summary.json`, print the table; what has nothing to show is neither written nor listed.
 
     In the file a number that is not finite, such as the accuracy of a run without a scored answer, is `null`.
@@ -31,15 +33,17 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
     if recipe.rl.steps:
         write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
         files.append("rollouts.html")
+    drawn = next(iter(recipe.evaluation.named.values())).sampling
     summary = {
         "name": recipe.name,
         "seed": recipe.seed,
         "runtime": recipe.runtime,
         "accuracy_before": round(state.accuracy_before, 4),
-        "accuracy_after": round(after.accuracy, 4),
-        "held_out_responses": after.num_scored,
-        "evaluation_temperature": recipe.evaluation.temperature,
-        "evaluation_top_p": recipe.evaluation.top_p,
+        "accuracy_after": round(after.headline.accuracy, 4),
+        "held_out_responses": after.headline.num_scored,
+        "evaluation_temperature": drawn.temperature,
+        "evaluation_top_p": drawn.top_p,
+        **_of_sets(state, after),
         "gap_at_lag_0": state.gap_at_lag_0,
         "steps": recipe.rl.steps,
         "seconds": round(state.seconds, 1),
@@ -53,10 +57,38 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluation, tracker: T
         tracker.log_artifact(run_dir / file)
     links = {f"MLflow {name}": link for name, link in tracker.links().items()}
     summary_table(
-        {**summary, **links, "files": ", ".join(str(run_dir / file) for file in files)},
+        {**for_people(summary), **links, "files": ", ".join(str(run_dir / file) for file in files)},
         title=recipe.name,
     )
     return summary
+
+
+def _of_sets(state: RunState, after: Evaluations) -> dict[str, Any]:
+    """`sets` of the summary, if the recipe names any: what was measured on each, beside its accuracy before."""
+    measured = {
+        name: {key: round(value, 4) for key, value in one.values().items()} for name, one in after.sets.items() if name
+    }
+    before = {name: round(state.sets_before.get(name, math.nan), 4) for name in measured}
+    sets = {name: {"accuracy_before": before[name], **values} for name, values in measured.items()}
+    return {"sets": sets} if sets else {}
+
+
+def for_people(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary with a line for each evaluation set, and "none" for what was not measured."""
+    rows: dict[str, Any] = {}
+    for name, value in with_nulls(summary).items():
+        if name == "sets":
+            rows |= {
+                f"on {one}": ", ".join(f"{key} {_shown(entry)}" for key, entry in values.items())
+                for one, values in value.items()
+            }
+        else:
+            rows[name] = "none" if value is None else value
+    return rows
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else format_number(value)
 
 
 def show_interruption(run_dir: Path, console: Console) -> None:
@@ -88,7 +120,7 @@ def show_summary(run_dir: Path) -> dict[str, Any]:
             f"{run_dir} is finished, but its {SUMMARY_FILE} is gone. `samepath resume {run_dir} --step N` measures and writes it again."
         )
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    summary_table(summary, title=f"{summary['name']} (finished)")
+    summary_table(for_people(summary), title=f"{summary['name']} (finished)")
     Console().print(
         f"{run_dir} is finished, and nothing was done. For more steps: `samepath resume {run_dir} rl.steps=…`",
         markup=False,

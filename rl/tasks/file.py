@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from samepath.rl.recipe.did_you_mean import files_beside
+from samepath.rl.recipe.evaluation_rows import FileRows
 from samepath.rl.recipe.task import ColumnMap, FileTask
 from samepath.rl.tasks.row import Task, TaskError, TaskRow
 from samepath.rl.tasks.table import check_columns, split_task, table_rows
@@ -16,18 +17,18 @@ _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet":
 def build_file(settings: FileTask, recipe_dir: Path) -> Task:
     """Read the rows and split them (see `split_task`). Raises TaskError with file and line."""
     path = recipe_dir / settings.path
-    rows = _rows(path, settings)
+    rows = file_rows(path, settings)
     held_out = None
     if settings.held_out_path:
         held_out_path = recipe_dir / settings.held_out_path
-        held_out = _rows(held_out_path, settings)
+        held_out = file_rows(held_out_path, settings)
         if not held_out:
             raise TaskError(f"{held_out_path} must have at least one row to evaluate on; it has none.")
     return split_task(rows, held_out, settings, path.stem, str(path))
 
 
-def _rows(path: Path, settings: FileTask) -> list[TaskRow]:
-    """Read one file; the rows have bare ids and the file's row numbers."""
+def file_rows(path: Path, settings: FileTask | FileRows) -> list[TaskRow]:
+    """Read one file; the rows have bare ids and the file's row numbers. Raises TaskError with file and line."""
     if not path.is_file():
         raise TaskError(f"{path} does not exist or is no file; {files_beside(path)}.")
     file_format = _FORMATS.get(path.suffix.lower(), "") if settings.format == "auto" else settings.format

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from samepath.rl.recipe.did_you_mean import did_you_mean
+from samepath.rl.recipe.evaluation_rows import GymRows
 from samepath.rl.recipe.task import ReasoningGymTask
 from samepath.rl.tasks.prompt import prompt_text
 from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
@@ -49,7 +50,7 @@ def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
     rows each time, when too few different texts exist, and when held-out texts are half of what the dataset generates.
     """
     generate = _checked_generator(settings)
-    held_out = _held_out_rows(settings, generate)
+    held_out = _different_rows(settings, generate, settings.num_held_out, "num_held_out")
     train = GeneratedRows(settings, generate, frozenset(canonical_text(row.text) for row in held_out))
     # Few training rows are probed by several draws each: one alone would say nothing about the share.
     places = [divmod(probe, settings.num_train) for probe in range(_PROBED_ROWS)]
@@ -105,23 +106,28 @@ class GeneratedRows:
         return _row(self._settings, entry, "train", index)
 
 
-def _held_out_rows(settings: ReasoningGymTask, generate: _Generate) -> list[TaskRow]:
+def generated_rows(settings: GymRows) -> list[TaskRow]:
+    """Rows for an evaluation, all different; those that a task of the same seed holds out come first. Raises TaskError."""
+    return _different_rows(settings, _checked_generator(settings), settings.num_rows, "num_rows")
+
+
+def _different_rows(settings: ReasoningGymTask | GymRows, generate: _Generate, count: int, name: str) -> list[TaskRow]:
     rows: dict[str, TaskRow] = {}
     for round_ in range(_MAX_ROUNDS):
-        entries = generate(size=settings.num_held_out, seed=_derived_seed(settings.seed, "held-out", round_))
-        for index in range(settings.num_held_out):
+        entries = generate(size=count, seed=_derived_seed(settings.seed, "held-out", round_))
+        for index in range(count):
             row = _row(settings, entries[index], "held-out", len(rows))
             rows.setdefault(canonical_text(row.text), row)
-            if len(rows) == settings.num_held_out:
+            if len(rows) == count:
                 return list(rows.values())
     raise TaskError(
-        f"{settings.dataset}: num_held_out must not exceed the different texts that the dataset generates; "
-        f"{_MAX_ROUNDS * settings.num_held_out} draws gave {len(rows)} of {settings.num_held_out}. "
-        "Lower num_held_out or widen params."
+        f"{settings.dataset}: {name} must not exceed the different texts that the dataset generates; "
+        f"{_MAX_ROUNDS * count} draws gave {len(rows)} of {count}. "
+        f"Lower {name} or widen params."
     )
 
 
-def _row(settings: ReasoningGymTask, entry: Mapping[str, Any], split: str, index: int) -> TaskRow:
+def _row(settings: ReasoningGymTask | GymRows, entry: Mapping[str, Any], split: str, index: int) -> TaskRow:
     where = f"{settings.dataset} {split} row {index}"
     try:
         # Tuples pass and stay tuples: some of the datasets' scorers compare with them.
@@ -153,7 +159,7 @@ def _derived_seed(seed: int, split: str, draw: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{split}/{draw}".encode()).digest()[:4], "big") >> 1
 
 
-def _checked_generator(settings: ReasoningGymTask) -> _Generate:
+def _checked_generator(settings: ReasoningGymTask | GymRows) -> _Generate:
     """Return a function of size and seed that makes the dataset, after refusing what cannot work."""
     datasets, create = _reasoning_gym()
     name = settings.dataset

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from samepath.rl.recipe.did_you_mean import did_you_mean
-from samepath.rl.recipe.task import ColumnMap, TableSettings
+from samepath.rl.recipe.task import ColumnMap, TableRows, TableSettings
 from samepath.rl.tasks.conversation import conversation
 from samepath.rl.tasks.prompt import prompt_text, rewritten
 from samepath.rl.tasks.row import Task, TaskError, TaskRow
@@ -16,7 +16,7 @@ Entries = Iterable[tuple[str, Mapping[str, Any]]]
 """(place for messages, row) pairs."""
 
 
-def table_rows(entries: Entries, settings: TableSettings, dataset: str) -> list[TaskRow]:
+def table_rows(entries: Entries, settings: TableRows, dataset: str) -> list[TaskRow]:
     """Rows with bare ids, numbered from 0. Raises TaskError naming the place of what is wrong."""
     columns = settings.columns
     places: dict[str, str] = {}
@@ -78,8 +78,8 @@ def split_task(
         raise TaskError(f"all {len(rows)} rows of {source} are held out, none is left to train on; hold fewer out.")
     return Task(
         name=name,
-        train=_numbered(train, "train"),
-        held_out=_numbered(held_out[: settings.max_held_out or None], "held-out"),
+        train=numbered(train, "train"),
+        held_out=numbered(held_out[: settings.max_held_out or None], "held-out"),
         seed=settings.seed,
         dropped_overlap=dropped,
     )
@@ -99,7 +99,8 @@ def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _numbered(rows: list[TaskRow], split: str) -> list[TaskRow]:
+def numbered(rows: list[TaskRow], split: str) -> list[TaskRow]:
+    """The rows with ids and numbers of one split."""
     return [replace(row, row_id=f"{split}-{row.row_id}", row=index) for index, row in enumerate(rows)]
 
 

@@ -11,6 +11,7 @@ from samepath.rl.tracking.events import QueueFile
 from samepath.rl.tracking.jsonl import JsonlSink
 from samepath.rl.tracking.queue import QueueCounts, resend
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
+from samepath.rl.tracking.thinned import Thinned
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 MLFLOW_VARIABLES = {
@@ -84,7 +85,8 @@ def build_tracker(settings: TrackingSettings, run_dir: Path) -> Tracker:
         # Late: mlflow is optional, takes seconds to import, and reads its variables while it is imported.
         from samepath.rl.tracking.mlflow_sink import MlflowSink
 
-        sinks.append(MlflowSink(settings, run_dir, store_uri(settings.uri, run_dir.parent)))
+        mlflow = MlflowSink(settings, run_dir, store_uri(settings.uri, run_dir.parent))
+        sinks.append(Thinned(mlflow, settings.log_every))
     return Tracker(sinks)
 
 

@@ -1,8 +1,8 @@
 """`samepath validate`: everything that can be checked before a run without starting it, each check with its outcome."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from samepath.model.files.model_sizes import PublishedSizes
 from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.network.placement import PlacementError, require
 from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
+from samepath.rl.evaluation.sets import build_set, survey_set
 from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import resolve_answer_writer
@@ -26,8 +27,10 @@ from samepath.rl.validate.folder_finding import folder_finding
 from samepath.rl.validate.memory_findings import memory_findings
 from samepath.rl.validate.memory_plan import PROMPT_TOKENS, memory_plan
 from samepath.rl.validate.reward_findings import tried_rewards
+from samepath.rl.validate.room import Room
 from samepath.rl.validate.row_exactness import row_finding
 from samepath.rl.validate.row_findings import READ_LIMIT_S, row_findings
+from samepath.rl.validate.set_findings import described, set_findings
 from samepath.rollout.capabilities import refusal
 from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_errors import EngineUnavailableError
@@ -81,6 +84,8 @@ class _Checks:
         if self.recipe.task.chat.enabled:
             self._check("chat template", self._chat)
         self._check("prompts", self._prompts)
+        for name in self.recipe.evaluation.sets:
+            self._check(f"evaluation.sets.{name}", partial(self._set, name))
         if self.recipe.cold_start.steps:
             self._check("cold start", self._worked_answers)
         self._check("reward", self._reward)
@@ -111,9 +116,10 @@ class _Checks:
         dropped = (
             f", {task.dropped_overlap} training rows left out that are held out too" if task.dropped_overlap else ""
         )
-        first = task.held_out[0]
+        rl, first = self.recipe.rl, task.held_out[0]
+        epochs = f", rl.epochs={rl.epochs:g} are {rl.counted(len(task.train)).steps} steps" if rl.epochs else ""
         return (
-            f"{task.name}: {len(task.train)} training and {len(task.held_out)} held-out rows{dropped}; "
+            f"{task.name}: {len(task.train)} training and {len(task.held_out)} held-out rows{dropped}{epochs}; "
             f"first held-out prompt {first.text!r:.200}, gold answer {first.answer.get('answer')!r:.40}"
         )
 
@@ -151,7 +157,7 @@ class _Checks:
                 f"parameters of model_type {model_type!r} cannot be counted here; memory is not estimated"
             )
         sizes = self.sizes = published_sizes(self.config)
-        limit, what = self._longest()
+        limit, what = self._room.limit
         if self.recipe.sampling.max_new_tokens >= limit:
             raise ValueError(
                 f"sampling.max_new_tokens={self.recipe.sampling.max_new_tokens} leaves no room for a prompt in {what}. Lower it."
@@ -167,14 +173,9 @@ class _Checks:
             f"{sizes.max_positions:,} positions{source}"
         )
 
-    def _longest(self) -> tuple[float, str]:
-        """Longest sequence in tokens, and what bounds it."""
-        limits = [(self.sizes.max_positions, "max_position_embeddings of the model")] if self.sizes is not None else []
-        longest = describe(self.recipe.engine).longest_sequence(self.recipe.engine)
-        if longest is not None:
-            limits.append((longest, "engine.max_model_tokens"))
-        limit, name = min(limits, default=(math.inf, "any length"))
-        return limit, f"{name}={limit}"
+    @property
+    def _room(self) -> Room:
+        return Room(engine=self.recipe.engine, max_positions=None if self.sizes is None else self.sizes.max_positions)
 
     def _network(self) -> str:
         """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
@@ -240,23 +241,24 @@ class _Checks:
         if any(found.name == "chat template" and found.outcome == "wrong" for found in self.result.findings):
             raise NotCheckedError("the chat template does not work")
         found = survey(
-            self.task, self.tokenizer, too_large=self._too_large, limit_s=READ_LIMIT_S, progress=self.progress
+            self.task,
+            self.tokenizer,
+            too_large=self._room.of(self.recipe.sampling.max_new_tokens, self.recipe.rl.group_size),
+            limit_s=READ_LIMIT_S,
+            progress=self.progress,
         )
         self.result.findings += row_findings(found, len(self.task.train))
         self.prompt_tokens = found.longest
         return f"{found.num_read} encoded, at most {found.longest} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
-    def _too_large(self, prompt_tokens: int) -> tuple[str, str]:
-        """(failure, reason) of a prompt that the model or the engine cannot take: an engine may reserve all that a group can need."""
-        engine, longest = self.recipe.engine, self.recipe.sampling.max_new_tokens
-        limit, what = self._longest()
-        if prompt_tokens + longest > limit:
-            return "prompt_too_long", (
-                f"prompt and sampling.max_new_tokens must fit {what}; it needs {prompt_tokens} + {longest}. "
-                "Lower max_new_tokens or leave long rows out."
-            )
-        reason = describe(engine).too_large(engine, prompt_tokens, longest, self.recipe.rl.group_size)
-        return ("out_of_cache", reason) if reason else ("", "")
+    def _set(self, name: str) -> str:
+        if self.task is None or self.tokenizer is None:
+            raise NotCheckedError(f"the {'task' if self.task is None else 'tokenizer'} is not at hand")
+        asked = build_set(self.recipe, name, self.task, self.recipe_dir)
+        together = min(asked.num_samples, self.recipe.rl.group_size)
+        found = survey_set(asked, self.tokenizer, self._room.of(asked.sampling.max_new_tokens, together))
+        self.result.findings += set_findings(asked, found, self.recipe)
+        return described(asked, found)
 
     def _worked_answers(self) -> str:
         settings = self.recipe.cold_start

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"torch", "transformers", "numpy", "ray", "mlflow", "vllm", "triton", "accelerate", "pyarrow", "datasets"}
+COMPLETE = ("complete", "--", "run", "x.yaml", "rl.st")
 PROGRAM = """
 import sys
 from samepath.rl.cli import main
@@ -25,14 +26,17 @@ def called(*arguments: str) -> tuple[int, str, str, set[str]]:
     return done.returncode, done.stdout, said, set(loaded.split())
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("validate", "-h"), ("--version",), ("schema",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("-h",), ("validate", "-h"), ("--version",), ("schema",), ("completion", "bash"), COMPLETE],
+)
 def test_main_without_a_run_loads_no_heavy_package(arguments: tuple[str, ...]) -> None:
     status, printed, said, loaded = called(*arguments)
     assert (status, said) == (0, "")
     assert printed
     assert loaded & HEAVY == set()
     # Help does not even need the recipe.
-    assert ("samepath.rl.recipe.recipe" in loaded) == (arguments == ("schema",))
+    assert ("samepath.rl.recipe.recipe" in loaded) == (arguments in (("schema",), COMPLETE))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.evaluation.held_out import Evaluation, Evaluations
 from samepath.rl.loop import Loop
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
@@ -51,8 +51,9 @@ class EmptyLoop(Loop):
     def one_step(self, step: int) -> dict[str, float]:
         return {"reward/mean": float(step)}
 
-    def evaluate(self) -> Evaluation:
-        return Evaluation(accuracy=0.25, num_scored=4, num_failed=0, mean_length=1.0, groups=())
+    def evaluate(self) -> Evaluations:
+        result = Evaluation(accuracy=0.25, num_scored=4, num_failed=0, mean_length=1.0, groups=())
+        return Evaluations(sets={"": result})
 
 
 def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | None = None) -> Loop:
@@ -64,6 +65,7 @@ def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | No
     return kind(
         recipe=recipe,
         task=Task(name="sums", train=[row], held_out=[], seed=0),
+        sets=(),
         tokenizer=tokenizer,
         learner=saver,
         pool=absent,

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.evaluation.held_out import Evaluation, evaluate, held_out_requests
+from samepath.rl.evaluation.held_out import Evaluation, Evaluations, evaluate, set_requests
+from samepath.rl.evaluation.sets import build_set
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task, TaskRow
 from samepath.rollout.request import GroupRequest
@@ -59,10 +61,11 @@ def measured(
     scores: dict[str, Score] | None = None,
     pool: Pool | None = None,
 ) -> Evaluation:
-    settings, sampling = recipe.evaluation, recipe.evaluation.sampling(recipe.sampling)
-    requests = held_out_requests(task(rows), tokenizer, sampling, settings.samples, recipe.seed)
+    name = next(iter(recipe.evaluation.named))
+    asked = build_set(recipe, name, task(rows), Path())
+    requests = set_requests(asked, tokenizer, recipe.seed, recipe.rl.group_size)
     scorer = GroupScorer(Children(scores))
-    return evaluate(requests, pool or Pool(), scorer, recipe.reward.main_part, settings.full_reward)
+    return evaluate(asked, requests, pool or Pool(), scorer, recipe.reward.main_part, recipe.evaluation.full_reward)
 
 
 def short(value: float) -> Score:
@@ -139,3 +142,55 @@ def test_evaluate_without_a_scored_answer_has_no_accuracy(rows: int, tiny_recipe
     assert math.isnan(result.accuracy)
     assert (result.num_scored, result.num_failed, result.mean_length) == (0, rows, 0.0)
     assert len(result.groups) == rows
+
+
+SET = "evaluation.sets={many: {num_samples: 5, pass_at: [1, 2, 5], sampling: {temperature: 0.8, min_p: 0.1, max_new_tokens: 9}}}"
+
+
+def test_set_is_asked_n_times_with_its_own_sampling_in_groups_that_fit(tiny_recipe, tokenizer: Tokenizer) -> None:
+    """The recipe's groups have 4 samples, which its engine is known to hold: 5 are asked as 4 and 1, each with a seed of its own."""
+    pool = Pool()
+    measured(tiny_recipe(SET), tokenizer, rows=2, pool=pool, scores={})
+    asked = [(request.group_id, len(request.seeds)) for request in pool.requests]
+    assert asked == [("eval-many-0", 4), ("eval-many-0.1", 1), ("eval-many-1", 4), ("eval-many-1.1", 1)]
+    sampling = pool.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.min_p, sampling.max_new_tokens) == (0.8, 1.0, 0.1, 9)
+    seeds = [seed for request in pool.requests for seed in request.seeds]
+    assert len(set(seeds)) == 10
+
+
+def test_set_reports_pass_at_k_by_prompt_and_the_mean_reward(tiny_recipe, tokenizer: Tokenizer) -> None:
+    """Prompt 0 has 1 of 5 right; prompt 1 has 2 of 4, its fifth response having no reward, so that pass@5 is prompt 0's alone."""
+    wrong, right = Score(total=0.25, parts={"short": 0.0}), Score(total=1.25, parts={"short": 1.0})
+    scores = {f"eval-many-{row}{part}": wrong for row in (0, 1) for part in ("/0", "/1", "/2", "/3", ".1/0")}
+    scores |= {"eval-many-0/2": right, "eval-many-1/0": right, "eval-many-1/3": right}
+    scores["eval-many-1.1/0"] = Score(total=math.nan, status="timeout")
+    result = measured(tiny_recipe(SET), tokenizer, rows=2, scores=scores)
+    assert result.accuracy == pytest.approx(3 / 9)
+    assert result.mean_reward == pytest.approx((6 * 0.25 + 3 * 1.25) / 9)
+    assert result.pass_at == pytest.approx({1: (1 / 5 + 2 / 4) / 2, 2: (4 / 10 + 5 / 6) / 2, 5: 1.0})
+    assert result.set_metrics("many") == {
+        "evaluation/many/accuracy": result.accuracy,
+        "evaluation/many/reward_mean": result.mean_reward,
+        "evaluation/many/pass_at_1": result.pass_at[1],
+        "evaluation/many/pass_at_2": result.pass_at[2],
+        "evaluation/many/pass_at_5": 1.0,
+        "evaluation/many/failed": 1.0,
+        "evaluation/many/length_mean": (1 + 2 + 3 + 4 + 1) / 5,
+        "evaluation/many/truncated": 0.0,
+    }
+
+
+def result_of(accuracy: float) -> Evaluation:
+    return Evaluation(accuracy=accuracy, num_scored=2, num_failed=0, mean_length=3.0, groups=())
+
+
+def test_evaluations_name_every_set_and_the_first_as_the_only_one_was_named() -> None:
+    both = Evaluations(sets={"easy": result_of(0.75), "hard": result_of(math.nan)})
+    metrics = both.metrics()
+    assert (metrics["eval/accuracy"], metrics["evaluation/easy/accuracy"]) == (0.75, 0.75)
+    assert math.isnan(metrics["evaluation/hard/accuracy"])
+    assert both.lines() == ["accuracy on easy 0.750 (2 responses)", "accuracy on hard none (2 responses)"]
+    plain = Evaluations(sets={"": result_of(0.5)})
+    assert set(plain.metrics()) == {"eval/accuracy", "eval/failed", "eval/length_mean"}
+    assert plain.lines() == ["held-out accuracy 0.500 (2 responses)"]

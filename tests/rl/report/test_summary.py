@@ -4,13 +4,14 @@ import io
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from samepath.rl.evaluation.held_out import Evaluation
+from samepath.rl.evaluation.held_out import Evaluation, Evaluations
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.summary import show_interruption, write_summary
 from samepath.rl.run_state import RunState
@@ -19,7 +20,8 @@ from samepath.rl.tracking.sink import Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 from samepath.rl.tracking.tracker import Tracker
 
-AFTER = Evaluation(accuracy=0.876543, num_scored=31, num_failed=1, mean_length=3.0, groups=())
+MEASURED = Evaluation(accuracy=0.876543, num_scored=31, num_failed=1, mean_length=3.0, groups=())
+AFTER = Evaluations(sets={"": MEASURED})
 
 
 class Shelf(Sink):
@@ -101,6 +103,28 @@ def test_summary_has_the_runs_numbers_and_its_files_are_there(tiny_recipe, capsy
         assert shown in table
 
 
+def test_summary_shows_every_set_and_says_none_where_nothing_was_measured(
+    tiny_recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe("evaluation.sets={easy: {sampling: {temperature: 0.6}}, hard: {}}")
+    run_dir = folder(recipe, {"reward/mean": 0.5})
+    nothing = Evaluation(accuracy=math.nan, num_scored=0, num_failed=8, mean_length=0.0, groups=())
+    easy = replace(MEASURED, mean_reward=0.51236, truncated=0.25, pass_at={4: 0.95})
+    after = Evaluations(sets={"easy": easy, "hard": nothing})
+    write_summary(recipe, state(sets_before={"easy": 0.25, "hard": math.nan}), after, Tracker([]))
+    read = read_strictly(run_dir / "summary.json")
+    assert (read["accuracy_after"], read["evaluation_temperature"]) == (0.8765, 0.6)
+    assert read["sets"]["easy"] == {
+        "accuracy_before": 0.25, "accuracy": 0.8765, "reward_mean": 0.5124, "pass_at_4": 0.95, "failed": 1.0,
+        "length_mean": 3.0, "truncated": 0.25,
+    }  # fmt: skip
+    assert [read["sets"]["hard"][name] for name in ("accuracy_before", "accuracy", "reward_mean")] == [None] * 3
+    table = " ".join(capsys.readouterr().out.split())
+    assert "nan" not in table
+    assert "on easy" in table
+    assert "pass_at_4 0.95" in table.replace("│", "").replace("  ", " ")
+
+
 def test_summary_of_a_gpu_run_has_its_memory_too(tiny_recipe) -> None:
     recipe = tiny_recipe()
     folder(recipe, {"reward/mean": 0.5})
@@ -112,7 +136,7 @@ def test_summary_without_a_scored_answer_is_strict_json(tiny_recipe) -> None:
     run_dir = folder(recipe, {"rollout/length_mean": 2.0, "reward/mean": math.nan})
     nothing = Evaluation(accuracy=math.nan, num_scored=0, num_failed=8, mean_length=0.0, groups=())
     odd = state(accuracy_before=math.nan, gap_at_lag_0=math.inf, counters={"reward/status.error": math.nan})
-    write_summary(recipe, odd, nothing, Tracker([]))
+    write_summary(recipe, odd, Evaluations(sets={"": nothing}), Tracker([]))
     read = read_strictly(run_dir / "summary.json")
     assert [read[name] for name in ("accuracy_before", "accuracy_after", "gap_at_lag_0")] == [None, None, None]
     assert read["failures"] == {"reward/status.error": None}
