@@ -1,5 +1,6 @@
 """Every spelling of a number is that number and none of its neighbours."""
 
+import math
 from decimal import Decimal
 from fractions import Fraction
 
@@ -54,6 +55,7 @@ def test_same_number_printed_double_is_the_shorter_number_it_was_meant_to_be():
     for value, short in [(0.1 + 0.2, "0.3"), (1 / 3, "1/3"), (1.1 * 1.1, "1.21"), (sum([0.1] * 10), "1")]:
         assert same(repr(value), short)
         assert same(repr(value), repr(value))
+    assert [same(repr(0.3 + ulps * math.ulp(0.3)), "0.3") for ulps in (3, 4, 5, 100)] == [True, True, False, False]
     assert not same("0.30000000000000004", "0.30000000000000010")
     assert not same("0.30000000000000004", "0.300000000000001")
     assert not same("0.3", "0.30000000000000004")
@@ -61,6 +63,19 @@ def test_same_number_printed_double_is_the_shorter_number_it_was_meant_to_be():
     assert not same("8471583536603869.0", "8471583536603870")
     assert not same("30000000000000004", "30000000000000000")
     assert not same("1.2345678901234567e400", "1.23456789012345e400")
+
+
+def test_same_number_holds_percent_base_and_name_apart() -> None:
+    assert same("50%", "0.5")
+    assert same("0.5", "50%")
+    assert same("50", "50%")
+    assert not same("50", "0.5%"), "the percent sign divides, it never multiplies"
+    assert not same("50 cm", "50%")
+    assert not same("1101_2", "13")
+    assert not same("13", "1101_2")
+    assert same("1101_2", "(1101)_2")
+    assert same("x = 5", "5")
+    assert not same("x = 5", "y = 5")
 
 
 SPELLINGS = {

@@ -38,10 +38,15 @@ def test_read_unit_spellings(text, unit):
     [
         "m", " x", "xy", " xyz", "/s", "/abc", "m/g", "^(2)", " (", " ()", "%%", " cm cm", " 5", " cm 5", ' "or"', ' "is it"',
         ' "million"', ' "Millionen"', ' "k"', ' "i"', ' "not sure"', ' "four long words here"', " square", " km/foo", " cm^(7)",
+        ' "purple wooden zebra quilts"',
     ],
 )  # fmt: skip
 def test_read_unit_anything_else_is_none(text):
     assert read_unit(text) is None
+
+
+def test_read_unit_takes_three_words_that_no_table_knows():
+    assert read_unit(' "wooden zebra quilts"') == (("quilt", 1), ("wooden", 1), ("zebra", 1))
 
 
 @pytest.mark.parametrize(

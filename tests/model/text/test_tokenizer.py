@@ -38,6 +38,8 @@ def test_decode_leaves_out_one_end_token_at_the_end_and_shows_other_special_toke
     assert tokenizer.text([3, 1]) == "1<eos>"
     assert tokenizer.decode([]) == ""
     assert tokenizer.token_texts([0, 3, 1]) == ["<bos>", "1", "<eos>"]
+    both = Tokenizer(tokenizer.fast, "<eos>", "<bos>", other_end_ids=[2])
+    assert (both.decode([3, 2]), both.decode([3, 1]), both.decode([3, 2, 1])) == ("1", "1", "10")
 
 
 @pytest.mark.parametrize(("text", "unknown"), [("1a", r"\['a'\]"), ("x+y", r"\['x', 'y'\]"), ("é", "é")])
