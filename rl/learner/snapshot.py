@@ -1,7 +1,7 @@
 """What a checkpoint is written from: weights and optimiser state as they stand between two updates, copied or where they are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +57,10 @@ def in_host_memory(tree: Any, *, copied: bool) -> tuple[Any, Callable[[], None]]
     a stream of its own, and what is computed on the GPU afterwards waits for them there; this thread does not. Tensors that are one
     stay one.
     """
-    there: dict[tuple[Any, ...], Tensor] = {}
-    streams: dict[torch.device, torch.cuda.Stream] = {}
-
-    def moved(tensor: Tensor) -> Tensor:
-        # A tied matrix stands under two names and is written once.
-        key = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype)
-        if key not in there:
-            there[key] = _moved(tensor.detach(), copied, streams)
-        return there[key]
-
-    def walked(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return moved(part)
-        if isinstance(part, Mapping):
-            return {name: walked(inner) for name, inner in part.items()}
-        return [walked(inner) for inner in part] if isinstance(part, list) else part
-
-    result = walked(tree)
+    moving = _Moving(copied=copied)
+    result = moving.walk(tree)
     arrived = []
-    for device, stream in streams.items():
+    for device, stream in moving.streams.items():
         arrived.append(stream.record_event())
         # The next update must not overwrite what is still on its way.
         torch.cuda.current_stream(device).wait_event(arrived[-1])
@@ -88,13 +72,33 @@ def in_host_memory(tree: Any, *, copied: bool) -> tuple[Any, Callable[[], None]]
     return result, ready
 
 
-def _moved(tensor: Tensor, copied: bool, streams: dict[torch.device, torch.cuda.Stream]) -> Tensor:
-    if not copied:
-        return tensor.cpu()
-    if not (tensor.is_cuda and torch.cuda.is_available()):
-        return tensor.to("cpu", copy=True)
-    if tensor.device not in streams:
-        streams[tensor.device] = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
-        streams[tensor.device].wait_stream(torch.cuda.current_stream(tensor.device))
-    with torch.cuda.stream(streams[tensor.device]):
-        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+@dataclass(slots=True, kw_only=True)
+class _Moving:
+    """No function within a function that calls itself: such a circle would keep the copies until the garbage collector came by."""
+
+    copied: bool
+    there: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    streams: dict[torch.device, torch.cuda.Stream] = field(default_factory=dict)
+
+    def walk(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            # A tied matrix stands under two names and is written once.
+            key = (part.data_ptr() or id(part), part.shape, part.stride(), part.dtype)
+            if key not in self.there:
+                self.there[key] = self._moved(part.detach())
+            return self.there[key]
+        if isinstance(part, Mapping):
+            return {name: self.walk(inner) for name, inner in part.items()}
+        return [self.walk(inner) for inner in part] if isinstance(part, list) else part
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if not self.copied:
+            return tensor.cpu()
+        if not (tensor.is_cuda and torch.cuda.is_available()):
+            return tensor.to("cpu", copy=True)
+        if tensor.device not in self.streams:
+            stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(tensor.device))
+            self.streams[tensor.device] = stream
+        with torch.cuda.stream(self.streams[tensor.device]):
+            return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,6 +1,8 @@
 """A checkpoint written while training goes on has the bytes of one that was written before it went on."""
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,19 @@ def test_in_host_memory_without_a_copy_takes_no_memory() -> None:
     matrix = torch.ones(2)
     held, _ = in_host_memory([matrix], copied=False)
     assert held[0].data_ptr() == matrix.data_ptr()
+
+
+def test_in_host_memory_gives_the_copies_back_with_the_tree() -> None:
+    """A circle of references would keep them until the garbage collector came by, one more with every checkpoint."""
+    held, ready = in_host_memory({"a": [torch.ones(2)]}, copied=True)
+    copy = weakref.ref(held["a"][0])
+    gc.disable()
+    try:
+        ready()
+        del held
+        assert copy() is None
+    finally:
+        gc.enable()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
