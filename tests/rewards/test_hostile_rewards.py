@@ -49,6 +49,9 @@ def targets(tmp_path: Path) -> Iterator[dict[str, object]]:
     (run / "run.json").write_text("{}")
     abstract = f"\0samepath-{os.getpid()}"
     with ExitStack() as stack:
+        for place in ("/var", "/dev", Path(__file__).resolve().parents[2] / "rewards"):
+            # What an attack makes where nothing blocks it.
+            stack.callback(Path(place, f"samepath-hostile-{os.getpid()}").unlink, missing_ok=True)
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
         tcp, udp, named, nameless = (
             stack.enter_context(socket.socket(family, kind))
@@ -87,8 +90,6 @@ def test_score_each_attack_succeeds_only_where_the_docs_say_so(make_runner, mode
         state = Path(str(found["run"])) / "run.json"
         if mode != "none":
             assert (os.listdir(state.parent), state.read_text()) == (["run.json"], "{}")
-    for place in ("/var", "/dev", Path(__file__).resolve().parents[2] / "rewards"):
-        Path(place, f"samepath-hostile-{os.getpid()}").unlink(missing_ok=True)
     assert {score.status for score in scores} == {"ok"}, [score.detail for score in scores]
     expected = promised(mode)
     assert expected.keys() == ATTACKS.keys()

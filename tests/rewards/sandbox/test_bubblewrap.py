@@ -1,5 +1,6 @@
 """Where things stand inside bubblewrap."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,3 +63,12 @@ def test_readable_paths_hold_interpreter_modules_and_targets_of_links(tmp_path):
         Path(sys.base_prefix),
     }
     assert expected <= set(found)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bwrap")
+def test_bubblewrap_problem_is_none_where_bwrap_itself_can_make_namespaces():
+    """So that a wrong option of ours is no reason to skip every test of bubblewrap."""
+    plain = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "true"]
+    if subprocess.run(plain, capture_output=True, check=False).returncode:
+        pytest.skip("bwrap can make no namespaces here")
+    assert bubblewrap_problem() == ""
