@@ -142,12 +142,12 @@ def _add_records(records: _Records, call: Segment, exact: bool) -> None:
             f"an engine that is exact must record a row alike in every call of an epoch at one weight version; call {call.calls[0].index} "
             f"recorded row {row} otherwise than the calls before (version {version[row]}). Its cache holds keys of other tokens or weights."
         )
-    records.conflicts += int((differs & equal).sum()) + call.route_conflicts
-    records.superseded += int((differs & ~equal).sum()) + call.superseded_rows
+    records.conflicts += int((differs & equal).sum())
+    records.superseded += int((differs & ~equal).sum())
     sampled = _sampled_next(call)
     stays = np.zeros(len(version), np.bool_)
     # A row that this call did not record keeps what is known of it.
-    stays[:count] = records.sampled_T[:count] | ((routes[:count] == MISSING_ROUTE).any((1, 2)) & ~sampled[:count])
+    stays[:count] = records.sampled_T[:count] | (routes[:count] == MISSING_ROUTE).any((1, 2))
     kept = stays.nonzero()[0]
     routes[kept], version[kept] = records.routes_TLX[kept], records.version_T[kept]
     if prints is not None and records.prints_TL is not None:

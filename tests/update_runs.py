@@ -50,6 +50,8 @@ def rollout_batch(tokenizer: Tokenizer, engine: BuiltinEngine | None = None, **s
     count = len(sequences)
     return TrainBatch(
         sequences=sequences,
+        rollout_S=np.arange(count),
+        names=tuple(entry.name for entry in sequences),
         advantages_B=np.where(np.arange(count) % 2, -0.5, 0.5).astype(np.float32),
         group_B=np.repeat(np.arange(GROUPS), SAMPLES),
         datasets=("sums",) * count,

@@ -4,9 +4,10 @@ What sequences have in common at their beginning, such as the prompt of a group'
 attends to those rows.
 
 Axes: N rows run, R rows of all sequences (every token but each segment's last; a shared row once for each sequence),
-M sampled tokens that are trained, U different ones among them (equal row, token and distribution), L layers, X experts chosen, B sequences.
+M sampled tokens that are trained, U different ones among them (equal row, token and distribution), L layers, X experts chosen, S segments.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,13 @@ class PackedBatch:
     support: SupportRows | None
     """Candidates of each trained token, or None if nothing was truncated."""
     sequence_M: Tensor
-    """int64 [M] index of the segment in the batch."""
+    """int64 [M] index of the segment in the batch: where the token stands."""
+    rollout_S: Tensor
+    """int64 [S] index of each segment's rollout in the batch."""
+    rollout_M: Tensor
+    """int64 [M] the same of each trained token: what it counts in."""
+    rollout_R: Tensor
+    """int64 [R] the same of each row."""
     sampler_logprobs_M: Tensor
     """[M] nats."""
     version_M: Tensor
@@ -80,8 +87,11 @@ class PackedBatch:
     """int64 [N, L_sparse] the sampler's selection fingerprints; None if a segment has none."""
 
 
-def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
-    """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run."""
+def pack(sequences: Sequence[TrainSequence], shape: ModelShape, rollout_S: Sequence[int] | None = None) -> PackedBatch:
+    """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run.
+
+    `rollout_S` is the rollout of each, from 0 upwards; without it each is a rollout of its own.
+    """
     if not sequences:
         raise ValueError("a batch needs at least one sequence")
     shared = SharedRows()
@@ -107,15 +117,16 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
     temperature_M = torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(torch.from_numpy(counts))
     support = _pack_supports(segments, counts)
     first_U, scored_M = _different(rows_M, targets_M, temperature_M, support)
+    sequence_M = torch.arange(len(sequences)).repeat_interleave(torch.from_numpy(counts))
+    sequence_R = torch.arange(len(sequences)).repeat_interleave(torch.tensor([len(place.rows_T) for place in placed]))
+    rollouts = torch.arange(len(sequences)) if rollout_S is None else torch.tensor(rollout_S)
     return PackedBatch(
         token_ids_N=torch.from_numpy(token_ids),
         positions_N=torch.from_numpy(positions),
         plan=plan_spans(_spans(placed), padded, shape.window_heads),
         num_rows=shared.num_rows,
         rows_R=torch.cat([place.rows_T for place in placed]),
-        sequence_R=torch.arange(len(sequences)).repeat_interleave(
-            torch.tensor([len(place.rows_T) for place in placed])
-        ),
+        sequence_R=sequence_R,
         prompts_apart=sum(place.apart for place in placed),
         rows_M=rows_M,
         targets_M=targets_M,
@@ -123,7 +134,10 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
         scored_M=scored_M,
         temperature_M=temperature_M,
         support=support,
-        sequence_M=torch.arange(len(sequences)).repeat_interleave(torch.from_numpy(counts)),
+        sequence_M=sequence_M,
+        rollout_S=rollouts,
+        rollout_M=rollouts[sequence_M],
+        rollout_R=rollouts[sequence_R],
         sampler_logprobs_M=_trained(segments, "sampler_logprobs"),
         version_M=_trained(segments, "weight_version").long(),
         routes_LNX=torch.from_numpy(routes).transpose(0, 1).contiguous(),
@@ -164,15 +178,15 @@ def _trained(segments: Sequence[Segment], name: str) -> Tensor:
     return torch.from_numpy(np.concatenate([getattr(segment, name)[1:][segment.trained[1:]] for segment in segments]))
 
 
-def _pack_supports(segments: Sequence[Segment], counts_B: np.ndarray) -> SupportRows | None:
+def _pack_supports(segments: Sequence[Segment], counts_S: np.ndarray) -> SupportRows | None:
     """Compressed rows of all segments; a segment without a record has the full vocabulary (count 0) on every token."""
     if all(segment.support is None for segment in segments):
         return None
     counts = [
         np.zeros(count, np.int64) if segment.support is None else segment.support.counts
-        for segment, count in zip(segments, counts_B)
+        for segment, count in zip(segments, counts_S)
     ]
-    for segment, rows, count in zip(segments, counts, counts_B):
+    for segment, rows, count in zip(segments, counts, counts_S):
         if len(rows) != count:
             raise ValueError(
                 f"a support must have one row for each of the {count} sampled tokens; got {len(rows)} (finish {segment.finish_reason})"
@@ -184,29 +198,45 @@ def _pack_supports(segments: Sequence[Segment], counts_B: np.ndarray) -> Support
     )
 
 
-def split_by_tokens(sequences: Sequence[TrainSequence], max_tokens: int, at_least: int = 1) -> list[list[int]]:
+def split_by_tokens(
+    sequences: Sequence[TrainSequence], max_tokens: int, at_least: int = 1, rollout_S: Sequence[int] | None = None
+) -> list[list[int]]:
     """Indices of consecutive sequences in parts of about equal rows, none above `max_tokens` but for a single longer sequence.
 
-    Shared rows count once in each part. There are `at_least` parts if there are as many sequences, so that they can be computed at
-    the same time.
+    The sequences of a rollout (`rollout_S`; without it each is one of its own) stay together where they fit into one part. Shared rows count
+    once in each part. There are `at_least` parts if there are as many rollouts, so that they can be computed at the same time.
     """
+    moved = _moved_together(sequences, max_tokens, range(len(sequences)) if rollout_S is None else rollout_S)
     together, part_rows = SharedRows(), SharedRows()
     for entry in sequences:
         together.place(entry.segment)
     share = -(-together.num_rows // max(at_least, 1))
     parts: list[list[int]] = []
-    for index, entry in enumerate(sequences):
-        left, used = len(sequences) - index, part_rows.num_rows
-        part_rows.place(entry.segment)
+    for number, indices in enumerate(moved):
+        left, used = len(moved) - number, part_rows.num_rows
+        for index in indices:
+            part_rows.place(sequences[index].segment)
         more = part_rows.num_rows - used
         # A part is closed once it is full, or holds its share, unless the sequences left are needed for the parts still owed.
         full = used + more > max_tokens or (used + more // 2 >= share and len(parts) < at_least)
         if not parts or full or (left <= at_least - len(parts) and parts[-1]):
             parts.append([])
             part_rows = SharedRows()
-            part_rows.place(entry.segment)
-        parts[-1].append(index)
+            for index in indices:
+                part_rows.place(sequences[index].segment)
+        parts[-1] += indices
     return parts
+
+
+def _moved_together(sequences: Sequence[TrainSequence], max_tokens: int, rollout_S: Sequence[int]) -> list[list[int]]:
+    """Indices of the sequences of each rollout, or each alone of a rollout that is too large for one part."""
+    moved: list[list[int]] = []
+    for _, group in itertools.groupby(range(len(sequences)), key=lambda index: rollout_S[index]):
+        indices, rows = list(group), SharedRows()
+        for index in indices:
+            rows.place(sequences[index].segment)
+        moved += [indices] if rows.num_rows <= max_tokens else [[index] for index in indices]
+    return moved
 
 
 def sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:

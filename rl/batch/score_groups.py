@@ -1,6 +1,6 @@
 """From sampled groups to scored ones, and from scored ones to a training batch.
 
-Axes: B sequences.
+Axes: B rollouts.
 """
 
 from collections.abc import Sequence
@@ -35,15 +35,15 @@ class GroupScorer:
         """Start scoring a group's usable rollouts."""
         for rollout in group.rollouts:
             if not rollout.failure:
-                segment = rollout.segments[-1]
+                drawn = [segment.token_ids[segment.trained] for segment in rollout.segments]
                 request = RewardRequest(
                     prompt_text=group.prompt.text,
                     response_text=rollout.text,
                     answer=group.prompt.answer,
                     dataset=group.prompt.dataset,
-                    finish_reason=segment.finish_reason,
+                    finish_reason=rollout.segments[-1].finish_reason,
                     num_tokens=rollout.num_trained,
-                    token_ids=tuple(segment.token_ids[segment.trained].tolist()),
+                    token_ids=tuple(np.concatenate(drawn).tolist()),
                     rollout_key=f"{group.group_id}/{rollout.sample_index}",
                 )
                 self._pending[group.group_id, rollout.sample_index] = self._runner.submit(request)
@@ -95,28 +95,40 @@ def training_batch(
     if not used:
         return None, by_group
     group_of = {group.group_id: group for group in groups}
-    sequences = []
-    for index in used:
-        rollout = rollouts[index]
-        if len(rollout.segments) != 1:
-            raise ValueError(
-                f"{rollout.group_id}/{rollout.sample_index}: a single-turn rollout has one segment; got {len(rollout.segments)}"
-            )
-        name = f"{rollout.group_id}/{rollout.sample_index}"
-        temperature = group_of[rollout.group_id].sampling.temperature
-        if temperature == 0:
-            raise ValueError(
-                f"{rollout.group_id}: best tokens (temperature 0) were not drawn, so they have no probability to train on"
-            )
-        sequences.append(TrainSequence(segment=rollout.segments[0], temperature=temperature, name=name))
+    chosen = [(place, rollouts[index]) for place, index in enumerate(used)]
+    sequences = [
+        (place, entry)
+        for place, rollout in chosen
+        for entry in _train_sequences(rollout, group_of[rollout.group_id].sampling.temperature)
+    ]
     batch = TrainBatch(
-        sequences=tuple(sequences),
+        sequences=tuple(entry for _, entry in sequences),
+        rollout_S=np.array([place for place, _ in sequences], np.int64),
+        names=tuple(_name(rollout) for _, rollout in chosen),
         advantages_B=advantages_B[used_B].float().numpy(),
         group_B=group_B[used_B].numpy(),
-        datasets=tuple(group_of[rollouts[index].group_id].prompt.dataset for index in used),
+        datasets=tuple(group_of[rollout.group_id].prompt.dataset for _, rollout in chosen),
         in_loss_B=outcome.in_loss_B[used_B].numpy(),
     )
     return batch, by_group
+
+
+def _name(rollout: Rollout) -> str:
+    return f"{rollout.group_id}/{rollout.sample_index}"
+
+
+def _train_sequences(rollout: Rollout, temperature: float) -> list[TrainSequence]:
+    """The segments of a rollout in which there is something to train. Raises ValueError for one that was not drawn."""
+    if temperature == 0:
+        raise ValueError(
+            f"{rollout.group_id}: best tokens (temperature 0) were not drawn, so they have no probability to train on"
+        )
+    name, several = _name(rollout), len(rollout.segments) > 1
+    return [
+        TrainSequence(segment=segment, temperature=temperature, name=f"{name}, segment {number}" if several else name)
+        for number, segment in enumerate(rollout.segments)
+        if segment.trained[1:].any()
+    ]
 
 
 def _has_tokens(rollout: Rollout) -> bool:

@@ -1,6 +1,6 @@
 """What the driver hands the learner for one step, and what comes back.
 
-Axes: B sequences.
+Axes: B rollouts, S their segments.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,19 @@ from samepath.rl.batch.pack import TrainSequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """All sequences of one rollout batch that give loss or belong to a group that does.
+    """All rollouts of one batch that give loss or belong to a group that does.
 
-    Example: two groups of two:
-        TrainBatch(sequences=(a, b, c, d), advantages_B=[.5, -.5, 0, 0], group_B=[0, 0, 1, 1], datasets=("sums",) * 4, in_loss_B=[True] * 4)
+    Example: two groups of two, of which the second rollout is a conversation of two segments:
+        TrainBatch(sequences=(a, b0, b1, c, d), rollout_S=[0, 1, 1, 2, 3], names=("s3-g0/0", "s3-g0/1", "s3-g1/0", "s3-g1/1"),
+                   advantages_B=[.5, -.5, 0, 0], group_B=[0, 0, 1, 1], datasets=("sums",) * 4, in_loss_B=[True] * 4)
     """
 
     sequences: tuple[TrainSequence, ...]
-    """[B] whole groups in a row."""
+    """[S] their segments with something to train: whole rollouts in a row, whole groups in a row."""
+    rollout_S: NDArray[np.int64]
+    """[S] index of each segment's rollout, ascending."""
+    names: tuple[str, ...]
+    """[B] group and sample."""
     advantages_B: NDArray[np.float32]
     """[B] reward units."""
     group_B: NDArray[np.int64]
@@ -28,7 +33,7 @@ class TrainBatch:
     datasets: tuple[str, ...]
     """[B] task name, for the KL weight by domain."""
     in_loss_B: NDArray[np.bool_]
-    """[B] False keeps a sequence in the denominators only (masked truncation)."""
+    """[B] False keeps a rollout in the denominators only (masked truncation)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +47,7 @@ class UpdateReport:
     off_policy_B: NDArray[np.float32]
     """[B] mean log(π_sampler/π), nats per token."""
     masked_B: NDArray[np.bool_]
-    """[B] True where the off-policy mask took the sequence out of the surrogate."""
+    """[B] True where the off-policy mask took the rollout, or with `scope: segment` a segment of it, out of the surrogate."""
     route_flips_B: NDArray[np.float32]
     """[B] share of (row, layer) whose live route differs from the one followed."""
     weight_lag_B: NDArray[np.int64]

@@ -1,17 +1,29 @@
 """How closely the learner followed the sampler's path in one update: route flips, missing rows, expert load, selections.
 
 Axes: N rows run, R rows of all sequences (a shared prompt counts for each of them), L mixture-of-experts layers (A: all layers),
-X experts chosen, E experts, B sequences.
+X experts chosen, E experts, B rollouts of a pass.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from samepath.model.shape import ModelShape
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.pack import PackedBatch
 from samepath.rl.diagnostics.routing import routing_metrics, selection_metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassFlips:
+    """Of each rollout of a pass, what its mean of flips is made from."""
+
+    flips_B: Tensor
+    """[B] sum over its rows of the share of layers whose live route differs."""
+    rows_B: Tensor
+    """int64 [B] its rows."""
 
 
 class PathCounts:
@@ -24,7 +36,7 @@ class PathCounts:
         self._flips_L, self._missing_L = np.zeros(layers, np.int64), np.zeros(layers, np.int64)
         self._counts_LE = np.zeros((layers, shape.n_routed_experts), np.int64)
         self._mismatch_A = np.zeros(len(shape.sparse_layers), np.int64)
-        self.last_flips_B: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.last_flips = PassFlips(flips_B=torch.zeros(0), rows_B=torch.zeros(0, dtype=torch.int64))
 
     def add(self, batch: PackedBatch, trace: ForwardTrace, replayed: bool) -> None:
         """Count one pass. Without replay the flips are against the routes that the sampler recorded all the same."""
@@ -34,8 +46,8 @@ class PathCounts:
             mismatch_NA = trace.stacked_fingerprints() != batch.fingerprints_NL
             self._mismatch_A += mismatch_NA[rows_R].sum(0).numpy()
             self._fingerprinted += len(rows_R)
-        num_sequences = int(batch.sequence_R[-1]) + 1
-        self.last_flips_B = np.zeros(num_sequences, np.float32)
+        rows_B = torch.bincount(batch.rollout_R)
+        self.last_flips = PassFlips(flips_B=torch.zeros(len(rows_B)), rows_B=rows_B)
         if not trace.routes:
             return
         live_LNX = torch.stack(trace.live_routes).sort(-1).values
@@ -49,8 +61,9 @@ class PathCounts:
                 routes_NX[rows_R].flatten(), minlength=self._shape.n_routed_experts
             ).numpy()
         share_R = flips_LR.float().mean(0)
-        sums = torch.zeros(num_sequences).index_add_(0, batch.sequence_R, share_R)
-        self.last_flips_B = (sums / torch.bincount(batch.sequence_R)).numpy()
+        self.last_flips = PassFlips(
+            flips_B=torch.zeros(len(rows_B)).index_add_(0, batch.rollout_R, share_R), rows_B=rows_B
+        )
 
     @property
     def flip_rate(self) -> float:

@@ -1,7 +1,8 @@
 """What one step reports about ratios, KL, masks and supports; every mean is over all its tokens in the loss, masked or not.
 
 `<name>_after_mask` is the same sum with masked sequences' tokens at 0, over the unmasked count. Computed in float64, once over all passes
-and updates of the step: no number depends on how the step was cut. Axes: B sequences of the step, M trained tokens of the step.
+and updates of the step: no number depends on how the step was cut.
+Axes: B rollouts of the step, J what the off-policy mask decides on (rollouts or segments), M trained tokens of the step.
 """
 
 from collections.abc import Sequence
@@ -36,27 +37,37 @@ class HeadStatistics:
 
 
 Columns = TypeVar("Columns", LossInputs, LossTerms, HeadStatistics)
+NUMBERS = {"rollout_M": "advantages_B", "rollout_J": "advantages_B", "unit_M": "rollout_J"}
+"""Columns that number entries of other columns."""
 
 
 def joined(parts: Sequence[Columns]) -> Columns:
-    """One record of all passes, in their order: columns laid end to end, sequences numbered through.
+    """One record of all passes, in their order: columns laid end to end, rollouts numbered through, as often as a pass holds a part of one.
 
-    Raises ValueError without passes, and if only some of them have an optional column.
+    What is known of rollouts spread over passes (`sums`) is left out. Raises ValueError without passes, and if only some of them have an
+    optional column.
     """
     if not parts:
         raise ValueError("A step has at least one pass; got none.")
     values: dict[str, Tensor | None] = {}
     for field in fields(parts[0]):
+        if field.name == "sums":
+            continue
         columns = [column for part in parts if (column := getattr(part, field.name)) is not None]
         if len(columns) not in (0, len(parts)):
             raise ValueError(
                 f"All passes of a step must have {field.name} or none; got {len(columns)} of {len(parts)}."
             )
-        if field.name == "sequence_M":
-            sizes = [0, *(len(part.advantages_B) for part in parts if isinstance(part, LossInputs))]
-            columns = [column + int(first) for column, first in zip(columns, np.cumsum(sizes))]
+        if field.name in NUMBERS:
+            columns = _numbered_through(columns, parts, NUMBERS[field.name])
         values[field.name] = torch.cat(columns).detach() if columns else None
     return type(parts[0])(**values)  # type: ignore[arg-type]
+
+
+def _numbered_through(columns: Sequence[Tensor], parts: Sequence[object], numbered: str) -> list[Tensor]:
+    """The passes' columns of numbers, where those of the second go on behind the entries `numbered` of the first."""
+    sizes = [0, *(len(getattr(part, numbered)) for part in parts)]
+    return [column + int(first) for column, first in zip(columns, np.cumsum(sizes))]
 
 
 def step_metrics(
@@ -76,7 +87,7 @@ def step_metrics(
         _in_float64(terms, in_loss_M),
         _in_float64(head, in_loss_M),
     )
-    kept_M = terms.kept_B[inputs.sequence_M].double()
+    kept_M = terms.kept_J[inputs.unit_M].double()
     return {
         **_before_and_after("policy/ratio", terms.ratio_M, kept_M),
         **_before_and_after("policy/clip_low", terms.clipped_low_M.double(), kept_M),
@@ -99,10 +110,10 @@ def quantiles(name: str, values: NDArray[np.generic]) -> dict[str, float]:
 
 
 def _in_float64(columns: Columns, rows_M: Tensor) -> Columns:
-    """The given rows (bool) of every column by token, and every column by sequence; numbers in float64."""
+    """The given rows (bool) of every column by token, and every other column; numbers in float64."""
     values = {field.name: getattr(columns, field.name) for field in fields(columns)}
     for name, value in values.items():
-        if value is not None:
+        if isinstance(value, Tensor):
             value = value[rows_M] if name.endswith("_M") else value
             values[name] = value.double() if value.is_floating_point() else value
     return replace(columns, **values)
@@ -124,23 +135,23 @@ def _effective_sample_size(log_ratio_M: Tensor, kept_M: Tensor) -> dict[str, flo
 
 
 def _masked_shares(inputs: LossInputs, terms: LossTerms) -> dict[str, float]:
-    """Masked share of sequences and tokens, all and of those with negative advantage, and the statistic behind the mask."""
-    lengths_B = torch.bincount(inputs.sequence_M, minlength=len(terms.kept_B))
-    present_B = lengths_B > 0
-    negative_B = present_B & (inputs.advantages_B < 0)
-    masked_B = present_B & ~terms.kept_B
+    """Masked share of what the mask decides on and of tokens, all and of those with negative advantage, and the statistic behind it."""
+    lengths_J = torch.bincount(inputs.unit_M, minlength=len(terms.kept_J))
+    present_J = lengths_J > 0
+    negative_J = present_J & (inputs.advantages_B[inputs.rollout_J] < 0)
+    masked_J = present_J & ~terms.kept_J
 
-    def share(part_B: Tensor, whole_B: Tensor, weight_B: Tensor) -> float:
-        whole = int((whole_B * weight_B).sum())
-        return int((part_B * weight_B).sum()) / whole if whole else 0.0
+    def share(part_J: Tensor, whole_J: Tensor, weight_J: Tensor) -> float:
+        whole = int((whole_J * weight_J).sum())
+        return int((part_J * weight_J).sum()) / whole if whole else 0.0
 
-    ones_B = torch.ones_like(lengths_B)
+    ones_J = torch.ones_like(lengths_J)
     return {
-        "policy/masked_sequences": share(masked_B, present_B, ones_B),
-        "policy/masked_tokens": share(masked_B, present_B, lengths_B),
-        "policy/masked_sequences_negative": share(masked_B & negative_B, negative_B, ones_B),
-        "policy/masked_tokens_negative": share(masked_B & negative_B, negative_B, lengths_B),
-        **quantiles("policy/off_policy", terms.off_policy_B[present_B].numpy()),
+        "policy/masked_sequences": share(masked_J, present_J, ones_J),
+        "policy/masked_tokens": share(masked_J, present_J, lengths_J),
+        "policy/masked_sequences_negative": share(masked_J & negative_J, negative_J, ones_J),
+        "policy/masked_tokens_negative": share(masked_J & negative_J, negative_J, lengths_J),
+        **quantiles("policy/off_policy", terms.off_policy_J[present_J].numpy()),
     }
 
 

@@ -1,6 +1,7 @@
 """A rollout batch cut into mini-batches of whole groups, and these into passes, with everything that is fixed before the first step.
 
-Axes: B sequences, M trained tokens, N rows run, L mixture-of-experts layers, X experts chosen.
+Axes: B rollouts, S their segments, J what the off-policy mask decides on (one or the other), M trained tokens, N rows run,
+L mixture-of-experts layers, X experts chosen.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.objective.aggregation import token_weights
-from samepath.rl.objective.kl import beta_per_sequence
+from samepath.rl.objective.kl import beta_per_rollout
 from samepath.rl.objective.loss_inputs import LossInputs
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
@@ -26,10 +27,14 @@ from samepath.rl.recipe.learner import LearnerSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """The sequences of one pass."""
+    """The segments of one pass."""
 
-    indices: tuple[int, ...]
-    """Their places in the rollout batch."""
+    sequences: tuple[int, ...]
+    """Their places among the segments of the rollout batch."""
+    rollouts: tuple[int, ...]
+    """Places of their rollouts in the batch, in the order of the pass's own numbers; another pass may hold the rest of one."""
+    units: tuple[int, ...]
+    """Places of what the off-policy mask decides on: as `rollouts`, or with `scope: segment` as `sequences`."""
     packed: PackedBatch
     """The rows to run."""
     routes_LNX: Tensor | None
@@ -55,27 +60,32 @@ class Preparation:
             for number, indices in enumerate(split_groups(batch.group_B, self._rl.updates_per_rollout))
         ]
 
-    def _mini_batch(self, batch: TrainBatch, indices: list[int], version: int, *, next_up: bool) -> list[MicroBatch]:
+    def _mini_batch(self, batch: TrainBatch, rollouts: list[int], version: int, *, next_up: bool) -> list[MicroBatch]:
         """`next_up` marks the mini-batch whose training passes come first, and so are at the weights of the step's start themselves."""
+        indices = np.isin(batch.rollout_S, rollouts).nonzero()[0].tolist()
         sequences = [batch.sequences[index] for index in indices]
-        chunks = split_by_tokens(sequences, self._learner.max_tokens_per_pass, self._learner.threads)
-        weights_M = self._token_weights(sequences, batch.group_B[indices])
-        tokens_B = [_trained_tokens(entry) for entry in sequences]
-        weights = torch.split(weights_M, [sum(tokens_B[place] for place in chunk) for chunk in chunks])
+        learner, rollout_S = self._learner, batch.rollout_S[indices].tolist()
+        chunks = split_by_tokens(sequences, learner.max_tokens_per_pass, learner.threads, rollout_S)
+        weights_M = self._token_weights(sequences, np.searchsorted(rollouts, rollout_S), batch.group_B[rollouts])
+        tokens_S = [_trained_tokens(entry) for entry in sequences]
+        weights = torch.split(weights_M, [sum(tokens_S[place] for place in chunk) for chunk in chunks])
         num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
 
         @torch.no_grad()
         def prepared(job: tuple[list[int], Tensor]) -> MicroBatch:
             chunk, chunk_weights_M = job
             places = [indices[place] for place in chunk]
-            packed = pack([batch.sequences[place] for place in places], self._model.shape)
+            own, own_S = np.unique(batch.rollout_S[places], return_inverse=True)
+            packed = pack([batch.sequences[place] for place in places], self._model.shape, own_S.tolist())
             self._check_missing(packed)
             routes_LNX, first_M = self._first_pass(packed, version, next_up)
             return MicroBatch(
-                indices=tuple(places),
+                sequences=tuple(places),
+                rollouts=tuple(own.tolist()),
+                units=tuple(own.tolist() if self._whole_rollouts else places),
                 packed=packed,
                 routes_LNX=routes_LNX,
-                inputs=self._loss_inputs(batch, places, packed, first_M, chunk_weights_M),
+                inputs=self._loss_inputs(batch, own, packed, first_M, chunk_weights_M),
                 first_M=first_M,
                 num_rows=num_rows,
             )
@@ -103,26 +113,34 @@ class Preparation:
                 f"{entries}. The engine does not record them for every row; set rl.keep_routing=off to route live."
             )
 
-    def _token_weights(self, sequences: Sequence[TrainSequence], group_B: np.ndarray) -> Tensor:
+    @property
+    def _whole_rollouts(self) -> bool:
+        """Whether the off-policy mask decides on whole rollouts."""
+        return self._rl.objective.off_policy_mask.scope == "rollout"
+
+    def _token_weights(self, sequences: Sequence[TrainSequence], rollout_S: np.ndarray, group_B: np.ndarray) -> Tensor:
         """Denominators over the whole mini-batch, before it is cut into passes."""
-        tokens_B = torch.tensor([_trained_tokens(entry) for entry in sequences])
-        sequence_M = torch.arange(len(sequences)).repeat_interleave(tokens_B)
-        counted_M = torch.ones_like(sequence_M, dtype=torch.bool)
-        return token_weights(sequence_M, counted_M, torch.from_numpy(group_B), self._rl.objective.aggregation)
+        tokens_S = torch.tensor([_trained_tokens(entry) for entry in sequences])
+        rollout_M = torch.from_numpy(rollout_S).repeat_interleave(tokens_S)
+        counted_M = torch.ones_like(rollout_M, dtype=torch.bool)
+        return token_weights(rollout_M, counted_M, torch.from_numpy(group_B), self._rl.objective.aggregation)
 
     def _loss_inputs(
-        self, batch: TrainBatch, places: list[int], packed: PackedBatch, first_M: Tensor | None, weights_M: Tensor
+        self, batch: TrainBatch, own: np.ndarray, packed: PackedBatch, first_M: Tensor | None, weights_M: Tensor
     ) -> LossInputs:
+        """`own` are the rollouts of the pass."""
         objective = self._rl.objective
         old_M = first_M if objective.old_policy == "learner" else None
         return LossInputs(
             sampler_logprobs_M=packed.sampler_logprobs_M,
             old_logprobs_M=packed.sampler_logprobs_M if old_M is None else old_M,
             reference_logprobs_M=None,
-            advantages_B=torch.from_numpy(batch.advantages_B[places]),
-            beta_B=beta_per_sequence([batch.datasets[place] for place in places], objective.kl),
-            sequence_M=packed.sequence_M,
-            in_loss_M=torch.from_numpy(batch.in_loss_B[places])[packed.sequence_M],
+            advantages_B=torch.from_numpy(batch.advantages_B[own]),
+            beta_B=beta_per_rollout([batch.datasets[place] for place in own], objective.kl),
+            rollout_M=packed.rollout_M,
+            unit_M=packed.rollout_M if self._whole_rollouts else packed.sequence_M,
+            rollout_J=torch.arange(len(own)) if self._whole_rollouts else packed.rollout_S,
+            in_loss_M=torch.from_numpy(batch.in_loss_B[own])[packed.rollout_M],
             weights_M=weights_M,
         )
 

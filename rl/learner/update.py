@@ -6,6 +6,7 @@ Axes: M trained tokens.
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from samepath.model.policy import Policy
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
@@ -15,6 +16,7 @@ from samepath.rl.learner.optimizer import GradientStep
 from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
+from samepath.rl.learner.spread_rollouts import with_sums
 from samepath.rl.learner.update_report import StepReport, TrainedPass
 from samepath.rl.objective.objective import NonFiniteError, policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -40,9 +42,10 @@ class PolicyUpdater:
         routes, and else NonFiniteError.
         """
         mini_batches = self._preparation.mini_batches(batch, version)
-        report = StepReport(batch.sequences, version, self.model.shape)
+        report = StepReport(batch, version, self.model.shape)
         report.start(mini_batches, finite_only=self.rl.nonfinite == "skip")
-        for number, parts in enumerate(mini_batches):
+        for number, passes in enumerate(mini_batches):
+            parts = with_sums(passes, self.rl.objective, self._scored)
             running = self._pool.stream(lambda part: self._pass(part, optimizer.parameters), parts)
             for part, done in zip(parts, running):
                 optimizer.add(done.gradients)
@@ -54,6 +57,15 @@ class PolicyUpdater:
                 self._gap = report.gap(limit) or self._gap
             self._end_update(parts, optimizer, report)
         return report.finish(self._gap)
+
+    @torch.no_grad()
+    def _score(self, part: MicroBatch) -> Tensor:
+        """The learner's log-probabilities of a pass, `[M]`, at the present weights."""
+        use_support = self.rl.keep_sampling_mask == "on"
+        return run_policy(self.model, part.packed, routes_LNX=part.routes_LNX, use_support=use_support).logprobs_M
+
+    def _scored(self, parts: list[MicroBatch]) -> list[Tensor]:
+        return self._pool.map(self._score, parts)
 
     def _end_update(self, parts: list[MicroBatch], optimizer: GradientStep, report: StepReport) -> None:
         """Take the optimiser step, or leave it out and count that."""

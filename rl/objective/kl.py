@@ -12,8 +12,8 @@ from samepath.rl.objective.importance_ratio import at_least_float32, bounded_exp
 from samepath.rl.recipe.objective import KlEstimator, KlSettings
 
 
-def beta_per_sequence(datasets: Sequence[str], settings: KlSettings) -> Tensor:
-    """KL weight of each sequence, float32 `[B]`, from the name of the dataset that its prompt came from."""
+def beta_per_rollout(datasets: Sequence[str], settings: KlSettings) -> Tensor:
+    """KL weight of each rollout, float32 `[B]`, from the name of the dataset that its prompt came from."""
     return torch.tensor([settings.beta_by_dataset.get(name, settings.beta) for name in datasets], dtype=torch.float32)
 
 

@@ -1,6 +1,7 @@
 """The policy loss: clipped surrogate, off-policy sequence mask and KL to the reference, over one packed micro-batch.
 
-L = −Σ_t w_t·[ M·k_t·surrogate_t − β·KL_t ] (arXiv:2512.02556 eq. 5 to 9). Axes: B sequences, M trained tokens of a packed batch.
+L = −Σ_t w_t·[ M·k_t·surrogate_t − β·KL_t ] (arXiv:2512.02556 eq. 5 to 9).
+Axes: B rollouts, J what the mask decides on (rollouts, or with `scope: segment` their segments), M trained tokens of a packed batch.
 """
 
 from dataclasses import dataclass, replace
@@ -38,10 +39,10 @@ class LossTerms:
     """[M] the surrogate before M, importance and token weights."""
     kl_M: Tensor
     """[M] nats, the estimate in the loss before β and token weights; 0 without a reference."""
-    off_policy_B: Tensor
-    """[B] nats per token, mean log(π_sampler/π)."""
-    kept_B: Tensor
-    """[B] bool, M: False where the surrogate is masked."""
+    off_policy_J: Tensor
+    """[J] nats per token, mean log(π_sampler/π)."""
+    kept_J: Tensor
+    """[J] bool, M: False where the surrogate is masked."""
 
 
 def policy_loss(logprobs_M: Tensor, inputs: LossInputs, settings: ObjectiveSettings) -> tuple[Tensor, LossTerms]:
@@ -52,7 +53,7 @@ def policy_loss(logprobs_M: Tensor, inputs: LossInputs, settings: ObjectiveSetti
     for log-probabilities of rows in the loss that are not finite.
     """
     _check_shapes(logprobs_M, inputs)
-    in_loss_M, sequence_M = inputs.in_loss_M, inputs.sequence_M
+    in_loss_M = inputs.in_loss_M
     learner_M = _finite_logprobs("learner", logprobs_M, in_loss_M)
     sampler_M = _finite_logprobs("sampler", inputs.sampler_logprobs_M, in_loss_M).detach()
     old_M = _finite_logprobs("old", inputs.old_logprobs_M, in_loss_M).detach()
@@ -60,11 +61,17 @@ def policy_loss(logprobs_M: Tensor, inputs: LossInputs, settings: ObjectiveSetti
         settings.surrogate, learner_M, replace(inputs, old_logprobs_M=old_M), settings.clip_low, settings.clip_high
     )
     importance_M = importance_weight(old_M, sampler_M, settings.importance)
-    off_policy_B = off_policy_statistic(learner_M, sampler_M, sequence_M, in_loss_M, inputs.advantages_B.shape[0])
-    kept_B = kept_sequences(inputs.advantages_B, off_policy_B, settings.off_policy_mask)
+    off_policy_J = off_policy_statistic(learner_M, sampler_M, inputs.unit_M, in_loss_M, inputs.rollout_J.shape[0])
+    if inputs.sums is not None:
+        off_policy_J = torch.where(inputs.sums.spread_J, inputs.sums.off_policy_J, off_policy_J)
+    kept_J = kept_sequences(inputs.advantages_B[inputs.rollout_J], off_policy_J, settings.off_policy_mask)
+    policy_weight_M = kept_J[inputs.unit_M] * importance_M
+    if inputs.sums is not None and settings.surrogate == "gspo":
+        spread_M = inputs.sums.spread_B[inputs.rollout_M]
+        policy_weight_M = torch.where(spread_M, inputs.sums.policy_weight_B[inputs.rollout_M], policy_weight_M)
     kl_M = _kl(learner_M, sampler_M, inputs, settings)
 
-    objective_M = kept_B[sequence_M] * importance_M * policy.value_M - inputs.beta_B[sequence_M] * kl_M
+    objective_M = policy_weight_M * policy.value_M - inputs.beta_B[inputs.rollout_M] * kl_M
     loss = -torch.where(in_loss_M, inputs.weights_M * objective_M, 0).sum()
     return loss, LossTerms(
         logprobs_M=learner_M.detach(),
@@ -74,8 +81,8 @@ def policy_loss(logprobs_M: Tensor, inputs: LossInputs, settings: ObjectiveSetti
         importance_M=torch.where(in_loss_M, importance_M, 0),
         surrogate_M=torch.where(in_loss_M, policy.value_M.detach(), 0),
         kl_M=torch.where(in_loss_M, kl_M.detach(), 0),
-        off_policy_B=off_policy_B,
-        kept_B=kept_B,
+        off_policy_J=off_policy_J,
+        kept_J=kept_J,
     )
 
 
@@ -109,7 +116,8 @@ def _check_shapes(logprobs_M: Tensor, inputs: LossInputs) -> None:
         "sampler_logprobs_M": inputs.sampler_logprobs_M,
         "old_logprobs_M": inputs.old_logprobs_M,
         "reference_logprobs_M": inputs.reference_logprobs_M,
-        "sequence_M": inputs.sequence_M,
+        "rollout_M": inputs.rollout_M,
+        "unit_M": inputs.unit_M,
         "in_loss_M": inputs.in_loss_M,
         "weights_M": inputs.weights_M,
     }

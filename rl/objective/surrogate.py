@@ -1,7 +1,7 @@
 """Policy surrogates: what stands in for the advantage-weighted probability ratio, per token and with gradient.
 
 Three behind one signature: GRPO's clipped token ratio, GSPO's clipped sequence ratio, CISPO's clipped weight on log π.
-Axes: B sequences, M trained tokens of a packed batch.
+Axes: B rollouts, M trained tokens of a packed batch.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samepath.rl.objective.aggregation import sequence_mean
+from samepath.rl.objective.aggregation import rollout_mean
 from samepath.rl.objective.importance_ratio import at_least_float32, bounded_exp, importance_ratio
 from samepath.rl.objective.loss_inputs import LossInputs
 from samepath.rl.recipe.objective import SurrogateName
@@ -22,7 +22,7 @@ class SurrogateTerms:
     value_M: Tensor
     """[M] with gradient."""
     ratio_M: Tensor
-    """[M] unclipped ratio π/π_old without gradient; a sequence's one ratio on each of its rows for `gspo`."""
+    """[M] unclipped ratio π/π_old without gradient; a rollout's one ratio on each of its rows for `gspo`."""
     clipped_low_M: Tensor
     """[M] bool, True where the lower clip changed the term."""
     clipped_high_M: Tensor
@@ -50,11 +50,18 @@ def grpo_surrogate(logprobs_M: Tensor, inputs: LossInputs, clip_low: float, clip
 def gspo_surrogate(logprobs_M: Tensor, inputs: LossInputs, clip_low: float, clip_high: float) -> SurrogateTerms:
     """min(s·A, clip(s)·A) with the sequence ratio s = exp((1/|o_i|)·Σ_t log(π/π_old)) (GSPO, arXiv:2507.18071 eq. 5 and 7).
 
-    The sequence's term stands on each of its rows, so `sequence_mean` aggregation gives the paper's objective.
+    The rollout's term stands on each of its rows, so `sequence_mean` aggregation gives the paper's objective. Of a rollout that is spread over
+    passes s is known (`RolloutSums`), and each row carries the gradient of its own token alone: the sum over all rows is the same.
     """
     log_ratio_M = at_least_float32(logprobs_M) - at_least_float32(inputs.old_logprobs_M.detach())
-    mean_B = sequence_mean(log_ratio_M, inputs.sequence_M, inputs.in_loss_M, inputs.advantages_B.shape[0])
-    return _clipped(bounded_exp(mean_B)[inputs.sequence_M], inputs, clip_low, clip_high)
+    rollout_M, sums = inputs.rollout_M, inputs.sums
+    mean_B = rollout_mean(log_ratio_M, rollout_M, inputs.in_loss_M, inputs.advantages_B.shape[0])
+    ratio_M = bounded_exp(mean_B)[rollout_M]
+    if sums is not None:
+        # Its value is 1; a weight that is the same on all rows of a rollout makes the sum of their gradients that of the mean's.
+        own_M = torch.where(inputs.in_loss_M, log_ratio_M - log_ratio_M.detach(), 0).exp()
+        ratio_M = torch.where(sums.spread_B[rollout_M], bounded_exp(sums.log_ratio_B)[rollout_M] * own_M, ratio_M)
+    return _clipped(ratio_M, inputs, clip_low, clip_high)
 
 
 def cispo_surrogate(logprobs_M: Tensor, inputs: LossInputs, clip_low: float, clip_high: float) -> SurrogateTerms:
@@ -66,7 +73,7 @@ def cispo_surrogate(logprobs_M: Tensor, inputs: LossInputs, clip_low: float, cli
     ratio_M = importance_ratio(logprobs_M, inputs.old_logprobs_M).detach()
     weight_M = ratio_M.clamp(1 - clip_low, 1 + clip_high)
     return SurrogateTerms(
-        value_M=weight_M * inputs.advantages_B[inputs.sequence_M] * logprobs_M,
+        value_M=weight_M * inputs.advantages_B[inputs.rollout_M] * logprobs_M,
         ratio_M=ratio_M,
         clipped_low_M=ratio_M < 1 - clip_low,
         clipped_high_M=ratio_M > 1 + clip_high,
@@ -74,7 +81,7 @@ def cispo_surrogate(logprobs_M: Tensor, inputs: LossInputs, clip_low: float, cli
 
 
 def _clipped(ratio_M: Tensor, inputs: LossInputs, clip_low: float, clip_high: float) -> SurrogateTerms:
-    advantages_M = inputs.advantages_B[inputs.sequence_M]
+    advantages_M = inputs.advantages_B[inputs.rollout_M]
     clipped_M = ratio_M.clamp(1 - clip_low, 1 + clip_high)
     detached_M = ratio_M.detach()
     return SurrogateTerms(

@@ -19,7 +19,9 @@ class LearnerSettings(BaseModel):
         description="passes computed at the same time, one CPU thread each; results depend on it in the last bits",
     )
     max_tokens_per_pass: int = Field(
-        4096, ge=16, description="rows of one forward and backward pass; a longer sequence stands alone"
+        4096,
+        ge=16,
+        description="rows of one forward and backward pass; a longer rollout is spread over several, segment by segment, and a longer segment stands alone",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",

@@ -57,17 +57,21 @@ class KlSettings(BaseModel):
 
 
 class SequenceMaskSettings(BaseModel):
-    """When a sequence with negative advantage is left out of the surrogate (arXiv:2512.02556 eq. 8)."""
+    """When a rollout with negative advantage is left out of the surrogate (arXiv:2512.02556 eq. 8)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     enabled: bool = Field(default=True, description="True applies the mask. The statistic is reported either way.")
+    scope: Literal["rollout", "segment"] = Field(
+        default="rollout",
+        description="What the mean is over and the mask takes out: all tokens of a rollout, or each segment of a conversation for itself.",
+    )
     delta: float = Field(
         default=0.05,
         gt=0,
         le=100,
         description=(
-            "Largest mean log(π_sampler/π) of a kept sequence; nats per token, above 0. The report gives no value, public ones run "
+            "Largest mean log(π_sampler/π) of what is kept; nats per token, above 0. The report gives no value, public ones run "
             "from 1e-4 to 0.5: choose it from the logged quantiles policy/off_policy_p50 … max."
         ),
     )

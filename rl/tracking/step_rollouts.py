@@ -20,7 +20,7 @@ def tracked_rollouts(
     tokenizer: Tokenizer,
 ) -> list[TrackedRollout]:
     """The step's rollouts, group by group; fields of the update are NaN where the rollout was not trained on."""
-    places = {} if batch is None else {entry.name: index for index, entry in enumerate(batch.sequences)}
+    places = {} if batch is None else {name: index for index, name in enumerate(batch.names)}
     tracked = []
     for group in groups:
         for place, rollout in enumerate(group.rollouts):

@@ -101,6 +101,18 @@ def test_records_that_differ_at_one_version_stop_an_exact_engine_and_are_counted
         join_calls([first, replace(second, selection_fingerprint=prints)], exact=True)
 
 
+def test_rows_that_a_call_read_are_of_the_weights_that_it_began_with() -> None:
+    """The second call's weights change while it draws: what it read was recorded by those of the first call."""
+    first = drawn_call([2, 3], [4, 5], version=1)
+    second = drawn_call([2, 3, 4, 5, 6], [7, 8], version=1)
+    versions = second.weight_version.copy()
+    versions[-1] = 2
+    calls = numbered([first, changed_row(replace(second, weight_version=versions), 1)], [0, 0])
+    joined = join_calls(calls, exact=False)
+    assert (joined.route_conflicts, joined.superseded_rows) == (1, 0)
+    assert joined.weight_version.tolist() == [-1, -1, 1, 1, -1, 1, 2]
+
+
 def test_row_that_the_last_call_did_not_record_keeps_the_record_before() -> None:
     first, second = numbered([drawn_call([2, 3], [4, 5]), drawn_call([2, 3, 4, 5, 6], [7])], [0, 0])
     routes = second.routes.copy()

@@ -9,7 +9,7 @@ from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.batch.segment_check import check_segments
 from samepath.rl.diagnostics.segments import segment_metrics
-from samepath.rl.objective.kl import beta_per_sequence
+from samepath.rl.objective.kl import beta_per_rollout
 from samepath.rl.recipe.advantage import TruncationSettings
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.objective import KlSettings
@@ -166,7 +166,7 @@ def test_batch_datasets_give_each_sequence_its_groups_kl_weight() -> None:
     batch, _ = training_batch(groups, RL)
     assert batch is not None
     assert batch.datasets == ("code", "code", "sums", "sums")
-    beta_B = beta_per_sequence(batch.datasets, KlSettings(beta=0.125, beta_by_dataset={"code": 0.5}))
+    beta_B = beta_per_rollout(batch.datasets, KlSettings(beta=0.125, beta_by_dataset={"code": 0.5}))
     assert beta_B.tolist() == [0.5, 0.5, 0.125, 0.125]
 
 
@@ -219,8 +219,26 @@ def test_batch_conversation_that_ran_out_of_tokens_or_time_counts_as_truncated()
         assert conversation("a", 0, 1.0, [0, 0, 1], ended=ended).truncated == cut
 
 
-def test_batch_rollout_of_several_segments_is_refused_by_name() -> None:
-    twice = conversation("a", 1, 0.0, [0, 0, 1])
-    made = replace(group("a", 1.0), rollouts=(rollout("a", 0, 1.0), twice))
-    with pytest.raises(ValueError, match="a/1: a single-turn rollout has one segment; got 2"):
-        training_batch([made], RL)
+def test_batch_conversation_counts_as_one_answer_and_gives_its_segments() -> None:
+    """Rewards 1, 0 and 0.5: a baseline by segment would be 0.625 (the first has two)."""
+    two, nothing = conversation("a", 0, 1.0, [0, 0, 1]), rollout("a", 1, 0.0)
+    third = joined_segments(numbered([drawn_call([2, 3], []), drawn_call([2, 4], [5])], [0, 1]), exact=True)
+    made = replace(group("a"), rollouts=(two, nothing, rollout("a", 2, 0.5, segments=third)))
+    batch, by_group = training_batch([made, group("b", 1.0, 0.0)], RL)
+    assert batch is not None
+    # A segment in which nothing was drawn has nothing to train.
+    names = ["a/0, segment 0", "a/0, segment 1", "a/1", "a/2, segment 1", "b/0", "b/1"]
+    assert [entry.name for entry in batch.sequences] == names
+    assert batch.rollout_S.tolist() == [0, 0, 1, 2, 3, 4]
+    assert batch.names == ("a/0", "a/1", "a/2", "b/0", "b/1")
+    assert batch.advantages_B.tolist() == [0.5, -0.5, 0.0, 0.5, -0.5]
+    assert batch.group_B.tolist() == [0, 0, 0, 1, 1]
+    assert [len(column) for column in (batch.datasets, batch.in_loss_B)] == [5, 5]
+    assert by_group["a"].tolist() == [0.5, -0.5, 0.0]
+
+
+def test_scorer_hands_over_every_token_that_a_conversation_drew() -> None:
+    children = Children()
+    GroupScorer(children).submit(replace(group("a"), rollouts=(conversation("a", 0, 1.0, [0, 0, 1]),)))
+    (asked,) = children.requests
+    assert (asked.token_ids, asked.num_tokens) == ((4, 5, 7, 9, 9, 9), 6)

@@ -37,7 +37,9 @@ def hand_step() -> tuple[LossInputs, LossTerms, HeadStatistics]:
                 reference_logprobs_M=sampler_M,
                 advantages_B=torch.tensor([advantage]),
                 beta_B=torch.tensor([0.1]),
-                sequence_M=torch.zeros(len(sampler_M), dtype=torch.int64),
+                rollout_M=torch.zeros(len(sampler_M), dtype=torch.int64),
+                unit_M=torch.zeros(len(sampler_M), dtype=torch.int64),
+                rollout_J=torch.tensor([0]),
                 in_loss_M=in_loss_M,
                 weights_M=in_loss_M / 3,
             )
@@ -135,18 +137,22 @@ def test_step_metrics_without_a_recorded_support_have_no_size_quantiles() -> Non
 
 def test_step_metrics_sequences_without_a_token_in_the_loss_count_nowhere() -> None:
     inputs, terms, head = hand_step()
-    longer = replace(inputs, advantages_B=torch.cat([inputs.advantages_B, torch.tensor([-3.0])]))
+    longer = replace(
+        inputs,
+        advantages_B=torch.cat([inputs.advantages_B, torch.tensor([-3.0])]),
+        rollout_J=torch.cat([inputs.rollout_J, torch.tensor([2])]),
+    )
     terms = replace(
         terms,
-        off_policy_B=torch.cat([terms.off_policy_B, torch.zeros(1)]),
-        kept_B=torch.cat([terms.kept_B, torch.tensor([True])]),
+        off_policy_J=torch.cat([terms.off_policy_J, torch.zeros(1)]),
+        kept_J=torch.cat([terms.kept_J, torch.tensor([True])]),
     )
     assert step_metrics(longer, terms, head, NUMERICS) == pytest.approx(EXPECTED_STEP, rel=1e-12, abs=1e-15)
 
 
 def test_step_metrics_all_masked_has_no_effective_sample() -> None:
     inputs, terms, head = hand_step()
-    metrics = step_metrics(inputs, replace(terms, kept_B=torch.tensor([False, False])), head, None)
+    metrics = step_metrics(inputs, replace(terms, kept_J=torch.tensor([False, False])), head, None)
     assert metrics["policy/ess_after_mask"] == 0.0
     assert metrics["policy/ratio_after_mask"] == 0.0
     assert metrics["policy/ess"] == pytest.approx(EXPECTED_STEP["policy/ess"])
@@ -169,10 +175,11 @@ def test_step_metrics_without_a_token_in_the_loss_is_refused() -> None:
 
 def test_joined_numbers_sequences_through_and_keeps_every_row() -> None:
     inputs, terms, head = hand_step()
-    assert inputs.sequence_M.tolist() == [0, 0, 0, 1, 1]
+    assert inputs.rollout_M.tolist() == inputs.unit_M.tolist() == [0, 0, 0, 1, 1]
+    assert inputs.rollout_J.tolist() == [0, 1]
     assert head.entropy_M.tolist() == [99.0, 1.0, 2.0, 99.0, 6.0]
     torch.testing.assert_close(terms.logprobs_M[inputs.in_loss_M], logs(0.5, 0.5, 0.2))
-    assert terms.kept_B.tolist() == [True, False]
+    assert terms.kept_J.tolist() == [True, False]
     assert inputs.advantages_B.tolist() == [1.0, -1.0]
 
 

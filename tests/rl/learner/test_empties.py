@@ -152,6 +152,8 @@ def test_run_numbers_that_are_not_finite_stop_or_cost_their_mini_batch_as_the_re
     assert math.isfinite(report.metrics["learner/loss"])
     second = TrainBatch(
         sequences=batch.sequences[8:],
+        rollout_S=batch.rollout_S[8:] - 8,
+        names=batch.names[8:],
         advantages_B=batch.advantages_B[8:],
         group_B=batch.group_B[8:],
         datasets=batch.datasets[8:],

@@ -41,9 +41,9 @@ def test_every_sequence_keeps_its_own_beta_advantage_and_place_in_the_loss(batch
     mini_batches = prepared(batch, {"objective": objective, "updates_per_rollout": 2}, max_tokens_per_pass=max_tokens)
     seen = []
     for part in (part for parts in mini_batches for part in parts):
-        seen += part.indices
-        for place, index in enumerate(part.indices):
-            rows_M = part.inputs.sequence_M == place
+        seen += part.sequences
+        for place, index in enumerate(part.sequences):
+            rows_M = part.inputs.rollout_M == place
             segment = batch.sequences[index].segment
             assert part.inputs.beta_B[place] == (0.25 if batch.datasets[index] == "proofs" else 0.5)
             assert part.inputs.advantages_B[place] == index

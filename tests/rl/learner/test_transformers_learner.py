@@ -75,6 +75,8 @@ def sampled_batch(policy: TransformersPolicy, seed: int = 0, version: int = 0) -
         sequences.append(sequence(tokens, logprobs, routes))
     return TrainBatch(
         sequences=tuple(sequences),
+        rollout_S=np.arange(count),
+        names=tuple(entry.name for entry in sequences),
         advantages_B=np.where(np.arange(count) % 2, -0.5, 0.5).astype(np.float32),
         group_B=np.repeat(np.arange(GROUPS), SAMPLES),
         datasets=("sums",) * count,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samepath.rl.objective.kl import beta_per_sequence, k1, k2, k3, kl_estimate, unbiased_kl
+from samepath.rl.objective.kl import beta_per_rollout, k1, k2, k3, kl_estimate, unbiased_kl
 from samepath.rl.recipe.objective import KlSettings
 
 LOGITS_V = torch.tensor([0.3, -0.7, 1.1, 0.0, -2.0], dtype=torch.float64)
@@ -151,6 +151,6 @@ def test_kl_estimate_sends_gradient_to_the_learner_only(estimator: str) -> None:
     assert reference.grad is None
 
 
-def test_beta_per_sequence_named_dataset_overrides_the_default() -> None:
+def test_beta_per_rollout_named_dataset_overrides_the_default() -> None:
     settings = KlSettings(beta=0.5, beta_by_dataset={"mathematics": 0.0})
-    assert beta_per_sequence(["chat", "mathematics", "chat"], settings).tolist() == [0.5, 0.0, 0.5]
+    assert beta_per_rollout(["chat", "mathematics", "chat"], settings).tolist() == [0.5, 0.0, 0.5]

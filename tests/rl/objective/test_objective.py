@@ -47,26 +47,28 @@ def ragged_batch(
 ) -> tuple[Tensor, LossInputs]:
     """Sequences of one prompt row (NaN everywhere) and `lengths` sampled tokens; policies differ by some 0.3 nats."""
     generator = torch.Generator().manual_seed(seed)
-    num_sequences = len(lengths)
+    num_rollouts = len(lengths)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    sequence_M = torch.arange(num_sequences).repeat_interleave(torch.tensor(lengths) + 1)
-    in_loss_M = torch.ones_like(sequence_M, dtype=torch.bool)
-    in_loss_M[torch.tensor(list(itertools.accumulate([0, *lengths[:-1]]))) + torch.arange(num_sequences)] = False
-    sampler_M = (-normal(len(sequence_M)).abs() - 0.1).masked_fill(~in_loss_M, NAN)
-    old_M = sampler_M + 0.2 * normal(len(sequence_M))
-    group_B = torch.arange(num_sequences) // group_size
-    return (sampler_M + 0.3 * normal(len(sequence_M)) - 0.05).requires_grad_(), LossInputs(
+    rollout_M = torch.arange(num_rollouts).repeat_interleave(torch.tensor(lengths) + 1)
+    in_loss_M = torch.ones_like(rollout_M, dtype=torch.bool)
+    in_loss_M[torch.tensor(list(itertools.accumulate([0, *lengths[:-1]]))) + torch.arange(num_rollouts)] = False
+    sampler_M = (-normal(len(rollout_M)).abs() - 0.1).masked_fill(~in_loss_M, NAN)
+    old_M = sampler_M + 0.2 * normal(len(rollout_M))
+    group_B = torch.arange(num_rollouts) // group_size
+    return (sampler_M + 0.3 * normal(len(rollout_M)) - 0.05).requires_grad_(), LossInputs(
         sampler_logprobs_M=sampler_M,
         old_logprobs_M=sampler_M if chosen.old_policy == "sampler" else old_M,
-        reference_logprobs_M=sampler_M + 0.3 * normal(len(sequence_M)),
-        advantages_B=normal(num_sequences),
-        beta_B=normal(num_sequences).abs(),
-        sequence_M=sequence_M,
+        reference_logprobs_M=sampler_M + 0.3 * normal(len(rollout_M)),
+        advantages_B=normal(num_rollouts),
+        beta_B=normal(num_rollouts).abs(),
+        rollout_M=rollout_M,
+        unit_M=rollout_M,
+        rollout_J=torch.arange(num_rollouts),
         in_loss_M=in_loss_M,
-        weights_M=token_weights(sequence_M, in_loss_M, group_B, chosen.aggregation, torch.float64),
+        weights_M=token_weights(rollout_M, in_loss_M, group_B, chosen.aggregation, torch.float64),
     )
 
 
@@ -85,16 +87,16 @@ def kl_by_the_formula(estimator: str, now: Tensor, sampler: Tensor, reference: T
 
 def loss_by_loops(logprobs_M: Tensor, inputs: LossInputs, chosen: ObjectiveSettings, group_size: int = 2) -> Tensor:
     """The objective one token at a time, as the papers print it, with denominators of its own."""
-    num_sequences = len(inputs.advantages_B)
+    num_rollouts = len(inputs.advantages_B)
     rows = [
-        [n for n in range(len(logprobs_M)) if inputs.sequence_M[n] == i and inputs.in_loss_M[n]]
-        for i in range(num_sequences)
+        [n for n in range(len(logprobs_M)) if inputs.rollout_M[n] == i and inputs.in_loss_M[n]]
+        for i in range(num_rollouts)
     ]
-    num_groups = math.ceil(num_sequences / group_size)
+    num_groups = math.ceil(num_rollouts / group_size)
     old_M = inputs.old_logprobs_M
     loss = torch.zeros((), dtype=torch.float64)
     for i, tokens in enumerate(rows):
-        group_count = min(group_size, num_sequences - i // group_size * group_size)
+        group_count = min(group_size, num_rollouts - i // group_size * group_size)
         advantage = inputs.advantages_B[i]
         gap = sum(float(inputs.sampler_logprobs_M[n] - logprobs_M[n].detach()) for n in tokens) / len(tokens)
         keep = 0.0 if advantage < 0 and gap > chosen.off_policy_mask.delta else 1.0
@@ -120,7 +122,7 @@ def loss_by_loops(logprobs_M: Tensor, inputs: LossInputs, chosen: ObjectiveSetti
             weight = {
                 "sequence_mean": 1 / (num_groups * group_count * len(tokens)),
                 "token_mean": 1 / sum(len(row) for row in rows),
-                "constant": 1 / (num_sequences * max(chosen.aggregation.fixed_length, 1)),
+                "constant": 1 / (num_rollouts * max(chosen.aggregation.fixed_length, 1)),
             }[chosen.aggregation.mode]
             kl = kl_by_the_formula(
                 chosen.kl.estimator, logprobs_M[n], inputs.sampler_logprobs_M[n], inputs.reference_logprobs_M[n]
@@ -181,7 +183,9 @@ def hand_batch() -> tuple[Tensor, LossInputs]:
         reference_logprobs_M=sampler_M,
         advantages_B=torch.tensor([1.0, -1.0], dtype=torch.float64),
         beta_B=torch.tensor([0.1, 0.1], dtype=torch.float64),
-        sequence_M=torch.tensor([0, 1]),
+        rollout_M=torch.tensor([0, 1]),
+        unit_M=torch.tensor([0, 1]),
+        rollout_J=torch.tensor([0, 1]),
         in_loss_M=torch.tensor([True, True]),
         weights_M=torch.tensor([0.5, 0.5], dtype=torch.float64),
     )
@@ -206,8 +210,8 @@ def test_policy_loss_mask_removes_the_surrogate_and_leaves_kl_and_denominators()
     kl_sum = 2 * (math.log(2) - 0.5) + 0.5 * (1 - math.log(2))
     loss, gradient_M = loss_and_gradient(logprobs_M, inputs, objective(delta=0.5))
     _, terms = policy_loss(logprobs_M, inputs, objective(delta=0.5))
-    assert terms.kept_B.tolist() == [True, False]
-    assert terms.off_policy_B.tolist() == pytest.approx([-math.log(2), math.log(2)])
+    assert terms.kept_J.tolist() == [True, False]
+    assert terms.off_policy_J.tolist() == pytest.approx([-math.log(2), math.log(2)])
     # The denominator stays 2 although one sequence of two is masked.
     assert loss.item() == pytest.approx(-0.5 * (1.28 - 0.1 * kl_sum), rel=1e-14)
     # What is left on the masked token is the KL's gradient, β·w·ρ·log(π/π_ref).
@@ -222,8 +226,8 @@ def test_policy_loss_masked_and_unmasked_differ_by_exactly_the_masked_surrogates
     unmasked, _ = policy_loss(
         logprobs_M, inputs, chosen.model_copy(update={"off_policy_mask": SequenceMaskSettings(enabled=False)})
     )
-    assert 0 < int(terms.kept_B.sum()) < 6
-    dropped_M = (~terms.kept_B)[inputs.sequence_M] * inputs.weights_M * terms.surrogate_M
+    assert 0 < int(terms.kept_J.sum()) < 6
+    dropped_M = (~terms.kept_J)[inputs.rollout_M] * inputs.weights_M * terms.surrogate_M
     torch.testing.assert_close(masked - unmasked, dropped_M.sum())
 
 
@@ -234,7 +238,7 @@ def test_policy_loss_at_ratio_one_gives_the_reinforce_gradient(surrogate: str) -
     inputs = replace(inputs, beta_B=torch.zeros(2), reference_logprobs_M=None)
     logprobs_M = inputs.sampler_logprobs_M.clone().requires_grad_()
     _, gradient_M = loss_and_gradient(logprobs_M, inputs, chosen)
-    torch.testing.assert_close(gradient_M, -inputs.weights_M * inputs.advantages_B[inputs.sequence_M])
+    torch.testing.assert_close(gradient_M, -inputs.weights_M * inputs.advantages_B[inputs.rollout_M])
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
@@ -250,13 +254,16 @@ def test_policy_loss_zero_advantage_without_kl_has_zero_gradient(surrogate: str)
 def rows_of(inputs: LossInputs, order_M: Tensor, sequences_B: Tensor) -> LossInputs:
     """The chosen rows in the chosen order, with sequences renumbered to their place in `sequences_B`."""
     new_number = {int(old): new for new, old in enumerate(sequences_B)}
+    rollout_M = torch.tensor([new_number[int(old)] for old in inputs.rollout_M[order_M]])
     return LossInputs(
         sampler_logprobs_M=inputs.sampler_logprobs_M[order_M],
         old_logprobs_M=inputs.old_logprobs_M[order_M],
         reference_logprobs_M=inputs.reference_logprobs_M[order_M],
         advantages_B=inputs.advantages_B[sequences_B],
         beta_B=inputs.beta_B[sequences_B],
-        sequence_M=torch.tensor([new_number[int(old)] for old in inputs.sequence_M[order_M]]),
+        rollout_M=rollout_M,
+        unit_M=rollout_M,
+        rollout_J=torch.arange(len(sequences_B)),
         in_loss_M=inputs.in_loss_M[order_M],
         weights_M=inputs.weights_M[order_M],
     )
@@ -286,7 +293,7 @@ def test_policy_loss_split_into_micro_batches_adds_up_to_the_whole(aggregation: 
     total = torch.zeros((), dtype=torch.float64)
     for sequences in ([0, 3], [1], [2, 4]):
         sequences_B = torch.tensor(sequences)
-        order_M = torch.isin(inputs.sequence_M, sequences_B).nonzero()[:, 0]
+        order_M = torch.isin(inputs.rollout_M, sequences_B).nonzero()[:, 0]
         part_M = logprobs_M.detach()[order_M].requires_grad_()
         part_loss, part_gradient_M = loss_and_gradient(part_M, rows_of(inputs, order_M, sequences_B), chosen)
         total += part_loss
@@ -309,7 +316,7 @@ def test_policy_loss_in_float32_is_close_to_float64() -> None:
     loss, _ = policy_loss(logprobs_M, inputs, chosen)
     narrow = LossInputs(
         **{
-            name: value.float() if value.is_floating_point() else value
+            name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in ((name, getattr(inputs, name)) for name in LossInputs.__slots__)
         }
     )

@@ -8,7 +8,7 @@ from samepath.rl.objective.loss_inputs import LossInputs
 from samepath.rl.objective.surrogate import cispo_surrogate, grpo_surrogate, gspo_surrogate, surrogate
 
 
-def loss_inputs(old_logprobs_M: Tensor, advantages_B: Tensor, sequence_M: Tensor, in_loss_M: Tensor) -> LossInputs:
+def loss_inputs(old_logprobs_M: Tensor, advantages_B: Tensor, rollout_M: Tensor, in_loss_M: Tensor) -> LossInputs:
     """What a surrogate reads; the rest is NaN."""
     unread_M = torch.full_like(old_logprobs_M, float("nan"))
     return LossInputs(
@@ -17,7 +17,9 @@ def loss_inputs(old_logprobs_M: Tensor, advantages_B: Tensor, sequence_M: Tensor
         reference_logprobs_M=None,
         advantages_B=advantages_B,
         beta_B=torch.full_like(advantages_B, float("nan")),
-        sequence_M=sequence_M,
+        rollout_M=rollout_M,
+        unit_M=rollout_M,
+        rollout_J=torch.arange(len(advantages_B)),
         in_loss_M=in_loss_M,
         weights_M=unread_M,
     )
@@ -30,7 +32,7 @@ def one_token_each(ratios: list[float], advantages: list[float]) -> tuple[Tensor
     inputs = loss_inputs(
         old_logprobs_M=old_M,
         advantages_B=torch.tensor(advantages, dtype=torch.float64),
-        sequence_M=torch.arange(len(ratios)),
+        rollout_M=torch.arange(len(ratios)),
         in_loss_M=torch.ones(len(ratios), dtype=torch.bool),
     )
     return logprobs_M, inputs
@@ -77,7 +79,7 @@ def test_gspo_surrogate_ratio_is_the_geometric_mean_of_trained_tokens() -> None:
     inputs = loss_inputs(
         old_logprobs_M=torch.zeros(4, dtype=torch.float64),
         advantages_B=torch.tensor([1.0, -1.0], dtype=torch.float64),
-        sequence_M=torch.tensor([0, 0, 0, 1]),
+        rollout_M=torch.tensor([0, 0, 0, 1]),
         in_loss_M=torch.tensor([True, False, True, True]),
     )
     terms = gspo_surrogate(logprobs_M, inputs, 0.5, 0.5)
@@ -113,7 +115,7 @@ def test_surrogate_of_extreme_ratio_is_finite_in_float32(name) -> None:
     inputs = loss_inputs(
         old_logprobs_M=torch.tensor([-400.0, -1e-6]),
         advantages_B=torch.tensor([-1.0, 1.0]),
-        sequence_M=torch.tensor([0, 1]),
+        rollout_M=torch.tensor([0, 1]),
         in_loss_M=torch.tensor([True, True]),
     )
     terms = surrogate(name, logprobs_M, inputs, 0.2, 0.3)

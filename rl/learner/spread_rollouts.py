@@ -1,0 +1,81 @@
+"""Rollouts larger than a pass: what their loss needs to know of all their tokens, before any pass of the update is trained on.
+
+Axes: B rollouts, J what the off-policy mask decides on, M trained tokens.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samepath.rl.diagnostics.spread import once_each
+from samepath.rl.diagnostics.step import joined
+from samepath.rl.learner.mini_batches import MicroBatch
+from samepath.rl.objective.aggregation import rollout_mean
+from samepath.rl.objective.importance_ratio import at_least_float32, importance_weight
+from samepath.rl.objective.loss_inputs import RolloutSums
+from samepath.rl.objective.sequence_mask import kept_sequences, off_policy_statistic
+from samepath.rl.recipe.objective import ObjectiveSettings
+
+
+def with_sums(
+    parts: Sequence[MicroBatch],
+    settings: ObjectiveSettings,
+    scored: Callable[[list[MicroBatch]], list[Tensor]],
+) -> list[MicroBatch]:
+    """The passes of one optimiser step; those that hold a part of a rollout know the sums over all of it.
+
+    `scored` gives the learner's log-probabilities `[M]` of passes at the present weights, without gradient; it is not called if every rollout
+    stands whole in a pass.
+    """
+    seen = Counter(place for part in parts for place in part.rollouts)
+    held = [index for index, part in enumerate(parts) if any(seen[place] > 1 for place in part.rollouts)]
+    if not held:
+        return list(parts)
+    passes = [parts[index] for index in held]
+    sums = dict(zip(held, _sums_of_passes(passes, scored(passes), settings), strict=True))
+    return [
+        replace(part, inputs=replace(part.inputs, sums=sums[index])) if index in sums else part
+        for index, part in enumerate(parts)
+    ]
+
+
+def _sums_of_passes(
+    held: Sequence[MicroBatch], logprobs: Sequence[Tensor], settings: ObjectiveSettings
+) -> list[RolloutSums]:
+    """Of each pass that holds a part of a spread rollout, in its own numbers."""
+    rollouts = [place for part in held for place in part.rollouts]
+    units = [place for part in held for place in part.units]
+    inputs, _ = once_each(joined([part.inputs for part in held]), rollouts, units)
+    logprobs_M, count = at_least_float32(torch.cat(list(logprobs))), len(inputs.advantages_B)
+    sampler_M, old_M = inputs.sampler_logprobs_M, inputs.old_logprobs_M
+    # A number that is not finite stops or leaves out the pass that holds it; here it must not reach the others.
+    counted_M = inputs.in_loss_M & logprobs_M.isfinite() & sampler_M.isfinite() & old_M.isfinite()
+    off_policy_J = off_policy_statistic(logprobs_M, sampler_M, inputs.unit_M, counted_M, len(inputs.rollout_J))
+    kept_J = kept_sequences(inputs.advantages_B[inputs.rollout_J], off_policy_J, settings.off_policy_mask)
+    weight_M = kept_J[inputs.unit_M] * importance_weight(old_M, sampler_M, settings.importance)
+    policy_weight_B = rollout_mean(weight_M, inputs.rollout_M, counted_M, count)
+    log_ratio_B = rollout_mean(logprobs_M - at_least_float32(old_M), inputs.rollout_M, counted_M, count)
+    spread_B, spread_J = _several(rollouts), _several(units)
+    sums = []
+    for part in held:
+        own_B = torch.from_numpy(np.searchsorted(np.unique(rollouts), part.rollouts))
+        own_J = torch.from_numpy(np.searchsorted(np.unique(units), part.units))
+        sums.append(
+            RolloutSums(
+                spread_B=spread_B[own_B],
+                log_ratio_B=log_ratio_B[own_B],
+                policy_weight_B=policy_weight_B[own_B],
+                spread_J=spread_J[own_J],
+                off_policy_J=off_policy_J[own_J],
+            )
+        )
+    return sums
+
+
+def _several(places: Sequence[int]) -> Tensor:
+    """Bool, True for each different place, in ascending order, that more than one pass has."""
+    return torch.from_numpy(np.unique(places, return_counts=True)[1] > 1)
