@@ -186,17 +186,11 @@ def ui(
     runs_dir: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
-    """Serve the MLflow pages of all runs on loopback until Ctrl-C."""
-    # Late: MLflow is optional and slow to import.
-    from samepath.rl.tracking.mlflow_ui import start_ui
+    """Serve the MLflow pages of all runs on loopback until Ctrl-C or SIGTERM."""
+    # Late: no other command needs it.
+    from samepath.rl.tracking.mlflow_ui import serve_ui
 
-    process = start_ui(runs_dir, port)
-    Console().print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait(timeout=10)
+    serve_ui(runs_dir, port, Console().print)
 
 
 @app.command()
@@ -228,24 +222,16 @@ add_completion(app)
 def replay(
     run_dir: Annotated[Path, typer.Argument(help="folder of a run whose MLflow server was away")],
 ) -> int:
-    """Send what a run could not send to MLflow, its end included. Status 1 if something still waits."""
+    """Send what a run could not send to MLflow, its end included, also that of a killed run. Status 1 if something still waits."""
     # Late: MLflow is optional.
-    from samepath.rl.run_folder import recipe_of_run
-    from samepath.rl.tracking.tracker import resend_to_mlflow, store_uri
+    from samepath.rl.tracking.resending import resend_run
 
-    recipe = recipe_of_run(run_dir)
-    queue_file, uri = run_dir / "tracking-queue.jsonl", store_uri(recipe.tracking.uri, run_dir.parent)
-    counts = resend_to_mlflow(queue_file, uri)
-    if counts.sent == counts.refused == counts.waiting == 0:
-        Console().print(f"nothing waits to be sent: {run_dir} has no {queue_file.name}", soft_wrap=True)
-        return 0
-    Console().print(f"sent {counts.sent}, refused {counts.refused}, waiting {counts.waiting}")
-    if counts.waiting:
-        Console(stderr=True).print(
-            f"MLflow at {uri} did not take the rest, which stays in {queue_file}. Once it answers, call `samepath replay {run_dir}` again.",
-            soft_wrap=True,
-        )
-    return 1 if counts.waiting else 0
+    resent = resend_run(run_dir)
+    for line in resent.said:
+        Console().print(line, soft_wrap=True)
+    if resent.problem:
+        Console(stderr=True).print(resent.problem, soft_wrap=True)
+    return 1 if resent.problem else 0
 
 
 def _load(path: Path, overrides: Sequence[str]) -> "Recipe":

@@ -372,7 +372,8 @@ MAY_WAIT_FOR_EVER = {
     ("rollout/pool/process_worker.py", "recv"): "a worker without work; it hears of its parent's end",
     ("rollout/pool/process_pool.py", "recv"): "inside `bounded`",
     ("rollout/bounded_call.py", "wait"): "the thread that stays as long as a cluster",
-    ("rl/cli.py", "wait"): "`samepath ui` serves until it is ended",
+    ("rl/tracking/mlflow_ui.py", "wait"): "`samepath ui` serves until it is ended",
+    ("rl/tracking/ui_guard.py", "wait"): "the same; a signal ends it",
 }
 """Waits without a bound, and why each is right."""
 WAITS = {"wait", "join", "get", "result", "recv", "communicate", "acquire"}

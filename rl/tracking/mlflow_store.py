@@ -92,6 +92,36 @@ class MlflowStore:
             raise StoreUnavailableError(first_line(error)) from error
         self._parts.raise_refused()
 
+    def end_run(self, experiment: str, run_id: str, finished: bool, ended_ms: int) -> tuple[str, str]:
+        """Give a run that nobody works on its end: FINISHED, or KILLED if it is not known to have failed.
+
+        Returns its status before and after, both "" if the store has no such run. Raises StoreUnavailableError.
+        """
+        try:
+            self._connect()
+            run = self._ended_run(experiment, run_id)
+            if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+                return "", ""
+            before = str(run.info.status)
+            after = "FINISHED" if finished else before if before in ("KILLED", "FAILED") else "KILLED"
+            if after != before:
+                self._connected.set_terminated(run.info.run_id, status=after, end_time=ended_ms)
+        except (MlflowException, *AWAY) as error:
+            raise StoreUnavailableError(first_line(error)) from error
+        return before, after
+
+    def _ended_run(self, experiment: str, run_id: str) -> Run | None:
+        """A run by its id, or by the key that it got while the store was out of reach."""
+        if run_id.startswith("local-"):
+            found = self._connected.get_experiment_by_name(experiment)
+            return None if found is None else self._find_run(found.experiment_id, run_id, "")
+        try:
+            return self._connected.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        return None
+
     @property
     def _connected(self) -> MlflowClient:
         assert self._client is not None  # `send` connects first

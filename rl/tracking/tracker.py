@@ -7,12 +7,13 @@ from pathlib import Path
 
 from samepath.rl.machine import set_missing_variables
 from samepath.rl.recipe.tracking import TrackingSettings
-from samepath.rl.tracking.events import QueueFile
+from samepath.rl.tracking.events import QueueFile, StoreUnavailableError
 from samepath.rl.tracking.jsonl import JsonlSink
-from samepath.rl.tracking.queue import QueueCounts, resend
+from samepath.rl.tracking.queue import RESEND_TIMEOUT_S, QueueCounts, resend
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.thinned import Thinned
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from samepath.rollout.bounded_call import OverdueError, bounded
 
 MLFLOW_VARIABLES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -117,6 +118,24 @@ def resend_to_mlflow(queue_file: Path, uri: str) -> QueueCounts:
 
     file = QueueFile(queue_file, limit_bytes=2**62)
     return resend(file, MlflowStore(uri, file.read_state()), store_name=f"MLflow at {uri}")
+
+
+def end_in_mlflow(uri: str, experiment: str, run_id: str, finished: bool, ended_ms: int) -> tuple[str, str]:
+    """Give a run that nobody works on its end in the MLflow store at `uri`; its status before and after, both "" if it is not there.
+
+    Raises StoreUnavailableError, and RuntimeError without MLflow.
+    """
+    _prepare_mlflow()
+    # Late for the same reasons as above.
+    from samepath.rl.tracking.mlflow_store import MlflowStore
+
+    store = MlflowStore(uri)
+    try:
+        return bounded(
+            "tracking-store", RESEND_TIMEOUT_S, lambda: store.end_run(experiment, run_id, finished, ended_ms)
+        )
+    except OverdueError as error:
+        raise StoreUnavailableError(f"waited {RESEND_TIMEOUT_S:.0f} s for it") from error
 
 
 def _prepare_mlflow() -> None:

@@ -21,6 +21,8 @@ from samepath.rl.cli import app  # noqa: E402
 from samepath.rl.machine import set_missing_variables  # noqa: E402
 from samepath.rl.recipe.file import dump_recipe  # noqa: E402
 from samepath.rl.recipe.tracking import TrackingSettings  # noqa: E402
+from samepath.rl.run_folder import claimed  # noqa: E402
+from samepath.rl.run_state import RunState  # noqa: E402
 from samepath.rl.tracking import mlflow_store  # noqa: E402
 from samepath.rl.tracking.events import StoreUnavailableError  # noqa: E402
 from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe  # noqa: E402
@@ -300,6 +302,96 @@ def test_replay_command_with_the_store_away_fails_and_says_what_to_do(
         printed = capsys.readouterr()
         assert "sent 0, refused 0, waiting 2" in printed.out
         assert f"call `samepath replay {recipe.run_dir}` again" in printed.err
+
+
+def killed(tiny_recipe, runs_dir: Path, name: str, phase: str, status: str = "") -> tuple[Path, str]:
+    """Folder and MLflow run of a run that ended with the phase, without a word to MLflow, or with that status there."""
+    recipe = tiny_recipe(
+        f"name={name}", f"tracking={{kind: mlflow, experiment: sums, uri: 'sqlite:///{runs_dir}/mlflow.db'}}"
+    )
+    recipe.run_dir.mkdir(parents=True)
+    tracker = build_tracker(recipe.tracking, recipe.run_dir)
+    run_id = start(tracker)
+    if status:
+        tracker.finish(status)
+    (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    RunState(run_id=run_id, phase=phase).save(recipe.run_dir)
+    os.utime(recipe.run_dir / "run.json", (1_700_000_000, 1_700_000_000))
+    return recipe.run_dir, run_id
+
+
+@pytest.mark.parametrize(
+    ("phase", "before", "after"),
+    [
+        ("training", "", "KILLED"),
+        ("cold start", "", "KILLED"),
+        ("finished", "", "FINISHED"),
+        ("training", "FAILED", "FAILED"),
+        ("training", "FINISHED", "KILLED"),
+    ],
+)
+def test_replay_command_gives_a_run_whose_process_is_gone_its_end(
+    phase: str,
+    before: str,
+    after: str,
+    tiny_recipe,
+    runs_dir: Path,
+    client: MlflowClient,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir, run_id = killed(tiny_recipe, runs_dir, f"{phase.split()[0]}-{before}-{after}", phase, before)
+    assert client.get_run(run_id).info.status == (before or "RUNNING")
+    assert app(["replay", str(run_dir)], standalone_mode=False) == 0
+    said = f"the run has ended but was {before or 'RUNNING'} in MLflow: it is {after} now"
+    assert (said in capsys.readouterr().out) == (before != after)
+    info = client.get_run(run_id).info
+    assert info.status == after
+    if before != after:
+        assert info.end_time == 1_700_000_000_000
+    assert app(["replay", str(run_dir)], standalone_mode=False) == 0
+    assert "nothing waits to be sent" in capsys.readouterr().out
+
+
+def test_replay_command_beside_a_live_run_leaves_it_running(
+    tiny_recipe, runs_dir: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, run_id = killed(tiny_recipe, runs_dir, "live", "training")
+    with claimed(run_dir):
+        assert app(["replay", str(run_dir)], standalone_mode=False) == 1
+    assert "is held by a live run, which sends what waits by itself" in capsys.readouterr().err
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_replay_command_of_a_run_killed_while_its_store_was_away_sends_it_with_its_end(
+    tiny_recipe, runs_dir: Path, client: MlflowClient
+) -> None:
+    recipe = tiny_recipe(
+        "name=dark", f"tracking={{kind: mlflow, experiment: sums, uri: 'sqlite:///{runs_dir}/mlflow.db'}}"
+    )
+    sink = away(recipe.run_dir)
+    key = start(sink)
+    sink.finish("KILLED")
+    # A killed run says nothing of its end.
+    queue_file = recipe.run_dir / "tracking-queue.jsonl"
+    *lines, end = queue_file.read_text().splitlines(keepends=True)
+    assert '"finish"' in end
+    queue_file.write_text("".join(lines))
+    (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    RunState(run_id=key, phase="training").save(recipe.run_dir)
+    assert app(["replay", str(recipe.run_dir)], standalone_mode=False) == 0
+    experiment = client.get_experiment_by_name("sums")
+    (sent,) = client.search_runs([experiment.experiment_id], f"tags.`samepath.run_key` = '{key}'")
+    assert sent.info.status == "KILLED"
+
+
+def test_replay_command_of_a_run_killed_with_the_store_away_still_says_what_to_do(
+    tiny_recipe, runs_dir: Path, capsys: pytest.CaptureFixture[str], client: MlflowClient
+) -> None:
+    run_dir, _ = killed(tiny_recipe, runs_dir, "then-away", "training")
+    recipe = tiny_recipe("name=then-away", "tracking={kind: mlflow, uri: 'http://127.0.0.1:9'}")
+    (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert app(["replay", str(run_dir)], standalone_mode=False) == 1
+    assert f"Call `samepath replay {run_dir}` again when it does" in capsys.readouterr().err
 
 
 def test_replay_command_without_mlflow_says_what_to_install(tiny_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
