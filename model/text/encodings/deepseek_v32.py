@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from samepath.model.text.conversation import Message, ToolCall, ToolSchema
+from samepath.model.text.conversation import Completion, Message, ToolCall, ToolSchema
+from samepath.model.text.encodings.dsml_parser import DsmlParser
 from samepath.model.text.encodings.dsml_text import (
     ASSISTANT,
     END,
@@ -43,6 +44,7 @@ class DeepSeekV32Renderer:
             raise ValueError(f"DeepSeek-V3.2's form ends messages with {END}; the tokenizer with {tokenizer.end_token}")
         self.tokenizer, self.thinking, self.retention, self.tools_first = tokenizer, thinking, retention, tools_first
         self.end_id, self.thought_id = names[END], names[THOUGHT]
+        self._parser = DsmlParser(tokenizer, thinking=thinking)
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> Pieces:
         """See `Renderer.open`. Raises ValueError for a conversation that has no such form."""
@@ -65,6 +67,10 @@ class DeepSeekV32Renderer:
         if self.thinking and not keeps:
             return None
         return self._next(list(self._asked([said(content)], self.thinking)), ended)
+
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), *, strict: bool = True) -> Completion:
+        """See `Renderer.parse`."""
+        return self._parser(ids, tools, strict=strict)
 
     def parts(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[Part]:
         """The conversation before it is encoded."""
