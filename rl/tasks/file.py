@@ -40,8 +40,8 @@ def file_rows(path: Path, settings: FileTask | FileRows) -> list[TaskRow]:
     return table_rows(entries, settings, path.stem)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (place, record) of each line; blank lines are skipped."""
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | TaskError]]:
+    """Yield (place, record, or why there is none) of each line; blank lines are skipped."""
     # Read as bytes: only \n ends a line of JSONL, while text files also end lines at a lone \r.
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -50,15 +50,16 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 record = json.loads(line, parse_constant=_refuse_constant) if line else None
             except UnicodeDecodeError as error:
-                raise TaskError(
-                    f"{where}: must be UTF-8 text; {error.reason} at byte {error.start} of the line."
-                ) from error
+                said = f"{where}: must be UTF-8 text; {error.reason} at byte {error.start} of the line."
+                yield where, TaskError(said, "not_utf8")
+                continue
             except (ValueError, RecursionError) as error:
-                raise TaskError(f"{where}: not valid JSON: {error}; got {line[:80]!r}.") from error
+                yield where, TaskError(f"{where}: not valid JSON: {error}; got {line[:80]!r}.", "not_json")
+                continue
             if not line:
                 continue
             if not isinstance(record, dict):
-                raise TaskError(f"{where}: each line must be a JSON object; got {line[:80]!r}.")
+                record = TaskError(f"{where}: each line must be a JSON object; got {line[:80]!r}.", "no_object")
             yield where, record
 
 

@@ -47,7 +47,8 @@ def rewritten(settings: PromptRewrite, text: str, where: str, setting: str = "re
     if found is None:
         raise TaskError(
             f"{where}: {setting}.match {settings.match!r} must match every row; it does not match {text!r:.300}. "
-            "Change the expression."
+            "Change the expression.",
+            "no_match",
         )
     numbered = [_without(settings.remove, part) for part in (found.group(), *found.groups(default=""))]
     named = {name: _without(settings.remove, part) for name, part in found.groupdict(default="").items()}

@@ -16,6 +16,11 @@ from samepath.model.text.tokenizer import Tokenizer
 class TaskError(ValueError):
     """A task that cannot be built or read; the message names file and line, or dataset and row."""
 
+    def __init__(self, message: str, kind: str = "malformed") -> None:
+        """`kind` is what rows that are wrong in one way are counted by."""
+        super().__init__(message)
+        self.kind = kind
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:

@@ -12,45 +12,75 @@ from samepath.rl.tasks.conversation import conversation
 from samepath.rl.tasks.prompt import prompt_text, rewritten
 from samepath.rl.tasks.row import Task, TaskError, TaskRow
 
-Entries = Iterable[tuple[str, Mapping[str, Any]]]
-"""(place for messages, row) pairs."""
+Entries = Iterable[tuple[str, Mapping[str, Any] | TaskError]]
+"""(place for messages, row or why there is none) pairs."""
+SHOWN = 3
+"""Malformed rows of each kind whose places are named."""
 
 
 def table_rows(entries: Entries, settings: TableRows, dataset: str) -> list[TaskRow]:
-    """Rows with bare ids, numbered from 0. Raises TaskError naming the place of what is wrong."""
-    columns = settings.columns
+    """Rows with bare ids, numbered from 0.
+
+    Reads them all; raises TaskError that counts the malformed ones by kind and names the places of the first, if there are any.
+    """
     places: dict[str, str] = {}
     rows: list[TaskRow] = []
-    for row, (where, record) in enumerate(entries):
-        entry = _wanted(record, columns, where)
-        question, earlier = conversation(entry[columns.prompt], settings.chat, f"{where}: column {columns.prompt!r}")
-        row_id = str(entry[columns.id]) if columns.id else str(row)
-        if row_id in places:
-            raise TaskError(f"{where}: id {row_id!r} must be unique; {places[row_id]} has it too.")
-        places[row_id] = where
-        gold = rewritten(
-            settings.answer_rewrite, _gold(entry[columns.answer], columns.answer, where), where, "answer_rewrite"
-        )
-        if not gold.strip():
-            raise TaskError(
-                f"{where}: the gold answer must not be empty after answer_rewrite; got {entry[columns.answer]!r:.80}."
-            )
-        prompt = prompt_text(settings, question, where)
-        rows.append(
-            TaskRow(
-                row_id=row_id,
-                question=question,
-                text=prompt.text,
-                written=prompt.written,
-                earlier=earlier,
-                chat=settings.chat.form,
-                answer={"answer": gold, "entry": entry, "dataset": dataset},
-                dataset=dataset,
-                row=row,
-                where=where,
-            )
+    wrong: list[TaskError] = []
+    number = -1
+    for number, (where, record) in enumerate(entries):
+        try:
+            if isinstance(record, TaskError):
+                raise record
+            row = _row(number, where, record, settings, dataset)
+            if row.row_id in places:
+                said = f"{where}: id {row.row_id!r} must be unique; {places[row.row_id]} has it too."
+                raise TaskError(said, "duplicate_id")
+        except TaskError as error:
+            wrong.append(error)
+            continue
+        places[row.row_id] = where
+        rows.append(row)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        by_kind: dict[str, list[TaskError]] = {}
+        for one in wrong:
+            by_kind.setdefault(one.kind, []).append(one)
+        kinds = [
+            f"{kind} {len(found)} ({' '.join(map(str, found[:SHOWN]))}{' …' if len(found) > SHOWN else ''})"
+            for kind, found in by_kind.items()
+        ]
+        raise TaskError(
+            f"{len(wrong)} of {number + 1} rows are malformed, mend them or take them out: {', '.join(kinds)}"
         )
     return rows
+
+
+def _row(number: int, where: str, record: Mapping[str, Any], settings: TableRows, dataset: str) -> TaskRow:
+    columns = settings.columns
+    entry = _wanted(record, columns, where)
+    question, earlier = conversation(entry[columns.prompt], settings.chat, f"{where}: column {columns.prompt!r}")
+    gold = rewritten(
+        settings.answer_rewrite, _gold(entry[columns.answer], columns.answer, where), where, "answer_rewrite"
+    )
+    if not gold.strip():
+        raise TaskError(
+            f"{where}: the gold answer must not be empty after answer_rewrite; got {entry[columns.answer]!r:.80}.",
+            "empty_answer",
+        )
+    prompt = prompt_text(settings, question, where)
+    return TaskRow(
+        row_id=str(entry[columns.id]) if columns.id else str(number),
+        question=question,
+        text=prompt.text,
+        written=prompt.written,
+        earlier=earlier,
+        chat=settings.chat.form,
+        answer={"answer": gold, "entry": entry, "dataset": dataset},
+        dataset=dataset,
+        row=number,
+        where=where,
+    )
 
 
 def split_task(
@@ -90,7 +120,8 @@ def check_columns(known: list[str], columns: ColumnMap, where: str) -> None:
     for name in columns.names:
         if name not in known:
             raise TaskError(
-                f"{where}: no column {name!r}{did_you_mean(name, known)}; there are: {', '.join(known) or 'none'}. Set columns."
+                f"{where}: no column {name!r}{did_you_mean(name, known)}; there are: {', '.join(known) or 'none'}. Set columns.",
+                "no_column",
             )
 
 
@@ -110,7 +141,8 @@ def _gold(value: object, column: str, where: str) -> str:
         return str(value)
     raise TaskError(
         f"{where}: column {column!r} must be text or a number; got {value!r:.80}. "
-        "For answers with structure name a text column here and list theirs under columns.extra."
+        "For answers with structure name a text column here and list theirs under columns.extra.",
+        "answer_not_text",
     )
 
 

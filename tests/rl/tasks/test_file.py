@@ -204,7 +204,8 @@ def test_build_file_answer_rewrite_cuts_the_gold_answer_out(tmp_path):
         assert row.answer["entry"]["answer"].startswith("So ")
     said = refusal(tmp_path, answer_rewrite={"match": r"(\d+)!"})
     assert said.startswith(
-        r"rows.jsonl:1: answer_rewrite.match '(\\d+)!' must match every row; it does not match 'So 0"
+        "8 of 8 rows are malformed, mend them or take them out: no_match 8 (rows.jsonl:1: "
+        r"answer_rewrite.match '(\\d+)!' must match every row; it does not match 'So 0"
     )
 
 
