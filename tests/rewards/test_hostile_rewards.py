@@ -108,7 +108,7 @@ def test_score_with_network_the_child_connects(make_runner, mode, tmp_path):
 
 
 FORKS = """
-for _ in range(60):
+for _ in range(21):
     if not os.fork():
         os.setsid()
         os.execvp("sleep", ["sleep", "{mark}"])
