@@ -33,8 +33,8 @@ def peer_environment(setting: PeerSetting) -> dict[str, str]:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
     )
-    # What stands in the caller's environment would meet every setting alike, or overrule it.
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+    # What stands in the caller's environment would meet every setting alike, or overrule it; MKL's mode each peer sets itself, or does not.
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_CBWR"):
         environment.pop(name, None)
     if setting.wait_policy != "unset":
         environment["OMP_WAIT_POLICY"] = setting.wait_policy.upper()

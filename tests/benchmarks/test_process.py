@@ -14,13 +14,14 @@ from benchmarks.setting import PeerSetting
 def test_peer_environment_has_the_settings_threads_and_policy(
     policy: str, variable: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_CBWR", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "7")
     environment = peer_environment(PeerSetting.model_validate({"threads": 2, "wait_policy": policy}))
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
     assert environment.get("OMP_WAIT_POLICY") == variable
     assert "GOMP_SPINCOUNT" not in environment
     assert "KMP_BLOCKTIME" not in environment
+    assert "MKL_CBWR" not in environment, "Samepath's own row-exact mode would slow the peer"
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
