@@ -146,10 +146,9 @@ def sample(
     changes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     table = Table("log-probability", "tokens", "finish", "response")
     for rollout in sample_source(source, prompt, count, changes, seed, chat=chat):
-        segment = rollout.segments[0]
-        table.add_row(
-            f"{segment.sampler_logprobs.sum():.3f}", str(rollout.num_trained), segment.finish_reason, Text(rollout.text)
-        )
+        logprob = sum(float(segment.sampler_logprobs.sum()) for segment in rollout.segments)
+        finish_reason = rollout.segments[-1].finish_reason
+        table.add_row(f"{logprob:.3f}", str(rollout.num_trained), finish_reason, Text(rollout.text))
     Console().print(table)
 
 

@@ -153,6 +153,8 @@ class Rollout:
     """For people: the row and what is wrong with it, where the reason alone does not say."""
     ended: Ended = "answer"
     """Why it is over."""
+    environment_score: Score | None = None
+    """The environment's own judgement, which stands in place of the recipe's reward functions; None where there is none."""
 
     @property
     def num_trained(self) -> int:

@@ -32,9 +32,13 @@ class GroupScorer:
         self._pending: dict[tuple[str, int], Future[Score]] = {}
 
     def submit(self, group: Group) -> None:
-        """Start scoring a group's usable rollouts."""
+        """Start scoring a group's usable rollouts, but for those that their environment has judged."""
         for rollout in group.rollouts:
-            if not rollout.failure:
+            if rollout.environment_score is not None and not rollout.failure:
+                judged: Future[Score] = Future()
+                judged.set_result(rollout.environment_score)
+                self._pending[group.group_id, rollout.sample_index] = judged
+            elif not rollout.failure:
                 drawn = [segment.token_ids[segment.trained] for segment in rollout.segments]
                 request = RewardRequest(
                     prompt_text=group.prompt.text,

@@ -23,7 +23,8 @@ from samepath.rl.tracking.tracked_rollout import TrackedRollout
 TEMPLATE = Path(__file__).with_name("rollouts.html")
 COLUMNS = (
     "step", "group_id", "sample_index", "response_text", "reward", "reward_parts", "reward_status", "reward_detail", "advantage", "kl",
-    "off_policy", "masked", "route_flips", "weight_lag", "num_tokens", "finish_reason", "generate_s", "tokens", "sampler_logprobs", "kl_tokens",
+    "off_policy", "masked", "route_flips", "weight_lag", "num_tokens", "finish_reason", "ended", "generate_s",
+    "segment_tokens", "tokens", "sampler_logprobs", "kl_tokens",
 )  # fmt: skip
 """Fields of a rollout that the page has as columns of the same name."""
 TOKEN_COLUMNS = ("tokens", "sampler_logprobs", "kl_tokens")

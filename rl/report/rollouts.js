@@ -12,7 +12,7 @@ const show = value => Number.isFinite(number(value)) ? String(Number(number(valu
 const counted = value => value.toLocaleString("en");
 const rewards = columns.reward.map(number);
 const failed = index => columns.reward_status[index] !== "ok" || Number.isNaN(rewards[index]);
-const truncated = index => columns.finish_reason[index] === "length";
+const truncated = index => columns.finish_reason[index] === "length" || ["tokens", "time"].includes(columns.ended[index]);
 const promptOf = index => prompts[columns.prompt[index]];
 const state = { shown: [], chosen: -1, group: "", prompt: -1 };
 
@@ -162,7 +162,9 @@ function card(index) {
   for (const [name, value] of Object.entries(columns.reward_parts[index])) add(name, show(value));
   for (const [name, column] of [["advantage", "advantage"], ["KL", "kl"], ["off-policy", "off_policy"], ["route flips", "route_flips"],
     ["weight lag", "weight_lag"], ["tokens", "num_tokens"]]) add(name, show(columns[column][index]));
-  add("ended by", columns.finish_reason[index] || "–");
+  const segments = columns.segment_tokens[index].length;
+  if (segments > 1) add("segments", String(segments));
+  add("ended by", [columns.finish_reason[index] || "–", ...(columns.ended[index] === "answer" ? [] : [columns.ended[index]])].join(", "));
   add("took", show(columns.generate_s[index]) + " s");
   box.append(head, answer(index), ...leftOut(columns.response_left_out[index], index));
   if (columns.reward_detail[index]) box.append(make("pre", columns.reward_detail[index], "bad"));
@@ -176,7 +178,10 @@ function answer(index) {
     return box;
   }
   const limit = colour === "kl_tokens" ? values.reduce((most, value) => Math.max(most, Math.abs(number(value)) || 0), 1e-9) : 5;
+  const begins = new Map();
+  columns.segment_tokens[index].reduce((place, count, number) => (begins.set(place, number + 1), place + count), 0);
   tokens.forEach((token, place) => {
+    if (begins.size > 1 && begins.has(place)) box.append(make("div", `segment ${begins.get(place)}`, "dim segment"));
     const piece = make("span", token, "token"), share = Math.min((Math.abs(number(values[place])) || 0) / limit, 1);
     piece.style.background = colour === "kl_tokens" ? `hsl(265 80% ${96 - 34 * share}%)` : `hsl(${130 - 130 * share} 75% 84%)`;
     const kl = columns.kl_tokens[index].length ? `, KL ${show(columns.kl_tokens[index][place])} nats` : "";

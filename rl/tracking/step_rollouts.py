@@ -26,7 +26,8 @@ def tracked_rollouts(
         for place, rollout in enumerate(group.rollouts):
             index = places.get(f"{rollout.group_id}/{rollout.sample_index}")
             score = rollout.score
-            segment = rollout.segments[-1] if rollout.segments else None
+            drawn = [segment.token_ids[segment.trained] for segment in rollout.segments]
+            logprobs = [segment.sampler_logprobs[segment.trained] for segment in rollout.segments]
             one = TrackedRollout(
                 step=step,
                 group_id=group.group_id,
@@ -41,12 +42,12 @@ def tracked_rollouts(
                 reward_detail=rollout.failure_detail if score is None else score.detail,
                 advantage=float(by_group[group.group_id][place]),
                 num_tokens=rollout.num_trained,
-                finish_reason="" if segment is None else segment.finish_reason,
+                finish_reason=rollout.segments[-1].finish_reason if rollout.segments else "",
+                ended=rollout.ended,
                 generate_s=rollout.generate_s,
-                tokens=()
-                if segment is None
-                else tuple(tokenizer.token_texts(segment.token_ids[segment.trained].tolist())),
-                sampler_logprobs=() if segment is None else tuple(segment.sampler_logprobs[segment.trained].tolist()),
+                tokens=tuple(text for ids in drawn for text in tokenizer.token_texts(ids.tolist())),
+                sampler_logprobs=tuple(value for values in logprobs for value in values.tolist()),
+                segment_tokens=tuple(map(len, drawn)),
             )
             tracked.append(one if index is None or report is None else _with_update(one, report, index))
     return tracked

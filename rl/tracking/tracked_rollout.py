@@ -51,15 +51,19 @@ class TrackedRollout:
     num_tokens: int = 0
     """Sampled tokens."""
     finish_reason: str = ""
-    """`stop`, `length` or `abort`."""
+    """`stop`, `length` or `abort`; of a conversation its last call's."""
+    ended: str = "answer"
+    """Why the rollout is over (`samepath.rollout.types.Ended`)."""
     generate_s: float = 0.0
     """Seconds from submission to the last token."""
     tokens: tuple[str, ...] = ()
-    """[T] text of each sampled token, where token-level values are kept."""
+    """[T] text of each sampled token, where token-level values are kept; of a conversation segment by segment."""
     sampler_logprobs: tuple[float, ...] = ()
     """[T] log π_sampler of each token, nats."""
     kl_tokens: tuple[float, ...] = ()
     """[T] KL estimate to the reference of each token, nats."""
+    segment_tokens: tuple[int, ...] = ()
+    """Sampled tokens of each segment, in order; one number for an answer of a single turn."""
 
     @property
     def failed(self) -> bool:

@@ -242,3 +242,19 @@ def test_scorer_hands_over_every_token_that_a_conversation_drew() -> None:
     GroupScorer(children).submit(replace(group("a"), rollouts=(conversation("a", 0, 1.0, [0, 0, 1]),)))
     (asked,) = children.requests
     assert (asked.token_ids, asked.num_tokens) == ((4, 5, 7, 9, 9, 9), 6)
+
+
+def test_scorer_takes_the_environments_score_and_asks_no_reward_function() -> None:
+    children, own = Children(), Score(total=0.25, parts={"environment": 0.25})
+    judged = conversation("a", 0, 0.0, [0, 0, 1], environment_score=own, score=None)
+    made = replace(
+        group("a"), rollouts=(judged, rollout("a", 1, None), replace(judged, sample_index=2, failure="aborted"))
+    )
+    scorer = GroupScorer(children)
+    scorer.submit(made)
+    assert [request.rollout_key for request in children.requests] == ["a/1"]
+    assert [one.score for one in scorer.collect([made])[0].rollouts] == [
+        own,
+        Children().submit(children.requests[0]).result(),
+        None,
+    ]

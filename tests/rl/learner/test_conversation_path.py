@@ -76,6 +76,8 @@ def test_learner_repeats_the_sampler_to_the_bit_in_every_segment(batch: TrainBat
         sum(entry.segment.num_trained for entry, place in zip(batch.sequences, batch.rollout_S) if place == rollout)
         for rollout in range(len(batch.names))
     ]
+    assert report.kl_B.tolist() == pytest.approx([float(tokens.mean()) for tokens in report.kl_tokens], abs=1e-6)
+    assert report.weight_lag_B.tolist() == [0] * len(batch.names)
     assert [len(tokens) for tokens in report.kl_tokens] == drawn == [3 * SAMPLING.max_new_tokens] * len(batch.names)
 
 

@@ -42,6 +42,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         1: {"masked": True},
         2: {"response_text": "a NEEDLE here"},
         3: {"reward": float("nan")},
+        4: {
+            "response_text": "of two segments",
+            "tokens": ("a", "b", "c"),
+            "sampler_logprobs": (-1.0, -2.0, -3.0),
+            "segment_tokens": (2, 1),
+            "ended": "tokens",
+        },
     }
     for sample, changes in marked.items():
         place = ((STEPS - 1) * GROUPS + 5) * SAMPLES + sample
@@ -88,7 +95,7 @@ def test_page_begins_with_the_worst_and_has_all(page: Browser) -> None:
         ({"step_from": "39"}, 512),
         ({"status": "not ok"}, 17),
         ({"status": "=error"}, 16),
-        ({"truncated": "yes"}, 1),
+        ({"truncated": "yes"}, 2),
         ({"truncated": "no", "masked": "yes"}, 1),
         ({"text": "needle"}, 1),
         ({"text": "document.title='owned'", "masked": "no"}, 16),
@@ -136,6 +143,17 @@ def test_page_group_and_prompt_alone_can_be_shown_and_left(page: Browser) -> Non
     assert len(page.ask("state.shown")) == STEPS * SAMPLES
     page.ask("find('only').firstChild.click()")
     assert len(page.ask("state.shown")) == STEPS * GROUPS * SAMPLES
+
+
+def test_page_shows_where_the_segments_of_a_conversation_begin(page: Browser) -> None:
+    shown(page, text="of two segments")
+    page.ask("colour = 'sampler_logprobs'; drawDetail()")
+    assert page.ask("document.querySelector('.card pre').textContent") == "segment 1absegment 2c"
+    assert page.ask("document.querySelector('.card header').textContent").count("segments 2") == 1
+    assert page.ask("document.querySelector('.card header').textContent").count("ended by –, tokens") == 1
+    shown(page, text="needle")
+    page.ask("colour = ''; drawDetail()")
+    assert "segment" not in page.ask("document.querySelector('.card').textContent")
 
 
 def test_page_shows_hostile_text_as_text(page: Browser) -> None:

@@ -1,7 +1,8 @@
 """What people read of each rollout: its own reward, and what the update measured of it, not of its neighbour."""
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.tracking.jsonl import rollout_from_plain
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
+from samepath.rollout.segments import joined_segments
 from samepath.rollout.types import Group
-from tests.rl.sampled import group
+from tests.conversations import drawn_call, numbered
+from tests.rl.sampled import group, rollout
 
 TIMEOUT = Score(total=math.nan, status="timeout", detail="answer: no result within 5.0 s")
 
@@ -95,3 +99,21 @@ def test_tracked_rollouts_without_an_update_have_rewards_and_no_measurements(tok
     assert (first.reward_status, second.reward_status) == ("unscored", "timeout")
     assert first.advantage == second.advantage == 0.0
     assert math.isnan(first.kl)
+
+
+def test_tracked_conversation_holds_the_tokens_of_all_its_segments(tokenizer: Tokenizer) -> None:
+    calls = numbered([drawn_call([2, 3], [4, 5]), drawn_call([2, 3, 4, 5, 6], [7]), drawn_call([2, 8], [9])], [0, 0, 1])
+    segments = joined_segments(calls, exact=True)
+    made = replace(
+        group("a", 1.0, 0.0), rollouts=(rollout("a", 0, 1.0, segments=segments, ended="turns"), rollout("a", 1, 0.0))
+    )
+    batch, by_group = training_batch([made], AlgorithmSettings())
+    first, second = tracked_rollouts(1, [made], by_group, batch, report(2), tokenizer)
+    assert first.tokens == tuple(tokenizer.token_texts([4, 5, 7, 9]))
+    drawn = [float(value) for call in calls for value in call.sampler_logprobs[call.trained]]
+    assert first.sampler_logprobs == pytest.approx(drawn)
+    assert (first.segment_tokens, first.num_tokens, first.ended) == ((3, 1), 4, "turns")
+    assert (second.segment_tokens, second.ended) == ((2,), "answer")
+    assert (first.kl, second.kl) == (0.25, 1.25), "numbers of the rollout, not of its segments"
+    read = rollout_from_plain(json.loads(json.dumps(asdict(first))))
+    assert (read.segment_tokens, read.ended, read.tokens) == (first.segment_tokens, "turns", first.tokens)
