@@ -79,9 +79,22 @@ def token_text(entry: object) -> str:
 
 def chat_text(template: ChatTemplate, form: ChatForm, messages: Sequence[Message]) -> str:
     """The conversation up to where the answer begins, with the form's options. Raises ValueError if the template refuses it or knows no such option."""
-    for name in form.options:
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    return rendered(template, form.options, plain, answer_follows=True)
+
+
+def rendered(
+    template: ChatTemplate,
+    options: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    answer_follows: bool,
+) -> str:
+    """What the template makes of plain messages and tools. Raises ValueError if it refuses them or knows no option of such a name."""
+    for name in options:
         # Jinja takes any variable and says nothing; a misspelt switch would train on the wrong prompts.
-        if not re.search(rf"\b{re.escape(name)}\b", template.source):
+        if not names_variable(template, name):
             raise ValueError(
                 f"chat.options.{name} must be a variable of the checkpoint's chat template; it has none so named"
             )
@@ -90,15 +103,21 @@ def chat_text(template: ChatTemplate, form: ChatForm, messages: Sequence[Message
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered = render_jinja_template(
-            conversations=[[{"role": message.role, "content": message.content} for message in messages]],
+        texts = render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
+            tools=[dict(tool) for tool in tools] or None,
             chat_template=template.source,
-            add_generation_prompt=True,
-            **{**template.special_tokens, **form.options},
+            add_generation_prompt=answer_follows,
+            **{**template.special_tokens, **options},
         )
     except TemplateError as error:
         raise ValueError(f"the checkpoint's chat template cannot render the conversation: {error}") from error
-    return str(rendered[0][0])
+    return str(texts[0][0])
+
+
+def names_variable(template: ChatTemplate, name: str) -> bool:
+    """True if the template's source holds the name."""
+    return re.search(rf"\b{re.escape(name)}\b", template.source) is not None
 
 
 def _model_type(folder: Path) -> str:
