@@ -1,5 +1,6 @@
 """What every encoding of conversations gives: ids to open a context with, ids to go on with, and the reading of what was drawn."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -135,5 +136,6 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
 
 
 def _overlaps(span: Span, spans: Sequence[Span]) -> bool:
-    """True if the span shares a character with one of the spans."""
-    return any(start < span[1] and span[0] < end for start, end in spans)
+    """True if the span shares a character with one of the ascending spans."""
+    place = bisect_left(spans, (span[1],)) - 1
+    return place >= 0 and spans[place][1] > span[0]
