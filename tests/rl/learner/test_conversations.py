@@ -190,6 +190,17 @@ def test_weights_of_a_rollout_of_two_segments_worked_by_hand() -> None:
     assert part.inputs.weights_M.tolist() == [1 / 16] * 8 + [1 / 8] * 4
 
 
+def test_sequence_ratio_of_a_rollout_of_two_segments_worked_by_hand() -> None:
+    """log(π/π_old) is 0.2 in the first segment, 0, 0 and 0.2 in the second: one ratio exp(0.1), not exp(0.2) and exp(0.0667)."""
+    two = numbered([drawn_call([2], [3]), drawn_call([2, 5], [3, 4, 5])], [0, 1])
+    rl = settings_of("gspo", "sequence_mean")
+    (part,) = prepared(batch_of([two, two], an_epoch), rl, 1000)
+    sampler_M = part.packed.sampler_logprobs_M
+    learner_M = sampler_M + torch.tensor([0.2, 0, 0, 0.2] + [0.0] * 4)
+    _, terms = policy_loss(learner_M, replace(part.inputs, reference_logprobs_M=sampler_M), rl.objective)
+    torch.testing.assert_close(terms.ratio_M, torch.tensor([0.1] * 4 + [0.0] * 4).exp())
+
+
 @pytest.mark.parametrize(("scope", "kept"), [("rollout", [True] * 6), ("segment", [True] * 2 + [False] * 4)])
 def test_off_policy_mask_decides_on_the_rollout_or_on_each_segment_as_set(scope: str, kept: list[bool]) -> None:
     """A bad answer of 2 + 4 tokens: the mean log(π_s/π) of its segments is −0.07 and 0.05, of all 0.01."""
