@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from samepath.model.text.conversation import Message
 from samepath.rewards.score import Score
 from samepath.rollout.sampling_settings import SamplingSettings
 
@@ -153,6 +154,8 @@ class Rollout:
     """For people: the row and what is wrong with it, where the reason alone does not say."""
     ended: Ended = "answer"
     """Why it is over."""
+    messages: tuple[Message, ...] = ()
+    """The conversation as people read it, its prompt included; empty for a single answer, which `text` holds."""
     environment_score: Score | None = None
     """The environment's own judgement, which stands in place of the recipe's reward functions; None where there is none."""
 

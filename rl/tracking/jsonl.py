@@ -151,7 +151,7 @@ def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
         values["reward_parts"] = {name: float(value) for name, value in values["reward_parts"].items()}
     for name in ("sampler_logprobs", "kl_tokens"):
         values[name] = tuple(float(value) for value in values.get(name, ()))
-    for name in ("tokens", "segment_tokens"):
+    for name in ("tokens", "segment_tokens", "messages"):
         values[name] = tuple(values.get(name, ()))
     return TrackedRollout(**values)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from samepath.model.text.openai_form import plain_message
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
@@ -44,6 +45,7 @@ def tracked_rollouts(
                 num_tokens=rollout.num_trained,
                 finish_reason=rollout.segments[-1].finish_reason if rollout.segments else "",
                 ended=rollout.ended,
+                messages=tuple(plain_message(message) for message in rollout.messages),
                 generate_s=rollout.generate_s,
                 tokens=tuple(text for ids in drawn for text in tokenizer.token_texts(ids.tolist())),
                 sampler_logprobs=tuple(value for values in logprobs for value in values.tolist()),

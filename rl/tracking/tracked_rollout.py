@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class TrackedRollout:
     """The prompt as a person reads it."""
     response_text: str
     """The sampled answer."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """A conversation's messages, prompt included, as plain data (role, content, reasoning_content, tool_calls, …); empty for a single answer."""
     dataset: str = ""
     """Task the prompt came from."""
     gold: str = ""

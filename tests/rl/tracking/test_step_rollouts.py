@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from samepath.model.text.conversation import Message, ToolCall
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import training_batch
@@ -20,6 +21,12 @@ from tests.conversations import drawn_call, numbered
 from tests.rl.sampled import group, rollout
 
 TIMEOUT = Score(total=math.nan, status="timeout", detail="answer: no result within 5.0 s")
+
+MESSAGES = (
+    Message(role="user", content="1+2?"),
+    Message(role="assistant", reasoning="sum", calls=(ToolCall(name="add", arguments={"a": 1, "b": 2}),)),
+    Message(role="tool", content="3"),
+)
 
 
 def report(count: int) -> UpdateReport:
@@ -105,7 +112,8 @@ def test_tracked_conversation_holds_the_tokens_of_all_its_segments(tokenizer: To
     calls = numbered([drawn_call([2, 3], [4, 5]), drawn_call([2, 3, 4, 5, 6], [7]), drawn_call([2, 8], [9])], [0, 0, 1])
     segments = joined_segments(calls, exact=True)
     made = replace(
-        group("a", 1.0, 0.0), rollouts=(rollout("a", 0, 1.0, segments=segments, ended="turns"), rollout("a", 1, 0.0))
+        group("a", 1.0, 0.0),
+        rollouts=(rollout("a", 0, 1.0, segments=segments, ended="turns", messages=MESSAGES), rollout("a", 1, 0.0)),
     )
     batch, by_group = training_batch([made], AlgorithmSettings())
     first, second = tracked_rollouts(1, [made], by_group, batch, report(2), tokenizer)
@@ -117,3 +125,7 @@ def test_tracked_conversation_holds_the_tokens_of_all_its_segments(tokenizer: To
     assert (first.kl, second.kl) == (0.25, 1.25), "numbers of the rollout, not of its segments"
     read = rollout_from_plain(json.loads(json.dumps(asdict(first))))
     assert (read.segment_tokens, read.ended, read.tokens) == (first.segment_tokens, "turns", first.tokens)
+    assert [message["role"] for message in read.messages] == ["user", "assistant", "tool"]
+    assert read.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1, "b": 2}}
+    assert read.messages == first.messages
+    assert second.messages == ()
