@@ -78,7 +78,7 @@ def test_candidates_of_files_and_folders(line: str, wanted: list[str], folder: P
         ("engine.kind=", ["engine.kind=builtin", "engine.kind=vllm"]),
         ("reward.parts.mine.w", ["reward.parts.mine.weight="]),
         ("evaluation.sets.aime.sampling.temp", ["evaluation.sets.aime.sampling.temperature="]),
-        ("~rl.st", ["~rl.steps"]),
+        ("~rl.ste", ["~rl.steps"]),
         ("rl.steps=", []),
         ("nonsense.", []),
         ("ext", []),
