@@ -19,7 +19,7 @@ from samepath.rl.recipe.cluster import RaySettings
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
-from samepath.rl.report.summary import show_interruption, show_summary, write_summary
+from samepath.rl.report.summary import page_lines, show_interruption, show_summary, write_summary
 from samepath.rl.resume import plan_resume, rewind
 from samepath.rl.run_folder import begun, claimed, clear_start
 from samepath.rl.run_state import RECIPE_FILE, RunState
@@ -152,12 +152,9 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         state.phase = "finished"
         state.mark(run_dir, recipe.rl.steps, recipe.checkpoint.keep)
         status = "FINISHED"
-    except ClusterLostError:
-        show_interruption(run_dir, Console())
-        raise
-    except KeyboardInterrupt:
-        status = "KILLED"
-        show_interruption(run_dir, Console())
+    except (KeyboardInterrupt, RuntimeError, ValueError, ClusterLostError) as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        show_interruption(run_dir, tracker.links(), Console())
         raise
     finally:
         try:
@@ -188,5 +185,5 @@ def _announce(display: ProgressDisplay, tracker: Tracker, run_dir: Path, message
     display.message(f"run folder: {run_dir}")
     for message in messages:
         display.message(message)
-    for name, link in tracker.links().items():
-        display.message(f"MLflow {name}: {link}")
+    for line in page_lines(tracker.links()):
+        display.message(line)

@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,9 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluations, tracker: 
     write_json(run_dir / SUMMARY_FILE, summary)
     for file in files:
         tracker.log_artifact(run_dir / file)
-    links = {f"MLflow {name}": link for name, link in tracker.links().items()}
-    summary_table(
-        {**for_people(summary), **links, "files": ", ".join(str(run_dir / file) for file in files)},
-        title=recipe.name,
-    )
+    console = Console()
+    summary_table(for_people(summary), title=recipe.name, console=console)
+    _say(console, [*_places(run_dir, files, tracker.links()), *_more_steps(recipe)])
     return summary
 
 
@@ -91,14 +90,35 @@ def _shown(value: float | None) -> str:
     return "none" if value is None else format_number(value)
 
 
-def show_interruption(run_dir: Path, console: Console) -> None:
-    """Write the pictures of what a run did before it was interrupted, and say where they are and how to go on."""
+def show_interruption(run_dir: Path, links: Mapping[str, str], console: Console) -> None:
+    """Write the pictures of what a run did before it was cut short, and say where they and its pages are and how to go on."""
     files = _draw(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
     if any((run_dir / "rollouts").glob("step-*.jsonl")):
         write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
         files.append("rollouts.html")
-    lines = [f"so far: {', '.join(str(run_dir / file) for file in files)}"] if files else []
-    for line in [*lines, f"go on with `samepath resume {run_dir}`"]:
+    _say(console, [*_places(run_dir, files, links), f"go on with: samepath resume {shlex.quote(str(run_dir))}"])
+
+
+def page_lines(links: Mapping[str, str]) -> list[str]:
+    """A line for each page of the run, as a terminal makes a link of it."""
+    return [f"MLflow {name}: {link}" for name, link in links.items()]
+
+
+def _places(run_dir: Path, files: Sequence[str], links: Mapping[str, str]) -> list[str]:
+    """A line for each file and page: a link that a table cuts cannot be clicked."""
+    return [*(f"{run_dir / file}" for file in files), *page_lines(links)]
+
+
+def _more_steps(recipe: Recipe) -> list[str]:
+    """How a finished run goes on, where it may: a rate that falls over all steps would have been another."""
+    if recipe.optimizer.schedule != "constant":
+        return []
+    more = f"samepath resume {shlex.quote(str(recipe.run_dir))} rl.steps={2 * recipe.rl.steps or 10}"
+    return [f"for more steps: {more}"]
+
+
+def _say(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -121,10 +141,6 @@ def show_summary(run_dir: Path) -> dict[str, Any]:
         )
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     summary_table(for_people(summary), title=f"{summary['name']} (finished)")
-    Console().print(
-        f"{run_dir} is finished, and nothing was done. For more steps: `samepath resume {run_dir} rl.steps=…`",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    more = f"samepath resume {shlex.quote(str(run_dir))} rl.steps=…"
+    _say(Console(), [f"{run_dir} is finished, and nothing was done. For more steps: {more}"])
     return summary

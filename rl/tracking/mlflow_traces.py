@@ -28,6 +28,9 @@ from samepath.rl.tracking.tracked_rollout import TrackedRollout
 PREVIEW_CHARS = 1000
 """Longest request and response preview that MLflow stores."""
 
+FIRST_COLUMNS = ("kl", "reward", "route_flips")
+"""Feedback that MLflow's list of traces shows by itself; the others are in its menu of columns."""
+
 SCORING_SHARE_NS = 1_000_000
 """Drawn length of the scoring span, 1 ms: scoring times are not kept."""
 
@@ -62,7 +65,6 @@ def build_trace(rollout: TrackedRollout, target: TraceTarget, ended_ms: int) -> 
         trace_metadata={
             "mlflow.sourceRun": target.run_id,
             "mlflow.trace.session": f"{target.run_name}-{rollout.group_id}"[-MAX_NAME_CHARS:],
-            "mlflow.trace.tokenUsage": json.dumps(_token_usage(rollout)),
         },
         tags=_tags(rollout, target.attempt),
         assessments=_assessments(rollout, digest, ended_ms),
@@ -85,20 +87,24 @@ def _tags(rollout: TrackedRollout, attempt: int) -> dict[str, str]:
 
 
 def _assessments(rollout: TrackedRollout, digest: str, time_ms: int) -> list[Feedback | Expectation]:
-    """Return feedback and expectation. Values that are no finite number are left out: the page cannot read NaN."""
+    """Return feedback and expectation. Values that are no finite number are left out: the page cannot read NaN.
+
+    The page shows ten columns, seven of which are not ours to choose, and fills up with feedback by the alphabet: `kl`, `reward` and
+    `route_flips` come first, and nothing else may stand before or between them. Its column of tokens would take another place.
+    """
     names = NameBook()
     numbers = {
-        # First, so that no part takes the name of the whole.
-        names.clean("reward"): rollout.reward,
-        **{names.clean(f"reward/{name}"): value for name, value in rollout.reward_parts.items()},
-        "advantage": rollout.advantage,
-        "kl": rollout.kl,
-        "off_policy": rollout.off_policy,
-        "route_flips": rollout.route_flips,
-        "weight_lag": float(rollout.weight_lag),
+        FIRST_COLUMNS[0]: rollout.kl,
+        FIRST_COLUMNS[1]: rollout.reward,
+        FIRST_COLUMNS[2]: rollout.route_flips,
+        **{names.clean(f"score/{name}"): value for name, value in rollout.reward_parts.items()},
+        "tokens": float(rollout.num_tokens),
+        "update/advantage": rollout.advantage,
+        "update/off_policy": rollout.off_policy,
+        "update/weight_lag": float(rollout.weight_lag),
     }
     values: dict[str, float | bool | str] = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    values |= {"masked": rollout.masked, "reward_status": rollout.reward_status}
+    values |= {"status": rollout.reward_status, "update/masked": rollout.masked}
     source = AssessmentSource(source_type="CODE", source_id="samepath")
     assessments: list[Feedback | Expectation] = [
         Feedback(
@@ -107,7 +113,7 @@ def _assessments(rollout: TrackedRollout, digest: str, time_ms: int) -> list[Fee
             source=source,
             create_time_ms=time_ms,
             last_update_time_ms=time_ms,
-            rationale=rollout.reward_detail or None if name == "reward_status" else None,
+            rationale=rollout.reward_detail or None if name == "status" else None,
         )
         for name, value in values.items()
     ]
@@ -120,10 +126,6 @@ def _assessments(rollout: TrackedRollout, digest: str, time_ms: int) -> list[Fee
         key = hashlib.sha256(f"{digest}/{assessment.name}".encode()).hexdigest()
         assessment.assessment_id = f"a-{key[:32]}"
     return assessments
-
-
-def _token_usage(rollout: TrackedRollout) -> dict[str, int]:
-    return {"output_tokens": rollout.num_tokens, "total_tokens": rollout.num_tokens}
 
 
 def _spans(rollout: TrackedRollout, digest: str, start_ms: int, end_ms: int) -> list[Span]:
@@ -140,7 +142,6 @@ def _spans(rollout: TrackedRollout, digest: str, start_ms: int, end_ms: int) -> 
         "spanType": SpanType.CHAT_MODEL,
         "spanInputs": question,
         "spanOutputs": answer,
-        "chat.tokenUsage": _token_usage(rollout),
         "message.format": "openai",
     }
     score = {

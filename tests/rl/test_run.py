@@ -165,7 +165,7 @@ def test_run_command_on_sigterm_leaves_a_checkpoint_and_pictures_and_says_how_to
     found = latest_checkpoint(run_dir)
     assert found is not None
     assert found[1] >= 2
-    assert f"go on with `samepath resume {run_dir}`" in output
+    assert f"go on with: samepath resume {run_dir}" in output
     assert {"training.png", "rollouts.html"} <= {path.name for path in run_dir.iterdir()}
 
 

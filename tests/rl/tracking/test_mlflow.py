@@ -27,6 +27,7 @@ from samepath.rl.tracking import mlflow_store  # noqa: E402
 from samepath.rl.tracking.events import StoreUnavailableError  # noqa: E402
 from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe  # noqa: E402
 from samepath.rl.tracking.mlflow_store import MlflowStore  # noqa: E402
+from samepath.rl.tracking.mlflow_traces import FIRST_COLUMNS  # noqa: E402
 from samepath.rl.tracking.mlflow_ui import links, start_ui, ui_command  # noqa: E402
 from samepath.rl.tracking.names import NameBook  # noqa: E402
 from samepath.rl.tracking.sink import RunStart  # noqa: E402
@@ -145,11 +146,11 @@ def test_mlflow_artifacts_lie_beside_the_store(run: Run, client: MlflowClient, r
     [
         ("tags.step = '2'", ["s2-g0/0", "s2-g0/1", "s2-g1/0", "s2-g1/1"]),
         ("feedback.reward > 0.5", ["s1-g0/0", "s2-g0/0"]),
-        ("feedback.`reward/answer` > 0.5 AND tags.step = '1'", ["s1-g0/0"]),
-        ("feedback.reward_status = 'timeout'", ["s1-g1/1", "s2-g1/1"]),
-        ("feedback.masked = 'true' AND tags.step = '1'", ["s1-g1/1"]),
+        ("feedback.`score/answer` > 0.5 AND tags.step = '1'", ["s1-g0/0"]),
+        ("feedback.status = 'timeout'", ["s1-g1/1", "s2-g1/1"]),
+        ("feedback.`update/masked` = 'true' AND tags.step = '1'", ["s1-g1/1"]),
         ("tags.masked = 'true' AND tags.step = '1'", ["s1-g1/1"]),
-        ("feedback.kl > 0.005 AND feedback.advantage < 0", ["s1-g0/1", "s2-g0/1"]),
+        ("feedback.kl > 0.005 AND feedback.`update/advantage` < 0", ["s1-g0/1", "s2-g0/1"]),
         ("trace.status = 'ERROR' AND tags.step = '2'", ["s2-g1/1"]),
         ("metadata.`mlflow.trace.session` = 'quick-s1-g0'", ["s1-g0/0", "s1-g0/1"]),
     ],
@@ -172,9 +173,22 @@ def test_mlflow_trace_has_spans_gold_and_no_nan(run: Run, client: MlflowClient) 
     assert score.outputs["status"] == "timeout"
     values = {assessment.name: assessment.value for assessment in trace.info.assessments}
     assert values["gold"] == "46"
-    assert values["weight_lag"] == 1
-    assert not {"reward", "advantage", "reward/answer"} & values.keys()
+    assert values["update/weight_lag"] == 1
+    assert not {"reward", "update/advantage", "score/answer"} & values.keys()
     assert trace.info.execution_duration == 2000
+
+
+def test_mlflow_list_of_rollouts_begins_with_kl_reward_and_route_flips(run: Run, client: MlflowClient) -> None:
+    """The page shows ten columns: of a trace with a session, without a count of tokens, three of feedback, by the alphabet."""
+    (trace,) = client.search_traces(
+        locations=[run.info.experiment_id],
+        run_id=run.info.run_id,
+        filter_string="tags.step = '1' AND tags.sample = '1' AND tags.group = 's1-g0'",
+    )
+    names = sorted(one.name for one in trace.info.assessments if one.name != "gold")
+    assert names[:3] == list(FIRST_COLUMNS) == ["kl", "reward", "route_flips"]
+    assert trace.info.token_usage is None
+    assert "mlflow.trace.session" in trace.info.trace_metadata
 
 
 def test_mlflow_jsonl_beside_has_every_rollout(run: Run, runs_dir: Path) -> None:
