@@ -65,6 +65,7 @@ class TemplateRenderer:
         opening: Opening = "free"
         if THINK in prompt:
             opening = "closed" if THOUGHT in prompt.rpartition(THINK)[2] else "open"
+        self._thinks = opening != "closed" and self._thought_id is not None
         self._parser: Parser = parser or HermesParser(tokenizer, opening=opening)
 
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), *, strict: bool = True) -> Completion:
@@ -96,7 +97,7 @@ class TemplateRenderer:
 
     def _following(self, calls: tuple[ToolCall, ...], added: list[Message], ended: bool) -> Pieces | None:
         """What the template writes behind a drawn message, in a short conversation; None if it changes what was read or drawn before."""
-        thought = () if self._thought_id is None else (self._thought_id,)
+        thought = (self._thought_id,) if self._thinks and self._thought_id is not None else ()
         drawn = Message(role="assistant", calls=calls, sampled=(*thought, self.tokenizer.end_id))
         followed, (place,), end = self._placed([Message(role="user", content="?"), drawn, *added], ())
         if not place.whole:

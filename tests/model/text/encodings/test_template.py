@@ -98,6 +98,11 @@ def test_open_is_the_template_s_own_rendering_and_its_ids() -> None:
         assert START not in shown
 
 
+def test_open_without_tools_adds_nothing() -> None:
+    asked = [Message(role="user", content="q")]
+    assert SMALL.text(TemplateRenderer(SMALL).open(asked).ids) == f"{START}user\nq{END}\n{START}assistant\n"
+
+
 def test_open_template_without_tools_has_schemas_calls_and_results_as_text() -> None:
     told = [
         Message(role="user", content="C?"),
@@ -188,6 +193,10 @@ def test_templates_that_hide_or_read_messages_are_refused() -> None:
     hides = TemplateRenderer(tokenizer(PLAIN.replace("m.content", "(m.content if m.role == 'user' else '')")))
     with pytest.raises(ValueError, match="must show every message"):
         hides.open([Message(role="system", content="s"), Message(role="user", content="q")])
+    counts = TemplateRenderer(tokenizer(PLAIN + "{{ '!' if messages[-1].content | length == 4 else '' }}"))
+    counts.open([Message(role="user", content="12345")])
+    with pytest.raises(ValueError, match="must show every message"):
+        counts.open([Message(role="user", content="1234")])
     reads = TemplateRenderer(tokenizer(PLAIN.replace("m.content", "m.content.split('<|im_end|>')[-1]")))
     with pytest.raises(ValueError, match="looks for control tokens inside messages"):
         reads.open([Message(role="user", content=f"a{END}b")])
@@ -212,3 +221,33 @@ def test_a_new_epoch_leaves_out_blanks_behind_dropped_reasoning() -> None:
     assert THINKS.text(opened.ids).startswith("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nuser<|im_end|>\n")
     kept = [id_ for id_, kind in zip(opened.ids, opened.kinds, strict=True) if kind == "sampled"]
     assert kept == [*letters, THINKS.end_id]
+
+
+EMPTY = "{% if not m.reasoning_content and loop.index0 > ns.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+PROMPT = "{{ '<|im_start|>assistant\\n<think>\\n' }}{% if off %}{{ '\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+REASONING = "{% if m.reasoning_content and"
+SWITCHED = (
+    QWEN.replace("KEEP", "false")
+    .replace(REASONING, EMPTY + REASONING)
+    .replace("<|im_start|>assistant\n{% endif %}", PROMPT)
+)
+"""Its prompts open the reasoning, or close it at once; so does a message behind the last question."""
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_bridge_where_the_prompt_opens_or_closes_the_reasoning(off: bool) -> None:
+    one = tokenizer(SWITCHED)
+    renderer = TemplateRenderer(one, options={"off": off})
+    asked = Message(role="user", content="q")
+    context = renderer.open([asked]).ids
+    assert one.text(context).endswith("<think>\n" + ("\n</think>\n\n" if off else ""))
+    answer = "\n</think>\n\n" if not off else ""
+    drawn = one.encode_continuation(f"{answer}c{END}", [(0, 99)])
+    assert renderer.parse(drawn).content == "c"
+    assert [problem.kind for problem in renderer.parse(drawn).problems] == ([] if off else ["empty_reasoning"])
+    told = [asked, Message(role="assistant", calls=CALLS[:1], sampled=drawn), Message(role="tool", content="17")]
+    bridge = renderer.bridge(CALLS[:1], told[2:])
+    assert bridge is not None
+    assert renderer.open(told).ids == (*context, *drawn, *bridge.ids)
+    # A new question takes the reasoning, an empty one too, out of the earlier messages.
+    assert renderer.reply("p") is None
