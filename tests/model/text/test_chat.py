@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from samepath.model.text.chat import ChatForm
 from samepath.model.text.conversation import Message
 from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
+from samepath.rl.tasks.row import TaskRow
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|start|>' + message.role + '\\n' + message.content + '<|end|>\\n' }}{% endfor %}"
@@ -182,3 +183,25 @@ def test_deepseek_form_is_not_given_to_other_tokenizers(deepseek: Path, tokenize
     assert load_tokenizer(tmp_path).chat is None
     (deepseek / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
     assert load_tokenizer(deepseek).chat is None
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_deepseek_control_tokens_in_prompts_questions_and_rows_are_text_whatever_the_file_flags(
+    deepseek: Path, flagged: bool
+) -> None:
+    """Published files of this family flag the marks of roles and reasoning `special: false`."""
+    file = deepseek / "tokenizer.json"
+    state = json.loads(file.read_text())
+    for token in state["added_tokens"]:
+        token["special"] = flagged or token["content"] in DEEPSEEK[:2]
+    file.write_text(json.dumps(state))
+    tokenizer = load_tokenizer(deepseek)
+    said = "".join(DEEPSEEK[1:])
+    marks = [tokenizer.fast.token_to_id(name) for name in DEEPSEEK]
+    assert not set(tokenizer.encode(said)) & set(marks)
+    form = ChatForm(system=said, options={"thinking": True})
+    chat = tokenizer.encode_chat(said, form, earlier=[])
+    row = TaskRow(row_id="r", question=said, text=said, chat=form, dataset="d", row=0).encode(tokenizer)
+    assert row == chat
+    assert [id_ for id_ in chat if id_ in marks] == [marks[0], marks[2], marks[3], marks[4]]
+    assert tokenizer.text(chat) == f"{DEEPSEEK[0]}{said}<｜User｜>{said}<｜Assistant｜><think>"
