@@ -7,7 +7,7 @@ from samepath.model.network.placement import require
 from samepath.model.text.tokenizer import character_tokenizer, load_tokenizer
 from samepath.rl.evaluation.sets import AskedSet, build_sets, check_sets
 from samepath.rl.learner.model_source import check_expected, resolve_folder
-from samepath.rl.learner.worked_answers import resolve_answer_writer
+from samepath.rl.learner.worked_answers import resolve_answer_writer, try_answers
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task
@@ -45,7 +45,8 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Prepared:
     prepared = Prepared(recipe=counted, task=task, sets=sets)
     if recipe.runtime == "inline" and recipe.cold_start.steps:
         cold_start = recipe.cold_start
-        resolve_answer_writer(cold_start.traces, {**cold_start.options, **cold_start.late_options})
+        late = {**cold_start.options, **cold_start.late_options}
+        try_answers(resolve_answer_writer(cold_start.traces, late), task.train, (cold_start.options, late))
     if isinstance(recipe.model, NewModel):
         tokenizer = character_tokenizer(recipe.model.alphabet)
     elif here:

@@ -3,11 +3,14 @@
 import inspect
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from samepath.rl.tasks.row import TaskRow
+from samepath.rl.tasks.row import TaskRow, TaskRows
+
+TRIED_ROWS = 100
+"""Rows that are tried before a writer of answers is held to be the wrong one for a task."""
 
 
 class AnswerWriter(Protocol):
@@ -34,6 +37,21 @@ def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter
             f"cold_start.traces: {path} must take (row, rng, **options); with the recipe's options: {error}"
         ) from error
     return function  # type: ignore[no-any-return]
+
+
+def try_answers(writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError, with the last reason, if it answers none of the first `TRIED_ROWS` rows with each of `options`."""
+    reason: ValueError | None = None
+    for index in range(min(TRIED_ROWS, len(rows))):
+        try:
+            for chosen in options:
+                writer(rows[index], random.Random(0), **chosen)
+        except ValueError as error:
+            reason = error
+        else:
+            return
+    if reason is not None:
+        raise ValueError(f"cold_start.traces answers none of the first training rows: {reason}") from reason
 
 
 def arithmetic_sum(

@@ -14,7 +14,7 @@ from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_t
 from samepath.rl.evaluation.sets import build_set, survey_set
 from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
-from samepath.rl.learner.worked_answers import resolve_answer_writer
+from samepath.rl.learner.worked_answers import resolve_answer_writer, try_answers
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
@@ -262,7 +262,10 @@ class _Checks:
 
     def _worked_answers(self) -> str:
         settings = self.recipe.cold_start
-        resolve_answer_writer(settings.traces, {**settings.options, **settings.late_options})
+        late = {**settings.options, **settings.late_options}
+        writer = resolve_answer_writer(settings.traces, late)
+        if self.task is not None:
+            try_answers(writer, self.task.train, (settings.options, late))
         return f"{settings.steps} steps on {settings.traces}"
 
     def _reward(self) -> str:

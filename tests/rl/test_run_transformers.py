@@ -7,7 +7,8 @@ import pytest
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
 from samepath.rl.learner.checkpoints import latest_checkpoint
-from samepath.rl.preview import evaluate_source, sample_source
+from samepath.rl.measure import evaluate_source
+from samepath.rl.preview import sample_source
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.tracking.jsonl import read_metrics
 
@@ -59,6 +60,8 @@ def test_sample_and_evaluate_of_a_transformers_recipe_use_its_checkpoint(foreign
     untrained = sample_source(path, "1+2=", 2, {"max_new_tokens": 4}, seed=0)
     assert [rollout.num_trained > 0 for rollout in untrained] == [True, True]
     start_run(recipe, tmp_path)
-    found = evaluate_source(recipe, tmp_path, None)
+    newest = latest_checkpoint(recipe.run_dir)
+    assert newest is not None
+    found = evaluate_source(recipe, tmp_path, newest[0])
     assert found["scored"] == 8
     assert found["checkpoint"].endswith("step-000001")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from samepath.rl.preview import evaluate_source
+from samepath.rl.learner.checkpoints import latest_checkpoint
+from samepath.rl.measure import evaluate_source
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
@@ -44,7 +45,9 @@ def test_start_run_with_vllm_has_no_gap_and_is_the_same_under_ray_and_inline(tmp
     before = torch.set_num_threads
     steps = run(tmp_path, "inline")
     assert torch.set_num_threads is before, "vLLM may not change the process that the learner lives in"
-    assert evaluate_source(load(tmp_path, "inline"), tmp_path, None)["scored"] == 8
+    newest = latest_checkpoint(tmp_path / "runs" / "inline")
+    assert newest is not None
+    assert evaluate_source(load(tmp_path, "inline"), tmp_path, newest[0])["scored"] == 8
     for step in (1, 2, 3):
         assert steps[step]["policy/gap_at_lag_0"] == 0
         assert steps[step]["routing/missing"] == 0

@@ -167,6 +167,14 @@ def test_validate_dataset_offline_is_not_checked(tmp_path: Path) -> None:
         ({"task": {**TINY["task"], "dataset": "chain_som"}}, "task", "did you mean chain_sum?"),
         ({"reward": "samepath.rewards.exact:numbr"}, "reward", "numbr"),
         ({"cold_start": {"steps": 1, "traces": "samepath.rl.learner.worked_answers:nothing"}}, "cold start", "nothing"),
+        (
+            {
+                "cold_start": {"steps": 1},
+                "task": {**TINY["task"], "dataset": "count_bits", "params": {}, "rewrite": {}},
+            },
+            "cold start",
+            "answers none of the first training rows: arithmetic_sum needs a text like 12+34-5=",
+        ),
         ({"task": {**TINY["task"], "rewrite": {}}}, "prompts", "every character must be in the tokenizer's alphabet"),
         ({"task": {**TINY["task"], "chat": {"enabled": True}}}, "chat template", "it has none"),
         ({"sampling": {"max_new_tokens": 126}}, "prompts", "must fit max_position_embeddings of the model=128"),
