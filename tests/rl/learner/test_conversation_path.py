@@ -76,7 +76,6 @@ def test_learner_repeats_the_sampler_to_the_bit_in_every_segment(batch: TrainBat
         sum(entry.segment.num_trained for entry, place in zip(batch.sequences, batch.rollout_S) if place == rollout)
         for rollout in range(len(batch.names))
     ]
-    assert report.kl_B.tolist() == pytest.approx([float(tokens.mean()) for tokens in report.kl_tokens], abs=1e-6)
     assert report.weight_lag_B.tolist() == [0] * len(batch.names)
     assert [len(tokens) for tokens in report.kl_tokens] == drawn == [3 * SAMPLING.max_new_tokens] * len(batch.names)
 
@@ -124,9 +123,17 @@ def test_step_of_rollouts_larger_than_a_pass_has_the_report_and_the_gradient_of_
     batch: TrainBatch, objective: dict[str, object]
 ) -> None:
     """With 40 rows a pass, each of the segments of 35 and 24 rows is one."""
+    later = batch.sequences[1].segment
+    later = replace(later, weight_version=np.where(later.trained, 1, -1).astype(np.int32))
+    entries = (batch.sequences[0], replace(batch.sequences[1], segment=later), *batch.sequences[2:])
+    batch = replace(batch, sequences=entries)
     whole, whole_descent = step(batch, 100_000, objective)
     report, descent = step(batch, 40, objective)
     assert 0 < whole.metrics["policy/masked_sequences"] < 1
     assert_same(report, whole, OF_THE_CUT)
+    assert report.weight_lag_B.tolist() == [2] * len(batch.names), "of the oldest token in any segment"
+    means = [float(tokens.mean()) for tokens in report.kl_tokens]
+    assert report.kl_B.tolist() == pytest.approx(means, rel=1e-5)
+    assert np.nonzero(report.kl_B)[0].tolist() == np.nonzero(batch.in_loss_B)[0].tolist()
     for one, other in zip(descent.first, whole_descent.first, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)

@@ -153,7 +153,8 @@ def test_rollout_spread_over_passes_has_the_result_of_one(surrogate: str, import
 
 def test_conversations_that_fit_stay_whole_and_ask_for_no_sums() -> None:
     batch = batch_of([long_conversation(0), long_conversation(1)], an_epoch)
-    parts = prepared(batch, settings_of("gspo", "sequence_mean"), 50)
+    # The first segment of the second conversation would fit behind the first conversation.
+    parts = prepared(batch, settings_of("gspo", "sequence_mean"), 60)
     assert [part.rollouts for part in parts] == [(0,), (1,)]
     assert [part.sequences for part in parts] == [(0, 1, 2), (3, 4, 5)]
 
