@@ -1,5 +1,7 @@
 """Parts of a conversation become ids: content never a control token, merges as in the whole text, kinds as they were said."""
 
+import json
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,16 @@ def test_encode_parts_has_the_control_tokens_of_the_scaffold_and_no_others(
     )
     if marks_in(text) == len(controls):
         assert list(pieces.ids) == TOKENIZER.fast.encode(text, add_special_tokens=False).ids
+
+
+def test_encode_parts_text_between_marks_has_the_ids_of_the_file_without_added_tokens() -> None:
+    """Also inside the names of control tokens, whose letters merge as in any other word."""
+    state = json.loads(TOKENIZER.fast.to_str())
+    emptied = FastTokenizer.from_str(json.dumps({**state, "added_tokens": []}))
+    text = f"</think>{ASSISTANT}17</result>{DSML}{END}"
+    assert "</" in emptied.encode(text).tokens
+    pieces = encode_parts(TOKENIZER, [scaffold(f"{USER}<result>"), said(text), scaffold(END)], follows=True)
+    assert list(pieces.ids[1:-1]) == emptied.encode(f"<result>{text}", add_special_tokens=False).ids
 
 
 def test_encode_parts_an_id_over_a_seam_counts_as_content() -> None:
