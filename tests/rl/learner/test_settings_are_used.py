@@ -29,6 +29,7 @@ FOREIGN = "rl/learner/test_transformers_learner.py::test"
 SHOWN: dict[type[BaseModel], dict[str, str]] = {
     AlgorithmSettings: {
         "steps": "rl/test_loop.py::test_run_saves_after_every_so_many_steps",
+        "epochs": "rl/recipe/test_algorithm.py::test_epochs_are_as_many_steps_as_ask_every_row_so_often",
         "prompts_per_step": "rl/learner/test_settings_are_used.py::test_step_asks_for_as_many_prompts_and_samples_as_set",
         "group_size": "rl/learner/test_settings_are_used.py::test_step_asks_for_as_many_prompts_and_samples_as_set",
         "updates_per_rollout": UPDATE,
