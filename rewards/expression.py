@@ -15,6 +15,7 @@ from typing import Any
 
 from samepath.rewards.characters import in_ascii
 from samepath.rewards.number import WrittenNumber, quantity_name
+from samepath.rewards.plain_latex import in_plain_latex
 from samepath.rewards.spelling import UnreadableError, in_one_spelling
 
 # The one place that needs the extra. This module is imported by path in the children only, before their limits on time and
@@ -50,6 +51,8 @@ APPROXIMATE = 1e-6
 _WORD = re.compile(r"[a-z][a-z0-9',\- ]*[a-z0-9]")
 _SHORT_WORDS = "no on up in it is of or to at an as be by do go he if me my so us we am"
 _FUNCTIONS = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|min|max|gcd|lcm|arc|pi")
+_CHOICE = re.compile(r"\(?\s*([A-Z])\s*(?:\.\s*\)?|\)\s*\.?)?")
+_NUMERAL = re.compile(r"[0-9][0-9A-Z.]*\s*_\(.*?\)")
 _DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}(?:\1\d{1,4})|\d{1,2}:\d{2}(?: ?[ap]m)?")
 
 
@@ -59,9 +62,20 @@ def same_words(gold: str, given: str) -> bool | None:
     Capitals, a full stop and the typeface do not count.
     """
     right = _as_words(gold)
+    if (choice := _choice(gold)) is not None and (other := _choice(given)) is not None:
+        return choice == other
     if right is None or not (_is_words(right) or _DATE.fullmatch(right)):
         return None
     return right == _as_words(given)
+
+
+def _choice(text: str) -> str | None:
+    """Return the capital letter that a text is, as `(B)`, `\\text{B}` and `B.` are; None if it is none."""
+    try:
+        letter = _CHOICE.fullmatch(in_one_spelling(text).replace('"', " ").strip())
+    except UnreadableError:
+        return None
+    return None if letter is None else letter[1]
 
 
 def _as_words(text: str) -> str | None:
@@ -87,10 +101,10 @@ def same_expression(gold: str, given: str, expected: WrittenNumber | None, numbe
     but for a name in front. Raises ValueError if `gold` cannot be read.
     """
     parsed = parsed_gold(gold) if expected is None else [_rational(expected)]
-    if _depth(given) > MAX_DEPTH or _brackets_differ(gold, given) or _capitals_differ(gold, given):
+    if _depth(given) > MAX_DEPTH or _brackets_differ(gold, given) or _letters_differ(gold, given):
         return False
     sides = [given] if "=" in gold else _sides(given)
-    return all(_same(parsed, _in_box(in_ascii(side)), number) for side in sides)
+    return all(_same(parsed, _in_box(side), number) for side in sides)
 
 
 def finds_expression(gold: str, text: str, expected: WrittenNumber | None) -> bool:
@@ -134,7 +148,7 @@ def _rational(number: WrittenNumber) -> Any:
 @lru_cache(maxsize=1024)
 def parsed_gold(gold: str) -> list[Any]:
     """Parse a right answer, once for all samples of a prompt. Raises ValueError if it cannot be read or evaluated."""
-    parsed: list[Any] = parse(_in_box(in_ascii(gold)), parsing_timeout=TIMEOUT_S)
+    parsed: list[Any] = parse(_in_box(gold), parsing_timeout=TIMEOUT_S)
     if not parsed or not _bounded(parsed[0]):
         raise ValueError(f"math-verify cannot read the right answer {gold!r}; use samepath.rewards.exact:text for it")
     return parsed
@@ -142,7 +156,8 @@ def parsed_gold(gold: str) -> list[Any]:
 
 def _in_box(text: str) -> str:
     # math-verify reads what is in a box as LaTeX and as one answer; without it `\sqrt{2}` is not found at all.
-    return f"\\boxed{{{text}}}"
+    plain = in_plain_latex(text)
+    return f"\\boxed{{{in_ascii(text) if plain is None else plain}}}"
 
 
 def _depth(text: str) -> int:
@@ -173,10 +188,21 @@ def _brackets(text: str) -> str | None:
     return "" if re.fullmatch(r"[^()\[\]{}⁄]+,[^()\[\]{}⁄]+", spelled) else None
 
 
-def _capitals_differ(gold: str, given: str) -> bool:
-    """Return whether a variable of the right answer stands in the other case; a single letter may be a choice."""
+def _letters_differ(gold: str, given: str) -> bool:
+    """Return whether a variable of the right answer stands in the other case (a single letter may be a choice), or a base differs."""
+    if _numerals(gold) != _numerals(given):
+        return True
     right, answer = _variables(gold), _variables(given)
     return len(gold.strip()) > 1 and any(letter.swapcase() in right for letter in answer - right)
+
+
+def _numerals(text: str) -> set[str]:
+    """Return the numerals of a stated base, whose subscripts math-verify drops."""
+    try:
+        spelled = in_one_spelling(text)
+    except UnreadableError:
+        return set()
+    return {re.sub(r"[\s\"]", "", numeral) for numeral in _NUMERAL.findall(spelled)}
 
 
 def _variables(text: str) -> set[str]:

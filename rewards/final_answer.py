@@ -6,8 +6,18 @@ import re
 from samepath.rewards.request import RewardRequest
 
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-_TAG = re.compile(r"<(?P<closing>/?)(?:think|thinking|thought|thoughts|reasoning)>", re.IGNORECASE)
-_OPEN_AT_END = re.compile(r"<(?:think|thinking|thought|thoughts|reasoning)>\s*\Z", re.IGNORECASE)
+_NAMES = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|inner_monologue)"
+_TAG = re.compile(
+    rf"""
+    <\s*(?P<closing>/?)\s*{_NAMES}(?:\s[^<>]*)?> | \[(?P<closing_bracket>/?)(?:THINK|think)\] | ◁(?P<closing_arrow>/?)think▷
+    | <\|(?:begin_of_thought|think|channel\|>(?:analysis|commentary)(?:<\|message)?)\|>
+    | <\|(?P<closing_token>end_of_thought|/think|channel\|>final(?:<\|message)?)\|>
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+_ANSWER_TAGS = re.compile(r"\A\s*<answer>|</answer>\s*\Z", re.IGNORECASE)
 
 
 def gold_answer(request: RewardRequest) -> str:
@@ -27,16 +37,17 @@ def gold_answer(request: RewardRequest) -> str:
 def final_text(request: RewardRequest, marker: str) -> str | None:
     """Return the part of the response that may hold the final answer, stripped; None if `marker` is given and missing.
 
-    What a model thinks to itself is no answer: sections between `<think>` and `</think>` (also thinking, thought, thoughts,
-    reasoning) are left out, with all before a closing tag that was opened in the prompt, and all behind a tag that stays
-    open. Of what is left the text after the last marker counts; a marker that is a tag itself is looked for first.
+    What a model thinks to itself is no answer: sections between `<think>` and `</think>` (and the other tags of `_TAG`) are left
+    out, with all before a closing tag that was opened in the prompt, and all behind a tag that stays open. `<answer>` in front and
+    `</answer>` at the end are taken off. Of what is left the text after the last marker counts; a marker that is a tag itself is
+    looked for first.
     """
     response = request.response_text
     if _TAG.search(marker):
         rest = after_marker(response, marker)
-        return None if rest is None else without_thinking(rest).strip()
-    opened = _OPEN_AT_END.search(request.prompt_text)
-    return after_marker(without_thinking(opened[0] + response if opened else response), marker)
+        return None if rest is None else _ANSWER_TAGS.sub("", without_thinking(rest)).strip()
+    rest = after_marker(without_thinking(_opened(request.prompt_text) + response), marker)
+    return None if rest is None else _ANSWER_TAGS.sub("", rest).strip()
 
 
 def without_thinking(text: str) -> str:
@@ -47,14 +58,23 @@ def without_thinking(text: str) -> str:
     pieces: list[str] = []
     thinking, start = False, 0
     for tag in _TAG.finditer(text):
-        if tag["closing"] and not thinking:
+        closing = any(tag.groupdict().values())
+        if closing and not thinking:
             pieces.clear()
-        elif not tag["closing"] and not thinking:
+        elif not closing and not thinking:
             pieces.append(text[start : tag.start()])
-        thinking, start = not tag["closing"], tag.end()
+        thinking, start = not closing, tag.end()
     if not thinking:
         pieces.append(text[start:])
     return "\n".join(pieces)
+
+
+def _opened(prompt: str) -> str:
+    """Return the tag with which a prompt ends, if it opens a thinking section; else nothing."""
+    last = max(_TAG.finditer(prompt), key=re.Match.start, default=None)
+    if last is None or any(last.groupdict().values()) or prompt[last.end() :].strip():
+        return ""
+    return last[0]
 
 
 def after_marker(text: str, marker: str) -> str | None:

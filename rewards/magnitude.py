@@ -45,11 +45,11 @@ _BASE_WORDS = {
     "ten": 10,
     "twelve": 12,
 }
-_BASE_WORDS |= {"sixteen": 16}
+_BASE_WORDS |= {"sixteen": 16, "binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16}
 _IN_BASE = re.compile(
     r"""
     \(?\s*(?P<digits>[0-9A-Za-z]+(?:\ [0-9A-Za-z]+)*?(?:\.[0-9A-Za-z]+)?)\s*\)?\s*
-    (?:_\(\s*\(?\s*(?:base\s*)?(?P<low>\w+)\s*\)?\s*\)|\(?\b(?:in\s)?base\s*(?P<named>\w+)\)?)
+    (?:_\(\s*\(?\s*(?:base\s*)?(?P<low>\w+)\s*\)?\s*\)|\(?\b(?:in\s)?(?:base\s*(?P<named>\w+)|(?P<word>binary|octal|decimal|hexadecimal|hex))\)?)
     """,
     re.VERBOSE,
 )
@@ -108,7 +108,7 @@ def read_numeral(text: str) -> tuple[Fraction, int] | None:
         match = _IN_BASE.fullmatch(text)
         if match is None:
             return None
-        low = match["low"] or match["named"]
+        low = match["low"] or match["named"] or match["word"]
         base = _BASE_WORDS.get(low.lower()) or (int(low) if re.fullmatch(r"[0-9]{1,2}", low) else 0)
         digits = match["digits"].replace(" ", "")
     whole, _, part = digits.partition(".")

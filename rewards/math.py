@@ -10,9 +10,10 @@ from functools import lru_cache
 
 from samepath.rewards.expression import finds_expression, same_expression, same_words
 from samepath.rewards.final_answer import final_text, gold_answer, last_boxed
-from samepath.rewards.number import WrittenNumber, read_number, same_number
+from samepath.rewards.number import WrittenNumber, quantity_name, read_number, same_number
 from samepath.rewards.request import RewardRequest
-from samepath.rewards.unit import changes_number
+from samepath.rewards.spelling import UnreadableError, in_one_spelling
+from samepath.rewards.unit import changes_number, read_unit
 
 MAX_ANSWER_CHARS = 500
 """A longer final answer that is no number is wrong when strict; otherwise its last characters are read."""
@@ -23,6 +24,7 @@ MIN_SEARCHED_WORDS = 5
 
 # What math-verify drops or joins, although it leaves another number.
 _DROPPED = re.compile(r"\d\s+\d|\w\s*_|\\(?:not|ne|neq|approx|sim|phantom|cancel|mathrm\{[ie]\}|\$.*\\text)")
+_OTHER_NUMBER = re.compile(r"~~|\d(?:st|nd|rd|th)\b|[‰‱]|\\[lr](?:floor|ceil)\b|\\\$.*[A-Za-z]")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{2,}|I\b)")
 _DENIED = re.compile(r"\b(?:not|wrong|incorrect|instead|half|pairs?|dozens?|hundreds?|thousands?|[mb]illions?)\b")
 _STATED = re.compile(r"\b(?:is|are|equals|get|gives)\b|:\s")
@@ -59,9 +61,23 @@ def _is_right(gold: str, final: str, *, evaluate: bool) -> bool:
         return words
     if len(final) > MAX_ANSWER_CHARS or last_boxed(f"\\boxed{{{final}}}") != final:
         return False
-    if expected is not None and (changes_number(final) or _DROPPED.search(final)):
+    if expected is not None and (changes_number(final) or _DROPPED.search(final) or not _ends_in_unit(final)):
         return False
     return same_expression(gold, final, expected, given)
+
+
+def _ends_in_unit(final: str) -> bool:
+    """Return whether words in a roman typeface are names or units of a side; math-verify drops them wherever they stand."""
+    try:
+        sides = in_one_spelling(final).split("=")
+    except UnreadableError:
+        return False
+    if _OTHER_NUMBER.search(final):
+        return False
+    if len(sides) > 1 and quantity_name(sides[0].strip()) is not None:
+        del sides[0]
+    parts = [side.partition('"') for side in sides]
+    return all(not quote or read_unit(quote + words) is not None for _, quote, words in parts)
 
 
 def _is_told(gold: str, text: str) -> bool:

@@ -23,10 +23,10 @@ DOUBLE_ULPS = 4
 """It does so within so many units in the last place."""
 PERCENT: Unit = (("%", 1),)
 
-_MARKDOWN = re.compile(r"(\*\*|__|`|\*)(.*)\1", re.DOTALL)
+_STRUCK = re.compile(r"\s*~~.*\S~~")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = re.compile(r'\s*(?P<quote>"?)\s*(?P<word>hundred|thousand|million|billion|trillion)s?\b\s*(?P<end>"?)')
-_CURRENCY = re.compile(r"(?:US\s?)?(\\\$|[€£¥₹₽₩])\s*")
+_CURRENCY = re.compile(r'(?:US\s?)?(\\\$|[€£¥₹₽₩])\s*|"?\s*(USD|EUR|GBP|CHF|INR|Rs)\b\.?\s*"?\s*')
 _NAME = re.compile(r"(?:[A-Za-z'\"\s]|‾|\\[A-Za-z]+\s|_\([\w,\"\s]*\)|\([\w,\"\s]*\))+")
 _NAME_COMMANDS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi
@@ -60,14 +60,13 @@ def read_number(text: str) -> WrittenNumber | None:
 
     Several sides that are equal (`x = \frac{1}{2} = 0.5`) are one number; the first may be a name.
     """
-    if len(text) > MAX_NUMBER_CHARS:
+    if len(text) > MAX_NUMBER_CHARS or _STRUCK.match(text):
         return None
     try:
         spelled = in_one_spelling(text)
     except UnreadableError:
         return None
-    marked = _MARKDOWN.fullmatch(spelled)
-    spelled = (spelled if marked is None else marked[2]).strip().removesuffix(".").strip()
+    spelled = spelled.removesuffix(".").strip()
     first, *others = (side.strip() for side in spelled.split("="))
     name = quantity_name(first) if others else None
     sides = [_side(side) for side in (others if name is not None else [first, *others])]
@@ -149,7 +148,7 @@ def _lead(text: str) -> tuple[int, str, str]:
             sign, text = text[0], text[1:].lstrip()
         money = _CURRENCY.match(text)
         if not currency and money is not None:
-            currency, text = money[1], text[money.end() :]
+            currency, text = money[1] or f'"{money[2]}"', text[money.end() :]
     return (-1 if sign == "-" else 1), currency, text
 
 

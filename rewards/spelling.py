@@ -17,45 +17,14 @@ r"""One spelling for many: what Unicode and LaTeX do to the look of an answer is
 import re
 
 from samepath.rewards.characters import in_ascii
+from samepath.rewards.latex_commands import KINDS, STAND_FOR
+from samepath.rewards.markup import without_markup
 
 MAX_DEPTH = 30
 """Groups within groups; a text that goes deeper is not read."""
 
 _TOKEN = re.compile(r"\{,\}|\\[A-Za-z]+\*?|\\.|.", re.DOTALL)
-_COMMANDS = r"""
-no_width:  \! \negthinspace \mathstrut \strut \allowbreak
-space:     ~ \, \; \: \> \quad \qquad \thinspace \medspace \thickspace \enspace \space \nobreakspace
-style:     \left \right \displaystyle \textstyle \scriptstyle \limits \tiny \small \normalsize \large \Large \LARGE \huge \Huge
-           \bf \rm \it \sf \tt \bfseries \( \) \[ \] \big \bigl \bigr \Big \Bigl \Bigr \bigg \biggl \biggr \Bigg \Biggl \Biggr
-typeface:  \mathbf \mathit \mathsf \mathtt \mathcal \mathbb \mathscr \mathfrak \mathnormal \mathord \bm \boldsymbol \pmb \boxed
-           \fbox \ensuremath \underline \emph \smash
-roman:     \text \textrm \textbf \textit \textsf \texttt \textsc \textsl \textup \textmd \textnormal \mathrm \mathop \mbox \hbox
-           \operatorname \operatorname* \unit
-fraction:  \frac \dfrac \tfrac \cfrac \nicefrac \sfrac \xfrac \flatfrac
-repeated:  \overline \bar \dot
-skipped:   \color \hspace \hspace* \phantom \hphantom \vphantom \label
-coloured:  \textcolor \colorbox
-degree:    \circ \degree \degrees \textdegree
-escaped:   \% \& \#
-"""
-"""What to do with a command; others stay as they are."""
-_SYMBOLS = r"\pounds £ \euro € \yen ¥ \cents ¢ \cent ¢ \textdollar \$ \mathdollar \$ \lbrace \{ \rbrace \} \minus -"
-"""Commands and what they stand for."""
-
-
-def _command_kinds() -> dict[str, str]:
-    kinds = {"\\ ": "space", "\\\n": "space"}
-    kind = ""
-    for word in _COMMANDS.split():
-        if word.endswith(":") and word != "\\:":
-            kind = word[:-1]
-        else:
-            kinds[word] = kind
-    return kinds
-
-
-_KINDS = _command_kinds()
-_STAND_FOR = dict(zip(_SYMBOLS.split()[::2], _SYMBOLS.split()[1::2], strict=True))
+_RAISED_FRACTION = re.compile(r"(?<![\w)])\s*\^\(([0-9]+)\)/_\(([0-9]+)\)")
 
 
 class UnreadableError(ValueError):
@@ -67,10 +36,15 @@ def in_one_spelling(text: str) -> str:
 
     Example: `in_one_spelling(r"$-\mathbf{1}\tfrac12\,\text{cm}^2$")` is `-1[1⁄2] "cm" ^(2)`.
     """
-    tokens = _TOKEN.findall(_without_dollars(in_ascii(text)))
-    reader = _Reader(tokens)
-    spelled = reader.until("")
+    spelled = Reader(tokens_of(text)).until("")
+    spelled = _RAISED_FRACTION.sub(r"[\1⁄\2]", spelled)
     return re.sub(r"\s+", " ", spelled).strip()
+
+
+def tokens_of(text: str) -> list[str]:
+    """Take marks around the answer, other alphabets and dollar signs off, and cut the rest into the pieces that TeX sees."""
+    bare = re.sub(r"\\(?:left|right)\s*\.", "", in_ascii(without_markup(text)))
+    return _TOKEN.findall(_without_dollars(bare))
 
 
 def _without_dollars(text: str) -> str:
@@ -81,12 +55,12 @@ def _without_dollars(text: str) -> str:
     return re.sub(r"(\\.)|\$", lambda match: match[1] or "", text, flags=re.DOTALL)
 
 
-class _Reader:
+class Reader:
     """Walks over the tokens once; each method returns the short form of what it has read."""
 
     def __init__(self, tokens: list[str]) -> None:
-        self._tokens = tokens
-        self._at = 0
+        self.tokens = tokens
+        self.at = 0
         self._depth = 0
 
     def until(self, end: str) -> str:
@@ -94,7 +68,7 @@ class _Reader:
         parts: list[str] = []
         over: int | None = None
         while True:
-            if self._at == len(self._tokens):
+            if self.at == len(self.tokens):
                 if end:
                     raise UnreadableError("a brace stays open")
                 break
@@ -109,78 +83,120 @@ class _Reader:
                 parts.append(self._piece(token))
         if over is None:
             return "".join(parts)
-        return f"[{''.join(parts[:over]).strip()}⁄{''.join(parts[over:]).strip()}]"
+        return self.fraction("".join(parts[:over]).strip(), "".join(parts[over:]).strip())
 
-    def _take(self) -> str:
-        if self._at == len(self._tokens):
-            raise UnreadableError("a command has no argument")
-        self._at += 1
-        return self._tokens[self._at - 1]
-
-    def _argument(self) -> str:
+    def argument(self) -> str:
         """Read a group or the next single piece, as TeX does."""
         token = " "
         while token.isspace():
             token = self._take()
         return self._piece(token).strip()
 
-    def _raised(self) -> str:
+    def next_is(self, *tokens: str) -> bool:
+        """Return whether one of these comes next."""
+        return self.at < len(self.tokens) and self.tokens[self.at] in tokens
+
+    def skip(self, num_arguments: int) -> None:
+        """Leave out `[…]`, the settings of a command, if there are any, and so many arguments."""
+        if self.next_is("["):
+            while self._take() != "]":
+                pass
+        for _ in range(num_arguments):
+            self.argument()
+
+    def raised(self) -> str:
         """Read what stands behind `^` or `_`: an argument, a signed run of digits, or a bracket."""
-        inside = self._argument()
+        inside = self.argument()
         if inside == "(":
             return self.until(")").strip()
         if inside in tuple("+-0123456789"):
-            while self._at < len(self._tokens) and self._tokens[self._at] in tuple("0123456789"):
+            while self.next_is(*"0123456789"):
                 inside += self._take()
         return inside
+
+    def generic_fraction(self) -> str:
+        r"""Read the six arguments of `\genfrac`: with brackets, or a bar without thickness, it is no fraction."""
+        left, right, bar, _ = (self.argument() for _ in range(4))
+        top, bottom = self.argument(), self.argument()
+        if left or right or bar.startswith("0"):
+            raise UnreadableError(r"this \genfrac is no fraction")
+        return self.fraction(top, bottom)
+
+    def fraction(self, top: str, bottom: str) -> str:
+        return f"[{top}⁄{bottom}]"
+
+    def group(self, inside: str) -> str:
+        # `{,}` is the comma that TeX sets without a space behind it.
+        return ";," if inside.strip() == "," else inside
+
+    def command(self, token: str) -> str:
+        if token == "{,}":
+            return ";,"
+        if token in ("^", "_"):
+            inside = self.raised()
+            return "°" if token == "^" and inside in ("°", "o", '"o"') else f"{token}({inside})"
+        if token in STAND_FOR:
+            return STAND_FOR[token]
+        match kind_of(token):
+            case "degree":
+                return "°"
+            case "escaped":
+                return token[1:]
+            case "repeated":
+                return f"‾({self.argument()})"
+            case "typeface":
+                self.skip(0)
+                return self.argument()
+            case "roman":
+                return _roman(self.argument())
+            case "quantity":
+                self.skip(0)
+                number, unit = self.argument(), self.argument()
+                return f"{number} {_roman(without_unit_commands(unit))}"
+            case "":
+                return f"{token} " if re.fullmatch(r"\\[A-Za-z]+\*?", token) else token
+            case kind:
+                return self.of_any_form(kind)
+
+    def of_any_form(self, kind: str) -> str:
+        """Read what is the same in every form: fractions, space, and arguments that are not shown."""
+        match kind:
+            case "fraction":
+                return self.fraction(self.argument(), self.argument())
+            case "generic":
+                return self.generic_fraction()
+            case "space":
+                return " "
+            case "skipped" | "second" | "third":
+                self.skip({"skipped": 1, "second": 1, "third": 2}[kind])
+                return "" if kind == "skipped" else self.argument()
+        return ""
+
+    def _take(self) -> str:
+        if self.at == len(self.tokens):
+            raise UnreadableError("a command has no argument")
+        self.at += 1
+        return self.tokens[self.at - 1]
 
     def _piece(self, token: str) -> str:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise UnreadableError(f"more than {MAX_DEPTH} groups in each other")
         try:
-            return self._group() if token == "{" else self._command(token)
+            return self.group(self.until("}")) if token == "{" else self.command(token)
         finally:
             self._depth -= 1
 
-    def _group(self) -> str:
-        inside = self.until("}")
-        # `{,}` is the comma that TeX sets without a space behind it.
-        return ";," if inside.strip() == "," else inside
 
-    def _command(self, token: str) -> str:
-        if token == "{,}":
-            return ";,"
-        if token in ("^", "_"):
-            inside = self._raised()
-            return "°" if token == "^" and inside in ("°", "o", '"o"') else f"{token}({inside})"
-        if token in _STAND_FOR:
-            return _STAND_FOR[token]
-        match "space" if token.isspace() else _KINDS.get(token):
-            case "no_width" | "style":
-                return ""
-            case "space":
-                return " "
-            case "degree":
-                return "°"
-            case "escaped":
-                return token[1:]
-            case "fraction":
-                return f"[{self._argument()}⁄{self._argument()}]"
-            case "repeated":
-                return f"‾({self._argument()})"
-            case "typeface":
-                return self._argument()
-            case "roman":
-                return _roman(self._argument())
-            case "skipped":
-                self._argument()
-                return ""
-            case "coloured":
-                self._argument()
-                return self._argument()
-            case _:
-                return f"{token} " if re.fullmatch(r"\\[A-Za-z]+\*?", token) else token
+def kind_of(token: str) -> str:
+    """Return what to do with a token; empty if it stays as it is."""
+    return "space" if token.isspace() else KINDS.get(token, "")
+
+
+def without_unit_commands(unit: str) -> str:
+    r"""Write the unit of `\SI{5}{\kilo\metre\per\second}`, whose commands are read as `\kilo \metre …`, in words."""
+    words = re.sub(r"\\([A-Za-z]+) ?", r"\1 ", unit)
+    return re.sub(r"\b(kilo|centi|deci|milli|micro|nano|mega|giga) ", r"\1", words).strip()
 
 
 def _roman(inside: str) -> str:

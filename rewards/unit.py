@@ -5,7 +5,7 @@ A unit that only one of two answers carries changes nothing; two different ones 
 
 import re
 
-from samepath.rewards.unit_words import CANONICAL, NO_UNITS, SYMBOLS, WORDS
+from samepath.rewards.unit_words import CANONICAL, NO_UNITS, OTHER_NUMBER, SYMBOLS, WORDS
 
 Unit = tuple[tuple[str, int], ...]
 """Names with their exponents, sorted; empty for no unit. Example: `(("m", 1), ("s", -2))` for `m/s^2`."""
@@ -21,8 +21,13 @@ _COMPOUND = {
     "kwh": "kW h",
     "kWh": "kW h",
     "mpg": "mi/gallon",
+    "light[- ]years?": "ly",
+    "nautical miles?": "nmi",
+    r"fl\.? ?oz|fluid ounces?": "floz",
+    r"US dollars?|U\.S\. dollars?": "dollar",
+    "o'clock": "oclock",
+    "(?<=years|onths|weeks|.days) old": "",
 }
-_LARGE = re.compile(r"\w*illi(?:on|ard)|millones|tausend|mille")
 _CHANGING = NO_UNITS - {"and"} | {"squared", "cubed"}
 _TOKEN = re.compile(
     r"""
@@ -32,14 +37,14 @@ _TOKEN = re.compile(
     | (?P<small>(?:squared|cubed)\b)
     | \^(?P<power>-?[1-4])(?![\d.])
     | (?P<times>\\cdot|\*)
-    | (?P<word>[ap]\.m\.|[A-Za-zμΩ]+?(?:(?P<digit>[23])(?![\w.])|(?![A-Za-zμΩ]))|[$€£¥₹¢₽₩%°])\.?
+    | (?P<word>[ap]\.m\.|[A-Za-zμΩÅ]+?(?:(?P<digit>[23])(?![\w.])|(?![A-Za-zμΩÅ]))|[$€£¥₹¢₽₩%°])\.?
     )
     """,
     re.VERBOSE,
 )
 
 
-_BARE_LETTERS = set("mgslLNJWVhΩ")
+_BARE_LETTERS = set("mgslLNJWVhΩÅ")
 _ADJACENT = {"cm", "mm", "km", "kg", "ml", "mL", "ft", "lb", "oz", "Hz", "kW", "m/s"}
 _ADJACENT_LETTERS = re.compile(r"(?:\s*/\s*)?\(*(m/s(?!\w)|[A-Za-z]{1,2}(?![A-Za-z]))")
 
@@ -94,13 +99,19 @@ def changes_number(text: str) -> bool:
 
 def _plain(text: str) -> str:
     """Write quotes, commands and compounds out."""
+    text = re.sub(r'\\mu\s*"\s*', '"μ', re.sub(r'"\s*([kMG])\s*"\s*\\Omega\b', r'"\1Ω"', text))
+    text = re.sub(
+        r'"-(?=[a-z]{2})',
+        '"',
+        re.sub(r'^\s*\[("[^"⁄]*"|[^"⁄\]]*)\]$', r"\1", re.sub(r'\[ "', '["', re.sub(r'" \]', '"]', text))),
+    )
     plain = re.sub(r"\[([^\[\]⁄]+)⁄([^\[\]⁄]+)\]", r" \1/\2", text.replace('"', " ").replace(r"\$", "$"))
     plain = re.sub(r"[()]", " ", re.sub(r"\^\((-?\d)\)", r"^\1", plain))
     plain = re.sub(r"\\Omega\b ?", "Ω", re.sub(r"\\mu\b ?", "μ", plain)).strip()
     plain = re.sub(r"\bper cent\b", "percent", plain)
     for short, long in _COMPOUND.items():
-        plain = re.sub(rf"\b{short}\b", long, plain)
-    return plain
+        plain = re.sub(rf"\b(?:{short})(?![A-Za-z])", long, plain)
+    return plain.strip()
 
 
 def _name_of(word: str, *, roman: bool, letters: bool) -> str | None:
@@ -111,7 +122,9 @@ def _name_of(word: str, *, roman: bool, letters: bool) -> str | None:
     if known is not None:
         return known
     lower = word.lower()
-    counted = roman and len(word) >= 3 and lower not in NO_UNITS and not _LARGE.match(lower)
+    # In mathematical letters only a plural is no product of variables.
+    shape = len(word) >= 3 if roman else re.fullmatch(r"[a-z]{4,}s", word) is not None
+    counted = shape and lower not in NO_UNITS and not OTHER_NUMBER.match(lower)
     return lower.removesuffix("s") if counted else None
 
 

@@ -25,7 +25,7 @@ HOUSE: dict[str, str] = {
         text/encodings/ files/
     """,
     "rewards": """
-        characters spelling unit_words unit magnitude number
+        characters latex_commands markup spelling plain_latex unit_words unit magnitude number
         final_answer request score settings plugin exact length expression math reasoning_gym
         sandbox/
         runner
