@@ -5,6 +5,7 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -184,6 +185,23 @@ def test_functions_named_with_a_file_are_defined_there(name: str) -> None:
     ]
     assert wrong == []
     assert found or name not in {"docs/algorithm.md", "docs/architecture.md", "docs/kernels.md", "docs/engines.md"}
+
+
+@cache
+def names_of_tests() -> frozenset[str]:
+    """Every test function of the suite."""
+    found: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        found |= set(re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tests_that_a_page_names_exist(name: str) -> None:
+    """A name that ends in … stands for every test that begins like it."""
+    for named, cut in re.findall(r"`(test_\w+)(…)?`", (ROOT / name).read_text(encoding="utf-8")):
+        same = [test for test in names_of_tests() if (test.startswith(named) if cut else test == named)]
+        assert same, f"no test is called {named}"
 
 
 def test_defined_names_leaves_imported_names_out(tmp_path: Path) -> None:
