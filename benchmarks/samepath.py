@@ -23,6 +23,8 @@ from samepath.rl.loop import Loop
 from samepath.rl.machine import package_versions
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.run_state import RunState
+from samepath.rl.saving import Saving
 from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.tracker import Tracker
@@ -123,17 +125,22 @@ def run_case(case: Case, folder: Path, idle_bytes: int) -> PeerResult:
     pool.load_weights(learner.weights(), 0)
     config = read_config(learner.reference_dir / CONFIG_FILE)
     with RewardRunner(recipe.reward) as runner:
+        # Nothing is kept, as with the peer's `report_to="none"`, nothing saved and nothing evaluated.
+        tracker, display = Tracker([]), ProgressDisplay(total_steps=1)
         loop = BenchLoop(
             case=case,
             recipe=recipe,
             task=Task(name="bench", train=[], held_out=[], seed=0),
+            sets=(),
             tokenizer=load_tokenizer(learner.reference_dir),
             learner=learner,
             pool=pool,
             scorer=GroupScorer(runner),
-            # Nothing is kept, as with the peer's `report_to="none"`.
-            tracker=Tracker([]),
-            display=ProgressDisplay(total_steps=1),
+            saving=Saving(
+                recipe=recipe, learner=learner, tracker=tracker, display=display, state=RunState(), newest=-1
+            ),
+            tracker=tracker,
+            display=display,
         )
         steps, step_s = [], []
         for step in range(case.warmup_steps + case.measured_steps):

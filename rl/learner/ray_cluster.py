@@ -33,7 +33,7 @@ class ClusterStartError(ConnectionError):
 @contextmanager
 def running_cluster(settings: RaySettings) -> Iterator[None]:
     """A cluster to work on; one that this process is part of already is taken, and left, as it is."""
-    if overdue(RAY):
+    if not _calls_ended():
         raise ClusterStartError(
             "a call of an earlier run still hangs in Ray, which cannot be used again in this process. Start another process."
         )

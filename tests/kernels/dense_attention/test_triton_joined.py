@@ -87,9 +87,9 @@ def test_dense_attend_float32_equals_the_reference_with_gradients(
         assert_near(value, truth, 1e-5)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("groups", "elements"), [(2, 1 << 24), (1, 32 * 25), (2, 48 * 5)])
 def test_dense_attend_of_a_value_inside_the_key_equals_the_reference_with_gradients(
-    monkeypatch: pytest.MonkeyPatch, groups: int
+    monkeypatch: pytest.MonkeyPatch, groups: int, elements: int
 ) -> None:
     """The latent of MLA; a window whose key lists do not fit at once is cut by queries and by sequences."""
     shape = (4, groups, 48, 32)
@@ -97,11 +97,10 @@ def test_dense_attend_of_a_value_inside_the_key_equals_the_reference_with_gradie
     inputs = random_inputs(80, shape)
     wanted = run(*inputs, plan, shape, "reference", torch.float64, value_start=0)
     poison_fresh_memory(monkeypatch)
-    for elements in (1 << 24, 32 * 25, 48 * 5):
-        monkeypatch.setattr(triton_dense_latent, "INDEX_ELEMENTS", elements)
-        got = run(*inputs, plan, shape, "triton", torch.float32, value_start=0)
-        for value, truth in zip(got, wanted, strict=True):
-            assert_near(value, truth, 1e-5)
+    monkeypatch.setattr(triton_dense_latent, "INDEX_ELEMENTS", elements)
+    got = run(*inputs, plan, shape, "triton", torch.float32, value_start=0)
+    for value, truth in zip(got, wanted, strict=True):
+        assert_near(value, truth, 1e-5)
 
 
 @pytest.mark.parametrize("value_start", [None, 0])
