@@ -11,6 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, GenerationConfig
 
+from samepath.model.text.chat import ChatForm
 from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 
 BOS, END, TURN, OTHER = "<|bos|>", "<|end|>", "<|turn|>", "<sop>"
@@ -103,6 +104,35 @@ def test_save_folder_gives_transformers_the_same_ids(
     for one in theirs:
         assert (one.eos_token, one.pad_token) == (END, config.get("pad_token"))
         assert one.model_max_length == config.get("model_max_length", one.model_max_length)
+
+
+@pytest.mark.parametrize(
+    ("change", "config"),
+    [
+        (processor(f"{BOS} $A"), {}),
+        (processor(f"{BOS} $A {END}"), {}),
+        (as_it_is, {"add_bos_token": True}),
+        (processor(f"{BOS} $A"), {"add_bos_token": False}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("template", "count"),
+    [(TEMPLATE, 1), (TEMPLATE.replace("{{ bos_token }}", BOS), 1), (TEMPLATE.replace("{{ bos_token }}", ""), 0)],
+)
+def test_encode_chat_has_the_start_tokens_of_the_template_alone(
+    tmp_path: Path, change: Change, config: dict[str, Any], template: str, count: int
+) -> None:
+    """Whatever the file puts before a plain text, published or saved: as many as transformers' own conversation has."""
+    folder = write(tmp_path / "published", change, {"bos_token": BOS, "chat_template": template, **config})
+    load_tokenizer(folder).save(tmp_path / "saved")
+    for place in (folder, tmp_path / "saved"):
+        conversation = [{"role": "system", "content": BOS.upper()}, {"role": "user", "content": "12 + 34?"}]
+        theirs = AutoTokenizer.from_pretrained(place).apply_chat_template(conversation, return_dict=False)
+        ours = load_tokenizer(place)
+        assert ours.encode_chat("12 + 34?", ChatForm(system=BOS.upper())) == tuple(theirs)
+        assert theirs.count(0) == count
+        # In a question its name is text.
+        assert ours.encode_chat(f"{BOS}12 + 34?", ChatForm()).count(0) == count
 
 
 def test_save_end_token_that_the_file_puts_behind_a_text_is_not_put_there(tmp_path: Path) -> None:

@@ -59,6 +59,23 @@ def test_every_sequence_keeps_its_own_beta_advantage_and_place_in_the_loss(batch
     assert {part.num_rows for part in mini_batches[0]} == {rows}
 
 
+@pytest.mark.parametrize(
+    "aggregation", [{"mode": "sequence_mean"}, {"mode": "token_mean"}, {"mode": "constant", "fixed_length": 16}]
+)
+def test_denominators_are_those_of_all_sequences_whatever_is_masked(
+    batch: TrainBatch, aggregation: dict[str, object]
+) -> None:
+    """Also where every response of a mini-batch is masked: the first two groups are the first one."""
+    rl = {"objective": {"aggregation": aggregation}, "updates_per_rollout": 2}
+    weights = []
+    for out in (0, 1, 2 * SAMPLES, len(batch.sequences)):
+        masked = replace(batch, in_loss_B=np.arange(len(batch.sequences)) >= out)
+        parts = [part for parts in prepared(masked, rl, max_tokens_per_pass=40) for part in parts]
+        weights.append(torch.cat([part.inputs.weights_M for part in parts]))
+    assert all(torch.equal(one, weights[0]) for one in weights)
+    assert weights[0].min() > 0
+
+
 def test_passes_are_as_many_as_threads_and_no_longer_than_max_tokens(batch: TrainBatch) -> None:
     one = {"updates_per_rollout": 1}
     assert [len(prepared(batch, one, threads=threads)[0]) for threads in (1, 2, 3)] == [1, 2, 3]
