@@ -10,6 +10,7 @@ import yaml
 pytest.importorskip("ray")
 
 from samepath.rl.run import resume_run
+from samepath.rl.run_folder import recipe_of_run
 from tests.rl.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -31,24 +32,21 @@ def lose(tmp_path: Path, number: str, process: str, step: int) -> subprocess.Com
 
 
 @pytest.mark.parametrize("process", ["raylet", "gcs_server"])
-def test_run_whose_cluster_is_killed_says_so_and_goes_on_from_its_checkpoint(
-    process: str, tiny_recipe, tmp_path: Path
-) -> None:
+def test_run_whose_cluster_is_killed_says_so_and_goes_on_from_its_checkpoint(process: str, tmp_path: Path) -> None:
     done = lose(tmp_path, "SIGKILL", process, 2)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"error: Ray's {process} (process " in done.stderr
     assert "has ended (signal SIGKILL), while the run waited for" in done.stderr
     run_dir = tmp_path / "runs" / "tiny"
-    assert f"go on with `samepath resume {run_dir}`" in done.stdout
+    assert f"go on with: samepath resume {run_dir}" in done.stdout
     assert (run_dir / "checkpoints" / "step-000001" / "manifest.json").is_file()
-    summary = resume_run(tiny_recipe(), run_dir)
+    summary = resume_run(recipe_of_run(run_dir), run_dir)
     assert summary["steps"] == 3
 
 
 def test_run_whose_raylet_is_stopped_in_its_last_step_finishes(tmp_path: Path) -> None:
     done = lose(tmp_path, "SIGSTOP", "raylet", 3)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "for Ray to end (Ray's raylet, process" in done.stderr
     assert (tmp_path / "runs" / "tiny" / "summary.json").is_file()
 
 
