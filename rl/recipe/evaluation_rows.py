@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from samepath.rl.recipe.prompt import PromptSettings
-from samepath.rl.recipe.task import TableRows, check_params
+from samepath.rl.recipe.task import FileFormat, FilePath, HubConfig, HubPath, HubRevision, TableRows, check_params
 
 
 class HeldOutRows(BaseModel):
@@ -42,24 +42,17 @@ class FileRows(TableRows):
     """All rows of a file."""
 
     kind: Literal["file"] = Field(default="file", description="Names this kind of rows.")
-    path: str = Field(min_length=1, description="JSONL or Parquet file, relative to the recipe.")
-    format: Literal["auto", "jsonl", "parquet"] = Field(
-        default="auto", description="Format of the file; auto goes by suffix (.jsonl, .ndjson, .json, .parquet, .pq)."
-    )
+    path: FilePath
+    format: FileFormat = "auto"
 
 
 class HubRows(TableRows):
     """All rows of a split of a dataset on the hub."""
 
     kind: Literal["hub"] = Field(default="hub", description="Names this kind of rows.")
-    path: str = Field(
-        min_length=1,
-        description="Name such as openai/gsm8k, or a local folder of JSONL or Parquet files, relative to the recipe.",
-    )
-    config: str = Field(
-        default="", description="The dataset's configuration, such as main; empty where it has only one."
-    )
-    revision: str = Field(default="", description="Branch, tag or commit; empty takes the newest.")
+    path: HubPath
+    config: HubConfig = ""
+    revision: HubRevision = ""
     split: str = Field(default="test", min_length=1, description="Split, or a part of one such as `test[:500]`.")
 
 

@@ -15,6 +15,23 @@ def check_params(params: dict[str, JsonValue], sizes: str) -> dict[str, JsonValu
     return params
 
 
+FilePath = Annotated[str, Field(min_length=1, description="JSONL or Parquet file, relative to the recipe.")]
+FileFormat = Annotated[
+    Literal["auto", "jsonl", "parquet"],
+    Field(description="Format of the files; auto goes by suffix (.jsonl, .ndjson, .json, .parquet, .pq)."),
+]
+HubPath = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Name such as openai/gsm8k, or a local folder of JSONL or Parquet files, relative to the recipe.",
+    ),
+]
+HubConfig = Annotated[str, Field(description="The dataset's configuration, such as main; empty where it has only one.")]
+HubRevision = Annotated[str, Field(description="Branch, tag or commit; empty takes the newest.")]
+"""Where rows of a file and of the hub are, the same for a task and for an evaluation set."""
+
+
 class ReasoningGymTask(PromptSettings):
     """Problems of one reasoning_gym dataset."""
 
@@ -85,10 +102,8 @@ class FileTask(TableSettings):
     """Problems of a file; part of it, or another file, is held out."""
 
     kind: Literal["file"] = Field(default="file", description="Names this kind of task.")
-    path: str = Field(min_length=1, description="JSONL or Parquet file, relative to the recipe.")
-    format: Literal["auto", "jsonl", "parquet"] = Field(
-        default="auto", description="Format of the files; auto goes by suffix (.jsonl, .ndjson, .json, .parquet, .pq)."
-    )
+    path: FilePath
+    format: FileFormat = "auto"
     held_out_path: str = Field(
         default="", description="File of the held-out rows, relative to the recipe; empty: held_out_fraction says."
     )
@@ -107,14 +122,9 @@ class HubTask(TableSettings):
     """Problems of a dataset on the hub; another split, or part of the same one, is held out."""
 
     kind: Literal["hub"] = Field(default="hub", description="Names this kind of task.")
-    path: str = Field(
-        min_length=1,
-        description="Name such as openai/gsm8k, or a local folder of JSONL or Parquet files, relative to the recipe.",
-    )
-    config: str = Field(
-        default="", description="The dataset's configuration, such as main; empty where it has only one."
-    )
-    revision: str = Field(default="", description="Branch, tag or commit; empty takes the newest.")
+    path: HubPath
+    config: HubConfig = ""
+    revision: HubRevision = ""
     train_split: str = Field(
         default="train", min_length=1, description="Split to train on, or a part of one such as `train[1000:]`."
     )
