@@ -25,6 +25,10 @@ class GroupRequest:
     """How to draw it; once the request is made, with the prompt's own overrides applied. What samples and what learns read this alone."""
     seeds: tuple[int, ...]
     """One 64-bit seed a sample; equal seeds and weights give equal samples whatever else the engine does."""
+    keep_keys: bool = False
+    """Keep the keys of prompt *and* responses findable after their end: a later prompt that goes on from one of them runs only what is new."""
+    apart: bool = False
+    """Samples come back as they end, each in a group of its own under this group's id, instead of all together."""
 
     def __post_init__(self) -> None:
         if not self.seeds:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from samepath.model.text.conversation import Message
+from samepath.model.text.conversation import JsonValue, Message, ProblemKind
 from samepath.rewards.score import Score
 from samepath.rollout.sampling_settings import SamplingSettings
 
@@ -85,6 +85,34 @@ class CallSpan:
     """As the segment's, of this call."""
     digest: int
     """`token_digest` of all tokens up to `end`, made by the engine's side: the law of `check_conservation` rests on it."""
+    seconds: float = field(default=0.0, compare=False)
+    """Time from its submission to its last token."""
+
+
+ToolError = Literal["", "bad_arguments", "raised", "timeout"]
+"""Why a tool gave no result: arguments that it does not take (or no such tool), an error of its own, or no answer in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRecord:
+    """One call of a tool.
+
+    Example:
+        ToolRecord(turn=0, name="get", arguments={"key": "a"}, text="17", seconds=0.002)
+    """
+
+    turn: int
+    """Index of the model's call that asked for it."""
+    name: str
+    """Tool."""
+    arguments: Mapping[str, JsonValue]
+    """What it was given."""
+    text: str
+    """What the model read of it."""
+    error: ToolError = ""
+    """Empty, or why it gave no result."""
+    seconds: float = field(default=0.0, compare=False)
+    """Time that it took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +184,10 @@ class Rollout:
     """Why it is over."""
     messages: tuple[Message, ...] = ()
     """The conversation as people read it, its prompt included; empty for a single answer, which `text` holds."""
+    tool_calls: tuple[ToolRecord, ...] = ()
+    """The calls of tools, in the order in which the model asked for them."""
+    problems: tuple[ProblemKind, ...] = ()
+    """What was wrong in the model's messages: each kind once a message."""
     environment_score: Score | None = None
     """The environment's own judgement, which stands in place of the recipe's reward functions; None where there is none."""
 

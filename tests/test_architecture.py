@@ -37,6 +37,7 @@ HOUSE: dict[str, str] = {
         vllm/
         engine_settings
         capabilities engine
+        environments/
         pool/
     """,
     "rl": """

@@ -122,6 +122,20 @@ ALLOWED: Mapping[str, tuple[Role, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A finished conversation, as traces for a supervised start are written.
+
+    Example:
+        Conversation(messages=(Message(role="user", content="12 + 34?"), Message(role="assistant", content="46")), tools=())
+    """
+
+    messages: tuple[Message, ...]
+    """In order; the last is the assistant's."""
+    tools: tuple[ToolSchema, ...] = ()
+    """Tools that the model may call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something in sampled tokens that is not as it must be.
 
