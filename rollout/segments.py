@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from samepath.rollout.types import MISSING_ROUTE, CallKind, Segment, Support
+from samepath.model.text.renderer import PieceKind
+from samepath.rollout.types import MISSING_ROUTE, TOKEN_KINDS, CallKind, Segment, Support
 
 
 class SegmentError(RuntimeError):
@@ -33,10 +34,22 @@ class _Records:
     superseded: int
 
 
-def as_call(segment: Segment, *, index: int, epoch: int, kind: CallKind = "act") -> Segment:
-    """What an engine returned for one request, as call `index` (from 0) of a conversation and a part of its epoch."""
+def as_call(
+    segment: Segment, *, index: int, epoch: int, kind: CallKind = "act", kinds: Sequence[PieceKind] | None = None
+) -> Segment:
+    """What an engine returned for one request, as call `index` (from 0) of a conversation and a part of its epoch.
+
+    `kinds` are those of the prompt's tokens, `sampled` for whatever the model drew before. Raises SegmentError unless there is one for each.
+    """
     (span,) = segment.calls
-    return replace(segment, epoch=epoch, calls=(replace(span, index=index, kind=kind),))
+    if kinds is not None and len(kinds) != span.first:
+        raise SegmentError(f"a prompt must have one kind for each of its {span.first} tokens; got {len(kinds)} kinds.")
+    return replace(
+        segment,
+        epoch=epoch,
+        calls=(replace(span, index=index, kind=kind),),
+        kinds=None if kinds is None else _token_kinds(segment.trained, kinds),
+    )
 
 
 def joined_segments(calls: Sequence[Segment], *, exact: bool) -> tuple[Segment, ...]:
@@ -99,9 +112,17 @@ def join_calls(calls: Sequence[Segment], *, exact: bool) -> Segment:
         finish_reason=last.finish_reason,
         epoch=last.epoch,
         calls=tuple(span for call in calls for span in call.calls),
+        kinds=None if last.kinds is None else np.where(trained, np.uint8(TOKEN_KINDS.index("trained")), last.kinds),
         route_conflicts=records.conflicts,
         superseded_rows=records.superseded,
     )
+
+
+def _token_kinds(trained_T: NDArray[np.bool_], kinds: Sequence[PieceKind]) -> NDArray[np.uint8]:
+    """[T] places in TOKEN_KINDS of a call: its prompt's, then `trained`."""
+    numbers = np.full(len(trained_T), TOKEN_KINDS.index("trained"), np.uint8)
+    numbers[: len(kinds)] = [TOKEN_KINDS.index(kind) for kind in kinds]
+    return numbers
 
 
 def _goes_on(before: Segment, call: Segment) -> bool:

@@ -115,6 +115,11 @@ class ToolRecord:
     """Time that it took."""
 
 
+TOKEN_KINDS = ("scaffold", "content", "sampled", "trained")
+"""Who made a token of a conversation: its form, somebody who speaks, the model in an earlier epoch, or the model here. `Segment.kinds` are
+places in it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One contiguous token sequence as the model saw it, with everything needed to walk the same path again.
@@ -142,6 +147,8 @@ class Segment:
     """Within an epoch of a conversation text is only added; a new one, from 0, begins where something before was dropped."""
     calls: tuple[CallSpan, ...] = ()
     """The calls of the model that drew the trained tokens, in order; none where nobody sampled them (worked answers)."""
+    kinds: NDArray[np.uint8] | None = None
+    """[T] places in `TOKEN_KINDS`, for people; None for the answer of a single call."""
     route_conflicts: int = 0
     """Rows that two of its calls recorded otherwise (experts or selected keys) at one weight version."""
     superseded_rows: int = 0

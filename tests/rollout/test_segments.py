@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from samepath.model.text.renderer import PieceKind
 from samepath.rollout.segments import SegmentError, as_call, cut_epochs, join_calls, joined_segments
-from samepath.rollout.types import Segment
+from samepath.rollout.types import TOKEN_KINDS, Segment
 from tests.conversations import conversations, drawn_call, numbered, one_segment_a_call
 
 
@@ -140,6 +141,25 @@ def test_prompt_that_does_not_go_on_begins_a_segment_in_its_epoch() -> None:
         join_calls(calls, exact=True)
     # A prompt of the same beginning that reaches less far than what was drawn is none that goes on.
     assert len(cut_epochs(numbered([drawn_call([2, 3], [4, 5]), drawn_call([2, 3, 4], [5, 7])], [0, 0]))) == 2
+
+
+def test_kinds_are_the_last_prompts_with_every_drawn_token_trained() -> None:
+    """The second prompt reads the first drawn token again behind one, 3, that an earlier epoch drew."""
+    first = as_call(drawn_call([2, 3], [4]), index=0, epoch=1, kinds=["scaffold", "sampled"])
+    assert first.kinds is not None
+    assert [TOKEN_KINDS[number] for number in first.kinds] == ["scaffold", "sampled", "trained"]
+    kinds: list[PieceKind] = ["scaffold", "sampled", "sampled", "content"]
+    second = as_call(drawn_call([2, 3, 4, 5], [6, 7]), index=1, epoch=1, kinds=kinds)
+    joined = join_calls([first, second], exact=True)
+    assert joined.kinds is not None
+    assert joined.kinds.dtype == np.uint8
+    assert [TOKEN_KINDS[number] for number in joined.kinds] == [
+        "scaffold", "sampled", "trained", "content", "trained", "trained",
+    ]  # fmt: skip
+    without = numbered([drawn_call([2, 3], [4]), drawn_call([2, 3, 4, 5], [6])], [0, 0])
+    assert join_calls(without, exact=True).kinds is None
+    with pytest.raises(SegmentError, match="each of its 2 tokens; got 1 kinds"):
+        as_call(drawn_call([2, 3], [4]), index=0, epoch=0, kinds=["scaffold"])
 
 
 def test_new_epoch_is_cut_even_where_its_prompt_goes_on() -> None:
