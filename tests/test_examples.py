@@ -114,6 +114,7 @@ def documented_metrics(page: str) -> set[str]:
 def generic(name: str) -> str:
     """A metric's name with its variable part as the page writes it."""
     name = re.sub(r"layer_\d+$", "layer_NN", name)
+    name = re.sub(r"(?<=^conversation/problem\.).+$", "<problem>", name)
     return re.sub(r"(?<=^reward/part\.).+$", "<name>", name)
 
 

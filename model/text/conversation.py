@@ -30,6 +30,8 @@ ProblemKind = Literal[
 ]
 SCHEMA_KINDS = frozenset(["unknown_tool", "missing_parameter", "unknown_parameter", "wrong_type"])
 """Problems of calls that are well formed and do not fit the tools."""
+FORM_KINDS = frozenset(get_args(ProblemKind)) - SCHEMA_KINDS - {"empty_reasoning"}
+"""Problems that break the form: what was drawn cannot be read as it stands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +171,7 @@ class Completion:
     @property
     def malformed(self) -> bool:
         """True if the form is broken. Reasoning may be empty, and a well-formed call may not fit its tool."""
-        return any(problem.kind not in {*SCHEMA_KINDS, "empty_reasoning"} for problem in self.problems)
+        return any(problem.kind in FORM_KINDS for problem in self.problems)
 
     def message(self, sampled: tuple[int, ...]) -> Message:
         """The message that the drawn ids are in the conversation from here on."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samepath.rewards.score import Status
+from samepath.rl.diagnostics.conversations import conversation_metrics
 from samepath.rl.diagnostics.segments import segment_metrics
 from samepath.rl.diagnostics.step import quantiles
 from samepath.rollout.types import Group, Rollout
@@ -17,7 +18,7 @@ LAG_BINS = 4
 
 
 def rollout_metrics(groups: Sequence[Group], learner_version: int, full_reward: float = 1.0) -> dict[str, float]:
-    """Every `reward/…`, `rollout/…` and `segments/…` number of one batch of groups.
+    """Every `reward/…`, `rollout/…`, `segments/…` and `conversation/…` number of one batch of groups.
 
     `learner_version` is the weight version that the batch trains; lags count from it. A group is all right if every scored
     total is at least `full_reward`, all wrong if every one is at most 0. Raises ValueError without rollouts.
@@ -33,6 +34,7 @@ def rollout_metrics(groups: Sequence[Group], learner_version: int, full_reward: 
         **_lengths(rollouts),
         **_weight_lag(rollouts, learner_version),
         **segment_metrics(groups),
+        **conversation_metrics(groups),
     }
 
 
