@@ -1,0 +1,195 @@
+"""Rows of the store: hidden values, some of which point to other keys, and the questions about them.
+
+A row is held out if a digest of its text says so: whatever the other options, no training row is a held-out one.
+"""
+
+import hashlib
+import random
+import string
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+from samepath.model.text.conversation import JsonValue
+from samepath.rollout.environments.protocol import EnvironmentRow, Split
+
+LARGEST = 99
+"""Numbers of the store are 1 … 99."""
+HELD_OUT_PARTS = 8
+"""One text in so many is held out."""
+MAX_DRAWS = 1000
+"""Draws for one row. Of texts that are many, one in eight is held out: then all fail once in 10⁵⁸ rows."""
+
+Store = Mapping[str, int | str]
+"""A number for each key, or the key where to look instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """What the rows are like and how many there are. Raises ValueError for a store that cannot hold what is asked.
+
+    Example:
+        StoreOptions(num_keys=16, num_pointers=6, questions=2, harder_share=0.25)
+    """
+
+    num_keys: int = 16
+    """Keys, named A, B, C …"""
+    num_pointers: int = 6
+    """Of these, keys that point to another."""
+    depth: int = 1
+    """Most pointers between a key that is asked for and its number; 0 where there are none."""
+    terms: int = 2
+    """Keys whose numbers a question adds up."""
+    questions: int = 2
+    """Questions of a conversation, on keys that none before asked for."""
+    harder_share: float = 0.0
+    """Share of rows, held-out ones too, that are harder in one of two ways, each as likely."""
+    harder_depth: int = 2
+    """Pointers between one key of each question and its number, where chains are what is harder."""
+    harder_terms: int = 3
+    """Keys of each question, where these are what is harder."""
+    tools: bool = True
+    """False: nothing can be looked up."""
+    system: str = ""
+    """The system's text, before the tools."""
+    share_weight: float = 0.5
+    """Weight in the total of the share of right answers; the rest is for all of them being right."""
+    num_train: int = 100_000
+    """Training rows."""
+    num_held_out: int = 128
+    """Held-out rows, all different."""
+    seed: int = 0
+    """Seed of both splits."""
+
+    def __post_init__(self) -> None:
+        letters = len(string.ascii_uppercase)
+        if not (1 <= self.num_keys <= letters and 0 <= self.num_pointers < self.num_keys):
+            raise ValueError(
+                f"num_keys must be 1 to {letters}, and num_pointers below it so that a number is left; got {self.num_keys} and "
+                f"{self.num_pointers}"
+            )
+        if not min(self.num_pointers, 1) <= self.depth <= self.num_pointers:
+            raise ValueError(
+                f"depth must be 1 to num_pointers, or 0 without pointers; got {self.depth} with {self.num_pointers} pointers"
+            )
+        for name in ("terms", "questions", "num_train", "num_held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("harder_share", "share_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0 to 1; got {getattr(self, name)}")
+        if self.harder_share:
+            self._check_harder()
+        asked = self.questions * (self.harder_terms if self.harder_share else self.terms)
+        if asked > self.num_keys:
+            raise ValueError(
+                f"num_keys must be at least {asked}, the different keys that a conversation asks for; got {self.num_keys}"
+            )
+
+    def _check_harder(self) -> None:
+        if self.harder_depth <= self.depth or self.harder_terms <= self.terms:
+            raise ValueError(
+                f"harder_depth and harder_terms must be above depth {self.depth} and terms {self.terms}; got {self.harder_depth} and "
+                f"{self.harder_terms}"
+            )
+        chains = self.harder_depth - 1 + self.questions
+        if chains > self.num_pointers:
+            raise ValueError(
+                f"num_pointers must be at least {chains}, for a chain of {self.harder_depth} in each question; got {self.num_pointers}"
+            )
+
+
+def draw_row(options: StoreOptions, split: Split, index: int, taken: Container[str] = ()) -> EnvironmentRow:
+    """Row `index` of a split: the first draw whose text belongs there and is not among the `taken` ones.
+
+    Raises ValueError if there is none: the options allow too few texts.
+    """
+    for draw in range(MAX_DRAWS):
+        row = _drawn(options, random.Random(f"{options.seed}/{split}/{index}/{draw}"), f"{split}-{index}")
+        if is_held_out(row.text) == (split == "held_out") and row.text not in taken:
+            return row
+    raise ValueError(f"{MAX_DRAWS} draws gave no {split} row {index}: these options allow too few different rows")
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a row with this text is never trained on."""
+    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_PARTS == 0
+
+
+def links(store: Store, key: str) -> int:
+    """Pointers between the key and its number."""
+    value = store[key]
+    return 0 if isinstance(value, int) else 1 + links(store, value)
+
+
+def number(store: Store, key: str) -> int:
+    """What the key stands for, at the end of its pointers."""
+    value = store[key]
+    return value if isinstance(value, int) else number(store, value)
+
+
+def question_text(keys: Sequence[str]) -> str:
+    """What the user says."""
+    return f"{' plus '.join(keys)}?"
+
+
+def draw_questions(
+    rng: random.Random, store: Store, *, depth: int, terms: int, questions: int, chains: bool = False
+) -> list[list[str]]:
+    """Questions on different keys, each at most `depth` pointers from its number; with `chains`, one of each exactly so many.
+
+    Raises ValueError if the store has too few such keys.
+    """
+    near = [key for key in store if links(store, key) <= depth]
+    deep = rng.sample([key for key in near if links(store, key) == depth], questions) if chains else []
+    others = rng.sample([key for key in near if key not in deep], terms * questions - len(deep))
+    asked = []
+    for place in range(questions):
+        keys = [*deep[place : place + 1], *others[place::questions]]
+        asked.append(rng.sample(keys, terms))
+    return asked
+
+
+def _drawn(options: StoreOptions, rng: random.Random, row_id: str) -> EnvironmentRow:
+    harder = rng.choice(("chain", "terms")) if rng.random() < options.harder_share else ""
+    chains = harder == "chain"
+    depth = options.harder_depth if chains else options.depth
+    store = _draw_store(rng, options, depth, num_deep=options.questions if chains else 0)
+    questions = draw_questions(
+        rng,
+        store,
+        depth=depth,
+        terms=options.harder_terms if harder == "terms" else options.terms,
+        questions=options.questions,
+        chains=chains,
+    )
+    data: dict[str, JsonValue] = {
+        "store": {**store},
+        "questions": [[*keys] for keys in questions],
+        "answers": [sum(number(store, key) for key in keys) for keys in questions],
+        "harder": harder,
+        "depth": options.depth,
+        "terms": options.terms,
+        "tools": options.tools,
+        "system": options.system,
+        "share_weight": options.share_weight,
+    }
+    asked = " then ".join(question_text(keys) for keys in questions)
+    return EnvironmentRow(
+        row_id=row_id, text=f"{asked} {' '.join(f'{key}={value}' for key, value in store.items())}", data=data
+    )
+
+
+def _draw_store(rng: random.Random, options: StoreOptions, depth: int, num_deep: int) -> Store:
+    """A store whose chains have at most `depth` pointers, `num_deep` of them exactly so many."""
+    keys = string.ascii_uppercase[: options.num_keys]
+    order = rng.sample(keys, len(keys))
+    num_numbers = options.num_keys - options.num_pointers
+    store: dict[str, int | str] = {key: rng.randint(1, LARGEST) for key in order[:num_numbers]}
+    for place, key in enumerate(order[num_numbers:]):
+        if num_deep and place < depth - 1 + num_deep:
+            # The first pointers make one chain; the next ones point to the last but one of it, as its end does.
+            wanted = range(min(place, depth - 1), depth)
+        else:
+            wanted = range(depth)
+        store[key] = rng.choice([other for other in store if links(store, other) in wanted])
+    return {key: store[key] for key in keys}
