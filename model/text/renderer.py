@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
-    """Ids that the model reads and has not just drawn: none of them is trained.
+    """Ids of a part of a conversation. None of them is trained, but for those of an `answer`, which stand for drawn ones.
 
     Example: of `<｜User｜>1<｜Assistant｜><think>`
         Pieces(ids=(2, 17, 3, 4), kinds=("scaffold", "content", "scaffold", "scaffold"))
@@ -69,6 +69,13 @@ class Renderer(Protocol):
         """
         ...
 
+    def answer(self, message: Message) -> Pieces:
+        """Ids that a model would have drawn as this message of the assistant behind a prompt: reasoning, its end, content, calls, end token.
+
+        What `parse` reads of them is the message. Drawn ids are given back as they are. Raises ValueError for a message that the form cannot say.
+        """
+        ...
+
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), *, strict: bool = True) -> Completion:
         """Read drawn ids; never raises. With `tools`, calls are also held against their schemas.
 
@@ -85,6 +92,23 @@ def scaffold(text: str) -> Part:
 def said(text: str) -> Part:
     """Text that somebody said."""
     return Part(kind="content", text=text)
+
+
+def drawn_pieces(message: Message) -> Pieces:
+    """The ids that were drawn as the message."""
+    kind: PieceKind = "sampled"
+    return Pieces(ids=message.sampled, kinds=(kind,) * len(message.sampled))
+
+
+def checked_answer(message: Message, pieces: Pieces, completion: Completion) -> Pieces:
+    """The pieces of an `answer`, if the completion read of them is the message. Raises ValueError."""
+    problems = [problem for problem in completion.problems if problem.kind != "empty_reasoning"]
+    told = [(name, getattr(message, name), getattr(completion, name)) for name in ("reasoning", "content", "calls")]
+    wrong = [f"{name} {said!r:.200} is read as {read!r:.200}" for name, said, read in told if said != read]
+    wrong += [f"{problem.kind} ({problem.detail})" for problem in problems]
+    if wrong:
+        raise ValueError(f"a worked message must be read as it was meant: {'; '.join(wrong)}")
+    return pieces
 
 
 def encode_parts(tokenizer: Tokenizer, parts: Iterable[Part], *, follows: bool) -> Pieces:

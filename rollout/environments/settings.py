@@ -8,6 +8,14 @@ from samepath.model.text.encodings.retention import Retention
 
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 
+FORM_OF_SETTING = {
+    "thinking": "deepseek_v32",
+    "retention": "deepseek_v32",
+    "tools_first": "deepseek_v32",
+    "options": "template",
+}
+"""Settings that one form alone has."""
+
 
 class FormSettings(BaseModel):
     """How conversations are written in tokens."""
@@ -38,11 +46,10 @@ class FormSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
-        own = {"deepseek_v32": ("thinking", "retention", "tools_first"), "template": ("options",)}
-        for form, names in own.items():
-            for name in names:
-                if self.form not in ("auto", form) and name in self.model_fields_set:
-                    raise ValueError(f"{name} is a setting of form {form}; got it with form {self.form}. Leave it out.")
+        for name, form in FORM_OF_SETTING.items():
+            # Not model_fields_set: a recipe that a run has written out holds every default.
+            if self.form not in ("auto", form) and getattr(self, name) != FormSettings.model_fields[name].default:
+                raise ValueError(f"{name} is a setting of form {form}; got it with form {self.form}. Leave it out.")
         if self.form == "deepseek_v32" and self.parser not in ("auto", "dsml"):
             raise ValueError(f"form deepseek_v32 is read by parser dsml; got {self.parser}. Leave parser out.")
         return self

@@ -21,7 +21,7 @@ from samepath.model.text.encodings.dsml_text import (
 )
 from samepath.model.text.encodings.results import in_call_order, with_all_results
 from samepath.model.text.encodings.retention import Retention, boundary
-from samepath.model.text.renderer import Part, Pieces, encode_parts, said, scaffold
+from samepath.model.text.renderer import Part, Pieces, checked_answer, drawn_pieces, encode_parts, said, scaffold
 from samepath.model.text.tokenizer import Tokenizer
 
 
@@ -67,6 +67,19 @@ class DeepSeekV32Renderer:
         if self.thinking and not keeps:
             return None
         return self._next(list(self._asked([said(content)], self.thinking)), ended)
+
+    def answer(self, message: Message) -> Pieces:
+        """See `Renderer.answer`. A prompt ends with a control token, so that contexts of answers and bridges have the ids of `open`."""
+        if message.role != "assistant":
+            raise ValueError(f"the model answers as the assistant; got a message of the {message.role}")
+        if message.sampled:
+            return drawn_pieces(message)
+        if message.reasoning and not self.thinking:
+            raise ValueError(
+                f"messages in chat mode have no reasoning; got {message.reasoning!r:.80}. Leave it out, or set thinking: true."
+            )
+        pieces = encode_parts(self.tokenizer, self._answer(message, self.thinking), follows=True)
+        return checked_answer(message, pieces, self.parse(pieces.ids))
 
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), *, strict: bool = True) -> Completion:
         """See `Renderer.parse`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from samepath.model.text.chat import names_variable, rendered
+from samepath.model.text.chat import ChatTemplate, names_variable, rendered
 from samepath.model.text.control_tokens import ControlTokens, Span
 from samepath.model.text.conversation import Completion, Message, ToolCall, ToolSchema
 from samepath.model.text.encodings.dsml_text import THINK, THOUGHT
@@ -14,7 +14,7 @@ from samepath.model.text.encodings.hermes_parser import HermesParser, Opening
 from samepath.model.text.encodings.hermes_text import Turn, flattened, turns
 from samepath.model.text.encodings.results import in_call_order, with_all_results
 from samepath.model.text.openai_form import plain_tools
-from samepath.model.text.renderer import Part, Pieces, encode_parts, scaffold
+from samepath.model.text.renderer import Part, Pieces, checked_answer, drawn_pieces, encode_parts, said, scaffold
 from samepath.model.text.tokenizer import Tokenizer
 
 
@@ -42,6 +42,14 @@ class Drawn:
     """True if the template leaves all that was read and drawn as it was."""
 
 
+def prompt_of(template: ChatTemplate, options: Mapping[str, Any]) -> tuple[str, Opening]:
+    """The prompt of a short question, and where in a message it ends."""
+    prompt = rendered(template, options, [{"role": "user", "content": "?"}], answer_follows=True)
+    if THINK not in prompt:
+        return prompt, "free"
+    return prompt, "closed" if THOUGHT in prompt.rpartition(THINK)[2] else "open"
+
+
 class TemplateRenderer:
     """A checkpoint's chat template. Tools are given to templates that name `tools`; into others they go in the words of the Hermes form.
 
@@ -61,12 +69,9 @@ class TemplateRenderer:
         self._ends = [tokenizer.text([id_]) for id_ in sorted(tokenizer.end_ids)]
         thought = tokenizer.fast.token_to_id(THOUGHT)
         self._thought_id = thought if thought in tokenizer.control_ids else None
-        prompt = rendered(self._template, self._options, [{"role": "user", "content": "?"}], answer_follows=True)
-        opening: Opening = "free"
-        if THINK in prompt:
-            opening = "closed" if THOUGHT in prompt.rpartition(THINK)[2] else "open"
-        self._thinks = opening != "closed" and self._thought_id is not None
-        self._parser: Parser = parser or HermesParser(tokenizer, opening=opening)
+        self._prompt, self._opening = prompt_of(tokenizer.chat, self._options)
+        self._thinks = self._opening != "closed" and self._thought_id is not None
+        self._parser: Parser = parser or HermesParser(tokenizer, opening=self._opening)
 
     def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), *, strict: bool = True) -> Completion:
         """See `Renderer.parse`."""
@@ -94,6 +99,40 @@ class TemplateRenderer:
     def reply(self, content: str, tools: Sequence[ToolSchema] = (), *, ended: bool = True) -> Pieces | None:
         """See `Renderer.reply`."""
         return self._following((), [Message(role="user", content=content)], ended)
+
+    def answer(self, message: Message) -> Pieces:
+        """See `Renderer.answer`. Reasoning that the template does not show stands in `<think>` tags on lines of their own.
+
+        A prompt may end with text: then a merge over its end, which no drawn id can have, is missing from contexts with answers.
+        """
+        if message.role != "assistant":
+            raise ValueError(f"the model answers as the assistant; got a message of the {message.role}")
+        if message.sampled:
+            return drawn_pieces(message)
+        shown = message if self._knows_reasoning else replace(message, reasoning="")
+        followed, _, end = self._placed([Message(role="user", content="?"), shown], ())
+        text, prompt = followed.text, self._prompt
+        if text.startswith(prompt) and shown.reasoning == message.reasoning:
+            parts = followed.parts(len(prompt), end)
+        else:
+            head = prompt.rpartition(THINK)[0] if self._opening != "free" else prompt
+            if not text.startswith(head):
+                raise ValueError(
+                    f"the checkpoint's chat template must write messages as its prompts begin them, {prompt!r:.200}; it writes {text!r:.200}"
+                )
+            if self._opening == "open" and text.startswith(THINK, len(head)):
+                parts = followed.parts(len(head) + len(THINK), end)
+            else:
+                parts = [*self._reasoned(message.reasoning), *followed.parts(len(head), end)]
+        pieces = encode_parts(self.tokenizer, parts, follows=True)
+        return checked_answer(message, pieces, self.parse(pieces.ids))
+
+    def _reasoned(self, reasoning: str) -> list[Part]:
+        """Reasoning behind a prompt, in tags that the template does not write."""
+        if self._opening == "closed" or (self._opening == "free" and not reasoning):
+            return []
+        opened = [scaffold(f"{THINK}\n")] if self._opening == "free" else []
+        return [*opened, said(reasoning), scaffold(f"\n{THOUGHT}\n\n")]
 
     def _following(self, calls: tuple[ToolCall, ...], added: list[Message], ended: bool) -> Pieces | None:
         """What the template writes behind a drawn message, in a short conversation; None if it changes what was read or drawn before."""
