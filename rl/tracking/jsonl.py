@@ -13,7 +13,8 @@ from typing import Any
 from samepath.model.durable_file import append_lines, replace_file
 from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from samepath.rl.tracking.tracked_rollout import TrackedRollout, TrackedSegment
+from samepath.rollout.types import CallSpan, ToolRecord
 
 logger = logging.getLogger("samepath.tracking")
 
@@ -142,8 +143,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
     """Turn the plain data of one rollout back into a rollout; unknown keys of a newer version are left out."""
-    known = {field.name for field in fields(TrackedRollout)}
-    values = {name: value for name, value in entry.items() if name in known}
+    values = _known(TrackedRollout, entry)
     for name in ("reward", "advantage", "kl", "off_policy", "route_flips", "generate_s"):
         if name in values:
             values[name] = float(values[name])
@@ -151,9 +151,21 @@ def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
         values["reward_parts"] = {name: float(value) for name, value in values["reward_parts"].items()}
     for name in ("sampler_logprobs", "kl_tokens"):
         values[name] = tuple(float(value) for value in values.get(name, ()))
-    for name in ("tokens", "segment_tokens", "messages"):
+    for name in ("tokens", "segment_tokens", "messages", "problems"):
         values[name] = tuple(values.get(name, ()))
+    values["tool_calls"] = tuple(ToolRecord(**_known(ToolRecord, record)) for record in values.get("tool_calls", ()))
+    values["segments"] = tuple(map(_segment_from_plain, values.get("segments", ())))
     return TrackedRollout(**values)
+
+
+def _segment_from_plain(entry: Mapping[str, Any]) -> TrackedSegment:
+    calls = tuple(CallSpan(**_known(CallSpan, span)) for span in entry["calls"])
+    return TrackedSegment(**{**_known(TrackedSegment, entry), "tokens": tuple(entry["tokens"]), "calls": calls})
+
+
+def _known(kind: type, entry: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in entry.items() if name in names}
 
 
 def _now() -> str:

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.events import Event, QueueFile
 from samepath.rl.tracking.jsonl import plain
 from samepath.rl.tracking.mlflow_store import MlflowStore
-from samepath.rl.tracking.mlflow_traces import cut_text
+from samepath.rl.tracking.mlflow_traces import shortened
 from samepath.rl.tracking.mlflow_ui import links
 from samepath.rl.tracking.names import MAX_NAME_CHARS, NameBook, clean_text
 from samepath.rl.tracking.queue import EventQueue, QueueCounts
@@ -79,7 +79,8 @@ class MlflowSink(Sink):
         """Queue the chosen rollouts of the step, with their text cut and without token-level values."""
         chosen = choose_rollouts(rollouts, self._settings.traced_rollouts_per_step)
         if chosen:
-            self._put("rollouts", {"step": step, "records": [plain(asdict(self._shortened(one))) for one in chosen]})
+            records = [plain(asdict(shortened(one, self._settings.max_text_chars))) for one in chosen]
+            self._put("rollouts", {"step": step, "records": records})
 
     def log_artifact(self, path: Path) -> None:
         """Queue a file; it is read when it is sent, so it must stay as it is."""
@@ -112,19 +113,6 @@ class MlflowSink(Sink):
         if (num_changed := sum(map(len, changed.values()))) > self._num_changed:
             self._num_changed = num_changed
             self._put("names", changed)
-
-    def _shortened(self, rollout: TrackedRollout) -> TrackedRollout:
-        limit = self._settings.max_text_chars
-        return replace(
-            rollout,
-            prompt_text=cut_text(rollout.prompt_text, limit),
-            response_text=cut_text(rollout.response_text, limit),
-            gold=cut_text(rollout.gold, limit),
-            reward_detail=cut_text(rollout.reward_detail, limit),
-            tokens=(),
-            sampler_logprobs=(),
-            kl_tokens=(),
-        )
 
 
 def flatten_recipe(recipe: Mapping[str, Any], names: NameBook) -> dict[str, str]:

@@ -1,14 +1,13 @@
-"""Rollouts as MLflow traces: spans for generation and scoring, rewards as feedback, the gold answer as expectation.
+"""Rollouts as MLflow traces: spans, rewards as feedback, the gold answer as expectation.
 
 Traces are built after the fact as plain entities with ids derived from run, step, group and sample, so that sending one a
 second time changes nothing. Imports mlflow: import this file only where MLflow is wanted.
 """
 
-import base64
 import hashlib
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow.entities import (
@@ -16,12 +15,12 @@ from mlflow.entities import (
     Expectation,
     Feedback,
     Span,
-    SpanType,
     TraceInfo,
     TraceLocation,
     TraceState,
 )
 
+from samepath.rl.tracking.mlflow_spans import build_spans, trace_ms
 from samepath.rl.tracking.names import MAX_NAME_CHARS, NameBook
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
@@ -30,9 +29,6 @@ PREVIEW_CHARS = 1000
 
 FIRST_COLUMNS = ("kl", "reward", "route_flips")
 """Feedback that MLflow's list of traces shows by itself; the others are in its menu of columns."""
-
-SCORING_SHARE_NS = 1_000_000
-"""Drawn length of the scoring span, 1 ms: scoring times are not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +49,7 @@ def build_trace(rollout: TrackedRollout, target: TraceTarget, ended_ms: int) -> 
     """Return a rollout's trace: head with tags and feedback, and its spans, dated back from `ended_ms`."""
     name = f"{target.run_id}/{target.attempt}/{rollout.step}/{rollout.group_id}/{rollout.sample_index}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
-    duration_ms = max(round(1000 * rollout.generate_s), 1)
+    duration_ms = trace_ms(rollout)
     info = TraceInfo(
         trace_id=f"tr-{digest}",
         trace_location=TraceLocation.from_experiment_id(target.experiment_id),
@@ -69,7 +65,7 @@ def build_trace(rollout: TrackedRollout, target: TraceTarget, ended_ms: int) -> 
         tags=_tags(rollout, target.attempt),
         assessments=_assessments(rollout, digest, ended_ms),
     )
-    return info, _spans(rollout, digest, ended_ms - duration_ms, ended_ms)
+    return info, build_spans(rollout, digest, ended_ms - duration_ms, ended_ms)
 
 
 def _tags(rollout: TrackedRollout, attempt: int) -> dict[str, str]:
@@ -128,60 +124,39 @@ def _assessments(rollout: TrackedRollout, digest: str, time_ms: int) -> list[Fee
     return assessments
 
 
-def _spans(rollout: TrackedRollout, digest: str, start_ms: int, end_ms: int) -> list[Span]:
-    start_ns, end_ns = 1_000_000 * start_ms, 1_000_000 * end_ms
-    question = {"messages": [{"role": "user", "content": rollout.prompt_text}]}
-    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": rollout.response_text}}]}
-    scored = {"reward": _number(rollout.reward), **{name: _number(part) for name, part in rollout.reward_parts.items()}}
-    whole = {
-        "spanType": SpanType.AGENT,
-        "spanInputs": {"prompt": rollout.prompt_text},
-        "spanOutputs": {"response": rollout.response_text},
-    }
-    generate = {
-        "spanType": SpanType.CHAT_MODEL,
-        "spanInputs": question,
-        "spanOutputs": answer,
-        "message.format": "openai",
-    }
-    score = {
-        "spanType": SpanType.EVALUATOR,
-        "spanInputs": {"response": rollout.response_text, "gold": rollout.gold},
-        "spanOutputs": {**scored, "status": rollout.reward_status, "detail": rollout.reward_detail},
-    }
-    middle_ns = max(end_ns - SCORING_SHARE_NS, start_ns)
-    failed = rollout.reward_detail or rollout.reward_status if rollout.failed else ""
-    return [
-        _span("rollout", whole, digest, (start_ns, end_ns), failed),
-        _span("generate", generate, digest, (start_ns, middle_ns), ""),
-        _span("score", score, digest, (middle_ns, end_ns), failed),
-    ]
+def shortened(rollout: TrackedRollout, max_chars: int) -> TrackedRollout:
+    """What a trace is made of: texts of at most `max_chars`, no token-level values."""
 
+    def cut(text: str) -> str:
+        return cut_text(text, max_chars)
 
-def _span(name: str, attributes: dict[str, Any], digest: str, times_ns: tuple[int, int], failed: str) -> Span:
-    is_root = name == "rollout"
-    named = {f"mlflow.{key}": json.dumps(value, ensure_ascii=False) for key, value in attributes.items()}
-    return Span.from_dict(
-        {
-            "trace_id": base64.b64encode(bytes.fromhex(digest)).decode(),
-            "span_id": _span_id(digest, name),
-            "parent_span_id": None if is_root else _span_id(digest, "rollout"),
-            "name": name,
-            "start_time_unix_nano": times_ns[0],
-            "end_time_unix_nano": times_ns[1],
-            "status": {"code": "STATUS_CODE_ERROR" if failed else "STATUS_CODE_OK", "message": failed},
-            "attributes": {"mlflow.traceRequestId": json.dumps(f"tr-{digest}"), **named},
-            "events": [],
-        }
+    return replace(
+        rollout,
+        prompt_text=cut(rollout.prompt_text),
+        response_text=cut(rollout.response_text),
+        gold=cut(rollout.gold),
+        reward_detail=cut(rollout.reward_detail),
+        messages=tuple(_cut_leaves(message, cut) for message in rollout.messages),
+        tool_calls=tuple(
+            replace(record, arguments=_cut_leaves(record.arguments, cut), text=cut(record.text))
+            for record in rollout.tool_calls
+        ),
+        segments=tuple(replace(segment, tokens=(), kinds="") for segment in rollout.segments),
+        tokens=(),
+        sampler_logprobs=(),
+        kl_tokens=(),
     )
 
 
-def _span_id(digest: str, name: str) -> str:
-    return base64.b64encode(hashlib.sha256(f"{digest}/{name}".encode()).digest()[:8]).decode()
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _cut_leaves(value: Any, cut: Callable[[str], str]) -> Any:
+    """The same data with every text in it cut."""
+    if isinstance(value, str):
+        return cut(value)
+    if isinstance(value, Mapping):
+        return {key: _cut_leaves(item, cut) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut_leaves(item, cut) for item in value]
+    return value
 
 
 def cut_text(text: str, max_chars: int) -> str:

@@ -1,15 +1,16 @@
 """What is kept of every rollout of a step, for people: text, reward, and what the objective did with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from samepath.model.text.openai_form import plain_message
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
-from samepath.rollout.types import Group
+from samepath.rl.tracking.tracked_rollout import KIND_LETTERS, TrackedRollout, TrackedSegment
+from samepath.rollout.types import Group, Rollout
 
 
 def tracked_rollouts(
@@ -45,7 +46,10 @@ def tracked_rollouts(
                 num_tokens=rollout.num_trained,
                 finish_reason=rollout.segments[-1].finish_reason if rollout.segments else "",
                 ended=rollout.ended,
-                messages=tuple(plain_message(message) for message in rollout.messages),
+                messages=_messages(rollout),
+                tool_calls=rollout.tool_calls,
+                problems=rollout.problems,
+                segments=tuple(_segments(rollout, tokenizer)),
                 generate_s=rollout.generate_s,
                 tokens=tuple(text for ids in drawn for text in tokenizer.token_texts(ids.tolist())),
                 sampler_logprobs=tuple(value for values in logprobs for value in values.tolist()),
@@ -53,6 +57,33 @@ def tracked_rollouts(
             )
             tracked.append(one if index is None or report is None else _with_update(one, report, index))
     return tracked
+
+
+def _messages(rollout: Rollout) -> tuple[dict[str, Any], ...]:
+    """The messages as plain data; the model's own, which have their drawn ids, name the calls that drew them."""
+    calls = iter(
+        span.index
+        for segment in rollout.segments
+        for span in segment.calls
+        if span.kind == "act" and span.end > span.first
+    )
+    drawn = [next(calls, None) if message.sampled else None for message in rollout.messages]
+    return tuple(
+        plain_message(message) | ({} if call is None else {"call": call})
+        for message, call in zip(rollout.messages, drawn, strict=True)
+    )
+
+
+def _segments(rollout: Rollout, tokenizer: Tokenizer) -> Iterator[TrackedSegment]:
+    """The segments whose tokens have kinds: those of conversations."""
+    for segment in rollout.segments:
+        if segment.kinds is not None:
+            yield TrackedSegment(
+                epoch=segment.epoch,
+                tokens=tuple(tokenizer.token_texts(segment.token_ids.tolist())),
+                kinds="".join(KIND_LETTERS[kind] for kind in segment.kinds),
+                calls=segment.calls,
+            )
 
 
 def _with_update(rollout: TrackedRollout, report: UpdateReport, index: int) -> TrackedRollout:

@@ -5,6 +5,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from samepath.rollout.types import CallSpan, ToolRecord
+
+KIND_LETTERS = "scrt"
+"""Letters of `samepath.rollout.types.TOKEN_KINDS`: scaffold, content, read again, trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedSegment:
+    """A segment of a conversation as people look at it: what the model read and drew, token by token.
+
+    Example:
+        TrackedSegment(epoch=0, tokens=("<user>", "7+8=", "<assistant>", "15", "<end>"), kinds="scstt", calls=(span,))
+    """
+
+    epoch: int
+    """Of its conversation, from 0."""
+    tokens: tuple[str, ...]
+    """[T] text of each token."""
+    kinds: str
+    """[T] a letter of `KIND_LETTERS` for each."""
+    calls: tuple[CallSpan, ...]
+    """What the model drew, in order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRollout:
@@ -26,7 +49,14 @@ class TrackedRollout:
     response_text: str
     """The sampled answer."""
     messages: tuple[Mapping[str, Any], ...] = ()
-    """A conversation's messages, prompt included, as plain data (role, content, reasoning_content, tool_calls, …); empty for a single answer."""
+    """A conversation's messages, prompt included, as plain data (role, content, reasoning_content, tool_calls, …); one that the model drew has
+    the index of its call as `call`. Empty for a single answer."""
+    tool_calls: tuple[ToolRecord, ...] = ()
+    """The calls of tools, in the order in which the model asked for them."""
+    problems: tuple[str, ...] = ()
+    """What was wrong in the model's messages: each kind once a message."""
+    segments: tuple[TrackedSegment, ...] = ()
+    """What the model read and drew in a conversation, where token-level values are kept; empty for a single answer."""
     dataset: str = ""
     """Task the prompt came from."""
     gold: str = ""

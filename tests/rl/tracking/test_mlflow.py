@@ -33,6 +33,7 @@ from samepath.rl.tracking.names import NameBook  # noqa: E402
 from samepath.rl.tracking.sink import RunStart  # noqa: E402
 from samepath.rl.tracking.tracked_rollout import TrackedRollout  # noqa: E402
 from samepath.rl.tracking.tracker import MLFLOW_VARIABLES, build_tracker, resend_to_mlflow  # noqa: E402
+from tests.rl.tracked_conversation import tracked_conversation  # noqa: E402
 
 RECIPE = {
     "rl": {"group_size": 2, "lr": 1e-5},
@@ -93,12 +94,13 @@ def client(runs_dir: Path) -> MlflowClient:
 
 @pytest.fixture(scope="module")
 def run(runs_dir: Path, client: MlflowClient) -> Run:
-    """One finished run of two steps, four of five rollouts of each traced."""
+    """One finished run of two steps, four of five rollouts of each traced, and of a third with a conversation."""
     tracker = build_tracker(TrackingSettings(experiment="sums", traced_rollouts_per_step=4), runs_dir / "quick")
     run_id = start(tracker)
     for step in (1, 2):
         tracker.log_metrics(step, {"reward/mean": step / 4, "kl/reference": math.nan, "eval/acc@1": 0.5})
         tracker.log_rollouts(step, rollouts(step))
+    tracker.log_rollouts(3, [tracked_conversation(step=3, group_id="s3-g0")])
     (runs_dir / "report.html").write_text("<p>report</p>")
     tracker.log_artifact(runs_dir / "report.html")
     tracker.log_artifact(runs_dir / "missing.html")
@@ -176,6 +178,15 @@ def test_mlflow_trace_has_spans_gold_and_no_nan(run: Run, client: MlflowClient) 
     assert values["update/weight_lag"] == 1
     assert not {"reward", "update/advantage", "score/answer"} & values.keys()
     assert trace.info.execution_duration == 2000
+
+
+def test_mlflow_trace_of_a_conversation_has_a_span_a_call(run: Run, client: MlflowClient) -> None:
+    (trace,) = client.search_traces(locations=[run.info.experiment_id], filter_string="tags.step = '3'")
+    names = [span.name for span in trace.data.spans]
+    assert names == ["rollout", "generate 0", "get", "get", "generate 1", "generate 2", "score"]
+    assert trace.data.spans[2].inputs == {"key": "C"}
+    assert trace.data.spans[2].outputs == {"result": "25", "error": ""}
+    assert trace.info.token_usage is None, "its column would take the place of another"
 
 
 def test_mlflow_list_of_rollouts_begins_with_kl_reward_and_route_flips(run: Run, client: MlflowClient) -> None:

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from samepath.model.text.conversation import Message, ToolCall
+from samepath.model.text.renderer import PieceKind
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.recipe.algorithm import AlgorithmSettings
-from samepath.rl.tracking.jsonl import rollout_from_plain
+from samepath.rl.tracking.jsonl import plain, rollout_from_plain
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
-from samepath.rollout.segments import joined_segments
-from samepath.rollout.types import Group
+from samepath.rollout.segments import as_call, joined_segments
+from samepath.rollout.types import Group, ToolRecord
 from tests.conversations import drawn_call, numbered
 from tests.rl.sampled import group, rollout
 
@@ -27,6 +28,7 @@ MESSAGES = (
     Message(role="assistant", reasoning="sum", calls=(ToolCall(name="add", arguments={"a": 1, "b": 2}),)),
     Message(role="tool", content="3"),
 )
+KINDS: list[PieceKind] = ["scaffold", "content", "sampled", "sampled", "content"]
 
 
 def report(count: int) -> UpdateReport:
@@ -129,3 +131,47 @@ def test_tracked_conversation_holds_the_tokens_of_all_its_segments(tokenizer: To
     assert read.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1, "b": 2}}
     assert read.messages == first.messages
     assert second.messages == ()
+
+
+def test_tracked_conversation_says_who_made_each_token_and_which_call_drew_each_message(tokenizer: Tokenizer) -> None:
+    """An edit, which draws no message, opens a second epoch; the first message of the model came with the prompt."""
+    calls = [
+        as_call(drawn_call([2, 3], [4, 5]), index=0, epoch=0, kinds=["scaffold", "content"]),
+        as_call(drawn_call([2, 3, 4, 5, 6], [7]), index=1, epoch=0, kind="edit", kinds=KINDS[:5]),
+        as_call(drawn_call([2, 5, 8], [9]), index=2, epoch=1, kinds=["scaffold", "sampled", "content"]),
+    ]
+    messages = (
+        Message(role="assistant", content="hello"),
+        Message(role="assistant", reasoning="sum", calls=MESSAGES[1].calls, sampled=(4, 5)),
+        *MESSAGES[2:],
+        Message(role="assistant", content="3", sampled=(9,)),
+    )
+    record = ToolRecord(turn=0, name="add", arguments={"a": [1, {"b": 2}]}, text="3", error="raised", seconds=0.25)
+    made = replace(
+        rollout("a", 0, 1.0),
+        segments=joined_segments(calls, exact=True),
+        messages=messages,
+        tool_calls=(record,),
+        problems=("unknown_tool", "unknown_tool"),
+    )
+    first, second = tracked_rollouts(
+        1,
+        [replace(group("a", 1.0, 0.0), rollouts=(made, rollout("a", 1, 0.0)))],
+        {"a": np.zeros(2)},
+        None,
+        None,
+        tokenizer,
+    )
+    assert [segment.kinds for segment in first.segments] == ["scttct", "srct"]
+    assert [segment.epoch for segment in first.segments] == [0, 1]
+    assert first.segments[1].tokens == tuple(tokenizer.token_texts([2, 5, 8, 9]))
+    assert [[span.index for span in segment.calls] for segment in first.segments] == [[0, 1], [2]]
+    assert [message.get("call") for message in first.messages] == [None, 0, None, 2]
+    assert first.tool_calls == (record,)
+    assert first.problems == ("unknown_tool", "unknown_tool")
+    entry = json.loads(json.dumps(plain(asdict(first))))
+    entry["segments"][0]["new"] = entry["tool_calls"][0]["new"] = entry["segments"][0]["calls"][0]["new"] = 1
+    read = rollout_from_plain(entry)
+    assert (read.segments, read.tool_calls, read.problems) == (first.segments, first.tool_calls, first.problems)
+    assert (read.tool_calls[0].seconds, read.messages) == (0.25, first.messages)
+    assert (second.segments, second.tool_calls, second.problems) == ((), (), ())
