@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
+from samepath.rl.diagnostics.conversations import cache_share
 from samepath.rl.diagnostics.rollouts import rollout_metrics
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
 from samepath.rl.evaluation.sets import AskedSet
@@ -78,7 +79,9 @@ class Loop:
         asked = self.requests(step)
 
         clock.start("sampling")
+        before = self.pool.statistics()
         sampled = answered(self.pool, asked, self.scorer.submit)
+        cached = cache_share(before, self.pool.statistics())
 
         clock.start("scoring")
         groups = self.scorer.collect(sampled)
@@ -104,6 +107,7 @@ class Loop:
         learned_tokens = 0 if batch is None else sum(len(entry.segment.token_ids) for entry in batch.sequences)
         return {
             **rollout_metrics(groups, step, self.recipe.evaluation.full_reward),
+            **cached,
             **({} if report is None else report.metrics),
             **{f"time/{phase}_s": value for phase, value in seconds.items()},
             "time/step_s": sum(seconds.values()),

@@ -97,6 +97,7 @@ def test_algorithm_page_explains_every_metric_of_the_run(run_dir: Path) -> None:
     documented = documented_metrics(page)
     seen = {name for values in read_metrics(run_dir / "metrics.jsonl").values() for name in values}
     assert len(seen) > 60
+    assert "rollout/cache_share" in seen
     assert {"indexer/kl", "indexer/grad_norm", "cold_start/indexer_grad_norm"} <= seen
     assert sorted(name for name in seen if generic(name) not in documented) == []
 
