@@ -26,7 +26,7 @@ HOUSE: dict[str, str] = {
     """,
     "rewards": """
         characters latex_commands markup spelling plain_latex unit_words unit magnitude number
-        final_answer request score settings plugin exact length expression math reasoning_gym
+        final_answer request score settings plugin exact length expression math gym_datasets reasoning_gym
         sandbox/
         runner
     """,

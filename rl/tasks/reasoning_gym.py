@@ -3,43 +3,22 @@
 import dataclasses
 import hashlib
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from samepath.rewards.gym_datasets import GENERATOR_ERRORS, WITHOUT_ANSWER, unusable
 from samepath.rl.recipe.did_you_mean import did_you_mean
 from samepath.rl.recipe.evaluation_rows import GymRows
 from samepath.rl.recipe.task import ReasoningGymTask
 from samepath.rl.tasks.prompt import prompt_text
 from samepath.rl.tasks.row import Task, TaskError, TaskRow, canonical_text
 
-_REFUSED = {
-    "codeio": "gives other rows each time: it runs stored programs that use unseeded random numbers and the clock",
-    "composite": "only mixes other datasets, from settings that are no plain data",
-    "list_functions": "gives other rows each time: it draws from Python's unseeded global generator",
-}
-_ORDER_DEPENDENT = frozenset(
-    ("intermediate_integration", "isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder")
-)
-"""Iterate over sets of strings, so that rows change with the process's hash seed (reasoning-gym 0.1.25)."""
-_WITHOUT_ANSWER = frozenset(("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"))
-"""Store no answer: only the dataset's own scorer can judge (reasoning-gym 0.1.25)."""
 _MAX_DRAWS = 64
 """Draws for one training row. At half overlap, the most that is accepted, all fail once in 2⁶⁴ rows."""
 _MAX_ROUNDS = 16
 _PROBED_ROWS = 32
 _Generate = Callable[..., Any]
-_GENERATOR_ERRORS = (
-    TypeError,
-    ValueError,
-    AssertionError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""What the datasets' own code raises for parameters or random draws that it does not get on with."""
 
 
 def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
@@ -100,7 +79,7 @@ class GeneratedRows:
             self._draws.append(self._generate(size=self._settings.num_train, seed=seed))
         try:
             entry = self._draws[draw][index]
-        except _GENERATOR_ERRORS as error:
+        except GENERATOR_ERRORS as error:
             where = f"{self._settings.dataset} train row {index}"
             raise TaskError(f"{where}: reasoning_gym cannot make it: {error!r}.") from error
         return _row(self._settings, entry, "train", index)
@@ -165,11 +144,9 @@ def _checked_generator(settings: ReasoningGymTask | GymRows) -> _Generate:
     name = settings.dataset
     if name not in datasets:
         raise TaskError(f"dataset must be one that reasoning_gym has; got {name!r}{did_you_mean(name, datasets)}")
-    if name in _REFUSED:
-        raise TaskError(f"{name} cannot be a task, it {_REFUSED[name]}. Choose another dataset.")
-    if name in _ORDER_DEPENDENT and sys.flags.hash_randomization:
-        raise TaskError(f"{name} gives other rows in each process; start Python with PYTHONHASHSEED=0 to use it.")
-    if name in _WITHOUT_ANSWER:
+    if reason := unusable(name):
+        raise TaskError(reason)
+    if name in WITHOUT_ANSWER:
         warnings.warn(
             f"{name} stores no answer: `answer` is empty, and only reasoning_gym's own scorer can judge.", stacklevel=4
         )
@@ -183,7 +160,7 @@ def _checked_generator(settings: ReasoningGymTask | GymRows) -> _Generate:
     def generate(*, size: int, seed: int) -> Any:
         try:
             return create(name, size=size, seed=seed, **settings.params)
-        except _GENERATOR_ERRORS as error:
+        except GENERATOR_ERRORS as error:
             raise TaskError(f"{name} does not take params {settings.params}: {error}") from error
 
     return generate

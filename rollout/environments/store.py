@@ -9,11 +9,12 @@ A guess is right about once in a hundred times; looking up and adding, always. S
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from samepath.model.text.conversation import JsonValue, Message, ToolSchema
 from samepath.rewards.score import Score
 from samepath.rollout.environments.protocol import EnvironmentRow, Split, ToolResult
+from samepath.rollout.environments.rows_on_demand import RowsOnDemand
 from samepath.rollout.environments.store_rows import Store, StoreOptions, draw_row, question_text
 
 MAX_ADDEND = 10**9
@@ -46,7 +47,7 @@ class StoreEnvironment(StoreOptions):
     def tasks(self, split: Split) -> Sequence[EnvironmentRow]:
         """See `Environment.tasks`. Training rows are made when they are asked for."""
         if split == "train":
-            return TrainingRows(self)
+            return RowsOnDemand(self.num_train, lambda index: draw_row(self, split, index))
         rows: dict[str, EnvironmentRow] = {}
         for index in range(self.num_held_out):
             row = draw_row(self, split, index, taken=rows)
@@ -56,28 +57,6 @@ class StoreEnvironment(StoreOptions):
     async def start(self, row: EnvironmentRow, seed: int) -> "StoreSession":
         """See `Environment.start`; nothing in a session is random."""
         return StoreSession(row)
-
-
-class TrainingRows(Sequence[EnvironmentRow]):
-    """Training rows by index, each made when it is asked for."""
-
-    def __init__(self, options: StoreOptions) -> None:
-        self._options = options
-
-    def __len__(self) -> int:
-        return self._options.num_train
-
-    @overload
-    def __getitem__(self, index: int) -> EnvironmentRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EnvironmentRow]: ...
-    def __getitem__(self, index: int | slice) -> EnvironmentRow | list[EnvironmentRow]:
-        """Raises IndexError outside 0 … num_train − 1."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be in 0 … {len(self) - 1}; got {index}")
-        return draw_row(self._options, "train", index)
 
 
 class StoreSession:

@@ -3,21 +3,21 @@
 A row is held out if a digest of its text says so: whatever the other options, no training row is a held-out one.
 """
 
-import hashlib
 import random
 import string
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from samepath.model.text.conversation import JsonValue
+from samepath.rollout.environments.held_out import is_held_out
 from samepath.rollout.environments.protocol import EnvironmentRow, Split
 
 LARGEST = 99
 """Numbers of the store are 1 … 99."""
-HELD_OUT_PARTS = 8
-"""One text in so many is held out."""
+HELD_OUT_SHARE = 1 / 8
+"""Of all texts."""
 MAX_DRAWS = 1000
-"""Draws for one row. Of texts that are many, one in eight is held out: then all fail once in 10⁵⁸ rows."""
+"""Draws for one row; where texts are many, all of them fail once in 10⁵⁸ rows."""
 
 Store = Mapping[str, int | str]
 """A number for each key, or the key where to look instead."""
@@ -105,14 +105,9 @@ def draw_row(options: StoreOptions, split: Split, index: int, taken: Container[s
     """
     for draw in range(MAX_DRAWS):
         row = _drawn(options, random.Random(f"{options.seed}/{split}/{index}/{draw}"), f"{split}-{index}")
-        if is_held_out(row.text) == (split == "held_out") and row.text not in taken:
+        if is_held_out(row.text, HELD_OUT_SHARE) == (split == "held_out") and row.text not in taken:
             return row
     raise ValueError(f"{MAX_DRAWS} draws gave no {split} row {index}: these options allow too few different rows")
-
-
-def is_held_out(text: str) -> bool:
-    """Whether a row with this text is never trained on."""
-    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_PARTS == 0
 
 
 def links(store: Store, key: str) -> int:

@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 
+from samepath.rollout.environments.held_out import is_held_out
 from samepath.rollout.environments.protocol import EnvironmentRow
 from samepath.rollout.environments.store import StoreEnvironment
-from samepath.rollout.environments.store_rows import StoreOptions, draw_questions, draw_row, is_held_out, links, number
+from samepath.rollout.environments.store_rows import (
+    HELD_OUT_SHARE,
+    StoreOptions,
+    draw_questions,
+    draw_row,
+    links,
+    number,
+)
 
 STORE = {"A": 17, "B": "A", "C": "B", "D": 5, "E": 40}
 
@@ -44,7 +52,7 @@ def test_held_out_rows_are_disjoint_from_training_rows_of_any_options() -> None:
     held_out = [row.text for row in StoreEnvironment(**small, num_held_out=200).tasks("held_out")]
     assert len(set(held_out)) == 200
     assert not set(held_out) & {row.text for seed in range(3) for row in rows(2000, seed=seed, **small)}
-    assert all(is_held_out(text) for text in held_out)
+    assert all(is_held_out(text, HELD_OUT_SHARE) for text in held_out)
 
 
 def test_rows_count_as_the_options_say() -> None:
