@@ -25,19 +25,25 @@ class Engine(Protocol):
         ...
 
     def submit(self, request: GroupRequest) -> Group | None:
-        """Queue a group. A request that can never run comes back at once as a group of failed rollouts."""
+        """Queue a group. A request that can never run comes back at once as a group of failed rollouts.
+
+        Raises ValueError for `keep_keys` where no key can be found again.
+        """
         ...
 
     def step(self) -> list[Group]:
-        """One forward pass; returns the groups it finished. Does nothing when idle."""
+        """One forward pass; returns the groups it finished, of samples that come apart each by itself. Does nothing when idle."""
         ...
 
     def run(self, requests: Sequence[GroupRequest]) -> list[Group]:
-        """Submit all, step until done, return the groups in request order."""
+        """Submit all, step until done, return the groups whole and in request order."""
         ...
 
     def abort(self) -> list[Group]:
-        """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`."""
+        """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`.
+
+        Of samples that come apart those that had not come back yet, each by itself.
+        """
         ...
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:

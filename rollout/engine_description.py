@@ -29,6 +29,7 @@ class Capability(StrEnum):
     ANY_TEMPERATURE = "temperatures below 0.01 (but 0) and above 2"
     STOPS = "stop ids and stop strings"
     PREFIX_CACHE = "prefix cache, with the routes of cached tokens"
+    CONVERSATIONS = "keys of prompt and response kept between the calls of a conversation"
     CHUNKED_PREFILL = "long prompts in chunks beside decoding"
     UPDATE = "new weights without a restart, old prefixes dropped"
     VERSIONS = "weight version of every token, updates in mid-response included"

@@ -116,7 +116,31 @@ def failed_rollouts(request: GroupRequest, failure: str, detail: str = "") -> Gr
     return Group(group_id=request.group_id, prompt=request.prompt, sampling=request.sampling, rollouts=rollouts)
 
 
-def group_so_far(state: GroupState) -> Group:
-    """The group as far as it got, samples without a rollout marked as aborted."""
+def groups_at_end(state: GroupState, index: int) -> list[Group]:
+    """What the end of sample `index`, now in `state.rollouts`, gives back: that sample if they come apart, else the group with its last one."""
+    whole = Group(
+        group_id=state.request.group_id,
+        prompt=state.request.prompt,
+        sampling=state.request.sampling,
+        rollouts=tuple(state.rollouts[number] for number in sorted(state.rollouts)),
+    )
+    if state.request.apart:
+        return [replace(whole, rollouts=(state.rollouts[index],))]
+    return [whole] if state.complete else []
+
+
+def groups_at_abort(state: GroupState) -> list[Group]:
+    """What an abort gives back of a group that is not complete: samples without a rollout are marked as aborted.
+
+    Of samples that come apart only these, each in a group of its own: the others were given back at their ends.
+    """
     group = failed_rollouts(state.request, "aborted")
-    return replace(group, rollouts=tuple(state.rollouts.get(one.sample_index, one) for one in group.rollouts))
+    if state.request.apart:
+        return [replace(group, rollouts=(one,)) for one in group.rollouts if one.sample_index not in state.rollouts]
+    return [replace(group, rollouts=tuple(state.rollouts.get(one.sample_index, one) for one in group.rollouts))]
+
+
+def joined_group(parts: Sequence[Group]) -> Group:
+    """One group of what came back of it at different times, samples in order."""
+    rollouts = sorted((rollout for part in parts for rollout in part.rollouts), key=lambda one: one.sample_index)
+    return replace(parts[0], rollouts=tuple(rollouts))

@@ -26,9 +26,11 @@ class GroupRequest:
     seeds: tuple[int, ...]
     """One 64-bit seed a sample; equal seeds and weights give equal samples whatever else the engine does."""
     keep_keys: bool = False
-    """Keep the keys of prompt *and* responses findable after their end: a later prompt that goes on from one of them runs only what is new."""
+    """Keep the keys of prompt *and* responses findable after their end: a later prompt that goes on from one of them runs only what is new.
+    An engine that cannot (Capability.CONVERSATIONS) raises ValueError."""
     apart: bool = False
-    """Samples come back as they end, each in a group of its own under this group's id, instead of all together."""
+    """Samples come back as they end, each in a group of its own under this group's id, instead of all together. For who steps the engine
+    itself: `run` puts them together again. A request that can never run comes back at once and whole."""
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -51,9 +53,14 @@ class GroupState:
     computed: int = 0
     """Prompt tokens whose keys are in the cache."""
     publishable: bool = True
-    """False once the weights change during the prefill: the prompt's keys are then not the new weights' own."""
+    """False once the weights change while the group is in the cache: its keys are then not the new weights' own."""
     rollouts: dict[int, Rollout] = field(default_factory=dict)
     """Finished samples by index."""
+
+    @property
+    def complete(self) -> bool:
+        """True when every sample has ended."""
+        return len(self.rollouts) == len(self.request.seeds)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from samepath.rollout.record import joined_group
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 
@@ -21,16 +22,16 @@ class SteppedEngine(ABC):
 
     @abstractmethod
     def step(self) -> list[Group]:
-        """One forward pass; returns the groups it finished. Does nothing when idle."""
+        """One forward pass; returns the groups it finished, of samples that come apart each by itself. Does nothing when idle."""
 
     def run(self, requests: Sequence[GroupRequest]) -> list[Group]:
-        """Submit all, step until done, return the groups in request order."""
-        done = {}
+        """Submit all, step until done, return the groups whole and in request order."""
+        parts: dict[str, list[Group]] = {request.group_id: [] for request in requests}
         for request in requests:
             failed = self.submit(request)
             if failed is not None:
-                done[failed.group_id] = failed
+                parts[failed.group_id].append(failed)
         while self.busy:
             for group in self.step():
-                done[group.group_id] = group
-        return [done[request.group_id] for request in requests]
+                parts[group.group_id].append(group)
+        return [joined_group(parts[request.group_id]) for request in requests]

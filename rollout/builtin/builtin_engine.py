@@ -31,7 +31,7 @@ from samepath.rollout.builtin.recording import finish_reason, finished_rollout, 
 from samepath.rollout.builtin.sample_rows import SampleRows
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.record import failed_rollouts, group_so_far
+from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
 from samepath.rollout.request import GroupRequest, GroupState, SampleState
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
@@ -72,7 +72,15 @@ class BuiltinEngine(SteppedEngine):
         return bool(self._queue or self._samples)
 
     def submit(self, request: GroupRequest) -> Group | None:
-        """Queue a group. A request that can never run comes back at once as a group of failed rollouts."""
+        """Queue a group. A request that can never run comes back at once as a group of failed rollouts.
+
+        Raises ValueError for `keep_keys` without `engine.prefix_cache`.
+        """
+        if request.keep_keys and not self.settings.prefix_cache:
+            raise ValueError(
+                f"{request.group_id}: keep_keys leaves keys for later prompts to find, which engine.prefix_cache=false never looks for. "
+                "Set engine.prefix_cache=true, or ask without keep_keys."
+            )
         failure = impossible(request, self.model.config, self.settings, self._pages.num_pages)
         if failure:
             return failed_rollouts(request, failure)
@@ -80,16 +88,19 @@ class BuiltinEngine(SteppedEngine):
         return None
 
     def abort(self) -> list[Group]:
-        """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`."""
-        states = {id(state): state for state in [*self._queue, *(sample.group for sample in self._samples)]}
-        self._finish([(sample, "abort") for sample in self._samples])
+        """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`.
+
+        Of samples that come apart those that had not come back yet, each by itself.
+        """
+        groups = self._finish([(sample, "abort") for sample in self._samples])
+        groups += [group for state in self._queue for group in groups_at_abort(state)]
         self._queue.clear()
-        return [group_so_far(state) for state in states.values()]
+        return groups
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take new weights (published names) in place and drop every cached prefix of the old ones.
 
-        Samples in flight keep their cached keys and go on under the new version, stamped token by token.
+        Samples in flight keep their cached keys and go on under the new version, stamped token by token; nothing of them is found later.
         """
         with torch.no_grad():
             load_published(self.model, tensors)
@@ -97,11 +108,13 @@ class BuiltinEngine(SteppedEngine):
             self._graphs.check_addresses()
         self._pages.forget_all()
         self._queue.forget_weights()
+        for sample in self._samples:
+            sample.group.publishable = False
         self.weight_version = version
 
     @torch.inference_mode()
     def step(self) -> list[Group]:
-        """One forward pass; returns the groups it finished. Does nothing when idle."""
+        """One forward pass; returns the groups it finished, of samples that come apart each by itself. Does nothing when idle."""
         started = time.perf_counter()
         admitted = self._queue.admit(self.counters)
         if admitted and self._graphs is not None:
@@ -230,7 +243,7 @@ class BuiltinEngine(SteppedEngine):
         return self._finish(ended)
 
     def _finish(self, ended: list[tuple[SampleState, str]]) -> list[Group]:
-        """Record the rollouts, with their reasons, and free their rows and pages; returns the groups that are complete."""
+        """Record the rollouts, with their reasons, and free their rows and pages; returns what goes back now."""
         if not ended:
             return []
         tables = self._tables
@@ -240,10 +253,13 @@ class BuiltinEngine(SteppedEngine):
             group = sample.group
             sampled = tables.sampled(sample.row)
             group.rollouts[sample.index] = finished_rollout(sample, reason, sampled, record, self.tokenizer)
+            if group.request.keep_keys and group.publishable:
+                self._pages.publish(
+                    [*group.request.prompt.token_ids, *sampled.token_ids.tolist()][: len(record.routes)], sample.pages
+                )
             tables.free.append(sample.row)
             self._pages.release(sample.pages)
-            if len(group.rollouts) == len(group.request.seeds):
-                groups.append(group_so_far(group))
+            groups += groups_at_end(group, sample.index)
         gone = {id(sample) for sample, _ in ended}
         self._samples = [sample for sample in self._samples if id(sample) not in gone]
         return groups

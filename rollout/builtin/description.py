@@ -29,6 +29,7 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         Capability.ANY_TEMPERATURE: yes(),
         Capability.STOPS: yes(),
         Capability.PREFIX_CACHE: needs("prefix_cache", True),
+        Capability.CONVERSATIONS: needs("prefix_cache", True),
         Capability.CHUNKED_PREFILL: yes(),
         Capability.UPDATE: yes(),
         Capability.VERSIONS: yes("samples in flight keep their keys"),

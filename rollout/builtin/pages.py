@@ -1,4 +1,4 @@
-"""Pages of the key cache: a page holds `page_size` slots, is shared by reference count, and full prompt pages are found again by content."""
+"""Pages of the key cache: a page holds `page_size` slots, is shared by reference count, and full pages are found again by content."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = 0
-"""Serial number before the first page of any prompt."""
+"""Serial number before the first page of any sequence."""
 
 PageKey = tuple[int, tuple[int, ...]]
 """(serial of the entry before, token ids of the page). Serials are never used twice, so an entry whose predecessor was evicted can
@@ -19,7 +19,7 @@ class OutOfPagesError(RuntimeError):
 
 
 class PagePool:
-    """Hands out pages 1 … num_pages (page 0 is the scratch page) and keeps finished prompt pages until the space is needed."""
+    """Hands out pages 1 … num_pages (page 0 is the scratch page) and keeps published pages until the space is needed."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages, self.page_size = num_pages, page_size
@@ -81,14 +81,20 @@ class PagePool:
         return pages
 
     def publish(self, token_ids: Sequence[int], pages: Sequence[int]) -> None:
-        """Make the full pages of a prompt findable; a page whose content is known under another number stays private."""
+        """Make the full pages of a sequence findable; a page whose content is known under another number stays private."""
         parent = ROOT
         for number, page in enumerate(pages[: len(token_ids) // self.page_size]):
             key = (parent, tuple(token_ids[number * self.page_size : (number + 1) * self.page_size]))
             known = self._cached.setdefault(key, page)
-            if known == page and page not in self._key_of:
+            before = self._key_of.get(page)
+            if known == page and before is None:
                 self._last_serial += 1
-                self._key_of[page], self._serial_of[page] = key, self._last_serial
+                self._serial_of[page] = self._last_serial
+            if known == page and before != key:
+                # It followed another page of the same content, which was evicted since: nothing leads to it under that key any more.
+                if before is not None:
+                    del self._cached[before]
+                self._key_of[page] = key
             parent = self._serial_of[known]
 
     def forget_all(self) -> None:

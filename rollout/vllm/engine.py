@@ -16,7 +16,7 @@ from vllm.v1.engine import FinishReason
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
-from samepath.rollout.record import failed_rollouts, group_so_far
+from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stepped_engine import SteppedEngine
@@ -54,7 +54,12 @@ class VllmEngine(SteppedEngine):
         return bool(self._running)
 
     def submit(self, request: GroupRequest) -> Group | None:
-        """Queue a group. A request that can never run comes back at once as a group of failed rollouts."""
+        """Queue a group. A request that can never run comes back at once as a group of failed rollouts.
+
+        Raises ValueError for `keep_keys`.
+        """
+        if request.keep_keys:
+            raise ValueError(f"{request.group_id}: this engine does not take keep_keys. Use engine: builtin.")
         model = self._llm.model_config
         prompt_ids, sampling = request.prompt.token_ids, request.sampling
         vocab_size = model.get_vocab_size()
@@ -83,7 +88,7 @@ class VllmEngine(SteppedEngine):
         return None
 
     def step(self) -> list[Group]:
-        """One forward pass; returns the groups it finished. Does nothing when idle."""
+        """One forward pass; returns the groups it finished, of samples that come apart each by itself. Does nothing when idle."""
         if not self._running:
             return []
         if self._failed:
@@ -97,21 +102,25 @@ class VllmEngine(SteppedEngine):
         self._fruitless = 0 if outputs else self._fruitless + 1
         if self._fruitless > self._patience:
             raise EngineRecordError(f"vLLM finished none of {len(self._running)} requests in {self._patience} steps")
-        finished = [group for output in outputs if (group := self._finish(output)) is not None]
+        finished = [group for output in outputs for group in self._finish(output)]
         self.counters.steps += 1
         self.counters.seconds += time.perf_counter() - started
         return finished
 
     def abort(self) -> list[Group]:
-        """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`."""
+        """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`.
+
+        Of samples that come apart those that had not come back yet, each by itself.
+        """
         states = {id(state): state for state, _, _ in self._running.values()}
+        groups: list[Group] = []
         requests = self._llm.output_processor.request_states
         for _, _, vllm_id in list(self._running.values()):
             # vLLM hands an aborted request's output to a queue, which a stepped engine has not; it is made here the same way.
             output = requests[vllm_id].make_request_output([], None, FinishReason.ABORT, None)
             self._llm.abort_request([vllm_id], internal=True)
-            self._finish(output)
-        return [group_so_far(state) for state in states.values()]
+            groups += self._finish(output)
+        return groups + [group for state in states.values() if not state.complete for group in groups_at_abort(state)]
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take new weights (published names) in place and drop every cached page of the old ones.
@@ -160,16 +169,17 @@ class VllmEngine(SteppedEngine):
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _finish(self, output: Any) -> Group | None:
-        """Record a finished request; returns its group if it was the last one of it."""
+    def _finish(self, output: Any) -> list[Group]:
+        """Record a finished request; returns what goes back now."""
         if not output.finished:
-            return None
+            return []
         state, index, _ = self._running.pop(output.request_id)
         completion = output.outputs[0]
         reused = output.num_cached_tokens or 0
         self.counters.reused_tokens += reused
         self.counters.prefill_tokens += len(state.request.prompt.token_ids) - reused
         self.counters.sampled_tokens += len(completion.token_ids)
-        if completion.token_ids:
-            state.rollouts[index] = recorded_rollout(state, index, completion, self.binding, self.tokenizer)
-        return group_so_far(state) if len(state.rollouts) == len(state.request.seeds) else None
+        if not completion.token_ids:
+            return []
+        state.rollouts[index] = recorded_rollout(state, index, completion, self.binding, self.tokenizer)
+        return groups_at_end(state, index)

@@ -87,6 +87,22 @@ def test_publish_known_content_stays_private_but_what_follows_it_is_found() -> N
     assert pool.find_prefix([4, 5, 6]) == [first[0], second[1]]
 
 
+def test_publish_again_behind_a_replaced_beginning_leaves_nothing_that_leads_to_a_page_of_other_content() -> None:
+    """A page that followed another's copy of its beginning is published again, as a sequence grows, once that copy is evicted."""
+    pool = PagePool(4, 1)
+    first, own = pool.take(1), pool.take(2)
+    pool.publish([1], first)
+    pool.publish([1, 2], own)
+    pool.release(first)
+    other = pool.take(2)
+    assert first[0] in other
+    pool.publish([1, 2], own)
+    assert pool.find_prefix([1, 2, 9]) == own
+    pool.release(own)
+    assert pool.take(1) == own[1:]
+    assert pool.find_prefix([1, 2, 9]) == own[:1]
+
+
 def test_forget_all_frees_idle_pages_and_leaves_used_ones_with_their_users() -> None:
     pool = PagePool(4, 1)
     used, idle = pool.take(1), pool.take(1)
@@ -118,11 +134,14 @@ def test_pool_wild_use_never_mixes_contents_and_loses_no_page(page_size: int, ac
     pool = PagePool(8, page_size)
     content: dict[int, tuple[int, ...]] = {}
     held: list[list[int]] = []
+    written: list[tuple[list[int], list[int]]] = []
     for action in actions:
         if action == "forget":
             pool.forget_all()
         elif isinstance(action, int):
             if held:
+                # At its end a sequence is published again.
+                pool.publish(*written.pop(action % len(held)))
                 pool.release(held.pop(action % len(held)))
         elif isinstance(action, list):
             prefix = pool.find_prefix(action)
@@ -139,8 +158,10 @@ def test_pool_wild_use_never_mixes_contents_and_loses_no_page(page_size: int, ac
             pages = prefix + fresh
             for number, page in enumerate(pages, 1):
                 content[page] = tuple(action[: number * page_size])
+            pool.publish(action[: len(action) // 2], pages)
             pool.publish(action, pages)
             held.append(pages)
+            written.append((action, pages))
         assert pool.available == 8 - len({page for pages in held for page in pages})
     for pages in held:
         pool.release(pages)
