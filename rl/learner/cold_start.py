@@ -3,27 +3,19 @@
 Axes: N rows, M response tokens, E experts, L mixture-of-experts layers.
 """
 
-import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from samepath.model.policy import Policy
-from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence, pack, split_by_tokens
 from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_pass import run_policy
-from samepath.rl.learner.worked_answers import AnswerWriter, resolve_answer_writer
+from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
-from samepath.rl.tasks.row import Task
-from samepath.rollout.types import MISSING_ROUTE, Segment
-
-MAX_UNUSABLE = 100
-"""Draws in a row of rows that cannot be encoded, answered or fitted into the model before the cold start gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,58 +33,35 @@ class _Pass:
 
 
 class ColdStart:
-    """Draws worked answers deterministically by step and trains on them."""
+    """Trains on worked answers, drawn by step."""
 
     def __init__(
-        self, model: Policy, tokenizer: Tokenizer, task: Task, settings: ColdStartSettings, seed: int, pool: PassPool
+        self,
+        model: Policy,
+        worked: WorkedBatches,
+        settings: ColdStartSettings,
+        pool: PassPool,
+        *,
+        max_tokens_per_pass: int,
     ) -> None:
-        self.model, self.tokenizer, self.task, self.settings, self.seed = model, tokenizer, task, settings, seed
-        self._pool = pool
-        self._write_answer: AnswerWriter = resolve_answer_writer(
-            settings.traces, {**settings.options, **settings.late_options}
-        )
+        self.model, self.worked, self.settings = model, worked, settings
+        self._pool, self._max_tokens = pool, max_tokens_per_pass
         self._optimizer = Optimizer(model, settings.optimizer, total_updates=settings.steps)
-
-    def batch(self, step: int) -> tuple[TrainSequence, ...]:
-        """The sequences of one step: a function of seed and step alone. A row that cannot be used is passed over for the next draw.
-
-        Raises ValueError, with the reason of the last, if more than MAX_UNUSABLE draws in a row give none.
-        """
-        rng = random.Random(f"{self.seed}/{step}")
-        settings = self.settings
-        late = step >= settings.steps - settings.late_steps
-        options = {**settings.options, **settings.late_options} if late else settings.options
-        sequences: list[TrainSequence] = []
-        unusable = 0
-        while len(sequences) < self.settings.batch_size:
-            try:
-                row = self.task.train[rng.randrange(len(self.task.train))]
-                response = self._write_answer(row, rng, **options)
-                prompt_ids = row.encode(self.tokenizer)
-                response_ids = self.tokenizer.encode_continuation(response)
-                sequences.append(supervised_sequence(prompt_ids, (*response_ids, self.tokenizer.end_id), self.model))
-            except ValueError as error:
-                unusable += 1
-                if unusable > MAX_UNUSABLE:
-                    raise ValueError(
-                        f"{unusable} draws one after the other gave no row for the cold start: {error}"
-                    ) from error
-            else:
-                unusable = 0
-        return tuple(sequences)
 
     def step(self, step: int) -> Mapping[str, float]:
         """One optimiser step; returns losses in nats per token (the indexer's per row) and gradient norms."""
-        sequences = self.batch(step)
-        parts = split_by_tokens(sequences, max_tokens=1 << 30, at_least=self._pool.threads)
+        sequences = self.worked.batch(step, self.model.shape)
+        parts = split_by_tokens(sequences, self._max_tokens, at_least=self._pool.threads)
         dense = step < self.settings.dense_warmup_steps
         total = sum(entry.segment.num_trained for entry in sequences)
         num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
-        passes = self._pool.map(
+        passes = []
+        for done in self._pool.stream(
             lambda part: self._pass([sequences[index] for index in part], total, num_rows, dense), parts
-        )
-        for done in passes:
+        ):
             self._optimizer.add(done.gradients)
+            # The gradients of many passes never stand in memory together.
+            passes.append(replace(done, gradients=[]))
         norms = self._optimizer.step()
         metrics = {
             "cold_start/loss": sum(done.loss for done in passes),
@@ -143,24 +112,3 @@ class ColdStart:
             if bias_E is not None:
                 bias_E += self.settings.bias_update_rate * torch.sign(counts_E.mean() - counts_E).to(bias_E.device)
         return worst
-
-
-def supervised_sequence(prompt_ids: tuple[int, ...], response_ids: tuple[int, ...], model: Policy) -> TrainSequence:
-    """A sequence nobody sampled: no routes, no supports, every response token a target."""
-    total = len(prompt_ids) + len(response_ids)
-    if total > model.shape.max_position_embeddings:
-        raise ValueError(
-            f"prompt and worked answer must fit max_position_embeddings={model.shape.max_position_embeddings}; got {total} tokens"
-        )
-    trained = np.arange(total) >= len(prompt_ids)
-    segment = Segment(
-        token_ids=np.array([*prompt_ids, *response_ids], np.int32),
-        trained=trained,
-        sampler_logprobs=np.zeros(total, np.float32),
-        routes=np.full((total, len(model.shape.moe_layers), model.shape.num_experts_per_tok), MISSING_ROUTE, np.int16),
-        support=None,
-        selection_fingerprint=np.zeros((total, len(model.shape.sparse_layers)), np.uint64),
-        weight_version=np.where(trained, 0, -1).astype(np.int32),
-        finish_reason="stop",
-    )
-    return TrainSequence(segment=segment, temperature=1.0, name="cold start")

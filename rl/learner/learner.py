@@ -24,6 +24,7 @@ from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.snapshot import STATE_FILE, Snapshot, in_host_memory
 from samepath.rl.learner.update import PolicyUpdater
+from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.tasks import build_task
@@ -64,13 +65,13 @@ class Learner:
         """Supervised steps `first … first + count − 1`; returns each step's metrics."""
         if self._cold_start is None:
             task = build_task(self._recipe.task, self._recipe_dir)
+            settings, learner = self._recipe.cold_start, self._recipe.learner
             self._cold_start = ColdStart(
                 self._model,
-                self._tokenizer,
-                task,
-                self._recipe.cold_start,
-                self._recipe.seed,
-                PassPool(self._recipe.learner.threads),
+                WorkedBatches(self._tokenizer, task, settings, self._recipe.seed),
+                settings,
+                PassPool(learner.threads),
+                max_tokens_per_pass=learner.max_tokens_per_pass,
             )
         return [self._cold_start.step(step) for step in range(first, first + count)]
 

@@ -1,4 +1,4 @@
-"""Worked answers for the cold start, made from the task's own rows: in more than one way, so that RL has something to find."""
+"""Worked answers and conversations for the cold start, made from the task's own rows: in more than one way, so that RL has something to find."""
 
 import inspect
 import random
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
+from samepath.model.text.conversation import Conversation
 from samepath.rl.tasks.row import TaskRow, TaskRows
 
 TRIED_ROWS = 100
@@ -14,11 +15,27 @@ TRIED_ROWS = 100
 
 
 class AnswerWriter(Protocol):
-    """`f(row, rng, **options) -> str`: a response, without the end-of-sequence token."""
+    """`f(row, rng, **options)`: a response as text, without the end-of-sequence token; of a task of conversations a whole Conversation."""
 
-    def __call__(self, row: TaskRow, rng: random.Random, **options: Any) -> str:
-        """Write one response."""
+    def __call__(self, row: TaskRow, rng: random.Random, **options: Any) -> str | Conversation:
+        """Write one response, or one conversation."""
         ...
+
+
+class AnswerKindError(ValueError):
+    """A writer of texts for a task of conversations, or the other way round: no row will do."""
+
+
+def checked_kind(worked: object, *, conversations: bool) -> str | Conversation:
+    """What a writer returned. Raises AnswerKindError if it is not of the kind that the task needs."""
+    if conversations and isinstance(worked, Conversation):
+        return worked
+    if not conversations and isinstance(worked, str):
+        return worked
+    wanted = "a Conversation for each row of an environment" if conversations else "text for each row of this task"
+    raise AnswerKindError(
+        f"cold_start.traces must write {wanted}; got a {type(worked).__name__}. Name a function for this kind of task."
+    )
 
 
 def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter:
@@ -39,13 +56,20 @@ def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter
     return function  # type: ignore[no-any-return]
 
 
-def try_answers(writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError, with the last reason, if it answers none of the first `TRIED_ROWS` rows with each of `options`."""
+def try_answers(
+    writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]], *, conversations: bool = False
+) -> None:
+    """Raise ValueError, with the last reason, if it answers none of the first `TRIED_ROWS` rows with each of `options`.
+
+    `conversations`: the rows are an environment's. Raises AnswerKindError at the first answer of the other kind.
+    """
     reason: ValueError | None = None
     for index in range(min(TRIED_ROWS, len(rows))):
         try:
             for chosen in options:
-                writer(rows[index], random.Random(0), **chosen)
+                checked_kind(writer(rows[index], random.Random(0), **chosen), conversations=conversations)
+        except AnswerKindError:
+            raise
         except ValueError as error:
             reason = error
         else:

@@ -21,11 +21,11 @@ class ColdStartSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(0, ge=0, description="optimiser steps")
-    batch_size: int = Field(64, ge=1, description="sequences of a step")
+    batch_size: int = Field(64, ge=1, description="worked answers of a step")
     traces: str = Field(
         "samepath.rl.learner.worked_answers:arithmetic_sum",
         pattern=r"^[\w.]+:\w+$",
-        description="function that writes a worked answer for a task row",
+        description="function that writes a worked answer for a task row, or a worked conversation for an environment's",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
     late_steps: int = Field(

@@ -17,9 +17,9 @@ import torch
 from samepath.model.files.published_sizes import published_sizes
 from samepath.model.policy import Policy
 from samepath.rl.batch.pack import PackedBatch, pack
-from samepath.rl.learner.cold_start import supervised_sequence
 from samepath.rl.learner.model_source import build_model, model_config
 from samepath.rl.learner.policy_pass import run_policy
+from samepath.rl.learner.worked_batches import supervised_sequence
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rl.recipe.recipe import Recipe
@@ -82,7 +82,7 @@ def _batch(policy: Policy, num_tokens: int) -> PackedBatch:
     sequences = []
     for _ in range(max(num_tokens // length, 1)):
         ids = rng.integers(2, policy.shape.vocab_size, length).tolist()
-        sequences.append(supervised_sequence(tuple(ids[:4]), tuple(ids[4:]), policy))
+        sequences.append(supervised_sequence(ids[:4], ids[4:], policy.shape))
     return pack(sequences, policy.shape)
 
 

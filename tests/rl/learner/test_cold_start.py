@@ -8,6 +8,7 @@ import pytest
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.pass_pool import PassPool
+from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import Task, TaskRow
 from tests.conftest import tiny_model
@@ -23,12 +24,13 @@ def cold_start(tokenizer: Tokenizer, seed: int = 0, *, unusable: Sequence[int] =
     rows = [replace(row, text=f"{row.text} ×") if row.row in unusable else row for row in rows]
     task = Task(name="sums", train=rows, held_out=[], seed=0)
     made = ColdStartSettings.model_validate({"steps": 6, "batch_size": 3, "options": WORKED, **settings})
-    return ColdStart(tiny_model(), tokenizer, task, made, seed, PassPool(1))
+    worked = WorkedBatches(tokenizer, task, made, seed)
+    return ColdStart(tiny_model(), worked, made, PassPool(1), max_tokens_per_pass=4096)
 
 
 def answers(start: ColdStart, step: int, tokenizer: Tokenizer) -> list[str]:
     """The trained tokens of each sequence as text."""
-    segments = [entry.segment for entry in start.batch(step)]
+    segments = [entry.segment for entry in start.worked.batch(step, start.model.shape)]
     return [tokenizer.decode(segment.token_ids[segment.trained].tolist()) for segment in segments]
 
 
@@ -73,7 +75,7 @@ def test_batch_is_a_function_of_seed_and_step_alone(tokenizer: Tokenizer) -> Non
 
 def test_batch_trains_on_the_answer_and_its_end_but_not_on_the_prompt(tokenizer: Tokenizer) -> None:
     start = cold_start(tokenizer, batch_size=1, options=BARE)
-    (entry,) = start.batch(0)
+    (entry,) = start.worked.batch(0, start.model.shape)
     token_ids, trained = entry.segment.token_ids, entry.segment.trained
     first = int(trained.argmax())
     assert trained[first:].all()
@@ -87,7 +89,7 @@ def test_batch_passes_over_rows_that_cannot_be_encoded(tokenizer: Tokenizer) -> 
     third = tokenizer.encode("3+3=")
 
     def drawn(made: ColdStart, step: int) -> list[tuple[int, ...]]:
-        return [tuple(entry.segment.token_ids.tolist()) for entry in made.batch(step)]
+        return [tuple(entry.segment.token_ids.tolist()) for entry in made.worked.batch(step, made.model.shape)]
 
     sequences = [ids for step in range(6) for ids in drawn(start, step)]
     assert len(sequences) == 48
@@ -98,4 +100,4 @@ def test_batch_passes_over_rows_that_cannot_be_encoded(tokenizer: Tokenizer) -> 
 
 def test_batch_without_a_usable_row_says_why(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"101 draws one after the other gave no row for the cold start: "):
-        cold_start(tokenizer, unusable=range(10)).batch(0)
+        answers(cold_start(tokenizer, unusable=range(10)), 0, tokenizer)

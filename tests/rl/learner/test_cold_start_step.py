@@ -1,18 +1,24 @@
 """The supervised start: its gradient and metrics do not depend on how a step is cut, its rate falls, its two losses stay apart."""
 
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from samepath.model.network.network import CausalLM
+from samepath.model.shape import ModelShape
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.model.trace import ForwardTrace
-from samepath.rl.batch.pack import pack
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.learner.cold_start import ColdStart
+from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_pass import run_policy
+from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task, TaskRow
 from tests.conftest import ALPHABET, tiny_model
 from tests.update_runs import Descent
@@ -23,18 +29,19 @@ ROWS = [
 """Fewer rows than a batch has sequences, so that prompts repeat and their rows are shared."""
 
 
-def cold_start(model: CausalLM, threads: int = 1, **changes: object) -> ColdStart:
+def cold_start(model: CausalLM, threads: int = 1, max_tokens: int = 4096, **changes: object) -> ColdStart:
     settings = ColdStartSettings.model_validate({"steps": 8, "batch_size": 7, **changes})
     task = Task(name="sums", train=ROWS, held_out=[], seed=0)
-    return ColdStart(model, character_tokenizer(ALPHABET), task, settings, 3, PassPool(threads))
+    worked = WorkedBatches(character_tokenizer(ALPHABET), task, settings, 3)
+    return ColdStart(model, worked, settings, PassPool(threads), max_tokens_per_pass=max_tokens)
 
 
 @pytest.mark.parametrize("dense_steps", [0, 1])
 def test_step_cut_into_passes_has_the_gradient_and_the_metrics_of_one(dense_steps: int) -> None:
     seen = []
-    for threads in (1, 2, 3):
+    for threads, max_tokens in ((1, 4096), (2, 4096), (3, 4096), (1, 40), (2, 16)):
         model = tiny_model().double()
-        cold = cold_start(model, threads, dense_warmup_steps=dense_steps, bias_update_rate=0.0)
+        cold = cold_start(model, threads, max_tokens, dense_warmup_steps=dense_steps, bias_update_rate=0.0)
         descent = Descent(model, 0.0)
         cold._optimizer = descent  # type: ignore[assignment]
         seen.append((cold.step(0), descent.first))
@@ -45,12 +52,30 @@ def test_step_cut_into_passes_has_the_gradient_and_the_metrics_of_one(dense_step
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("limit", [16, 30, 4096])
+def test_step_runs_no_more_rows_in_a_pass_than_the_learner_may(
+    limit: int, tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(f"learner.max_tokens_per_pass={limit}", "cold_start.steps=1", "cold_start.batch_size=6")
+    seen: list[PackedBatch] = []
+
+    def recorded(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
+        seen.append(pack(sequences, shape))
+        return seen[-1]
+
+    monkeypatch.setattr("samepath.rl.learner.cold_start.pack", recorded)
+    Learner(recipe, Path(), Path(), None).cold_start(0, 1)
+    assert sum(len(batch.rollout_S) for batch in seen) == 6
+    assert all(batch.num_rows <= limit or len(batch.rollout_S) == 1 for batch in seen)
+    assert (len(seen) == 1) == (limit == 4096)
+
+
 def test_step_reports_means_over_all_tokens_and_all_rows() -> None:
     """Against one pass over each sequence alone: entropy a token, indexer loss a row and layer."""
     model = tiny_model()
     cold = cold_start(model, 2)
     entropies, losses = [], []
-    for entry in cold.batch(0):
+    for entry in cold.worked.batch(0, model.shape):
         packed = pack([entry], model.shape)
         result = run_policy(model, packed, routes_LNX=None, use_support=False, train_indexer=True)
         entropies.append(result.head.entropy_M)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samepath.rl.batch.pack import TrainSequence, split_by_tokens
-from samepath.rl.learner.cold_start import supervised_sequence
 from samepath.rl.learner.pass_pool import PassPool, add_gradients, gradients_of
+from samepath.rl.learner.worked_batches import supervised_sequence
 from tests.conftest import tiny_model
 
 
@@ -82,9 +82,9 @@ def test_add_gradients_of_parts_equals_the_gradient_of_the_whole() -> None:
 
 
 def sequences_of(lengths: list[int]) -> list[TrainSequence]:
-    model = tiny_model()
+    shape = tiny_model().shape
     prompts = [(2 + place % 16, 2 + place // 16) for place in range(len(lengths))]
-    return [supervised_sequence(prompt, (3,) * (length - 1), model) for prompt, length in zip(prompts, lengths)]
+    return [supervised_sequence(prompt, (3,) * (length - 1), shape) for prompt, length in zip(prompts, lengths)]
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=20), st.integers(16, 100), st.integers(1, 4))
