@@ -1,12 +1,12 @@
 """Which batch rows sequences share: a common beginning runs once, as it stood once in the engine's cache.
 
-Samples of a group share at least their prompt; prompts may share an example or a system text. A row is shared only between equal
-tokens before and at it that took the same path (routes, selection fingerprints), so sharing changes no result.
+Samples of a group share at least their prompt; prompts may share an example or a system text; a segment of a conversation begins as the ones
+before it, up to where something was dropped. A row is shared only between equal tokens before and at it that took the same path (routes,
+selection fingerprints), so sharing changes no result.
 Axes: T rows of a sequence (every token but the last), L layers, X experts chosen.
 """
 
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 from samepath.rollout.types import Segment
 
 MIN_SHARED_TOKENS = 16
-"""Different prompts are compared if they agree in this many tokens: less is not worth a look."""
-MAX_PROMPTS_COMPARED = 16
-"""How many other prompts a new one is compared with; a system text stands in all of them, so one would often do."""
+"""Sequences with different prompts are compared if they begin with the same tokens, this many: less is not worth a look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,47 +30,104 @@ class Placed:
     """True if a sequence with the same prompt stands in the batch whose prompt took another path."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Stretch:
+    """Positions `first … end − 1` of a sequence, with nothing that branches off between them, and what goes on from there."""
+
+    segment: Segment
+    """The sequence that ran them first: tokens and records."""
+    rows_T: Tensor
+    """Batch rows of all its positions, those before `first` included."""
+    first: int
+    end: int
+    branches: "_Branches" = field(default_factory=dict)
+
+
+_Branches = dict[int, list[_Stretch]]
+"""Stretches by their first token; two with the same differ in that row's records."""
+
+
 @dataclass(slots=True)
 class SharedRows:
-    """The rows of the sequences placed so far."""
+    """The rows of the sequences placed so far: prefix trees over tokens and records."""
 
     num_rows: int = 0
     """Rows to run."""
-    _placed: dict[bytes, dict[bytes, list[tuple[Segment, Tensor]]]] = field(default_factory=dict)
-    """Sequences by the first tokens of their prompt, then by all of them."""
+    _trees: dict[tuple[bool, bytes], _Branches] = field(default_factory=dict)
+    """Trees by the beginning of a prompt or of a whole sequence, and whether there are fingerprints."""
+    _prompts: set[bytes] = field(default_factory=set)
+    """Prompts placed so far."""
 
     def place(self, segment: Segment) -> Placed:
         """Give a sequence its rows: the longest beginning that stands already, then new ones."""
         length, prompt = len(segment.token_ids) - 1, int(segment.trained.argmax())
-        prompt_ids = segment.token_ids[:prompt]
-        alike = self._placed.setdefault(prompt_ids[:MIN_SHARED_TOKENS].tobytes(), {})
-        same_prompt = alike.setdefault(prompt_ids.tobytes(), [])
-        # Of sequences with another prompt the first stands for all: what they share lies within the prompt.
-        others = same_prompt or [placed[0] for placed in islice(alike.values(), MAX_PROMPTS_COMPARED) if placed]
-        common, rows_T = 0, torch.empty(0, dtype=torch.int64)
-        for other, other_rows_T in others:
-            shared = _common_rows(segment, other)
-            if shared > common:
-                common, rows_T = shared, other_rows_T
+        branches, last, common = self._tree(segment, prompt), None, 0
+        while (stretch := _begun(branches, segment, common)) is not None:
+            common += _common_rows(segment, stretch, common)
+            last = stretch
+            if common < stretch.end:
+                break
+            branches = stretch.branches
         new_T = torch.arange(self.num_rows, self.num_rows + length - common)
-        placed = Placed(
-            rows_T=torch.cat([rows_T[:common], new_T]),
-            num_shared=common,
-            apart=bool(same_prompt) and common < prompt,
-        )
+        rows_T = new_T if last is None else torch.cat([last.rows_T[:common], new_T])
+        if common < length:
+            if last is not None and common < last.end:
+                branches = _cut(last, common)
+            new = _Stretch(segment=segment, rows_T=rows_T, first=common, end=length)
+            branches.setdefault(int(segment.token_ids[common]), []).append(new)
         self.num_rows += len(new_T)
-        same_prompt.append((segment, placed.rows_T))
-        return placed
+        prompt_ids = segment.token_ids[:prompt].tobytes()
+        apart = prompt_ids in self._prompts and common < prompt
+        self._prompts.add(prompt_ids)
+        return Placed(rows_T=rows_T, num_shared=common, apart=apart)
+
+    def _tree(self, segment: Segment, prompt: int) -> _Branches:
+        """The tree that the sequence may share with: of its prompt, which may be short, or of its first tokens."""
+        recorded = segment.selection_fingerprint is not None
+        keys = [(recorded, segment.token_ids[: min(prompt, MIN_SHARED_TOKENS)].tobytes())]
+        if len(segment.token_ids) > MIN_SHARED_TOKENS:
+            keys.append((recorded, segment.token_ids[:MIN_SHARED_TOKENS].tobytes()))
+        found = next((self._trees[key] for key in keys if key in self._trees), {})
+        for key in keys:
+            self._trees.setdefault(key, found)
+        return found
 
 
-def _common_rows(first: Segment, second: Segment) -> int:
-    """Leading rows with equal tokens and records."""
-    count = min(len(first.token_ids), len(second.token_ids)) - 1
-    count = _first_true(first.token_ids[:count] != second.token_ids[:count])
-    count = _first_true((first.routes[:count] != second.routes[:count]).any((1, 2)))
-    if first.selection_fingerprint is None or second.selection_fingerprint is None:
-        return count if first.selection_fingerprint is second.selection_fingerprint else 0
-    return _first_true((first.selection_fingerprint[:count] != second.selection_fingerprint[:count]).any(1))
+def _begun(branches: _Branches, segment: Segment, place: int) -> _Stretch | None:
+    """The stretch whose first row is the sequence's row at `place`, if it has one and there is such a stretch."""
+    if place == len(segment.token_ids) - 1:
+        return None
+    alike = branches.get(int(segment.token_ids[place]), ())
+    return next((stretch for stretch in alike if _equal_records(segment, stretch.segment, place)), None)
+
+
+def _cut(stretch: _Stretch, place: int) -> _Branches:
+    """End the stretch before `place`: what it was from there on is the first of its branches."""
+    rest = _Stretch(
+        segment=stretch.segment, rows_T=stretch.rows_T, first=place, end=stretch.end, branches=stretch.branches
+    )
+    stretch.end, stretch.branches = place, {int(stretch.segment.token_ids[place]): [rest]}
+    return stretch.branches
+
+
+def _equal_records(first: Segment, second: Segment, row: int) -> bool:
+    """Whether one row of both took the same path; either both have fingerprints or neither."""
+    return np.array_equal(first.routes[row], second.routes[row]) and (
+        first.selection_fingerprint is None
+        or second.selection_fingerprint is None
+        or np.array_equal(first.selection_fingerprint[row], second.selection_fingerprint[row])
+    )
+
+
+def _common_rows(segment: Segment, stretch: _Stretch, first: int) -> int:
+    """How many rows from `first` on have equal tokens and records, within the stretch and the sequence."""
+    other, end = stretch.segment, min(stretch.end, len(segment.token_ids) - 1)
+    end = first + _first_true(segment.token_ids[first:end] != other.token_ids[first:end])
+    end = first + _first_true((segment.routes[first:end] != other.routes[first:end]).any((1, 2)))
+    prints, others = segment.selection_fingerprint, other.selection_fingerprint
+    if prints is None or others is None:
+        return end - first
+    return _first_true((prints[first:end] != others[first:end]).any(1))
 
 
 def _first_true(different_T: np.ndarray) -> int:
