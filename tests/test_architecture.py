@@ -37,6 +37,7 @@ HOUSE: dict[str, str] = {
         vllm/
         engine_settings
         capabilities engine
+        environments/foreign/
         environments/
         pool/
     """,
@@ -373,6 +374,12 @@ MAY_WAIT_FOR_EVER = {
     ("rollout/pool/process_worker.py", "recv"): "a worker without work; it hears of its parent's end",
     ("rollout/pool/process_pool.py", "recv"): "inside `bounded`",
     ("rollout/bounded_call.py", "wait"): "the thread that stays as long as a cluster",
+    ("rollout/environments/child.py", "wait"): "inside a timeout",
+    ("rollout/environments/child_sessions.py", "result"): "a task that is done",
+    ("rollout/environments/mcp.py", "result"): "a task that is done",
+    ("rollout/environments/foreign/main.py", "result"): "a task that is done",
+    ("rollout/environments/foreign/mcp_client.py", "result"): "tasks that are done",
+    ("rollout/environments/foreign/mcp_client.py", "wait"): "a connection that stands as long as its sessions",
     ("rl/tracking/mlflow_ui.py", "wait"): "`samepath ui` serves until it is ended",
     ("rl/tracking/ui_guard.py", "wait"): "the same; a signal ends it",
 }
