@@ -374,6 +374,7 @@ MAY_WAIT_FOR_EVER = {
     ("rollout/pool/process_worker.py", "recv"): "a worker without work; it hears of its parent's end",
     ("rollout/pool/process_pool.py", "recv"): "inside `bounded`",
     ("rollout/bounded_call.py", "wait"): "the thread that stays as long as a cluster",
+    ("rollout/environments/answer_judge.py", "get"): "a thread that stays as long as its judge",
     ("rollout/environments/child.py", "wait"): "inside a timeout",
     ("rollout/environments/child_sessions.py", "result"): "a task that is done",
     ("rollout/environments/mcp.py", "result"): "a task that is done",

@@ -1,6 +1,7 @@
 """A recipe's kind of reward inside an environment: answers are judged in child processes, with the limits that docs/rewards.md states."""
 
 import asyncio
+import queue
 import threading
 import weakref
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from samepath.rollout.environments.protocol import EnvironmentFailure
 
 
 class AnswerJudge:
-    """Judges answers; its children start with the first one and end with it.
+    """Judges answers; its children start with the first one, and end with the judge.
 
     `reward` is what a recipe says under `reward`: a function's path, or parts with weights beside limits. Raises ValueError for another.
     """
@@ -38,5 +39,13 @@ class AnswerJudge:
         with self._lock:
             if self._runner is None:
                 self._runner = RewardRunner(self._settings)
-                weakref.finalize(self, self._runner.close)
+                ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+                threading.Thread(target=_close_after, args=(ended, self._runner), daemon=True).start()
+                weakref.finalize(self, ended.put, None).atexit = False
         return self._runner.submit(request)
+
+
+def _close_after(ended: "queue.SimpleQueue[None]", runner: RewardRunner) -> None:
+    """Close the runner in a thread of its own: the judge may be collected in any thread, while it holds any lock."""
+    ended.get()
+    runner.close()

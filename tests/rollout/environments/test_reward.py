@@ -96,17 +96,21 @@ def test_reward_environment_whose_function_does_not_load_is_a_failure_of_its_sta
 
 
 def test_reward_environment_starts_children_with_the_first_score_and_ends_them_with_itself(rows_file: str) -> None:
-    # Those of environments before that nobody holds any more.
-    gc.collect()
-    before = set(psutil.Process().children(recursive=True))
+    before = children()
     made = environment(rows_file, "own_rewards:later")
     rows = made.tasks("train")
-    assert set(psutil.Process().children(recursive=True)) == before
+    assert not children() - before
     scores(made, rows[0], ["1"])
-    assert set(psutil.Process().children(recursive=True)) > before
+    started = children() - before
+    assert started
     del made
     gc.collect()
-    assert set(psutil.Process().children(recursive=True)) == before
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
+
+
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def test_reward_environment_asks_with_the_system_text_and_offers_no_tools(rows_file: str) -> None:
