@@ -25,11 +25,11 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_state import RunState
 from samepath.rl.saving import Saving
-from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.pool.pool import InlinePool
 from samepath.rollout.request import GroupRequest
+from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Prompt
 
 MODEL = {

@@ -66,13 +66,13 @@ class RewardRunner:
         self._launch().end()
 
     def start(self) -> None:
-        """Start all children and wait until they have loaded the functions; does nothing when already started.
+        """Start all children and wait until they have loaded the functions; does nothing when already started, or without any function.
 
         Raises RewardStartError, after closing the runner.
         """
         with self._lock:
             self._refuse_if_closed()
-            if self._threads:
+            if self._threads or not self._settings.parts:
                 return
             if self._settings.memory_bytes and sys.platform != "linux":
                 logger.warning("reward.memory_bytes has no effect on %s: only Linux can limit it", sys.platform)
@@ -93,8 +93,10 @@ class RewardRunner:
     def submit(self, request: RewardRequest) -> "Future[Score]":
         """Queue one request; scoring overlaps with whatever the caller does next. Starts the children if need be.
 
-        The future raises only RewardStartError, or CancelledError if the runner is closed before its turn.
+        Raises RuntimeError without any function. The future raises only RewardStartError, or CancelledError if the runner is closed before its turn.
         """
+        if not self._settings.parts:
+            raise RuntimeError("there is no reward function to score with; name one in reward.parts")
         self.start()
         future: Future[Score] = Future()
         try:

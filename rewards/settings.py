@@ -43,7 +43,9 @@ class RewardSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parts: dict[PartName, RewardPart] = Field(
-        min_length=1, description="Named terms of the reward; the total is the weighted sum. At least one."
+        default_factory=dict,
+        description="Named terms of the reward; the total is the weighted sum. At least one, but for an environment, which judges by itself "
+        "and takes none.",
     )
     timeout_s: float = Field(
         default=10.0, gt=0, le=86400, description="Wall time for all parts of one request, seconds, (0, 86400]."
@@ -109,8 +111,8 @@ class RewardSettings(BaseModel):
 
     @property
     def main_part(self) -> str:
-        """Name of the first part, which says whether a response is right."""
-        return next(iter(self.parts))
+        """Name of the first part, which says whether a response is right; empty where an environment's own first part does."""
+        return next(iter(self.parts), "")
 
     @model_validator(mode="before")
     @classmethod

@@ -17,12 +17,13 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.saving import Saving
-from samepath.rl.tasks.requests import answered, seed_of, train_request
+from samepath.rl.tasks.requests import answered, train_request
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rl.tracking.tracker import Tracker
+from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import RolloutPool
-from samepath.rollout.request import GroupRequest
+from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Group
 
 
@@ -115,7 +116,7 @@ class Loop:
             "learner/tokens_per_s": learned_tokens / max(seconds["learning"], 1e-9),
         }
 
-    def requests(self, step: int) -> list[GroupRequest | Group]:
+    def requests(self, step: int) -> list[Request | Group]:
         """The prompts of one step with a seed for every sample: a function of the recipe's seed and the step alone.
 
         Where a row cannot be asked stands the group of its failed samples.

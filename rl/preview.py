@@ -12,13 +12,14 @@ from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.run_folder import run_of_checkpoint
 from samepath.rl.run_state import RECIPE_FILE
-from samepath.rl.tasks.requests import seed_of
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
+from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Prompt, Rollout
 
 
@@ -34,6 +35,10 @@ def sample_source(
     recipe = _recipe_of(source)
     stops = {} if recipe is None else recipe.sampling.model_dump(include={"stop_token_ids", "stop_strings"})
     sampling = SamplingSettings.model_validate({**stops, **changes})
+    if recipe is not None and isinstance(recipe.task, EnvironmentTask):
+        raise ValueError(
+            "a recipe of kind environment has conversations, not single prompts; `samepath sample RECIPE --conversation` plays one"
+        )
     form = None if recipe is None else recipe.task.chat.form
     if chat is not None:
         form = (form or ChatForm()) if chat else None

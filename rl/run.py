@@ -130,7 +130,7 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
                 total_steps=recipe.rl.steps, done_steps=attempt.first_step, every=recipe.tracking.log_every
             ) as display,
         ):
-            _announce(display, tracker, run_dir, [*attempt.messages, *attempt.runner.isolation.said()])
+            _announce(display, tracker, run_dir, [*attempt.messages, *_said(attempt)])
             learner = build_learner(recipe, recipe_dir, run_dir, attempt.source)
             try:
                 training = Training(
@@ -162,6 +162,11 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         finally:
             tracker.finish(status)
     return summary
+
+
+def _said(attempt: _Attempt) -> list[str]:
+    """How the reward functions are kept apart, if there are any."""
+    return list(attempt.runner.isolation.said()) if attempt.recipe.reward.parts else []
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from samepath.model.placement import ON_CPU, Placement
+from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.request import GroupRequest
@@ -18,6 +19,12 @@ class Engine(Protocol):
 
     counters: EngineCounters
     weight_version: int
+    tokenizer: Tokenizer
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of prompt and response together that a request of one sample may have."""
+        ...
 
     @property
     def busy(self) -> bool:

@@ -6,15 +6,16 @@ Axes: T tokens of prompt and response, L mixture-of-experts or sparse layers, X 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rollout.request import GroupRequest, GroupState
+from samepath.rollout.request import GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.token_digest import token_digest
-from samepath.rollout.types import CallSpan, Group, Rollout, Segment, Support
+from samepath.rollout.types import CallSpan, Group, Prompt, Rollout, Segment, Support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,23 @@ def support_rows(rows: Sequence[NDArray[np.int32]]) -> Support:
     return Support(counts=counts, ids=np.concatenate(rows, dtype=np.int32))
 
 
-def failed_rollouts(request: GroupRequest, failure: str, detail: str = "") -> Group:
+class Asked(Protocol):
+    """What every request has in common."""
+
+    @property
+    def group_id(self) -> str: ...
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+    @property
+    def sampling(self) -> SamplingSettings: ...
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+
+def failed_rollouts(request: Asked, failure: str, detail: str = "") -> Group:
     """A group whose samples all carry `failure`: counted by the caller, never trained on."""
     rollouts = tuple(
         Rollout(

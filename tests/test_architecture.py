@@ -32,7 +32,8 @@ HOUSE: dict[str, str] = {
     """,
     "rollout": """
         sampling_settings
-        token_digest types segments conservation sampling request record stop_strings engine_errors bounded_call counters engine_description stepped_engine
+        token_digest seeds
+        types segments conservation sampling request record stop_strings engine_errors bounded_call counters engine_description stepped_engine
         builtin/
         vllm/
         engine_settings

@@ -57,9 +57,13 @@ class GroupScorer:
 
         Raises TooManyFailuresError as soon as more of them have failed than may.
         """
-        keys = [(rollout.group_id, rollout.sample_index) for group in groups for rollout in group.rollouts]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        keys = [(rollout.group_id, rollout.sample_index) for rollout in rollouts]
         names = {self._pending[key]: f"{key[0]}/{key[1]}" for key in keys if key in self._pending}
-        self._share.begin(len(names))
+        broken = [rollout for rollout in rollouts if rollout.failure.startswith("environment_")]
+        self._share.begin(len(names) + len(broken))
+        for rollout in broken:
+            self._share.add_failure(_name(rollout), f"{rollout.failure}: {rollout.failure_detail}")
         for future in as_completed(names):
             self._share.add(names[future], future.result())
         self._share.end()

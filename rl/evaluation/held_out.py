@@ -8,9 +8,10 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.pass_at import pass_at_k
 from samepath.rl.evaluation.sets import AskedSet
-from samepath.rl.tasks.requests import answered, group_request, seed_of
+from samepath.rl.tasks.requests import answered, group_request
+from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import RolloutPool
-from samepath.rollout.request import GroupRequest
+from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Group
 
 
@@ -104,13 +105,13 @@ class Evaluations:
 
 def set_requests(
     asked: AskedSet, tokenizer: Tokenizer, seed: int, max_samples: int
-) -> list[tuple[int, GroupRequest | Group]]:
+) -> list[tuple[int, Request | Group]]:
     """(place of the row, request) for every prompt, to be answered n times with seeds that depend on run, set, place and sample alone.
 
     A request has at most `max_samples` samples, since an engine decodes it together; a prompt with more of them is asked in several. Where a
     row cannot be asked stands the group of its failed samples.
     """
-    made: list[tuple[int, GroupRequest | Group]] = []
+    made: list[tuple[int, Request | Group]] = []
     named = (asked.name,) if asked.name else ()
     for index, row in enumerate(asked.rows):
         seeds = tuple(seed_of(seed, "eval", *named, index, sample) for sample in range(asked.num_samples))
@@ -125,7 +126,7 @@ def set_requests(
 
 def evaluate(
     asked: AskedSet,
-    requests: Sequence[tuple[int, GroupRequest | Group]],
+    requests: Sequence[tuple[int, Request | Group]],
     pool: RolloutPool,
     scorer: GroupScorer,
     main_part: str,
@@ -166,8 +167,10 @@ def _shown(share: float) -> str:
 
 
 def _first_value(parts: object, name: str) -> float:
-    """The part of that name, or its first entry where the function returned several (`name/entry`)."""
+    """The part of that name, or its first entry where the function returned several (`name/entry`); without a name the first of all."""
     assert isinstance(parts, dict)
+    if not name:
+        return float(next(iter(parts.values())))
     if name in parts:
         return float(parts[name])
     return float(next(value for key, value in parts.items() if key.startswith(f"{name}/")))

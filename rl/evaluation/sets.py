@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.recipe.evaluation_rows import FileRows, GymRows, HeldOutRows, HubRows
+from samepath.rl.recipe.evaluation_rows import EnvironmentRows, FileRows, GymRows, HeldOutRows, HubRows
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.task import EnvironmentTask
+from samepath.rl.tasks.environment import environment_rows
 from samepath.rl.tasks.file import file_rows
 from samepath.rl.tasks.hub import hub_rows
 from samepath.rl.tasks.reasoning_gym import generated_rows
 from samepath.rl.tasks.row import Task, TaskError, TaskRow
 from samepath.rl.tasks.survey import Survey, TooLarge, survey
 from samepath.rl.tasks.table import numbered
+from samepath.rollout.environments.settings import EnvironmentSettings
 from samepath.rollout.sampling_settings import SamplingSettings
 
 
@@ -52,7 +55,7 @@ def build_set(recipe: Recipe, name: str, task: Task, recipe_dir: Path) -> AskedS
     """One set of a recipe. Raises TaskError that names it if it has no rows or they cannot be read, HubUnreachableError as a task does."""
     settings = recipe.evaluation.named[name]
     try:
-        rows = _rows(settings.task, name, task, recipe_dir)[: settings.max_prompts or None]
+        rows = _rows(settings.task, name, task, recipe, recipe_dir)[: settings.max_prompts or None]
     except TaskError as error:
         raise TaskError(f"evaluation.sets.{name}: {error}") from error
     trained: set[str] = set()
@@ -94,13 +97,19 @@ def seen_in_training(sets: Sequence[AskedSet]) -> Iterator[str]:
 
 
 def _rows(
-    settings: HeldOutRows | GymRows | FileRows | HubRows, name: str, task: Task, recipe_dir: Path
+    settings: HeldOutRows | GymRows | FileRows | HubRows | EnvironmentRows,
+    name: str,
+    task: Task,
+    recipe: Recipe,
+    recipe_dir: Path,
 ) -> list[TaskRow]:
     match settings:
         case HeldOutRows():
             return task.held_out
         case GymRows():
             return generated_rows(settings)
+        case EnvironmentRows():
+            return _environment_rows(settings, recipe, recipe_dir)
         case FileRows():
             rows, source = file_rows(recipe_dir / settings.path, settings), str(recipe_dir / settings.path)
         case HubRows():
@@ -108,3 +117,15 @@ def _rows(
     if not rows:
         raise TaskError(f"{source} must have at least one row to evaluate on; it has none.")
     return numbered(rows, name)
+
+
+def _environment_rows(settings: EnvironmentRows, recipe: Recipe, recipe_dir: Path) -> list[TaskRow]:
+    """Rows of the run's environment with other options."""
+    if not isinstance(recipe.task, EnvironmentTask):
+        raise TaskError(
+            f"kind environment needs task.kind: environment, whose options it changes; got task.kind: {recipe.task.kind}."
+        )
+    source = EnvironmentSettings(
+        environment=recipe.task.environment, options={**recipe.task.options, **settings.options}
+    )
+    return list(environment_rows(source, recipe.task.episode, settings.split, recipe_dir))

@@ -56,5 +56,17 @@ class HubRows(TableRows):
     split: str = Field(default="test", min_length=1, description="Split, or a part of one such as `test[:500]`.")
 
 
-EvaluationRows = Annotated[HeldOutRows | GymRows | FileRows | HubRows, Field(discriminator="kind")]
+class EnvironmentRows(BaseModel):
+    """Rows of the run's own environment, made with other options: harder ones, say. Its conversations are led as the run's are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["environment"] = Field(default="environment", description="Names this kind of rows.")
+    options: dict[str, JsonValue] = Field(
+        default={}, description="Keyword arguments of the environment, laid over those of the task."
+    )
+    split: Literal["train", "held_out"] = Field(default="held_out", description="Which of its rows.")
+
+
+EvaluationRows = Annotated[HeldOutRows | GymRows | FileRows | HubRows | EnvironmentRows, Field(discriminator="kind")]
 """Rows of an evaluation set; `kind` chooses."""

@@ -15,7 +15,7 @@ from samepath.rl.recipe.evaluation import EvaluationSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.model import ModelSettings, NewModel
 from samepath.rl.recipe.optimizer import OptimizerSettings
-from samepath.rl.recipe.task import TaskSettings
+from samepath.rl.recipe.task import EnvironmentTask, TaskSettings
 from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_settings import EngineSettings, describe
@@ -38,7 +38,9 @@ class Recipe(BaseModel):
     runs_dir: str = Field("runs", description="folder of all runs, relative to where the command is started")
     model: ModelSettings = Field(description="network and tokenizer")
     task: TaskSettings = Field(description="prompts")
-    reward: RewardSettings = Field(description="reward function, or named parts with weights")
+    reward: RewardSettings = Field(
+        default_factory=lambda: RewardSettings(), description="reward function, or named parts with weights"
+    )
     sampling: SamplingSettings = Field(
         default_factory=lambda: SamplingSettings(), description="how responses are drawn"
     )
@@ -67,6 +69,16 @@ class Recipe(BaseModel):
     def _impossible(self) -> list[str]:
         """Combinations that would train on wrong data or not at all."""
         problems = []
+        if not self.reward.parts and not isinstance(self.task, EnvironmentTask):
+            problems.append(
+                "reward must name a function that judges responses, such as samepath.rewards.math:answer; only task.kind: environment judges "
+                "by itself"
+            )
+        if self.reward.parts and isinstance(self.task, EnvironmentTask):
+            problems.append(
+                f"reward.parts must be left out with task.kind: environment, which judges by itself; got {', '.join(self.reward.parts)}. A "
+                "function alone is an environment too: samepath.rollout.environments.reward:RewardEnvironment"
+            )
         if self.rl.trains and self.sampling.temperature == 0:
             problems.append("sampling.temperature must be above 0 for training: all samples of a group would be equal")
         if (

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from samepath.rl.recipe.prompt import PromptRewrite, PromptSettings
+from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
 
 
 def check_params(params: dict[str, JsonValue], sizes: str) -> dict[str, JsonValue]:
@@ -146,5 +147,16 @@ class HubTask(TableSettings):
         return self
 
 
-TaskSettings = Annotated[ReasoningGymTask | FileTask | HubTask, Field(discriminator="kind")]
+class EnvironmentTask(EnvironmentSettings):
+    """Tasks of an environment, each worked in a conversation with tools and a user, which the environment judges."""
+
+    kind: Literal["environment"] = Field(default="environment", description="Names this kind of task.")
+    episode: EpisodeSettings = Field(default=EpisodeSettings(), description="How a conversation is led.")
+    max_held_out: int = Field(
+        default=0, ge=0, description="Evaluate on so many of the held-out rows, the first ones (count); 0: on all."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the epoch order (at least 0).")
+
+
+TaskSettings = Annotated[ReasoningGymTask | FileTask | HubTask | EnvironmentTask, Field(discriminator="kind")]
 """Settings of a task; `kind` chooses."""

@@ -1,10 +1,10 @@
 """From task rows to requests: token ids, sampling overrides, and a seed for every sample. A row that cannot be asked fails like a sample."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.tasks.row import Task, TaskError, TaskRow
+from samepath.rl.tasks.row import RowEpisode, Task, TaskError, TaskRow
+from samepath.rollout.environments.request import EpisodeRequest, Request
 from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.record import failed_rollouts
 from samepath.rollout.request import GroupRequest
@@ -17,14 +17,9 @@ NOT_MADE = "row_not_made"
 """Failure of the samples of a row that the task's generator does not give."""
 
 
-def seed_of(*parts: object) -> int:
-    """A 64-bit seed from run seed, step, group and sample: equal parts give equal samples on any machine."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
-
-
 def train_request(
     task: Task, index: int, tokenizer: Tokenizer, sampling: SamplingSettings, group_id: str, seeds: tuple[int, ...]
-) -> GroupRequest | Group:
+) -> Request | Group:
     """The row at place `index` of the task's endless order as a request, or as the group of its failed samples."""
     try:
         row = task.train_row(index)
@@ -36,8 +31,10 @@ def train_request(
 
 def group_request(
     row: TaskRow, tokenizer: Tokenizer, sampling: SamplingSettings, group_id: str, seeds: tuple[int, ...]
-) -> GroupRequest | Group:
-    """One prompt to be answered once for each seed; the group of its failed samples if the prompt cannot be encoded."""
+) -> Request | Group:
+    """One row to be worked once for each seed; the group of its failed samples if its prompt cannot be encoded."""
+    if row.episode is not None:
+        return _episode_request(row, row.episode, sampling, group_id, seeds)
     failure = ""
     try:
         token_ids = row.encode(tokenizer)
@@ -55,12 +52,27 @@ def group_request(
     return failed_rollouts(request, NOT_ENCODABLE, failure) if failure else request
 
 
-def answered(
-    pool: RolloutPool, asked: Sequence[GroupRequest | Group], on_group: Callable[[Group], None]
-) -> list[Group]:
+def answered(pool: RolloutPool, asked: Sequence[Request | Group], on_group: Callable[[Group], None]) -> list[Group]:
     """Sample the requests; groups that failed before they could be asked stand where they stood."""
-    sampled = iter(pool.sample([one for one in asked if isinstance(one, GroupRequest)], on_group))
-    return [next(sampled) if isinstance(one, GroupRequest) else one for one in asked]
+    sampled = iter(pool.sample([one for one in asked if not isinstance(one, Group)], on_group))
+    return [one if isinstance(one, Group) else next(sampled) for one in asked]
+
+
+def _episode_request(
+    row: TaskRow, episode: RowEpisode, sampling: SamplingSettings, group_id: str, seeds: tuple[int, ...]
+) -> EpisodeRequest:
+    prompt = Prompt(
+        prompt_id=row.row_id, text=row.text, token_ids=(), answer=row.answer, dataset=row.dataset, row=row.row
+    )
+    return EpisodeRequest(
+        group_id=group_id,
+        prompt=prompt,
+        sampling=sampling,
+        seeds=seeds,
+        environment=episode.environment,
+        row=episode.row,
+        episode=episode.settings,
+    )
 
 
 def _request(prompt: Prompt, sampling: SamplingSettings, group_id: str, seeds: tuple[int, ...]) -> GroupRequest:

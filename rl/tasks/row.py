@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from samepath.model.text.chat import ChatForm
 from samepath.model.text.conversation import Message
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rollout.environments.first_context import first_context
+from samepath.rollout.environments.protocol import EnvironmentRow
+from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
 
 
 class TaskError(ValueError):
@@ -20,6 +23,22 @@ class TaskError(ValueError):
         """`kind` is what rows that are wrong in one way are counted by."""
         super().__init__(message)
         self.kind = kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowEpisode:
+    """How a row of an environment is worked.
+
+    Example:
+        RowEpisode(environment=EnvironmentSettings(environment="my_store:Store"), row=row, settings=EpisodeSettings())
+    """
+
+    environment: EnvironmentSettings
+    """Which environment."""
+    row: EnvironmentRow
+    """Its row."""
+    settings: EpisodeSettings
+    """How the conversation is led."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +69,17 @@ class TaskRow:
     """Name of the task."""
     row: int
     """Index in the task's split, from 0."""
+    episode: RowEpisode | None = None
+    """The conversation in which it is worked; None: one prompt is answered."""
     where: str = field(default="", compare=False)
     """Its place in the source, for messages: file and line, or dataset, split and row. Equal rows may stand in two places."""
 
     def encode(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Token ids of the prompt: of its text, or of the conversation around it."""
+        """Token ids of the prompt: of its text, or of the conversation around it; of an environment's row, whose session is started for it,
+        of what its conversation begins with."""
+        if self.episode is not None:
+            episode = self.episode
+            return first_context(tokenizer, episode.environment, episode.row, episode.settings).ids
         if self.chat is None:
             return tokenizer.encode(self.text, self.written)
         return tokenizer.encode_chat(self.text, self.chat, earlier=self.earlier, written=self.written)

@@ -12,6 +12,8 @@ SHOWN = 3
 """Places of each kind that are named."""
 PROBED_ROWS = 64
 """Training rows that a run looks at before it starts, beside all held-out ones."""
+SESSIONS = 4
+"""Sessions of an environment that are started to see how a conversation begins; its other rows count as usable."""
 PROGRESS_EVERY_S = 5.0
 
 TooLarge = Callable[[int], tuple[str, str]]
@@ -87,6 +89,10 @@ def survey(
             progress(f"{result.num_read:,} of {result.total:,} rows read")
             said = now
         result.num_read += 1
+        if not isinstance(row, TaskError) and row.episode is not None and result.num_read > SESSIONS:
+            result.usable_held_out += is_held_out
+            result.usable_train += not is_held_out
+            continue
         length = _length(row, tokenizer, too_large, result)
         if length:
             result.longest = max(result.longest, length)

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from samepath.rl.recipe.task import FileTask, HubTask, ReasoningGymTask
+from samepath.rl.recipe.task import EnvironmentTask, FileTask, HubTask, ReasoningGymTask
+from samepath.rl.tasks.environment import build_environment
 from samepath.rl.tasks.file import build_file
 from samepath.rl.tasks.hub import build_hub
 from samepath.rl.tasks.reasoning_gym import build_reasoning_gym
 from samepath.rl.tasks.row import Task
 
 
-def build_task(settings: ReasoningGymTask | FileTask | HubTask, recipe_dir: Path) -> Task:
+def build_task(settings: ReasoningGymTask | FileTask | HubTask | EnvironmentTask, recipe_dir: Path) -> Task:
     """Build the task; paths in the settings are relative to `recipe_dir`.
 
     Training and held-out rows never share a canonical text (see `canonical_text`: `a+b` and `b+a` are different texts), and
@@ -18,6 +19,8 @@ def build_task(settings: ReasoningGymTask | FileTask | HubTask, recipe_dir: Path
     """
     if isinstance(settings, ReasoningGymTask):
         return build_reasoning_gym(settings)
+    if isinstance(settings, EnvironmentTask):
+        return build_environment(settings, recipe_dir)
     if isinstance(settings, HubTask):
         return build_hub(settings, recipe_dir)
     return build_file(settings, recipe_dir)

@@ -1,8 +1,9 @@
 """What reading every row of an evaluation set shows."""
 
 from samepath.rl.evaluation.sets import AskedSet, seen_in_training
-from samepath.rl.recipe.evaluation_rows import HeldOutRows
+from samepath.rl.recipe.evaluation_rows import EnvironmentRows, HeldOutRows
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.survey import Survey
 from samepath.rl.validate.finding import Finding
 
@@ -18,7 +19,8 @@ def set_findings(asked: AskedSet, found: Survey, recipe: Recipe) -> list[Finding
     if found.faults:
         said.append(f"{found.described()}. In the run their samples count as failed; mend them or leave them out")
     rows = recipe.evaluation.sets[asked.name].task
-    if not isinstance(rows, HeldOutRows) and rows.chat.enabled != recipe.task.chat.enabled:
+    prompts = not isinstance(rows, HeldOutRows | EnvironmentRows) and not isinstance(recipe.task, EnvironmentTask)
+    if prompts and rows.chat.enabled != recipe.task.chat.enabled:
         said.append(
             f"chat.enabled is {recipe.task.chat.enabled} in training and {rows.chat.enabled} here, so the model is measured in a form that it is "
             f"not trained in. Set evaluation.sets.{asked.name}.task.chat"

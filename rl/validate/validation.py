@@ -18,10 +18,12 @@ from samepath.rl.learner.worked_answers import resolve_answer_writer, try_answer
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.hub_folder import HubUnreachableError
 from samepath.rl.tasks.row import Task
 from samepath.rl.tasks.survey import survey
 from samepath.rl.tasks.tasks import build_task
+from samepath.rl.validate.environment_finding import first_conversation
 from samepath.rl.validate.finding import Finding, Outcome, Validation
 from samepath.rl.validate.folder_finding import folder_finding
 from samepath.rl.validate.memory_findings import memory_findings
@@ -81,14 +83,17 @@ class _Checks:
         self._rows()
         if self._can_build():
             self._check("network", self._network)
-        if self.recipe.task.chat.enabled:
+        if not isinstance(self.recipe.task, EnvironmentTask) and self.recipe.task.chat.enabled:
             self._check("chat template", self._chat)
         self._check("prompts", self._prompts)
         for name in self.recipe.evaluation.sets:
             self._check(f"evaluation.sets.{name}", partial(self._set, name))
         if self.recipe.cold_start.steps:
             self._check("cold start", self._worked_answers)
-        self._check("reward", self._reward)
+        if isinstance(self.recipe.task, EnvironmentTask):
+            self._check("environment", self._environment)
+        else:
+            self._check("reward", self._reward)
         self._engine()
         self._memory()
         return self.result
@@ -229,6 +234,7 @@ class _Checks:
         return f"{known:,} ids, answers end with {self.tokenizer.end_token!r}"
 
     def _chat(self) -> str:
+        assert not isinstance(self.recipe.task, EnvironmentTask)
         form = self.recipe.task.chat.form
         if self.tokenizer is None or form is None:
             raise NotCheckedError("the checkpoint's tokenizer is not at hand")
@@ -249,6 +255,11 @@ class _Checks:
         )
         self.result.findings += row_findings(found, len(self.task.train))
         self.prompt_tokens = found.longest
+        if isinstance(self.recipe.task, EnvironmentTask):
+            # A context may grow by all that the model may draw, and by what tools and user say to it.
+            longest, _ = self._room.limit
+            grown = found.longest + self.recipe.task.episode.budgets.max_tokens
+            self.prompt_tokens = int(min(grown, longest - self.recipe.sampling.max_new_tokens))
         return f"{found.num_read} encoded, at most {found.longest} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
     def _set(self, name: str) -> str:
@@ -270,6 +281,11 @@ class _Checks:
 
     def _reward(self) -> str:
         return tried_rewards(self.recipe.reward, self.task.held_out[0] if self.task is not None else None)
+
+    def _environment(self) -> str:
+        if self.task is None or self.tokenizer is None:
+            raise NotCheckedError(f"the {'task' if self.task is None else 'tokenizer'} is not at hand")
+        return first_conversation(self.task.held_out[0], self.tokenizer)
 
     def _engine(self) -> None:
         engine = self.recipe.engine

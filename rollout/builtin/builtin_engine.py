@@ -67,6 +67,12 @@ class BuiltinEngine(SteppedEngine):
         self._samples: list[SampleState] = []
 
     @property
+    def longest_sequence(self) -> int:
+        """See `Engine.longest_sequence`: what the model takes, and what the cache holds of one sample."""
+        # A sample needs a page beside those of its tokens: the prompt's tail is copied.
+        return min(self.model.config.max_position_embeddings, (self._pages.num_pages - 1) * self.settings.page_size)
+
+    @property
     def busy(self) -> bool:
         """True while any submitted group is unfinished."""
         return bool(self._queue or self._samples)

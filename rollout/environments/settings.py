@@ -92,6 +92,9 @@ class EpisodeSettings(BaseModel):
         description="a message that cannot be read: `end` the conversation; `result`: where a call was read, the error is its result and the "
         "conversation goes on; `end_with_penalty` takes malformed_penalty off the score",
     )
+    episodes_in_flight: int = Field(
+        256, ge=1, description="conversations that a worker leads at a time, which bounds its memory"
+    )
     malformed_penalty: float = Field(1.0, ge=0, description="taken off the score by end_with_penalty, reward units")
 
 

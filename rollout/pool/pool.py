@@ -10,9 +10,9 @@ from torch import Tensor
 
 from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_settings import EngineSettings, describe
+from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
-from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 
 Weights = Mapping[str, NDArray[np.float32] | Tensor] | Any
@@ -31,7 +31,7 @@ def worker_environment(
 class RolloutPool(Protocol):
     """Samples groups with the weights it was given last."""
 
-    def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
+    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order; `on_group` is called as each is finished."""
         ...
 
@@ -60,10 +60,10 @@ class InlinePool:
             )
         self._worker = RolloutWorker(model_folder, engine, settings.threads, placement)
 
-    def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
+    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order."""
         done: dict[str, Group] = {}
-        pending: Sequence[GroupRequest] = requests
+        pending: Sequence[Request] = requests
         while len(done) < len(requests):
             for group in self._worker.work(pending, slice_s=1.0):
                 done[group.group_id] = group

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.process_calls import Answer, Call
 from samepath.rollout.pool.settings import RolloutSettings
-from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 
 SLICE_S = 2.0
@@ -126,10 +126,10 @@ class ProcessPool:
         """Operating-system process of the worker, for people and fault tests."""
         return [self._call("process_id")]
 
-    def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
+    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order. Groups that were finished before a failure are kept."""
         done: dict[str, Group] = {}
-        fresh: Sequence[GroupRequest] = requests
+        fresh: Sequence[Request] = requests
         while len(done) < len(requests):
             try:
                 groups = self._child.call("work", fresh, SLICE_S, timeout_s=self._settings.stall_timeout_s)

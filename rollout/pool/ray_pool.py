@@ -16,11 +16,11 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import Weights, worker_environment
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
-from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 
 SLICE_S = 2.0
@@ -32,7 +32,7 @@ class _Actor:
     """One actor and what it is working on."""
 
     handle: Any
-    groups: dict[str, GroupRequest] = field(default_factory=dict)
+    groups: dict[str, Request] = field(default_factory=dict)
     call: Any = None
     last_answer_s: float = 0.0
 
@@ -64,7 +64,7 @@ class RayPool:
             for actor in self._actors
         ]
 
-    def sample(self, requests: Sequence[GroupRequest], on_group: Callable[[Group], None]) -> list[Group]:
+    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order. Groups that were finished before a failure are kept."""
         queue, done = deque(requests), dict[str, Group]()
         while len(done) < len(requests):
@@ -144,7 +144,7 @@ class RayPool:
                 f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}{stopped()}"
             ) from error
 
-    def _give_work(self, actor: _Actor, queue: deque[GroupRequest]) -> None:
+    def _give_work(self, actor: _Actor, queue: deque[Request]) -> None:
         """Fill the actor up to its engine's rows and a few groups more, then let it work for a slice."""
         fresh = []
         share = -(-(len(queue) + sum(len(other.groups) for other in self._actors)) // len(self._actors))
@@ -162,7 +162,7 @@ class RayPool:
             )
             actor.last_answer_s = time.monotonic()
 
-    def _collect(self, actor: _Actor, queue: deque[GroupRequest]) -> list[Group]:
+    def _collect(self, actor: _Actor, queue: deque[Request]) -> list[Group]:
         try:
             groups: list[Group] = self._result("a worker's groups", actor.call, self._settings.stall_timeout_s)
         except RayActorError as error:
@@ -176,7 +176,7 @@ class RayPool:
             del actor.groups[group.group_id]
         return groups
 
-    def _replace(self, actor: _Actor, queue: deque[GroupRequest], reason: str) -> None:
+    def _replace(self, actor: _Actor, queue: deque[Request], reason: str) -> None:
         """Start a fresh actor with the current weights; the old one's unfinished groups go back to the front of the queue."""
         self._replaced += 1
         if self._replaced > self._settings.max_replacements:

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.model.placement import ON_CPU, DeviceName, Placement
+from samepath.rollout.capabilities import refusal
 from samepath.rollout.engine import build_engine
+from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_settings import EngineSettings, describe
-from samepath.rollout.request import GroupRequest
+from samepath.rollout.environments.episode_runner import EpisodeRunner
+from samepath.rollout.environments.request import Request
 from samepath.rollout.types import Group
 
 
 class RolloutWorker:
-    """Owns an engine. Groups go in with `work`, finished groups come out of it."""
+    """Owns an engine, and leads the conversations whose messages it draws. Requests go in with `work`, finished groups come out of it."""
 
     def __init__(
         self, model_folder: Path, settings: EngineSettings, threads: int, placement: Placement = ON_CPU
@@ -32,6 +35,8 @@ class RolloutWorker:
             torch.set_num_threads(threads)
         self._placement = placement
         self.engine = build_engine(model_folder, settings, placement)
+        exact = placement.batch_invariant and not refusal(Capability.BATCH_INVARIANT, settings)
+        self._runner = EpisodeRunner(self.engine, exact=exact)
 
     def load_weights(self, tensors: Mapping[str, NDArray[np.float32] | Tensor], version: int) -> int:
         """Take weights (published names; tensors only from the same process) and return the version now served."""
@@ -44,19 +49,19 @@ class RolloutWorker:
         self.engine.load_weights(views, version)
         return version
 
-    def work(self, requests: Sequence[GroupRequest], slice_s: float) -> list[Group]:
+    def work(self, requests: Sequence[Request], slice_s: float) -> list[Group]:
         """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
         if self._threads:
             torch.set_num_threads(self._threads)
-        finished = [group for group in map(self.engine.submit, requests) if group is not None]
+        finished = [group for group in map(self._runner.submit, requests) if group is not None]
         deadline = time.monotonic() + slice_s
-        while self.engine.busy and not finished and time.monotonic() < deadline:
-            finished += self.engine.step()
+        while self._runner.busy and not finished and time.monotonic() < deadline:
+            finished += self._runner.step()
         return finished
 
     def abort(self) -> list[Group]:
         """Drop unfinished work; partial groups come back."""
-        return self.engine.abort()
+        return self._runner.abort()
 
     def statistics(self) -> dict[str, float]:
         """Engine totals, and `peak_bytes` of this process."""

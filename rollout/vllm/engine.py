@@ -49,6 +49,11 @@ class VllmEngine(SteppedEngine):
         self._prove(folder)
 
     @property
+    def longest_sequence(self) -> int:
+        """See `Engine.longest_sequence`."""
+        return int(self._llm.model_config.max_model_len)
+
+    @property
     def busy(self) -> bool:
         """True while any submitted group is unfinished."""
         return bool(self._running)

@@ -14,7 +14,6 @@ from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_state import RunState
 from samepath.rl.saving import Saving
-from samepath.rl.tasks.requests import seed_of
 from samepath.rl.tasks.row import Task, TaskRow
 from samepath.rl.tracking.sink import Sink
 from samepath.rl.tracking.tracker import Tracker
@@ -123,9 +122,3 @@ def test_requests_repeat_and_every_step_prompt_sample_and_run_has_its_own_seed(
     assert len(seeds) == 2 * 3 * 4 * 4
     assert len(set(seeds)) == len(seeds)
     assert [request.group_id for request in first.requests(2)] == ["s3-g0", "s3-g1", "s3-g2", "s3-g3"]
-
-
-def test_seed_of_keeps_its_parts_apart() -> None:
-    """A seed decides samples, so it must stay the same from version to version; 12 and 3 are not 1 and 23."""
-    assert seed_of(0, 3, 1, 2) == 2589667392710413240
-    assert seed_of(0, 12, 3) != seed_of(0, 1, 23)
