@@ -1,6 +1,7 @@
 """The thread beside the engine in which conversations and their tools live: one asyncio loop, watched for code that blocks it."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -8,6 +9,8 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+END_WAIT_S = 2.0
+"""Longest wait for the end of what was cancelled."""
 
 
 class ConversationLoop:
@@ -23,14 +26,21 @@ class ConversationLoop:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+        # Conversations that were cut off close their sessions.
+        if tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=END_WAIT_S))
+        self._loop.close()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine there."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, function: Callable[..., None], *arguments: object) -> None:
-        """Call a function there, soon."""
-        self._loop.call_soon_threadsafe(function, *arguments)
+        """Call a function there, soon; not at all if the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def blocked_s(self) -> float:
         """For how long the loop has not given the sign that it was asked for last, seconds; to be called again and again."""
@@ -43,8 +53,9 @@ class ConversationLoop:
         self._answered = True
 
     def stop(self) -> None:
-        """Let the loop end; a thread that is blocked ends whenever its code comes back."""
+        """Let the loop end, its conversations with it. A thread that is blocked is not waited for: it ends whenever its code comes back."""
         self.call(self._loop.stop)
+        self._thread.join(timeout=END_WAIT_S if self.blocked_s() < END_WAIT_S else 0)
 
 
 async def settled(coroutine: Coroutine[Any, Any, T], limit_s: float) -> "asyncio.Task[T] | None":

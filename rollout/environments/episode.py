@@ -1,6 +1,7 @@
 """One conversation from its first prompt to its judgement: what the model draws, what it calls, what the user says, and when it is over."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -234,6 +235,10 @@ class Episode:
         score = await self._of_session("score", session.score())
         if not isinstance(score, Score):
             raise EnvironmentFailure("protocol", f"score must give a Score; got {score!r:.200}")
+        if score.status == "ok" and not (score.parts and math.isfinite(score.total)):
+            raise EnvironmentFailure(
+                "protocol", f"a Score must have a finite total and a first part; got {score!r:.200}"
+            )
         if ended != "malformed" or self._request.episode.on_malformed != "end_with_penalty":
             return score
         penalty = self._request.episode.malformed_penalty

@@ -124,6 +124,9 @@ class EpisodeRunner:
                 sample.future.cancel()
         self._playing.clear()
         self._drawing.clear()
+        if self._loop is not None:
+            self._loop.stop()
+            self._loop = None
         return groups + [_group(state, "aborted") for state in states.values()]
 
     async def draw(self, ask: Ask) -> Rollout:
