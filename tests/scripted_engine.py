@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+import numpy as np
 
 from samepath.model.text.conversation import JsonValue, Message, ToolCall, ToolSchema
 from samepath.model.text.encodings import dsml_text as form
@@ -14,8 +16,8 @@ from samepath.rollout.counters import EngineCounters
 from samepath.rollout.environments.protocol import EnvironmentFailure, EnvironmentRow, ToolResult
 from samepath.rollout.record import failed_rollouts
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.types import Group, Rollout
-from tests.conversations import drawn_call
+from samepath.rollout.token_digest import token_digest
+from samepath.rollout.types import CallSpan, Group, Rollout, Segment
 from tests.marked_conversations import ADD, GET, marked_tokenizer
 
 Policy = Callable[[str, int], str]
@@ -80,8 +82,7 @@ class ScriptedEngine:
         ids = TOKENIZER.encode_continuation(text, [(0, len(text))])
         drawn = ids[: request.sampling.max_new_tokens]
         whole = "stop" if drawn == ids and ids[-1] == TOKENIZER.end_id else "length"
-        call = drawn_call(request.prompt.token_ids, drawn)
-        call = replace(call, finish_reason=reason or whole)
+        call = _call(request.prompt.token_ids, drawn, reason or whole)
         rollout = Rollout(
             prompt_id=request.prompt.prompt_id,
             group_id=request.group_id,
@@ -90,6 +91,23 @@ class ScriptedEngine:
             text=TOKENIZER.decode(list(drawn)),
         )
         return Group(group_id=request.group_id, prompt=request.prompt, sampling=request.sampling, rollouts=(rollout,))
+
+
+def _call(prompt: Sequence[int], drawn: Sequence[int], reason: str) -> Segment:
+    ids = np.array([*prompt, *drawn], np.int32)
+    trained = np.arange(len(ids)) >= len(prompt)
+    span = CallSpan(index=0, first=len(prompt), end=len(ids), finish_reason=reason, digest=token_digest(ids))
+    return Segment(
+        token_ids=ids,
+        trained=trained,
+        sampler_logprobs=np.where(trained, -1, 0).astype(np.float32),
+        routes=np.zeros((len(ids), 1, 1), np.int16),
+        support=None,
+        selection_fingerprint=None,
+        weight_version=np.where(trained, 0, -1).astype(np.int32),
+        finish_reason=reason,
+        calls=(span,),
+    )
 
 
 def asks_twice(context: str, seed: int) -> str:

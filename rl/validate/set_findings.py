@@ -19,10 +19,12 @@ def set_findings(asked: AskedSet, found: Survey, recipe: Recipe) -> list[Finding
     if found.faults:
         said.append(f"{found.described()}. In the run their samples count as failed; mend them or leave them out")
     rows = recipe.evaluation.sets[asked.name].task
-    prompts = not isinstance(rows, HeldOutRows | EnvironmentRows) and not isinstance(recipe.task, EnvironmentTask)
-    if prompts and rows.chat.enabled != recipe.task.chat.enabled:
+    task = recipe.task
+    if isinstance(rows, HeldOutRows | EnvironmentRows) or isinstance(task, EnvironmentTask):
+        pass
+    elif rows.chat.enabled != task.chat.enabled:
         said.append(
-            f"chat.enabled is {recipe.task.chat.enabled} in training and {rows.chat.enabled} here, so the model is measured in a form that it is "
+            f"chat.enabled is {task.chat.enabled} in training and {rows.chat.enabled} here, so the model is measured in a form that it is "
             f"not trained in. Set evaluation.sets.{asked.name}.task.chat"
         )
     return [Finding(name=f"evaluation.sets.{asked.name}", outcome="warning", detail=f"{text}.") for text in said]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from samepath.model.text.conversation import Completion, Message, ProblemKind, ToolSchema
-from samepath.model.text.renderer import Pieces, Renderer
+from samepath.model.text.renderer import PieceKind, Pieces, Renderer
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rollout.environments.conversation_loop import settled
@@ -119,9 +119,10 @@ class Episode:
             if following is None:
                 epoch, context = epoch + 1, self._opened()
             else:
+                drawn_kinds: tuple[PieceKind, ...] = ("sampled",) * len(ids)
                 context = Pieces(
                     ids=(*context.ids, *ids, *following.ids),
-                    kinds=(*context.kinds, *(("sampled",) * len(ids)), *following.kinds),
+                    kinds=(*context.kinds, *drawn_kinds, *following.kinds),
                 )
 
     async def _drawn(self, context: Pieces, epoch: int) -> Rollout | None:

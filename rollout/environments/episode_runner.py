@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 from samepath.model.text.renderer import Renderer
@@ -148,7 +149,11 @@ class EpisodeRunner:
             )
             sample = _Sample(state=state, index=index, future=self._loop.start(episode.play()))
             self._playing[id(sample)] = sample
-            sample.future.add_done_callback(lambda _, sample=sample: self._events.put(sample))
+            sample.future.add_done_callback(partial(self._over, sample))
+
+    def _over(self, sample: _Sample, future: "Future[Rollout]") -> None:
+        """Called in the conversations' loop."""
+        self._events.put(sample)
 
     def _take_events(self) -> list[Group]:
         """What the conversations asked for and which ended since the last look; returns the groups that are complete."""
