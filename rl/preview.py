@@ -35,13 +35,12 @@ def sample_source(
     recipe = _recipe_of(source)
     stops = {} if recipe is None else recipe.sampling.model_dump(include={"stop_token_ids", "stop_strings"})
     sampling = SamplingSettings.model_validate({**stops, **changes})
-    form: ChatForm | None = None
-    if recipe is not None and isinstance(recipe.task, EnvironmentTask):
+    task = None if recipe is None else recipe.task
+    if isinstance(task, EnvironmentTask):
         raise ValueError(
             "a recipe of kind environment has conversations, not single prompts; `samepath sample RECIPE --conversation` plays one"
         )
-    if recipe is not None:
-        form = recipe.task.chat.form
+    form = None if task is None else task.chat.form
     if chat is not None:
         form = (form or ChatForm()) if chat else None
     request = GroupRequest(

@@ -119,7 +119,7 @@ class Episode:
             if following is None:
                 epoch, context = epoch + 1, self._opened()
             else:
-                drawn_kinds: tuple[PieceKind, ...] = ("sampled",) * len(ids)
+                drawn_kinds: list[PieceKind] = ["sampled"] * len(ids)
                 context = Pieces(
                     ids=(*context.ids, *ids, *following.ids),
                     kinds=(*context.kinds, *drawn_kinds, *following.kinds),
