@@ -105,7 +105,7 @@ def validate(
     resolved = _load(recipe, overrides or [])
     # Late: torch; what the settings alone show is said before it.
     from samepath.rl.recipe.file import dump_recipe
-    from samepath.rl.validate.validation import describe_step, validate_recipe
+    from samepath.rl.validate.validation import validate_recipe
 
     def progress(text: str) -> None:
         Console(stderr=True).print(text, markup=False, highlight=False)
@@ -116,7 +116,7 @@ def validate(
         sys.stdout.flush()
     passed = result.passed(strict=strict)
     verdict = "valid: nothing was started" if passed else "NOT VALID"
-    for line in [*result.lines(), "", describe_step(resolved.rl, resolved.sampling.max_new_tokens), verdict]:
+    for line in [*result.lines(), "", resolved.rl.described(resolved.sampling.max_new_tokens), verdict]:
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     return 0 if passed else 1
 

@@ -367,6 +367,8 @@ MAY_WAIT_FOR_EVER = {
     ): "this process's own computation; under Ray the driver waits learner.update_timeout_s for it",
     ("rl/learner/checkpoint_writer.py", "result"): "this process's own writing to its disk; under Ray as above",
     ("rl/batch/score_groups.py", "result"): "futures that have their result",
+    ("rollout/environments/episode_runner.py", "result"): "a future that has its result",
+    ("rollout/environments/session_calls.py", "result"): "tasks that are done",
     ("rewards/runner.py", "get"): "a scoring thread without work",
     (
         "rewards/runner.py",

@@ -11,6 +11,7 @@ from samepath.model.manifest import require_whole
 from samepath.model.network.network import CausalLM
 from samepath.model.network.placement import place
 from samepath.model.policy import Policy
+from samepath.model.text.renderer import Renderer
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
@@ -27,7 +28,9 @@ from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.tasks import build_task
+from samepath.rollout.environments.form import renderer_of
 from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
 
@@ -68,12 +71,17 @@ class Learner:
             settings, learner = self._recipe.cold_start, self._recipe.learner
             self._cold_start = ColdStart(
                 self._model,
-                WorkedBatches(self._tokenizer, task, settings, self._recipe.seed),
+                WorkedBatches(self._tokenizer, task, settings, self._recipe.seed, renderer=self._renderer()),
                 settings,
                 PassPool(learner.threads),
                 max_tokens_per_pass=learner.max_tokens_per_pass,
             )
         return [self._cold_start.step(step) for step in range(first, first + count)]
+
+    def _renderer(self) -> Renderer | None:
+        """What writes the conversations of an environment."""
+        task = self._recipe.task
+        return renderer_of(self._tokenizer, task.episode.form) if isinstance(task, EnvironmentTask) else None
 
     def start_rl(self) -> None:
         """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""

@@ -15,9 +15,9 @@ TRIED_ROWS = 100
 
 
 class AnswerWriter(Protocol):
-    """`f(row, rng, **options)`: a response as text, without the end-of-sequence token; of a task of conversations a whole Conversation."""
+    """`f(row, rng, **options)`: of a TaskRow a response as text, without the end-of-sequence token; of an EnvironmentRow a whole Conversation."""
 
-    def __call__(self, row: TaskRow, rng: random.Random, **options: Any) -> str | Conversation:
+    def __call__(self, row: Any, rng: random.Random, **options: Any) -> str | Conversation:
         """Write one response, or one conversation."""
         ...
 
@@ -26,13 +26,17 @@ class AnswerKindError(ValueError):
     """A writer of texts for a task of conversations, or the other way round: no row will do."""
 
 
-def checked_kind(worked: object, *, conversations: bool) -> str | Conversation:
-    """What a writer returned. Raises AnswerKindError if it is not of the kind that the task needs."""
-    if conversations and isinstance(worked, Conversation):
+def written(writer: AnswerWriter, row: TaskRow, rng: random.Random, options: Mapping[str, Any]) -> str | Conversation:
+    """What a writer makes of a row, or of the environment's own row if the task is one. Raises AnswerKindError if that is not what the task
+    needs, and whatever the writer raises."""
+    worked: object = writer(row if row.episode is None else row.episode.row, rng, **options)
+    if row.episode is not None and isinstance(worked, Conversation):
         return worked
-    if not conversations and isinstance(worked, str):
+    if row.episode is None and isinstance(worked, str):
         return worked
-    wanted = "a Conversation for each row of an environment" if conversations else "text for each row of this task"
+    wanted = (
+        "text for each row of this task" if row.episode is None else "a Conversation for each row of an environment"
+    )
     raise AnswerKindError(
         f"cold_start.traces must write {wanted}; got a {type(worked).__name__}. Name a function for this kind of task."
     )
@@ -56,18 +60,16 @@ def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter
     return function  # type: ignore[no-any-return]
 
 
-def try_answers(
-    writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]], *, conversations: bool = False
-) -> None:
+def try_answers(writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError, with the last reason, if it answers none of the first `TRIED_ROWS` rows with each of `options`.
 
-    `conversations`: the rows are an environment's. Raises AnswerKindError at the first answer of the other kind.
+    Raises AnswerKindError at the first answer of the other kind.
     """
     reason: ValueError | None = None
     for index in range(min(TRIED_ROWS, len(rows))):
         try:
             for chosen in options:
-                checked_kind(writer(rows[index], random.Random(0), **chosen), conversations=conversations)
+                written(writer, rows[index], random.Random(0), chosen)
         except AnswerKindError:
             raise
         except ValueError as error:

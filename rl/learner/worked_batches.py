@@ -10,7 +10,7 @@ from samepath.model.text.conversation import Conversation
 from samepath.model.text.renderer import Renderer
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence
-from samepath.rl.learner.worked_answers import AnswerKindError, checked_kind, resolve_answer_writer
+from samepath.rl.learner.worked_answers import AnswerKindError, resolve_answer_writer, written
 from samepath.rl.learner.worked_conversation import WorkedSegment, worked_segments
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import Task, TaskRow
@@ -67,7 +67,7 @@ class WorkedBatches:
         settings = self._settings
         late = step >= settings.steps - settings.late_steps
         options = {**settings.options, **settings.late_options} if late else settings.options
-        worked = checked_kind(self._write(row, rng, **options), conversations=self._renderer is not None)
+        worked = written(self._write, row, rng, options)
         segments = list(self._segments(row, worked))
         longest = max(len(segment.token_ids) for segment in segments)
         if longest > shape.max_position_embeddings:
@@ -77,9 +77,10 @@ class WorkedBatches:
         return [_sequence(segment, shape, epoch) for epoch, segment in enumerate(segments)]
 
     def _segments(self, row: TaskRow, worked: str | Conversation) -> Iterator[WorkedSegment]:
-        if isinstance(worked, Conversation) and self._renderer is not None:
+        if isinstance(worked, Conversation):
+            assert self._renderer is not None
             yield from worked_segments(worked, self._renderer)
-        elif isinstance(worked, str):
+        else:
             prompt = row.encode(self._tokenizer)
             ids = (*prompt, *self._tokenizer.encode_continuation(worked), self._tokenizer.end_id)
             yield WorkedSegment(token_ids=ids, answers=((len(prompt), len(ids)),))

@@ -100,3 +100,8 @@ class AlgorithmSettings(BaseModel):
         # Exact, so that 0.1 of 1000 rows are 100 and not one more.
         steps = math.ceil(Fraction(str(self.epochs)) * num_rows / self.prompts_per_step)
         return self.model_copy(update={"steps": steps, "epochs": 0.0})
+
+    def described(self, longest: int) -> str:
+        """What one step does, in a line; `longest` is a response's limit, tokens."""
+        responses = self.prompts_per_step * self.group_size
+        return f"a step: {responses} responses of at most {longest} tokens, {self.updates_per_rollout} updates"

@@ -33,6 +33,8 @@ class EngineUse:
     """How training responses are drawn."""
     evaluations: Mapping[str, SamplingSettings]
     """How held-out responses are drawn, by the dotted setting that says so."""
+    conversations: bool = False
+    """True if the task is an environment."""
 
 
 def unmet_demands(use: EngineUse) -> list[str]:
@@ -76,6 +78,8 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         yield "rl.objective.off_policy_mask compares with the engine's log-probabilities", Capability.LOGPROBS
     if rl.trains and rl.objective.old_policy == "sampler":
         yield "rl.objective.old_policy=sampler divides by the engine's probabilities", Capability.LOGPROBS
+    if use.conversations:
+        yield "task.kind=environment goes on from what was read and drawn before", Capability.CONVERSATIONS
     if use.runtime == "inline":
         yield "runtime=inline", Capability.INLINE
 

@@ -95,6 +95,7 @@ class Recipe(BaseModel):
                 rl=self.rl,
                 sampling=self.sampling,
                 evaluations=self.evaluation.samplings(self.sampling),
+                conversations=isinstance(self.task, EnvironmentTask),
             )
         )
         problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)

@@ -15,7 +15,6 @@ from samepath.rl.evaluation.sets import build_set, survey_set
 from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import resolve_answer_writer, try_answers
-from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import EnvironmentTask
@@ -302,9 +301,3 @@ class _Checks:
             return
         plan = self.result.memory = memory_plan(self.recipe, self.sizes, self.prompt_tokens)
         self.result.findings += memory_findings(self.recipe.model, self.recipe.engine, plan)
-
-
-def describe_step(rl: AlgorithmSettings, longest: int) -> str:
-    """What one step does, in a line; `longest` is a response's limit, tokens."""
-    responses = rl.prompts_per_step * rl.group_size
-    return f"a step: {responses} responses of at most {longest} tokens, {rl.updates_per_rollout} updates"

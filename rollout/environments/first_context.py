@@ -9,6 +9,8 @@ from samepath.rollout.environments.protocol import EnvironmentFailure, Environme
 from samepath.rollout.environments.session_calls import ask_session
 from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
 
+LIMITS = 3
+"""Sessions are started and closed within a bound each; code that blocks the loop is waited for a little longer."""
 _SEED = 0
 """The first context is the same for every seed."""
 
@@ -30,7 +32,11 @@ def first_context(
 
     loop = ConversationLoop()
     try:
-        return loop.start(opened()).result()
+        return loop.start(opened()).result(timeout=LIMITS * limit_s)
+    except TimeoutError as error:
+        raise ValueError(
+            f"environment_timeout: code of {environment.environment} blocks the loop that it runs in"
+        ) from error
     except EnvironmentFailure as failure:
         raise ValueError(f"environment_{failure.kind}: {failure.detail}") from failure
     finally:

@@ -18,8 +18,10 @@ from samepath.rl.learner.worked_answers import AnswerKindError, try_answers
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.learner.worked_conversation import worked_segments
 from samepath.rl.recipe.cold_start import ColdStartSettings
-from samepath.rl.tasks.row import Task, TaskRow
+from samepath.rl.tasks.row import RowEpisode, Task, TaskRow
 from samepath.rollout.conservation import check_conservation, drift_cuts
+from samepath.rollout.environments.protocol import EnvironmentRow
+from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
 from samepath.rollout.token_digest import token_digest
 from samepath.rollout.types import CallSpan, Segment
 from tests.conftest import tiny_model
@@ -173,7 +175,7 @@ def test_worked_segments_refuse_what_no_rollout_can_be(messages: tuple[Message, 
         worked_segments(Conversation(messages=messages), RENDERERS["v32"])
 
 
-def tells(row: TaskRow, rng: random.Random) -> Conversation:
+def tells(row: EnvironmentRow, rng: random.Random) -> Conversation:
     """Two questions of a row, as settings of these tests name it."""
     assert row.text
     return TWO_QUESTIONS
@@ -184,12 +186,19 @@ def says(row: TaskRow, rng: random.Random) -> str:
     return row.text
 
 
-ROWS = [TaskRow(row_id="0", question="q", text="q", dataset="d", row=0)]
+ROW = TaskRow(row_id="0", question="q", text="q", dataset="d", row=0)
+EPISODE = RowEpisode(
+    environment=EnvironmentSettings(environment="tests.scripted_engine:Toy"),
+    row=EnvironmentRow(row_id="0", text="q"),
+    settings=EpisodeSettings(),
+)
+LED = replace(ROW, episode=EPISODE)
 
 
 def batches(name: str, renderer: Renderer | None) -> WorkedBatches:
     made = ColdStartSettings(steps=1, batch_size=2, traces=f"{__name__}:{name}")
-    return WorkedBatches(MARKED, Task(name="d", train=ROWS, held_out=[], seed=0), made, 0, renderer=renderer)
+    rows = [ROW if renderer is None else LED]
+    return WorkedBatches(MARKED, Task(name="d", train=rows, held_out=[], seed=0), made, 0, renderer=renderer)
 
 
 def test_batch_of_conversations_has_every_segment_of_as_many() -> None:
@@ -217,7 +226,7 @@ def test_batch_of_the_other_kind_is_refused_at_once() -> None:
     with pytest.raises(AnswerKindError, match="must write text for each row of this task; got a Conversation"):
         batches("tells", None).batch(0, shape)
     assert len(batches("says", None).batch(0, shape)) == 2
-    for writer, wrong in ((says, True), (tells, False)):
+    for writer, wrong, right in ((says, LED, ROW), (tells, ROW, LED)):
         with pytest.raises(AnswerKindError):
-            try_answers(writer, ROWS, ({},), conversations=wrong)
-        try_answers(writer, ROWS, ({},), conversations=not wrong)
+            try_answers(writer, [wrong], ({},))
+        try_answers(writer, [right], ({},))
