@@ -37,6 +37,10 @@ class Validation:
     memory: MemoryPlan | None = None
     """None where the sizes are not known."""
 
+    def is_ok(self, name: str) -> bool:
+        """Whether the check of that name was made and found nothing."""
+        return any(finding.name == name and finding.outcome == "ok" for finding in self.findings)
+
     def passed(self, *, strict: bool) -> bool:
         """Whether nothing is wrong; with `strict`, whether everything was checked and nothing stands in the way."""
         bad: set[Outcome] = {"wrong", "obstacle", "not checked", "warning"} if strict else {"wrong"}

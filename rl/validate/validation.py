@@ -108,9 +108,6 @@ class _Checks:
             outcome, detail = "wrong", str(error)
         self._add(name, outcome, detail)
 
-    def _is_ok(self, name: str) -> bool:
-        return any(found.name == name and found.outcome == "ok" for found in self.result.findings)
-
     def _add(self, name: str, outcome: Outcome, detail: str) -> None:
         self.result.findings.append(Finding(name=name, outcome=outcome, detail=detail))
 
@@ -207,13 +204,13 @@ class _Checks:
         threads, limit = sorted({1, self.recipe.rollout.threads}), self.recipe.rl.max_gap_at_lag_0
         if isinstance(model, NewModel):
             self.result.findings.append(row_finding(model.shape, threads, limit))
-        elif self.folder is not None and self._is_ok("model") and not self.config.get("quantization_config"):
+        elif self.folder is not None and self.result.is_ok("model") and not self.config.get("quantization_config"):
             config = read_config(self.folder / "config.json")
             self.result.findings.append(row_finding(config, threads, limit))
 
     def _can_build(self) -> bool:
         """Whether the network is small, needs no download, and has its device here."""
-        if not self._is_ok("device"):
+        if not self.result.is_ok("device"):
             return False
         small = self.sizes is not None and self.sizes.parameters <= MAX_BUILT_PARAMETERS
         here = self.folder is not None and any(self.folder.glob("*.safetensors"))
@@ -256,9 +253,8 @@ class _Checks:
         self.prompt_tokens = found.longest
         if isinstance(self.recipe.task, EnvironmentTask):
             # A context may grow by all that the model may draw, and by what tools and user say to it.
-            longest, _ = self._room.limit
             grown = found.longest + self.recipe.task.episode.budgets.max_tokens
-            self.prompt_tokens = int(min(grown, longest - self.recipe.sampling.max_new_tokens))
+            self.prompt_tokens = int(min(grown, self._room.limit[0] - self.recipe.sampling.max_new_tokens))
         return f"{found.num_read} encoded, at most {found.longest} tokens and {self.recipe.sampling.max_new_tokens} of response"
 
     def _set(self, name: str) -> str:
@@ -271,12 +267,12 @@ class _Checks:
         return described(asked, found)
 
     def _worked_answers(self) -> str:
-        settings = self.recipe.cold_start
-        late = {**settings.options, **settings.late_options}
-        writer = resolve_answer_writer(settings.traces, late)
+        cold_start = self.recipe.cold_start
+        late = {**cold_start.options, **cold_start.late_options}
+        writer = resolve_answer_writer(cold_start.traces, late)
         if self.task is not None:
-            try_answers(writer, self.task.train, (settings.options, late))
-        return f"{settings.steps} steps on {settings.traces}"
+            try_answers(writer, self.task.train, (cold_start.options, late))
+        return f"{cold_start.steps} steps on {cold_start.traces}"
 
     def _reward(self) -> str:
         return tried_rewards(self.recipe.reward, self.task.held_out[0] if self.task is not None else None)
