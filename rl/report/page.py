@@ -1,6 +1,6 @@
 """Every rollout of a run in one HTML file that needs no server: what it holds, and how data and template become one text.
 
-The template lies beside this file: `rollouts.html`, its style and its script. The page's security policy allows that style and that script by
+The template lies beside this file: `rollouts.html`, its style and the two parts of its script. The page's security policy allows that style and that script by
 their hashes and nothing else, no request of any kind among it; the script sets text through `textContent` alone.
 """
 
@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.durable_file import replace_file
-from samepath.rl.report.page_choice import PageLimits, StepSize, choose_steps, choose_token_values, ranges, worst_first
+from samepath.rl.report.page_choice import (
+    PageLimits,
+    StepSize,
+    choose_steps,
+    choose_token_values,
+    longest_of,
+    ranges,
+    worst_first,
+)
+from samepath.rl.report.page_conversation import messages, num_tokens, segments, texts
 from samepath.rl.tracking.jsonl import plain, read_rollouts
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
@@ -24,10 +33,14 @@ TEMPLATE = Path(__file__).with_name("rollouts.html")
 COLUMNS = (
     "step", "group_id", "sample_index", "response_text", "reward", "reward_parts", "reward_status", "reward_detail", "advantage", "kl",
     "off_policy", "masked", "route_flips", "weight_lag", "num_tokens", "finish_reason", "ended", "generate_s",
-    "segment_tokens", "tokens", "sampler_logprobs", "kl_tokens",
+    "problems", "segment_tokens", "tokens", "sampler_logprobs", "kl_tokens",
 )  # fmt: skip
 """Fields of a rollout that the page has as columns of the same name."""
 TOKEN_COLUMNS = ("tokens", "sampler_logprobs", "kl_tokens")
+MADE_COLUMNS = ("prompt", "response_left_out", "messages", "segments")
+"""Columns that are no field as it stands."""
+SCRIPTS = ("conversation.js", "rollouts.js")
+"""The script's parts, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +75,7 @@ def write_rollout_report(rollouts_dir: Path, out_html: Path, limits: PageLimits 
     limits = limits or PageLimits()
     held = _held(paths, limits)
     prompts: dict[tuple[str, str, str], int] = {}
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "prompt", "response_left_out")}
+    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *MADE_COLUMNS)}
     for step, place, rollout in _rollouts(held.paths, held.first):
         for name, value in _row(rollout, limits, has_tokens=(step, place) in held.with_tokens).items():
             columns[name].append(value)
@@ -91,11 +104,11 @@ def _held(paths: Sequence[Path], limits: PageLimits) -> _Held:
     sizes, scored, num_cut = [], [], {}
     for path in paths:
         rollouts = read_rollouts(path)
-        texts = [(len(one.prompt_text), len(one.response_text)) for one in rollouts]
-        num_chars = sum(min(length, limits.text_chars) for pair in texts for length in pair)
+        lengths = [[len(text) for text in (one.prompt_text, one.response_text, *texts(one))] for one in rollouts]
+        num_chars = sum(min(length, limits.text_chars) for of_one in lengths for length in of_one)
         sizes.append(StepSize(num_rollouts=len(rollouts), num_chars=num_chars))
-        num_cut[path] = [max(pair) > limits.text_chars for pair in texts]
-        scored.append([(worst_first(one), len(one.tokens)) for one in rollouts])
+        num_cut[path] = [max(of_one) > limits.text_chars for of_one in lengths]
+        scored.append([(worst_first(one), num_tokens(one), longest_of(one, limits)) for one in rollouts])
     chosen, first = choose_steps(sizes, limits)
     steps = [_step_of(paths[index]) for index in chosen]
     rollouts_by_key = {
@@ -112,7 +125,7 @@ def _held(paths: Sequence[Path], limits: PageLimits) -> _Held:
     if len(with_tokens) < num_held:
         sentences.append(
             f"Values for each token are here for {len(with_tokens):,} of them, worst first: at most {limits.tokens:,} tokens in all "
-            f"and {limits.tokens_of_one:,} of one answer."
+            f"and {limits.tokens_of_one:,} of one answer or {limits.tokens_of_conversation:,} of a conversation."
         )
     return _Held(
         paths=[paths[index] for index in chosen],
@@ -143,6 +156,10 @@ def _row(rollout: TrackedRollout, limits: PageLimits, *, has_tokens: bool) -> di
     row = {name: _rounded(getattr(rollout, name)) for name in COLUMNS}
     if not has_tokens:
         row.update({name: [] for name in TOKEN_COLUMNS})
+    elif rollout.segments:
+        row["tokens"] = []  # They stand in the segments.
+    row["segments"] = segments(rollout) if has_tokens else []
+    row["messages"] = messages(rollout, limits.text_chars)
     row["response_text"] = rollout.response_text[: limits.text_chars]
     row["response_left_out"] = len(rollout.response_text) - len(row["response_text"])
     return row
@@ -167,7 +184,8 @@ def _rounded(value: Any) -> Any:
 
 def _filled(title: str, data: Mapping[str, Any]) -> str:
     """Put title, data, style and script into the template, in one pass: what looks like a mark in the data stays as it is."""
-    style, script = (TEMPLATE.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
+    style = TEMPLATE.with_suffix(".css").read_text(encoding="utf-8")
+    script = "".join(TEMPLATE.with_name(name).read_text(encoding="utf-8") for name in SCRIPTS)
     values = {
         "TITLE": html.escape(title),
         "DATA": embedded_json(data),

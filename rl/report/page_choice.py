@@ -21,6 +21,8 @@ class PageLimits:
     """Tokens with values of their own."""
     tokens_of_one: int = 2000
     """Longest answer with values for each token."""
+    tokens_of_conversation: int = 20_000
+    """Longest conversation that is there token by token: what the model read in all its segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +71,21 @@ def spread_evenly(length: int, number: int) -> list[int]:
     return [round(place * (length - 1) / (number - 1)) for place in range(number)]
 
 
+def longest_of(rollout: TrackedRollout, limits: PageLimits) -> int:
+    """Up to how many tokens it may be there token by token."""
+    return limits.tokens_of_conversation if rollout.segments else limits.tokens_of_one
+
+
 def choose_token_values(
-    rollouts: Mapping[tuple[int, int], tuple[tuple[bool, float, int], int]], limits: PageLimits
+    rollouts: Mapping[tuple[int, int], tuple[tuple[bool, float, int], int, int]], limits: PageLimits
 ) -> frozenset[tuple[int, int]]:
     """Return the keys of the rollouts whose tokens are held, worst first; a rollout without tokens needs no room.
 
-    `rollouts` gives each one's place in the order, and how many tokens it has.
+    `rollouts` gives each one's place in the order, how many tokens it has, and how many it may have.
     """
     left, chosen = limits.tokens, []
-    for key, (_, num_tokens) in sorted(rollouts.items(), key=lambda item: (item[1][0], item[0])):
-        if num_tokens <= min(left, limits.tokens_of_one):
+    for key, (_, num_tokens, longest) in sorted(rollouts.items(), key=lambda item: (item[1][0], item[0])):
+        if num_tokens <= min(left, longest):
             chosen.append(key)
             left -= num_tokens
     return frozenset(chosen)

@@ -28,7 +28,8 @@ const texts = new Map();
 function textOf(index) {
   if (!texts.has(index)) {
     const prompt = promptOf(index);
-    texts.set(index, [prompt.text, columns.response_text[index], prompt.gold, columns.reward_detail[index]].join("\n").toLowerCase());
+    const said = columns.messages[index].flatMap(message => [message.content, message.reasoning, ...message.calls.flat()]);
+    texts.set(index, [prompt.text, columns.response_text[index], prompt.gold, columns.reward_detail[index], ...said].join("\n").toLowerCase());
   }
   return texts.get(index);
 }
@@ -139,7 +140,7 @@ function leftOut(chars, index) {
 let colour = "";
 function tools(index) {
   const bar = make("div", undefined, "tools"), label = make("label", "colour tokens by "), select = make("select");
-  for (const [value, text] of [["", "nothing"], ["sampler_logprobs", "surprise of the sampler"], ["kl_tokens", "KL to reference"]])
+  for (const [value, text] of [["", isConversation(index) ? "who made them" : "nothing"], ["sampler_logprobs", "surprise of the sampler"], ["kl_tokens", "KL to reference"]])
     select.append(new Option(text, value));
   select.value = colour;
   select.id = "colour";
@@ -164,31 +165,45 @@ function card(index) {
     ["weight lag", "weight_lag"], ["tokens", "num_tokens"]]) add(name, show(columns[column][index]));
   const segments = columns.segment_tokens[index].length;
   if (segments > 1) add("segments", String(segments));
+  if (columns.problems[index].length) add("problems", columns.problems[index].join(", "));
   add("ended by", [columns.finish_reason[index] || "–", ...(columns.ended[index] === "answer" ? [] : [columns.ended[index]])].join(", "));
   add("took", show(columns.generate_s[index]) + " s");
-  box.append(head, answer(index), ...leftOut(columns.response_left_out[index], index));
+  box.append(head, ...(isConversation(index) ? conversation(index) : [answer(index), ...leftOut(columns.response_left_out[index], index)]));
   if (columns.reward_detail[index]) box.append(make("pre", columns.reward_detail[index], "bad"));
   return box;
 }
 function answer(index) {
-  const box = make("pre"), tokens = columns.tokens[index], values = colour ? columns[colour][index] : [];
-  if (!colour || !tokens.length || values.length !== tokens.length) {
+  const box = make("pre"), tokens = columns.tokens[index];
+  if (!colour || !tokens.length || columns[colour][index].length !== tokens.length) {
     box.textContent = columns.response_text[index] || "(empty)";
     if (colour && columns.response_text[index]) box.append(make("div", "this page holds no values for the tokens of this answer", "dim"));
     return box;
   }
-  const limit = colour === "kl_tokens" ? values.reduce((most, value) => Math.max(most, Math.abs(number(value)) || 0), 1e-9) : 5;
-  const begins = new Map();
+  const begins = new Map(), paint = painter(index);
   columns.segment_tokens[index].reduce((place, count, number) => (begins.set(place, number + 1), place + count), 0);
   tokens.forEach((token, place) => {
     if (begins.size > 1 && begins.has(place)) box.append(make("div", `segment ${begins.get(place)}`, "dim segment"));
-    const piece = make("span", token, "token"), share = Math.min((Math.abs(number(values[place])) || 0) / limit, 1);
-    piece.style.background = colour === "kl_tokens" ? `hsl(265 80% ${96 - 34 * share}%)` : `hsl(${130 - 130 * share} 75% 84%)`;
-    const kl = columns.kl_tokens[index].length ? `, KL ${show(columns.kl_tokens[index][place])} nats` : "";
-    piece.title = `log-probability ${show(columns.sampler_logprobs[index][place])} nats${kl}`;
+    const piece = make("span", token, "token");
+    paint(piece, place);
+    piece.title = valuesOf(index, place).slice(2);
     box.append(piece);
   });
   return box;
+}
+// The place-th drawn token of a rollout: its colour, where one was chosen and its value is known, and its values as text.
+function painter(index) {
+  const values = colour ? columns[colour][index] : [];
+  const limit = colour === "kl_tokens" ? values.reduce((most, value) => Math.max(most, Math.abs(number(value)) || 0), 1e-9) : 5;
+  return (piece, place) => {
+    if (place >= values.length) return;
+    const share = Math.min((Math.abs(number(values[place])) || 0) / limit, 1);
+    piece.style.background = colour === "kl_tokens" ? `hsl(265 80% ${96 - 34 * share}%)` : `hsl(${130 - 130 * share} 75% 84%)`;
+    piece.style.color = "#111";
+  };
+}
+function valuesOf(index, place) {
+  const logprobs = columns.sampler_logprobs[index], kl = columns.kl_tokens[index];
+  return (place < logprobs.length ? `, log-probability ${show(logprobs[place])} nats` : "") + (place < kl.length ? `, KL ${show(kl[place])} nats` : "");
 }
 function bestBySteps(prompt) {
   const best = new Map();

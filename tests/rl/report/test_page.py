@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from samepath.rl.report.page import embedded_json, write_rollout_report
 from samepath.rl.report.page_choice import PageLimits
+from samepath.rl.report.page_conversation import texts
 from samepath.rl.tracking.jsonl import JsonlSink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from tests.rl.tracked_conversation import MESSAGES, SEGMENTS, tracked_conversation
 
 ATTACK = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&lt;\u2028<!--@TITLE@'
 
@@ -82,8 +84,9 @@ def sha256(text: str) -> str:
 
 def test_page_hostile_text_stays_data_and_nothing_is_loaded(tmp_path: Path) -> None:
     run_dir = tmp_path / "<u>run@DATA@"
+    said = ({"role": "user", "content": ATTACK}, {"role": "tool", "content": ATTACK})
     attacked = tracked(
-        1, 0, 0, response_text=ATTACK, prompt_text=ATTACK, gold=ATTACK, dataset=ATTACK, reward_parts={ATTACK: 1.0},
+        1, 0, 0, messages=said, problems=(ATTACK,), response_text=ATTACK, prompt_text=ATTACK, gold=ATTACK, dataset=ATTACK, reward_parts={ATTACK: 1.0},
         reward_detail=ATTACK, tokens=(ATTACK,), sampler_logprobs=(-1.0,), kl_tokens=(0.0,),
     )  # fmt: skip
     data = written(run_dir, [attacked])
@@ -94,6 +97,7 @@ def test_page_hostile_text_stays_data_and_nothing_is_loaded(tmp_path: Path) -> N
     assert {"img", "u", "link", "iframe"} & set(page.tags) == set()
     assert data["columns"]["response_text"] == [ATTACK]
     assert data["columns"]["tokens"] == [[ATTACK]]
+    assert [message["content"] for message in data["columns"]["messages"][0]] == [ATTACK, ATTACK]
     assert data["prompts"] == [{"dataset": ATTACK, "text": ATTACK, "gold": ATTACK, "left_out": 0}]
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(", text)
@@ -184,6 +188,55 @@ def test_page_token_values_are_kept_rounded_worst_first_as_far_as_they_fit(tmp_p
     assert data["held"][1].startswith(
         "Values for each token are here for 2 of them, worst first: at most 9 tokens in all"
     )
+
+
+def test_page_holds_a_conversation_with_its_results_beside_their_calls(tmp_path: Path) -> None:
+    columns = written(tmp_path, [tracked_conversation(), tracked(1, 1, 0)])["columns"]
+    first, alone = columns["messages"]
+    assert alone == []
+    assert [message["role"] for message in first] == [message["role"] for message in MESSAGES]
+    assert [message.get("call") for message in first] == [None, None, 0, None, None, 1, None, 2]
+    assert first[2]["calls"] == [["get", '{"key": "C"}'], ["get", '{"key": "K"}']]
+    assert first[2]["reasoning"] == "Two keys."
+    assert [message.get("record") for message in first[3:5]] == [
+        {"name": "get", "error": "", "seconds": 0.25},
+        {"name": "get", "error": "timeout", "seconds": 0.5},
+    ]
+    segments, none = columns["segments"]
+    assert none == []
+    assert [(segment["epoch"], segment["kinds"]) for segment in segments] == [(0, "sccstttscstt"), (1, "sccsrrscstt")]
+    assert segments[0]["tokens"] == list(SEGMENTS[0].tokens)
+    assert segments[1]["calls"] == [[2, 9, 11, "act", "stop", 0.75]]
+    assert columns["tokens"][0] == [], "they stand in the segments"
+    assert columns["sampler_logprobs"][0] == list(tracked_conversation().sampler_logprobs)
+    assert columns["problems"] == [["empty_reasoning"], []]
+
+
+def test_page_cuts_and_counts_the_texts_of_a_conversation(tmp_path: Path) -> None:
+    """It read 23 tokens."""
+    data = written(tmp_path, [tracked_conversation()], text_chars=8, tokens_of_conversation=23)
+    said = data["columns"]["messages"][0]
+    assert (said[0]["content"], said[0]["left_out"]) == ("You keep", 9)
+    assert (said[2]["calls"][1], said[2]["left_out"]) == (["get", '{"key": '], 1 + 2 * 4)
+    assert said[4]["record"]["error"] == "timeout", "the record is found by the whole text"
+    assert data["held"][1] == "Of 1 rollouts a text is cut after 8 characters, and says so."
+    assert len(data["columns"]["segments"][0]) == 2
+
+
+def test_page_leaves_the_tokens_of_a_long_conversation_out_and_says_so(tmp_path: Path) -> None:
+    data = written(tmp_path, [tracked_conversation()], tokens_of_conversation=22)
+    assert data["columns"]["segments"] == [[]]
+    assert data["columns"]["sampler_logprobs"] == [[]]
+    assert len(data["columns"]["messages"][0]) == 8
+    assert data["held"][1].endswith("and 2,000 of one answer or 22 of a conversation.")
+
+
+def test_page_counts_the_texts_of_conversations_as_it_chooses_steps(tmp_path: Path) -> None:
+    rollouts = [tracked_conversation(step=step) for step in (1, 2, 3)]
+    chars = sum(len(text) for text in ("C plus K?", "25", *texts(rollouts[0])))
+    assert chars > 100
+    assert written(tmp_path / "fits", rollouts, chars=3 * chars)["columns"]["step"] == [1, 2, 3]
+    assert written(tmp_path / "not", rollouts, chars=3 * chars - 1)["columns"]["step"] == [1, 3]
 
 
 def test_page_of_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -62,9 +62,10 @@ def test_choose_steps_fits_and_keeps_the_last(sizes: list[tuple[int, int]], roll
 
 def test_choose_token_values_passes_over_what_does_not_fit() -> None:
     keys = {
-        (1, 0): ((True, 0.0, -1), 8),
-        (1, 1): ((True, 1.0, -1), 5),
-        (1, 2): ((True, 2.0, -1), 2),
-        (1, 3): ((True, 3.0, -1), 0),
+        (1, 0): ((True, 0.0, -1), 8, 8),
+        (1, 1): ((True, 1.0, -1), 5, 8),
+        (1, 2): ((True, 2.0, -1), 2, 2),
+        (1, 3): ((True, 3.0, -1), 0, 0),
+        (1, 4): ((True, -1.0, -1), 3, 2),
     }
     assert choose_token_values(keys, PageLimits(tokens=10)) == {(1, 0), (1, 2), (1, 3)}

@@ -1,0 +1,69 @@
+// A conversation: its messages, and what the model read and drew, token by token. Text reaches the page through `make` alone.
+"use strict";
+const KINDS = {
+  t: ["trained", "drawn here: this alone is trained"],
+  r: ["read again", "drawn in an earlier epoch and read here"],
+  c: ["content", "said by somebody: a user, a tool, a system text"],
+  s: ["scaffold", "the form's own"],
+};
+const isConversation = index => columns.messages[index].length > 0;
+const took = seconds => show(seconds) + " s";
+
+function conversation(index) {
+  const parts = columns.messages[index].map(message => drawMessage(index, message));
+  if (columns.segments[index].length) parts.push(...context(index));
+  else parts.push(make("div", "this page holds no tokens of this conversation", "dim note"));
+  return parts;
+}
+function spans(index) {
+  return new Map(columns.segments[index].flatMap(segment => segment.calls).map(span => [span[0], span]));
+}
+function drawMessage(index, message) {
+  const box = make("div", undefined, "message " + (message.role === "assistant" ? "model" : "other")), head = make("div", undefined, "dim");
+  const said = [message.role === "assistant" ? "model" : message.role], span = spans(index).get(message.call);
+  if (message.call !== undefined) said.push(`call ${message.call}`);
+  if (span) said.push(`${counted(span[2] - span[1])} tokens`, `ended by ${span[4]}`, took(span[5]));
+  if (message.record) said.push(message.record.name, took(message.record.seconds));
+  head.append(make("span", said.join(" · ")));
+  if (message.record && message.record.error) head.append(" ", make("span", message.record.error, "badge bad"));
+  box.append(head);
+  if (message.reasoning) box.append(make("pre", message.reasoning, "reasoning"));
+  if (message.content || !(message.reasoning || message.calls.length)) box.append(make("pre", message.content || "(empty)"));
+  for (const [name, given] of message.calls) {
+    const call = make("pre", undefined, "called");
+    call.append(make("b", name), " " + given);
+    box.append(call);
+  }
+  box.append(...leftOut(message.left_out, index));
+  return box;
+}
+
+// What the model read and drew, segment by segment.
+function context(index) {
+  const legend = make("div", undefined, "legend dim");
+  legend.append(make("b", "tokens"), ...Object.entries(KINDS).map(([letter, [name, meaning]]) => {
+    const entry = make("span", name, "kind-" + letter);
+    entry.title = meaning;
+    return entry;
+  }));
+  const parts = [legend], paint = painter(index);
+  let drawn = 0;
+  columns.segments[index].forEach((segment, number) => {
+    const trained = [...segment.kinds].filter(letter => letter === "t").length;
+    const calls = segment.calls.map(span => span[0] + (span[3] === "edit" ? " (edit)" : "")).join(", ");
+    const head = `segment ${number + 1} · epoch ${segment.epoch} · ${counted(segment.tokens.length)} tokens, ${counted(trained)} trained · calls ${calls}`;
+    const box = make("pre", undefined, "context");
+    segment.tokens.forEach((token, place) => {
+      const letter = segment.kinds[place], piece = make("span", token, "token kind-" + letter);
+      piece.title = KINDS[letter][0];
+      if (letter === "t") {
+        const span = segment.calls.find(one => place >= one[1] && place < one[2]);
+        piece.title += (span ? ` by call ${span[0]}` : "") + valuesOf(index, drawn);
+        paint(piece, drawn++);
+      }
+      box.append(piece);
+    });
+    parts.push(make("div", head, "dim segment"), box);
+  });
+  return parts;
+}
