@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samepath.model.network.placement import require
-from samepath.model.text.tokenizer import character_tokenizer, load_tokenizer
+from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rl.evaluation.sets import AskedSet, build_sets, check_sets
 from samepath.rl.learner.model_source import check_expected, resolve_folder
-from samepath.rl.learner.worked_answers import resolve_answer_writer, try_answers
+from samepath.rl.learner.new_tokenizer import new_tokenizer
+from samepath.rl.learner.worked_answers import try_traces
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task
@@ -44,11 +45,9 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Prepared:
     counted = recipe.model_copy(update={"rl": recipe.rl.counted(len(task.train))})
     prepared = Prepared(recipe=counted, task=task, sets=sets)
     if recipe.runtime == "inline" and recipe.cold_start.steps:
-        cold_start = recipe.cold_start
-        late = {**cold_start.options, **cold_start.late_options}
-        try_answers(resolve_answer_writer(cold_start.traces, late), task.train, (cold_start.options, late))
+        try_traces(recipe.cold_start, task)
     if isinstance(recipe.model, NewModel):
-        tokenizer = character_tokenizer(recipe.model.alphabet)
+        tokenizer = new_tokenizer(recipe, task)
     elif here:
         folder = resolve_folder(recipe.model.path, recipe_dir)
         check_expected(recipe.model.expected, folder)

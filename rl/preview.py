@@ -88,4 +88,4 @@ def _model_of(source: Path) -> Any:
         # Whatever trains it: the built-in engine answers here.
         folder = resolve_folder(recipe.model.path, source.parent)
         return load_checkpoint(folder), load_tokenizer(folder)
-    return build_model(recipe.model, source.parent, recipe.seed)
+    return build_model(recipe, source.parent)

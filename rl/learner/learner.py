@@ -48,7 +48,7 @@ class Learner:
             if isinstance(recipe.model, CheckpointModel) and recipe.model.implementation == "transformers":
                 folder = resolve_folder(recipe.model.path, recipe_dir)
                 check_foreign_checkpoint(folder, recipe.rl, recipe.learner, recipe.engine)
-            model, self._tokenizer = build_model(recipe.model, recipe_dir, recipe.seed)
+            model, self._tokenizer = build_model(recipe, recipe_dir)
         else:
             require_whole(self.reference_dir)
             # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.

@@ -9,27 +9,46 @@ from samepath.model.files.policy_files import load_policy, save_policy
 from samepath.model.json_file import read_json
 from samepath.model.network.network import CausalLM
 from samepath.model.policy import Policy
-from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
+from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
+from samepath.rl.learner.new_tokenizer import new_tokenizer
 from samepath.rl.recipe.model import CheckpointModel, NewModel
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import CONFIG_FILES, hub_folder
+from samepath.rl.tasks.tasks import build_task
 
 
-def build_model(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: int) -> tuple[Policy, Tokenizer]:
-    """The model and its tokenizer. Raises ValueError or FileNotFoundError that name what is missing."""
+def build_model(recipe: Recipe, recipe_dir: Path) -> tuple[Policy, Tokenizer]:
+    """A recipe's model and its tokenizer. Raises ValueError or FileNotFoundError that name what is missing."""
+    settings = recipe.model
     if isinstance(settings, NewModel):
-        tokenizer = character_tokenizer(settings.alphabet)
+        task = None if settings.tokenizer is None else build_task(recipe.task, recipe_dir)
+        tokenizer = new_tokenizer(recipe, task)
         ids = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.end_id, "bos_token_id": tokenizer.start_id}
-        model = CausalLM(ModelConfig.model_validate({**settings.config, **ids}), settings.backend)
-        model.initialise(seed)
-        return model, tokenizer
-    folder = resolve_folder(settings.path, recipe_dir)
-    check_expected(settings.expected, folder)
-    policy, tokenizer = load_policy(folder, settings.implementation, settings.backend), load_tokenizer(folder)
+        return _new_network(settings, ModelConfig.model_validate({**settings.config, **ids}), recipe.seed), tokenizer
+    policy, tokenizer = (
+        build_policy(settings, recipe_dir, recipe.seed),
+        load_tokenizer(resolve_folder(settings.path, recipe_dir)),
+    )
     if tokenizer.vocab_size > policy.shape.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model only {policy.shape.vocab_size}"
+            f"{settings.path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {policy.shape.vocab_size}"
         )
     return policy, tokenizer
+
+
+def build_policy(settings: NewModel | CheckpointModel, recipe_dir: Path, seed: int) -> Policy:
+    """The model alone, a new one with the most ids that its tokenizer may have. Raises ValueError or FileNotFoundError."""
+    if isinstance(settings, NewModel):
+        return _new_network(settings, settings.shape, seed)
+    folder = resolve_folder(settings.path, recipe_dir)
+    check_expected(settings.expected, folder)
+    return load_policy(folder, settings.implementation, settings.backend)
+
+
+def _new_network(settings: NewModel, shape: ModelConfig, seed: int) -> CausalLM:
+    model = CausalLM(shape, settings.backend)
+    model.initialise(seed)
+    return model
 
 
 def resolve_folder(path: str, recipe_dir: Path, *, weights: bool = True) -> Path:

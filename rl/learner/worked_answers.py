@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from samepath.model.text.conversation import Conversation
-from samepath.rl.tasks.row import TaskRow, TaskRows
+from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.tasks.row import Task, TaskRow, TaskRows
 
 TRIED_ROWS = 100
 """Rows that are tried before a writer of answers is held to be the wrong one for a task."""
@@ -58,6 +59,14 @@ def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter
             f"cold_start.traces: {path} must take (row, rng, **options); with the recipe's options: {error}"
         ) from error
     return function  # type: ignore[no-any-return]
+
+
+def try_traces(settings: ColdStartSettings, task: Task | None) -> None:
+    """Raise ValueError if the writer that the settings name cannot be used, or answers none of the task's first rows at every step."""
+    late = {**settings.options, **settings.late_options}
+    writer = resolve_answer_writer(settings.traces, late)
+    if task is not None:
+        try_answers(writer, task.train, (settings.options, late))
 
 
 def try_answers(writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]]) -> None:

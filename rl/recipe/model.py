@@ -1,13 +1,16 @@
 """Settings of the model: built new from sizes, or a checkpoint; and where it computes."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
 from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.placement import DeviceName, Implementation, Placement, TypeName
+
+LEAST_IDS = 262
+"""Every byte and the six control tokens of the form: ids of a learned tokenizer without pieces."""
 
 
 class PlacedModel(BaseModel):
@@ -44,13 +47,37 @@ class PlacedModel(BaseModel):
         )
 
 
+class LearnedTokenizer(BaseModel):
+    """A tokenizer for conversations, learned from the worked ones of the first training rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["bpe"] = Field(
+        "bpe",
+        description="bytes, each digit a token, DeepSeek-V3.2's control tokens, and pieces joined from neighbours that stand together",
+    )
+    vocab_size: int = Field(
+        512,
+        ge=LEAST_IDS,
+        description="ids at most: bytes, control tokens and the pieces that save most tokens; fewer where the texts have no more pieces",
+    )
+    rows: int = Field(
+        64,
+        ge=16,
+        description="training rows whose worked conversations are read; a piece stands in each once or more, on average",
+    )
+
+
 class NewModel(PlacedModel):
-    """A network of any family (`config.model_type`) with fresh weights and a character-level tokenizer."""
+    """A network of any family (`config.model_type`) with fresh weights, and a tokenizer of characters or a learned one."""
 
     kind: Literal["new"] = Field("new", description="build from sizes")
-    alphabet: str = Field(min_length=1, description="the characters of prompts and responses, each once")
+    alphabet: str = Field(
+        "", description="the characters of prompts and responses, each once and a token; empty: `tokenizer` is given"
+    )
+    tokenizer: LearnedTokenizer | None = Field(None, description="for conversations, in place of an alphabet")
     config: dict[str, Any] = Field(
-        description="sizes under their published names (see model/config.py); vocab_size follows from the alphabet"
+        description="sizes under their published names (see model/config.py); vocab_size follows from the tokenizer"
     )
 
     @property
@@ -60,15 +87,25 @@ class NewModel(PlacedModel):
 
     @property
     def shape(self) -> ModelConfig:
-        """The sizes, with the number of tokens that the alphabet gives."""
-        return ModelConfig.model_validate({**self.config, "vocab_size": len(self.alphabet) + 2})
+        """The sizes, with the number of ids that the alphabet gives; of a learned tokenizer, which may have fewer, the most."""
+        ids = len(self.alphabet) + 2 if self.tokenizer is None else self.tokenizer.vocab_size
+        return ModelConfig.model_validate({**self.config, "vocab_size": ids})
+
+    @model_validator(mode="after")
+    def _check_tokenizer(self) -> Self:
+        if bool(self.alphabet) == (self.tokenizer is not None):
+            raise ValueError(
+                "give exactly one of alphabet (a token for each character) and tokenizer (learned, for conversations); got "
+                f"{'both' if self.alphabet else 'none'}"
+            )
+        return self
 
     @field_validator("config")
     @classmethod
     def _check_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         for key in ("vocab_size", "eos_token_id", "bos_token_id"):
             if key in config:
-                raise ValueError(f"{key} follows from the alphabet; leave it out")
+                raise ValueError(f"{key} follows from the tokenizer; leave it out")
         try:
             ModelConfig.model_validate({"vocab_size": 2, **config})
         except ValidationError as error:

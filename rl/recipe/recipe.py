@@ -79,6 +79,11 @@ class Recipe(BaseModel):
                 f"reward.parts must be left out with task.kind: environment, which judges by itself; got {', '.join(self.reward.parts)}. A "
                 "function alone is an environment too: samepath.rollout.environments.reward:RewardEnvironment"
             )
+        if isinstance(self.model, NewModel) and bool(self.model.alphabet) == isinstance(self.task, EnvironmentTask):
+            problems.append(
+                "model.tokenizer, learned from worked conversations, is what a new model needs for task.kind: environment, and model.alphabet "
+                f"for any other; got {'alphabet' if self.model.alphabet else 'tokenizer'} with kind {self.task.kind}"
+            )
         if self.rl.trains and self.sampling.temperature == 0:
             problems.append("sampling.temperature must be above 0 for training: all samples of a group would be equal")
         if (

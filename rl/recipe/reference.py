@@ -14,8 +14,8 @@ from samepath.model.config import ModelConfig
 from samepath.rl.recipe.did_you_mean import kinds_of, models_in
 from samepath.rl.recipe.recipe import Recipe
 
-FROM_ALPHABET = ("vocab_size", "bos_token_id", "eos_token_id")
-"""Sizes that `model.kind: new` takes from its alphabet, so that a recipe may not give them."""
+FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
+"""Sizes that `model.kind: new` takes from its tokenizer, so that a recipe may not give them."""
 
 HEAD = """# Recipe reference
 
@@ -110,9 +110,9 @@ def recipe_reference() -> str:
 
 
 def _sizes_of_a_new_model() -> Iterator[Section]:
-    """The recipe holds them as plain data, because the model that checks them also needs what the alphabet gives."""
+    """The recipe holds them as plain data, because the model that checks them also needs what the tokenizer gives."""
     for table in sections(ModelConfig, "model.config.", "`model.config`"):
-        kept = tuple(row for row in table.rows if row.key.removeprefix("model.config.") not in FROM_ALPHABET)
+        kept = tuple(row for row in table.rows if row.key.removeprefix("model.config.") not in FROM_TOKENIZER)
         yield Section(title=table.title, purpose=table.purpose, rows=kept)
 
 

@@ -17,7 +17,7 @@ import torch
 from samepath.model.files.published_sizes import published_sizes
 from samepath.model.policy import Policy
 from samepath.rl.batch.pack import PackedBatch, pack
-from samepath.rl.learner.model_source import build_model, model_config
+from samepath.rl.learner.model_source import build_policy, model_config
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.worked_batches import supervised_sequence
 from samepath.rl.recipe.file import load_recipe
@@ -51,8 +51,8 @@ def measure(model: NewModel | CheckpointModel, recipe_dir: Path, max_tokens_per_
     torch.set_num_threads(1)
     sizes = published_sizes(model_config(model, recipe_dir))
     process = psutil.Process().memory_info().rss
-    policy, _ = build_model(model, recipe_dir, seed)
-    reference, _ = build_model(model, recipe_dir, seed)
+    policy = build_policy(model, recipe_dir, seed)
+    reference = build_policy(model, recipe_dir, seed)
     reference.requires_grad_(False)
     gc.collect()
     batch = _batch(policy, max_tokens_per_pass)

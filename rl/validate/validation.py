@@ -10,11 +10,12 @@ from samepath.model.files.config_file import read_config
 from samepath.model.files.model_sizes import PublishedSizes
 from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.network.placement import PlacementError, require
-from samepath.model.text.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
+from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 from samepath.rl.evaluation.sets import build_set, survey_set
-from samepath.rl.learner.model_source import build_model, check_expected, model_config, resolve_folder
+from samepath.rl.learner.model_source import build_policy, check_expected, model_config, resolve_folder
+from samepath.rl.learner.new_tokenizer import new_tokenizer
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
-from samepath.rl.learner.worked_answers import resolve_answer_writer, try_answers
+from samepath.rl.learner.worked_answers import try_traces
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import EnvironmentTask
@@ -180,7 +181,7 @@ class _Checks:
 
     def _network(self) -> str:
         """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
-        policy, _ = build_model(self.recipe.model, self.recipe_dir, self.recipe.seed)
+        policy = build_policy(self.recipe.model, self.recipe_dir, self.recipe.seed)
         recipe = self.recipe
         check_policy(policy.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
         shape = policy.shape
@@ -219,7 +220,9 @@ class _Checks:
     def _tokenizer(self) -> str:
         model = self.recipe.model
         if isinstance(model, NewModel):
-            self.tokenizer = character_tokenizer(model.alphabet)
+            if model.tokenizer is not None and self.task is None:
+                raise NotCheckedError("the task is not at hand")
+            self.tokenizer = new_tokenizer(self.recipe, self.task)
         elif self.folder is None:
             raise NotCheckedError("the checkpoint is not at hand")
         else:
@@ -268,10 +271,7 @@ class _Checks:
 
     def _worked_answers(self) -> str:
         cold_start = self.recipe.cold_start
-        late = {**cold_start.options, **cold_start.late_options}
-        writer = resolve_answer_writer(cold_start.traces, late)
-        if self.task is not None:
-            try_answers(writer, self.task.train, (cold_start.options, late))
+        try_traces(cold_start, self.task)
         return f"{cold_start.steps} steps on {cold_start.traces}"
 
     def _reward(self) -> str:

@@ -328,7 +328,7 @@ def test_validate_device_that_is_not_here_is_an_obstacle(tmp_path: Path, monkeyp
 
 
 def test_validate_large_network_is_never_built(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "build_model", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(validation, "build_policy", lambda *_: pytest.fail("built"))
     config = {
         **write_config(tiny_config()),
         "hidden_size": 8192,
