@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from samepath.rl.completion.commands import add_completion
 from samepath.rl.eval_command import evaluate
 from samepath.rl.file_errors import advice, said
 from samepath.rl.machine import package_versions, set_missing_variables
+from samepath.rl.sample_command import sample
 from samepath.rollout.bounded_call import overdue
 
 if TYPE_CHECKING:
@@ -121,37 +121,7 @@ def validate(
     return 0 if passed else 1
 
 
-@app.command()
-def sample(
-    source: Annotated[
-        Path, typer.Argument(help="recipe (its newest checkpoint, or its own model), run folder or checkpoint folder")
-    ],
-    prompt: Annotated[str, typer.Argument(help="text of the prompt, or what the user says in a chat")],
-    count: Annotated[int, typer.Option(min=1, max=64, help="responses")] = 4,
-    temperature: Annotated[float, typer.Option(min=0, max=10, help="0 takes the best token")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="keep the fewest tokens that reach this probability")
-    ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest response, tokens")] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--no-chat", help="give the prompt the model's chat form; by default as the recipe does"),
-    ] = None,
-) -> None:
-    """Answer one prompt a few times."""
-    # Late: torch.
-    from samepath.rl.preview import sample_source
-
-    changes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
-    table = Table("log-probability", "tokens", "finish", "response")
-    for rollout in sample_source(source, prompt, count, changes, seed, chat=chat):
-        logprob = sum(float(segment.sampler_logprobs.sum()) for segment in rollout.segments)
-        finish_reason = rollout.segments[-1].finish_reason
-        table.add_row(f"{logprob:.3f}", str(rollout.num_trained), finish_reason, Text(rollout.text))
-    Console().print(table)
-
-
+app.command()(sample)
 app.command(name="eval")(evaluate)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look without training: sample, evaluate."""
+"""Answers to a prompt without training: `samepath sample`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +31,8 @@ def sample_source(
     Responses end where the recipe's end (its stop ids and strings), and the prompt has the recipe's chat form, unless `chat` says whether it is
     to have one; a checkpoint folder outside a run has no stops but the tokenizer's end, and no chat form unless asked for.
     """
-    model, tokenizer = _model_of(source)
-    recipe = _recipe_of(source)
+    model, tokenizer = model_of(source)
+    recipe = recipe_of(source)
     stops = {} if recipe is None else recipe.sampling.model_dump(include={"stop_token_ids", "stop_strings"})
     sampling = SamplingSettings.model_validate({**stops, **changes})
     task = None if recipe is None else recipe.task
@@ -65,7 +65,7 @@ def sample_source(
     return group.rollouts
 
 
-def _recipe_of(source: Path) -> Recipe | None:
+def recipe_of(source: Path) -> Recipe | None:
     """The recipe that `source` is or was made by; None for a checkpoint folder outside a run."""
     if not source.is_dir():
         return load_recipe(source, [], Recipe)
@@ -73,7 +73,8 @@ def _recipe_of(source: Path) -> Recipe | None:
     return None if run_dir is None else load_recipe(run_dir / RECIPE_FILE, [], Recipe)
 
 
-def _model_of(source: Path) -> Any:
+def model_of(source: Path) -> Any:
+    """(model, tokenizer) of a recipe's newest checkpoint or its own model, a run's, or a checkpoint folder."""
     if source.is_dir() and (source / RECIPE_FILE).is_file():
         found = latest_checkpoint(source)
         folder = found[0] if found else source / "reference"
