@@ -4,8 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
-from samepath.rollout.types import ToolRecord
+from samepath.rl.tracking.tracked_rollout import TrackedRollout, TrackedTool
 
 
 def texts(rollout: TrackedRollout) -> Iterator[str]:
@@ -23,7 +22,7 @@ def num_tokens(rollout: TrackedRollout) -> int:
 def messages(rollout: TrackedRollout, max_chars: int) -> list[dict[str, Any]]:
     """The messages, each text cut to `max_chars` and `left_out` saying by how much; a tool's has the record of its call as `record`."""
     shown: list[dict[str, Any]] = []
-    asked: list[ToolRecord] = []
+    asked: list[TrackedTool] = []
     for message in rollout.messages:
         content, reasoning = message.get("content") or "", message.get("reasoning_content") or ""
         calls = [(call["function"]["name"], _arguments(call)) for call in message.get("tool_calls", ())]

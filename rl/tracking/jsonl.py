@@ -13,8 +13,7 @@ from typing import Any
 from samepath.model.durable_file import append_lines, replace_file
 from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
-from samepath.rl.tracking.tracked_rollout import TrackedRollout, TrackedSegment
-from samepath.rollout.types import CallSpan, ToolRecord
+from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, TrackedSegment, TrackedTool
 
 logger = logging.getLogger("samepath.tracking")
 
@@ -153,13 +152,13 @@ def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
         values[name] = tuple(float(value) for value in values.get(name, ()))
     for name in ("tokens", "segment_tokens", "messages", "problems"):
         values[name] = tuple(values.get(name, ()))
-    values["tool_calls"] = tuple(ToolRecord(**_known(ToolRecord, record)) for record in values.get("tool_calls", ()))
+    values["tool_calls"] = tuple(TrackedTool(**_known(TrackedTool, record)) for record in values.get("tool_calls", ()))
     values["segments"] = tuple(map(_segment_from_plain, values.get("segments", ())))
     return TrackedRollout(**values)
 
 
 def _segment_from_plain(entry: Mapping[str, Any]) -> TrackedSegment:
-    calls = tuple(CallSpan(**_known(CallSpan, span)) for span in entry["calls"])
+    calls = tuple(TrackedCall(**_known(TrackedCall, span)) for span in entry["calls"])
     return TrackedSegment(**{**_known(TrackedSegment, entry), "tokens": tuple(entry["tokens"]), "calls": calls})
 
 

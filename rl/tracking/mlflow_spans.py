@@ -15,8 +15,7 @@ from typing import Any
 
 from mlflow.entities import Span, SpanType
 
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
-from samepath.rollout.types import CallSpan
+from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout
 
 ROOT = "rollout"
 """Name of the span that holds the others."""
@@ -121,7 +120,7 @@ def _in_turn(rollout: TrackedRollout) -> Iterator[list[_Part]]:
                 yield called
 
 
-def _model_call(span: CallSpan, epoch: int, new: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -> _Part:
+def _model_call(span: TrackedCall, epoch: int, new: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -> _Part:
     name = f"{'edit' if span.kind == 'edit' else 'generate'} {span.index}"
     return _Part(
         name=name,

@@ -9,8 +9,8 @@ import numpy as np
 from samepath.model.text.openai_form import plain_message
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.tracking.tracked_rollout import KIND_LETTERS, TrackedRollout, TrackedSegment
-from samepath.rollout.types import Group, Rollout
+from samepath.rl.tracking.tracked_rollout import KIND_LETTERS, TrackedCall, TrackedRollout, TrackedSegment, TrackedTool
+from samepath.rollout.types import CallSpan, Group, Rollout, ToolRecord
 
 
 def tracked_rollouts(
@@ -47,7 +47,7 @@ def tracked_rollouts(
                 finish_reason=rollout.segments[-1].finish_reason if rollout.segments else "",
                 ended=rollout.ended,
                 messages=_messages(rollout),
-                tool_calls=rollout.tool_calls,
+                tool_calls=tuple(map(_tool, rollout.tool_calls)),
                 problems=rollout.problems,
                 segments=tuple(_segments(rollout, tokenizer)),
                 generate_s=rollout.generate_s,
@@ -82,8 +82,30 @@ def _segments(rollout: Rollout, tokenizer: Tokenizer) -> Iterator[TrackedSegment
                 epoch=segment.epoch,
                 tokens=tuple(tokenizer.token_texts(segment.token_ids.tolist())),
                 kinds="".join(KIND_LETTERS[kind] for kind in segment.kinds),
-                calls=segment.calls,
+                calls=tuple(map(_call, segment.calls)),
             )
+
+
+def _call(span: CallSpan) -> TrackedCall:
+    return TrackedCall(
+        index=span.index,
+        first=span.first,
+        end=span.end,
+        kind=span.kind,
+        finish_reason=span.finish_reason,
+        seconds=span.seconds,
+    )
+
+
+def _tool(record: ToolRecord) -> TrackedTool:
+    return TrackedTool(
+        turn=record.turn,
+        name=record.name,
+        arguments=dict(record.arguments),
+        text=record.text,
+        error=record.error,
+        seconds=record.seconds,
+    )
 
 
 def _with_update(rollout: TrackedRollout, report: UpdateReport, index: int) -> TrackedRollout:

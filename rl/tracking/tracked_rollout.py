@@ -5,10 +5,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from samepath.rollout.types import CallSpan, ToolRecord
-
 KIND_LETTERS = "scrt"
 """Letters of `samepath.rollout.types.TOKEN_KINDS`: scaffold, content, read again, trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedCall:
+    """What one call of the model drew in a segment (`samepath.rollout.types.CallSpan`).
+
+    Example:
+        TrackedCall(index=0, first=4, end=7, kind="act", finish_reason="stop", seconds=0.4)
+    """
+
+    index: int
+    """Place among the calls of the rollout, from 0."""
+    first: int
+    """Position of its first drawn token."""
+    end: int
+    """Position behind its last one."""
+    kind: str
+    """`act`, or `edit` of its own context."""
+    finish_reason: str
+    """`stop`, `length` or `abort`."""
+    seconds: float
+    """Time from its submission to its last token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedTool:
+    """One call of a tool (`samepath.rollout.types.ToolRecord`).
+
+    Example:
+        TrackedTool(turn=0, name="get", arguments={"key": "a"}, text="17", error="", seconds=0.002)
+    """
+
+    turn: int
+    """Index of the model's call that asked for it."""
+    name: str
+    """Tool."""
+    arguments: Mapping[str, Any]
+    """What it was given, plain data."""
+    text: str
+    """What the model read of it."""
+    error: str
+    """Empty, or why it gave no result (`samepath.rollout.types.ToolError`)."""
+    seconds: float
+    """Time that it took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +58,7 @@ class TrackedSegment:
     """A segment of a conversation as people look at it: what the model read and drew, token by token.
 
     Example:
-        TrackedSegment(epoch=0, tokens=("<user>", "7+8=", "<assistant>", "15", "<end>"), kinds="scstt", calls=(span,))
+        TrackedSegment(epoch=0, tokens=("<user>", "7+8=", "<assistant>", "15", "<end>"), kinds="scstt", calls=(call,))
     """
 
     epoch: int
@@ -25,7 +67,7 @@ class TrackedSegment:
     """[T] text of each token."""
     kinds: str
     """[T] a letter of `KIND_LETTERS` for each."""
-    calls: tuple[CallSpan, ...]
+    calls: tuple[TrackedCall, ...]
     """What the model drew, in order."""
 
 
@@ -51,7 +93,7 @@ class TrackedRollout:
     messages: tuple[Mapping[str, Any], ...] = ()
     """A conversation's messages, prompt included, as plain data (role, content, reasoning_content, tool_calls, …); one that the model drew has
     the index of its call as `call`. Empty for a single answer."""
-    tool_calls: tuple[ToolRecord, ...] = ()
+    tool_calls: tuple[TrackedTool, ...] = ()
     """The calls of tools, in the order in which the model asked for them."""
     problems: tuple[str, ...] = ()
     """What was wrong in the model's messages: each kind once a message."""

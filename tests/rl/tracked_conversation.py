@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from samepath.rl.tracking.tracked_rollout import TrackedRollout, TrackedSegment
-from samepath.rollout.types import CallSpan, ToolRecord
+from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, TrackedSegment, TrackedTool
 
 MESSAGES: tuple[dict[str, Any], ...] = (
     {"role": "system", "content": "You keep a store."},
@@ -25,13 +24,13 @@ MESSAGES: tuple[dict[str, Any], ...] = (
     {"role": "assistant", "content": "25", "call": 2},
 )
 TOOL_CALLS = (
-    ToolRecord(turn=0, name="get", arguments={"key": "C"}, text="25", seconds=0.25),
-    ToolRecord(turn=0, name="get", arguments={"key": "K"}, text="no answer in 0.5 s", error="timeout", seconds=0.5),
+    TrackedTool(turn=0, name="get", arguments={"key": "C"}, text="25", error="", seconds=0.25),
+    TrackedTool(turn=0, name="get", arguments={"key": "K"}, text="no answer in 0.5 s", error="timeout", seconds=0.5),
 )
 
 
-def span(index: int, first: int, end: int, seconds: float) -> CallSpan:
-    return CallSpan(index=index, first=first, end=end, finish_reason="stop", digest=index, seconds=seconds)
+def span(index: int, first: int, end: int, seconds: float) -> TrackedCall:
+    return TrackedCall(index=index, first=first, end=end, kind="act", finish_reason="stop", seconds=seconds)
 
 
 SEGMENTS = (

@@ -16,6 +16,7 @@ from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.tracking.jsonl import plain, rollout_from_plain
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
+from samepath.rl.tracking.tracked_rollout import TrackedCall
 from samepath.rollout.segments import as_call, joined_segments
 from samepath.rollout.types import Group, ToolRecord
 from tests.conversations import drawn_call, numbered
@@ -167,7 +168,10 @@ def test_tracked_conversation_says_who_made_each_token_and_which_call_drew_each_
     assert first.segments[1].tokens == tuple(tokenizer.token_texts([2, 5, 8, 9]))
     assert [[span.index for span in segment.calls] for segment in first.segments] == [[0, 1], [2]]
     assert [message.get("call") for message in first.messages] == [None, 0, None, 2]
-    assert first.tool_calls == (record,)
+    assert [asdict(one) for one in first.tool_calls] == [asdict(record)]
+    assert first.segments[0].calls[1] == TrackedCall(
+        index=1, first=5, end=6, kind="edit", finish_reason="stop", seconds=0.0
+    )
     assert first.problems == ("unknown_tool", "unknown_tool")
     entry = json.loads(json.dumps(plain(asdict(first))))
     entry["segments"][0]["new"] = entry["tool_calls"][0]["new"] = entry["segments"][0]["calls"][0]["new"] = 1
