@@ -54,8 +54,8 @@ HOUSE: dict[str, str] = {
         loop
         training
         run
-        preview measure
-        eval_command completion/
+        preview preview_conversation measure
+        eval_command sample_command completion/
         cli
     """,
 }
