@@ -380,7 +380,6 @@ MAY_WAIT_FOR_EVER = {
     ("rollout/environments/answer_judge.py", "get"): "a thread that stays as long as its judge",
     ("rollout/environments/child.py", "wait"): "inside a timeout",
     ("rollout/environments/child_sessions.py", "result"): "a task that is done",
-    ("rollout/environments/mcp.py", "result"): "a task that is done",
     ("rollout/environments/foreign/main.py", "result"): "a task that is done",
     ("rollout/environments/foreign/mcp_client.py", "result"): "tasks that are done",
     ("rollout/environments/foreign/mcp_client.py", "wait"): "a connection that stands as long as its sessions",

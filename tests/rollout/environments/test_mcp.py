@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import subprocess
 import sys
 import threading
@@ -13,32 +12,40 @@ from typing import Any
 import pytest
 
 from samepath.model.text.conversation import Message
-from samepath.rewards.request import RewardRequest
 from samepath.rollout.environments.mcp import McpServer, McpSession
 from samepath.rollout.environments.protocol import EnvironmentFailure
 from tests.foreign_python import interpreter_with
 
 SERVER = str(Path(__file__).parent / "mcp_test_server.py")
 ROWS = [
-    {"question": "What does an apple cost?", "answer": 3, "shop": "north"},
-    {"question": "And a pear?", "answer": 4},
+    {"question": "What does an apple cost?", "answer": "3", "shop": "north"},
+    {"question": "And a pear?", "answer": "4"},
+    {"question": "And nothing?", "answer": "0", "shop": "closed"},
 ]
 LONG_S = 60.0
 
 
-def shop(python: str, **changes: Any) -> McpServer:
-    return McpServer(**{"train": ROWS, "command": ["{python}", SERVER], "python": python, **changes})
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("shop") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def shop(python: str, rows: str, **changes: Any) -> McpServer:
+    options = {"path": rows, "held_out_path": rows, "command": ["{python}", SERVER], "python": python, **changes}
+    return McpServer(**options)
 
 
 class Market:
     """A child with one server that all sessions share, on an event loop of its own: starting either takes a second."""
 
-    def __init__(self, python: str) -> None:
-        self._python = python
+    def __init__(self, python: str, rows: str) -> None:
+        self._python, self._rows = python, rows
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._first = shop(python, shared=True)
+        self._first = shop(python, rows, shared=True)
         self._anchor = self._wait(self._first.start(self._first.tasks("train")[0], 1))
 
     def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -46,7 +53,7 @@ class Market:
 
     def run(self, body: Callable[[McpSession], Awaitable[Any]], **changes: Any) -> Any:
         """What `body` makes of a session of an environment with these options, in the same child."""
-        environment = shop(self._python, shared=True, **changes)
+        environment = shop(self._python, self._rows, shared=True, **changes)
         environment._children, environment._numbers = self._first._children, self._first._numbers
         return self._wait(within(environment, body))
 
@@ -73,8 +80,8 @@ def python() -> str:
 
 
 @pytest.fixture(scope="module")
-def market(python: str) -> Iterator[Market]:
-    market = Market(python)
+def market(python: str, rows: str) -> Iterator[Market]:
+    market = Market(python, rows)
     yield market
     market.close()
 
@@ -124,8 +131,10 @@ def test_answer_is_judged_by_the_reward_function_of_the_recipe(market: Market) -
     silent, wrong = market.run(body)
     assert (silent.total, silent.status) == (0.0, "ok")
     assert wrong.total == 0.0
-    _, right = market.run(body, reward="samepath.rewards.exact:number", reward_options={"marker": "####"})
-    assert (right.total, right.parts, right.status) == (1.0, {"answer": 1.0}, "ok")
+    _, right = market.run(
+        body, reward={"right": {"function": "samepath.rewards.exact:number", "options": {"marker": "####"}}}
+    )
+    assert (right.total, right.status) == (1.0, "ok")
 
 
 def test_shared_server_knows_no_row_and_what_one_session_changes_all_see(market: Market) -> None:
@@ -159,15 +168,13 @@ def test_flood_of_a_tool_is_cut(market: Market) -> None:
     assert len(result.text) <= 2**18
 
 
-def test_each_session_has_a_server_of_its_own_that_knows_row_and_seed(python: str) -> None:
+def test_each_session_has_a_server_of_its_own_that_knows_row_and_seed(python: str, rows: str) -> None:
     """And its death, or that it cannot begin, is no matter of the others in the same child."""
 
     async def run() -> None:
-        environment = shop(
-            python, train=[*ROWS, {"question": "?", "answer": 0, "shop": "closed"}], environment={"MORE": "given"}
-        )
-        rows = environment.tasks("train")
-        first, second = await asyncio.gather(environment.start(rows[0], 77), environment.start(rows[1], 78))
+        environment = shop(python, rows, environment={"MORE": "given"})
+        apple, pear, closed = environment.tasks("train")
+        first, second = await asyncio.gather(environment.start(apple, 77), environment.start(pear, 78))
         assert first.place is second.place
         await second.call("set_price", {"item": "apple", "value": 9}, LONG_S)
         told = [
@@ -176,7 +183,7 @@ def test_each_session_has_a_server_of_its_own_that_knows_row_and_seed(python: st
         ]
         assert [*told[:2], json.loads(told[2])] == ["77", "given", ROWS[0]]
         with pytest.raises(EnvironmentFailure) as caught:
-            await environment.start(rows[2], 79)
+            await environment.start(closed, 79)
         assert caught.value.kind == "start"
         with pytest.raises(EnvironmentFailure, match="ended") as caught:
             await second.call("die", {}, LONG_S)
@@ -188,9 +195,9 @@ def test_each_session_has_a_server_of_its_own_that_knows_row_and_seed(python: st
     asyncio.run(run())
 
 
-def test_server_is_reached_over_http_and_its_end_is_a_failure(python: str) -> None:
+def test_server_is_reached_over_http_and_its_end_is_a_failure(python: str, rows: str) -> None:
     async def run(url: str) -> None:
-        environment = shop(python, command=[], url=url)
+        environment = shop(python, rows, command=[], url=url)
         row = environment.tasks("train")[0]
         session = await environment.start(row, 1)
         assert (await session.call("price", {"item": "pear"}, LONG_S)).text == "4"
@@ -211,13 +218,13 @@ def test_server_is_reached_over_http_and_its_end_is_a_failure(python: str) -> No
         process.communicate(timeout=10)
 
 
-def test_interpreter_without_the_package_is_told_what_to_install(tmp_path: Path) -> None:
+def test_interpreter_without_the_package_is_told_what_to_install(tmp_path: Path, rows: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path)], check=True, timeout=60)
     bare = tmp_path / "bin" / "python"
     with pytest.raises(
         EnvironmentFailure, match=r"No module named '(mcp|mcp_types)'.* -m pip install 'mcp>=2\.0,<3'"
     ) as caught:
-        asyncio.run(within(shop(str(bare)), never))
+        asyncio.run(within(shop(str(bare), rows), never))
     assert caught.value.kind == "start"
 
 
@@ -225,23 +232,17 @@ async def never(session: McpSession) -> None:
     raise AssertionError("no session can begin here")
 
 
-def test_rows_come_from_a_file_by_the_names_of_their_fields(tmp_path: Path) -> None:
+def test_rows_come_from_a_file_and_its_held_out_share(tmp_path: Path, rows: str) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"q": "1+1?", "a": 2, "level": 3}\n\n{"q": "2+2?", "a": 4}\n')
-    environment = McpServer(train=str(path), held_out=[{"q": "3+3?", "a": 6}], question="q", answer="a", command=["x"])
-    train, held_out = environment.tasks("train"), environment.tasks("held_out")
-    assert [(row.row_id, row.text, row.data) for row in train] == [
-        ("train-0", "1+1?", {"q": "1+1?", "a": 2, "level": 3}),
-        ("train-1", "2+2?", {"q": "2+2?", "a": 4}),
-    ]
-    assert [row.row_id for row in held_out] == ["held_out-0"]
-    assert McpServer(train=ROWS, command=["x"]).tasks("held_out") == ()
-    path.write_text('{"q": "1+1?"}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1 must be an object with 'q' and 'a'"):
-        McpServer(train=str(path), question="q", answer="a", command=["x"])
-    path.write_text("{q\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1 must be a JSON object"):
-        McpServer(train=str(path), command=["x"])
+    path.write_text('{"q": "1+1?", "a": 2}\n{"q": "2+2?", "a": 4}\n')
+    train = McpServer(path=str(path), held_out_path=rows, question="q", command=["x"]).tasks("train")
+    assert [(row.text, row.data) for row in train] == [("1+1?", {"q": "1+1?", "a": 2}), ("2+2?", {"q": "2+2?", "a": 4})]
+    environment = McpServer(path=rows, held_out_share=0.5, command=["x"])
+    splits = [{row.text for row in environment.tasks(split)} for split in ("train", "held_out")]
+    assert splits[0] | splits[1] == {row["question"] for row in ROWS}
+    assert not splits[0] & splits[1]
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: 'question' must be the question"):
+        McpServer(path=str(path), held_out_share=0.5, command=["x"]).tasks("train")
 
 
 @pytest.mark.parametrize(
@@ -252,45 +253,10 @@ def test_rows_come_from_a_file_by_the_names_of_their_fields(tmp_path: Path) -> N
         ({"url": "127.0.0.1"}, "url must begin with http"),
         ({"command": ["x"], "sessions_per_child": 0}, "sessions_per_child must be at least 1"),
         ({"command": ["x"], "start_timeout_s": 0.0}, "start_timeout_s must be more than 0"),
-        ({"command": ["x"], "answer_timeout_s": math.nan}, "answer_timeout_s must be more than 0"),
-        ({"command": ["x"], "reward": "samepath.rewards.exact:no"}, "reward: .*'no'"),
-        ({"command": ["x"], "reward_options": {"nonsense": 1}}, "reward: .*nonsense"),
+        ({"command": ["x"], "held_out_share": 0.0}, "exactly one of held_out_path and held_out_share"),
+        ({"command": ["x"], "reward": "no path"}, "reward|path|function"),
     ],
 )
 def test_options_that_cannot_be_are_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        McpServer(train=ROWS, **changes)
-
-
-def raising(request: RewardRequest) -> float:
-    raise KeyError("gold")
-
-
-def text_reward(request: RewardRequest) -> str:
-    return "right"
-
-
-async def parts(request: RewardRequest) -> dict[str, float]:
-    return {"found": float(request.answer["shop"] == "north"), "short": 0.5}
-
-
-def score_of(reward: Any, timeout_s: float = LONG_S) -> Any:
-    environment = McpServer(train=ROWS, command=["x"], answer_timeout_s=timeout_s)
-    judge = environment._judge.__class__(
-        path="mine", options={}, function=reward, fields=("question", "answer"), timeout_s=timeout_s
-    )
-    return asyncio.run(judge.score(environment.tasks("train")[0], "3"))
-
-
-def test_reward_functions_that_fail_give_no_reward_and_say_so() -> None:
-    assert (score_of(raising).status, score_of(raising).detail) == ("error", "mine: KeyError: 'gold'")
-    assert math.isnan(score_of(raising).total)
-    assert score_of(text_reward).status == "invalid"
-
-    async def slow(request: RewardRequest) -> float:
-        await asyncio.Event().wait()
-        return 0.0
-
-    assert score_of(slow, 0.05).status == "timeout"
-    score = score_of(parts)
-    assert (score.total, score.parts) == (1.5, {"found": 1.0, "short": 0.5})
+        McpServer(**{"path": "rows.jsonl", "held_out_share": 0.1, **changes})
