@@ -383,6 +383,14 @@ MAY_WAIT_FOR_EVER = {
     ("rollout/environments/foreign/main.py", "result"): "a task that is done",
     ("rollout/environments/foreign/mcp_client.py", "result"): "tasks that are done",
     ("rollout/environments/foreign/mcp_client.py", "wait"): "a connection that stands as long as its sessions",
+    ("rollout/environments/foreign/verifiers_client.py", "wait"): "what is served as long as there are sessions",
+    ("rollout/environments/foreign/verifiers_client.py", "get"): "an episode's next word; the parent asks with a limit",
+    ("rollout/environments/foreign/verifiers_client.py", "result"): "tasks that are done",
+    (
+        "rollout/environments/foreign/verifiers_seat.py",
+        "get",
+    ): "a context variable, and the model's next word, which the parent gives or ends",
+    ("rollout/environments/foreign/verifiers_seat.py", "result"): "a task that is done",
     ("rl/tracking/mlflow_ui.py", "wait"): "`samepath ui` serves until it is ended",
     ("rl/tracking/ui_guard.py", "wait"): "the same; a signal ends it",
 }

@@ -77,9 +77,10 @@ def loaded(path: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Under its name, so that what the foreign package looks up by name is found.
-    sys.modules[spec.name] = module
+    # It may be in several files, of which this is the first.
+    sys.path.insert(0, os.path.dirname(path))
     spec.loader.exec_module(module)
+    sys.path.pop(0)
     return module
 
 

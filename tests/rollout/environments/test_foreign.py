@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[3] / "rollout" / "environments" / "foreign"
-MAY_IMPORT = {"main": set(), "mcp_client": {"mcp", "mcp_types"}}
+MAY_IMPORT = {
+    "main": set(),
+    "mcp_client": {"mcp", "mcp_types"},
+    "verifiers_client": {"verifiers", "verifiers_seat"},
+    "verifiers_seat": {"verifiers", "mcp", "mcp_types"},
+}
 """Beside the standard library."""
 
 
