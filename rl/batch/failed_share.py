@@ -29,12 +29,12 @@ class FailedShare:
     def add(self, rollout_key: str, score: Score) -> None:
         """Take one score. Raises TooManyFailuresError if the step's share is above the limit, whatever is still to come."""
         if score.status != "ok":
-            self.add_failure(rollout_key, f"{score.status}: {score.detail}")
+            self.add_failure(rollout_key, score.status, score.detail)
 
-    def add_failure(self, rollout_key: str, why: str) -> None:
+    def add_failure(self, rollout_key: str, kind: str, detail: str) -> None:
         """Take a response that has no usable score. Raises as `add`."""
         self._failed += 1
-        self._first = self._first or f"in rollout {rollout_key}, {why}"
+        self._first = self._first or f"{kind} in rollout {rollout_key}: {detail}"
         if self._total >= MIN_JUDGED and self._failed > self.limit * self._total:
             raise TooManyFailuresError(
                 f"{self._failed} of {self._total} responses have no usable reward, more than reward.max_failed_share={self.limit:g} allows, "

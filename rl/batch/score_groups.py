@@ -63,7 +63,7 @@ class GroupScorer:
         broken = [rollout for rollout in rollouts if rollout.failure.startswith("environment_")]
         self._share.begin(len(names) + len(broken))
         for rollout in broken:
-            self._share.add_failure(_name(rollout), f"{rollout.failure}: {rollout.failure_detail}")
+            self._share.add_failure(_name(rollout), rollout.failure, rollout.failure_detail)
         for future in as_completed(names):
             self._share.add(names[future], future.result())
         self._share.end()
