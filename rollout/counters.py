@@ -10,9 +10,13 @@ class EngineCounters:
     steps: int = 0
     """Forward passes."""
     prefill_tokens: int = 0
-    """Prompt tokens run."""
+    """Prompt tokens run; of a prompt that gave its pages back again."""
     reused_tokens: int = 0
     """Prompt tokens found in the prefix cache."""
+    preempted: int = 0
+    """Times that a sample, or a prompt, gave its pages back to older ones and waited to be prefilled again."""
+    rerun_tokens: int = 0
+    """Tokens of samples run again for it."""
     sampled_tokens: int = 0
     """Tokens drawn."""
     over_cap: int = 0

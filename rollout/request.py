@@ -1,9 +1,6 @@
-"""What the engine keeps about a group of samples while it works on it."""
+"""What is asked of an engine, and what it keeps of a group of samples while it works on it."""
 
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from samepath.rollout.sampling_settings import SamplingSettings, resolve_sampling
 from samepath.rollout.types import Prompt, Rollout
@@ -46,12 +43,6 @@ class GroupState:
     """What was asked."""
     submitted_s: float
     """Monotonic time of submission."""
-    row: int = -1
-    """Row of the engine's tables while the prompt runs; -1 before."""
-    prompt_pages: list[int] = field(default_factory=list)
-    """Pages that hold the prompt; released when every sample has its own references."""
-    computed: int = 0
-    """Prompt tokens whose keys are in the cache."""
     publishable: bool = True
     """False once the weights change while the group is in the cache: its keys are then not the new weights' own."""
     rollouts: dict[int, Rollout] = field(default_factory=dict)
@@ -61,19 +52,3 @@ class GroupState:
     def complete(self) -> bool:
         """True when every sample has ended."""
         return len(self.rollouts) == len(self.request.seeds)
-
-
-@dataclass(slots=True, kw_only=True)
-class SampleState:
-    """One sample being decoded; its row of the engine's tables is `row`."""
-
-    group: GroupState
-    """Group it belongs to."""
-    index: int
-    """Sample index."""
-    row: int
-    """Row of the engine's tables."""
-    pages: list[int]
-    """Pages it holds a reference to."""
-    supports: list[NDArray[np.int32]] = field(default_factory=list)
-    """Kept ids of each sampled token (empty: full vocabulary); unused when nothing truncates. Whatever has one entry a token stands in the tables."""

@@ -15,7 +15,7 @@ class Room:
     """
 
     engine: AnyEngine
-    """It may have a limit of its own, and may reserve all that a group can need."""
+    """It may have a limit of its own, and must hold a sample at its longest."""
     max_positions: int | None
     """The model's; None where its sizes are not known."""
 

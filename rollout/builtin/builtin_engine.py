@@ -28,11 +28,13 @@ from samepath.rollout.builtin.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.builtin.pages import PagePool
 from samepath.rollout.builtin.prompt_queue import PromptQueue, impossible
 from samepath.rollout.builtin.recording import finish_reason, finished_rollout, read_slots
+from samepath.rollout.builtin.residents import Residents
+from samepath.rollout.builtin.sample import Prefill, SampleState
 from samepath.rollout.builtin.sample_rows import SampleRows
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
-from samepath.rollout.request import GroupRequest, GroupState, SampleState
+from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
 
@@ -64,7 +66,7 @@ class BuiltinEngine(SteppedEngine):
         if capture is not None:
             self._graphs = DecodeGraphs(model, self._cache, settings.max_sequences, longest, capture)
         self._queue = PromptQueue(self._pages, self._tables, settings)
-        self._samples: list[SampleState] = []
+        self._residents = Residents(self._cache, self._pages, self._tables, self._queue, settings)
 
     @property
     def longest_sequence(self) -> int:
@@ -75,7 +77,7 @@ class BuiltinEngine(SteppedEngine):
     @property
     def busy(self) -> bool:
         """True while any submitted group is unfinished."""
-        return bool(self._queue or self._samples)
+        return bool(self._queue or self._residents.samples)
 
     def submit(self, request: GroupRequest) -> Group | None:
         """Queue a group. A request that can never run comes back at once as a group of failed rollouts.
@@ -98,15 +100,15 @@ class BuiltinEngine(SteppedEngine):
 
         Of samples that come apart those that had not come back yet, each by itself.
         """
-        groups = self._finish([(sample, "abort") for sample in self._samples])
-        groups += [group for state in self._queue for group in groups_at_abort(state)]
-        self._queue.clear()
-        return groups
+        begun, waiting = self._queue.clear()
+        groups = self._finish([(sample, "abort") for sample in [*self._residents.samples, *begun]])
+        return groups + [group for state in waiting for group in groups_at_abort(state)]
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take new weights (published names) in place and drop every cached prefix of the old ones.
 
-        Samples in flight keep their cached keys and go on under the new version, stamped token by token; nothing of them is found later.
+        Samples in flight keep their cached keys and go on under the new version, stamped token by token; nothing of them is found later. One
+        that waits to be prefilled again is prefilled with the new weights.
         """
         with torch.no_grad():
             load_published(self.model, tensors)
@@ -114,22 +116,21 @@ class BuiltinEngine(SteppedEngine):
             self._graphs.check_addresses()
         self._pages.forget_all()
         self._queue.forget_weights()
-        for sample in self._samples:
-            sample.group.publishable = False
+        self._residents.forget_weights()
         self.weight_version = version
 
     @torch.inference_mode()
     def step(self) -> list[Group]:
         """One forward pass; returns the groups it finished, of samples that come apart each by itself. Does nothing when idle."""
         started = time.perf_counter()
-        admitted = self._queue.admit(self.counters)
-        if admitted and self._graphs is not None:
-            longest = max(len(state.request.prompt.token_ids) for state in admitted)
-            self._graphs.place([state.row for state in admitted], self._tables, longest)
-        pieces = self._queue.pieces(self.settings.max_batch_tokens - len(self._samples))
-        if not pieces and not self._samples:
+        grown = self._residents.make_room(self.counters)
+        samples = self._residents.samples
+        admitted = self._queue.admit(len(samples), self.counters)
+        self._place([*grown, *(prefill.row for prefill in admitted)])
+        pieces = self._queue.pieces(self.settings.max_batch_tokens - len(samples))
+        if not pieces and not samples:
             return []
-        rows = np.fromiter((sample.row for sample in self._samples), np.int64, len(self._samples))
+        rows = self._residents.rows
         if self._graphs is None:
             finished = self._step_eagerly(rows, pieces)
         else:
@@ -141,9 +142,9 @@ class BuiltinEngine(SteppedEngine):
     def _step_eagerly(self, rows: NDArray[np.int64], pieces: list[PromptPiece]) -> list[Group]:
         """One pass for all."""
         hidden_ND = mixed_pass(self.model, self._cache, self._tables, rows, pieces)
-        decoding = list(self._samples)
+        decoding = list(self._residents.samples)
         self._tables.lengths_R[rows] += 1
-        forked, source_rows = self._fork(self._queue.count(pieces, self.counters))
+        forked, source_rows = self._enter(self._queue.count(pieces, self.counters))
         source_rows = [*range(len(rows)), *(len(rows) + row for row in source_rows)]
         return self._draw([*decoding, *forked], source_rows, hidden_ND)
 
@@ -152,7 +153,7 @@ class BuiltinEngine(SteppedEngine):
 
         A row has the same bits either way.
         """
-        decoding, finished = list(self._samples), []
+        decoding, finished = list(self._residents.samples), []
         launched = graphs.decode(rows, self._tables) if decoding else None
         by_graph = bool(pieces) and graphs.takes(pieces)
         hidden_ND = None
@@ -164,7 +165,7 @@ class BuiltinEngine(SteppedEngine):
             self._tables.lengths_R[rows] += 1
             finished += self._record(decoding, rows, self._waited(launched.read))
             self.counters.graph_s += launched.device_s
-        forked, source_rows = self._fork(self._queue.count(pieces, self.counters))
+        forked, source_rows = self._enter(self._queue.count(pieces, self.counters))
         if hidden_ND is not None:
             return finished + self._draw(forked, source_rows, hidden_ND)
         if forked:
@@ -173,41 +174,17 @@ class BuiltinEngine(SteppedEngine):
             finished += self._record(forked, rows, self._waited(launched.read))
         return finished
 
-    def _fork(self, done: list[tuple[GroupState, int]]) -> tuple[list[SampleState], list[int]]:
-        """Give each sample of finished prompts a row: full prompt pages shared, the tail page copied, pages for the response taken.
-
-        Takes each group with the row that its samples draw from; returns the samples, and that row for each.
-        """
-        size, tables = self.settings.page_size, self._tables
-        samples: list[SampleState] = []
-        source_rows, sources, targets = [], [], []
-        for state, source_row in done:
-            request, length = state.request, len(state.request.prompt.token_ids)
-            if self.settings.prefix_cache and state.publishable:
-                self._pages.publish(request.prompt.token_ids, state.prompt_pages)
-            tail = slice(length - length % size, length)
-            sources += [tables.slots_RS[state.row, tail].copy()] * len(request.seeds)
-            shared = state.prompt_pages[: length // size]
-            own = -(-(length + request.sampling.max_new_tokens) // size) - len(shared)
-            tables.free.append(state.row)
-            forked = []
-            for index in range(len(request.seeds)):
-                self._pages.share(shared)
-                pages = shared + self._pages.take(own)
-                forked.append(SampleState(group=state, index=index, row=tables.free.pop(), pages=pages))
-            tables.take(forked, [self._pages.slots(sample.pages) for sample in forked], length)
-            targets += [tables.slots_RS[sample.row, tail] for sample in forked]
-            self._pages.release(state.prompt_pages)
-            samples += forked
-            source_rows += [source_row] * len(forked)
-        if samples and self._graphs is not None:
-            longest = max(len(sample.pages) for sample in samples) * size
-            self._graphs.place([sample.row for sample in samples], tables, longest)
-        if sum(map(len, sources)):
-            moves = torch.from_numpy(np.stack([np.concatenate(sources), np.concatenate(targets)])).to(self._device)
-            self._cache.copy_slots(moves[0], moves[1])
-        self._samples += samples
+    def _enter(self, done: list[tuple[Prefill, int]]) -> tuple[list[SampleState], list[int]]:
+        """Take what has been prefilled among the samples; returns those that are new, and the row that each draws from."""
+        samples, source_rows = self._residents.enter(done, self.counters)
+        if samples:
+            self._place([sample.row for sample in samples])
         return samples, source_rows
+
+    def _place(self, rows: list[int]) -> None:
+        """Tell captured passes the slots of these rows."""
+        if rows and self._graphs is not None:
+            self._graphs.place(rows, self._tables, int(self._tables.room_R[rows].max()))
 
     def _draw(self, ready: list[SampleState], source_rows: list[int], hidden_ND: Tensor) -> list[Group]:
         """Draw a token for each ready sample from its row of the pass."""
@@ -257,15 +234,8 @@ class BuiltinEngine(SteppedEngine):
         groups = []
         for (sample, reason), record in zip(ended, records, strict=True):
             group = sample.group
-            sampled = tables.sampled(sample.row)
+            sampled, record = tables.sampled(sample.row), record.behind(sample.kept)
             group.rollouts[sample.index] = finished_rollout(sample, reason, sampled, record, self.tokenizer)
-            if group.request.keep_keys and group.publishable:
-                self._pages.publish(
-                    [*group.request.prompt.token_ids, *sampled.token_ids.tolist()][: len(record.routes)], sample.pages
-                )
-            tables.free.append(sample.row)
-            self._pages.release(sample.pages)
             groups += groups_at_end(group, sample.index)
-        gone = {id(sample) for sample, _ in ended}
-        self._samples = [sample for sample in self._samples if id(sample) not in gone]
+        self._residents.leave([sample for sample, _ in ended], records)
         return groups

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from samepath.model.placement import Placement
-from samepath.rollout.builtin.reservation import pages_needed
+from samepath.rollout.builtin.page_demand import most_pages
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine_description import Capability, Cell, EngineDescription, needs, no, yes
 
@@ -71,8 +71,11 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         return problems
 
     def too_large(self, settings: BuiltinSettings, prompt_tokens: int, max_new_tokens: int, group_size: int) -> str:
-        """All that a group can need is reserved before it starts."""
-        needed = pages_needed(prompt_tokens, max_new_tokens, group_size, settings.page_size) * settings.page_size
-        if needed <= settings.cache_tokens:
+        """Samples give their pages back to older ones where there are too few, so that one must fit."""
+        needed = most_pages(prompt_tokens, max_new_tokens, settings.page_size)
+        if needed <= settings.cache_tokens // settings.page_size:
             return ""
-        return f"engine.cache_tokens={settings.cache_tokens} must hold a whole group; {group_size} samples of it need {needed}"
+        return (
+            f"engine.cache_tokens={settings.cache_tokens} must hold a sample at its longest, in pages of {settings.page_size}; it needs "
+            f"{needed * settings.page_size}"
+        )

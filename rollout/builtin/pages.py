@@ -36,6 +36,10 @@ class PagePool:
         """Pages that can be taken now: free ones and cached ones nobody uses."""
         return len(self._free) + len(self._idle)
 
+    def used(self, pages: Sequence[int]) -> int:
+        """How many of the pages somebody holds."""
+        return sum(self._references[page] > 0 for page in pages)
+
     def take(self, count: int) -> list[int]:
         """Take `count` pages with one reference each; evicts the least recently used cached pages. Raises OutOfPagesError."""
         if count > self.available:

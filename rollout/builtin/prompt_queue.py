@@ -1,30 +1,33 @@
-"""Groups whose prompts wait or run: admission in order, reservation of all that a group can need, and the pieces of the next pass."""
+"""What waits for pages or is prefilled: groups with their prompts, and samples that gave their pages back. Oldest first, always.
+
+Every sample that decodes is older than everything here. Here, what is prefilled is older than what waits, and of what waits the samples are
+older than the groups: who gives pages back is always the youngest of all, at the end of its line, and goes to the head of the next one.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 from samepath.model.shape import ModelShape
 from samepath.rollout.builtin.mixed_pass import PromptPiece
+from samepath.rollout.builtin.page_demand import first_pages, most_pages
 from samepath.rollout.builtin.pages import PagePool
-from samepath.rollout.builtin.reservation import pages_needed
+from samepath.rollout.builtin.sample import Prefill, SampleState
 from samepath.rollout.builtin.sample_rows import SampleRows
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.request import GroupRequest, GroupState
 
 
-def _pages_needed(request: GroupRequest, page_size: int) -> int:
-    return pages_needed(len(request.prompt.token_ids), request.sampling.max_new_tokens, len(request.seeds), page_size)
-
-
 def impossible(request: GroupRequest, shape: ModelShape, settings: BuiltinSettings, num_pages: int) -> str:
     """Why an engine of this model and size could never run a request, as the failure of its rollouts; empty if it can."""
-    token_ids = request.prompt.token_ids
+    token_ids, max_new_tokens = request.prompt.token_ids, request.sampling.max_new_tokens
     if not token_ids:
         return "no_tokens"
-    if len(token_ids) + request.sampling.max_new_tokens > shape.max_position_embeddings:
+    if len(token_ids) + max_new_tokens > shape.max_position_embeddings:
         return "prompt_too_long"
-    if _pages_needed(request, settings.page_size) > num_pages or len(request.seeds) > settings.max_sequences:
+    if most_pages(len(token_ids), max_new_tokens, settings.page_size) > num_pages:
+        return "out_of_cache"
+    if len(request.seeds) > settings.max_sequences:
         return "out_of_cache"
     if not all(0 <= token < shape.vocab_size for token in token_ids):
         return "token_out_of_range"
@@ -36,89 +39,161 @@ class PromptQueue:
 
     def __init__(self, pages: PagePool, tables: SampleRows, settings: BuiltinSettings) -> None:
         self._pages, self._tables, self._settings = pages, tables, settings
-        self._waiting: deque[GroupState] = deque()
-        self._running: deque[GroupState] = deque()
+        self._waiting: deque[GroupState | SampleState] = deque()
+        self._running: deque[Prefill] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._running)
-
-    def __iter__(self) -> Iterator[GroupState]:
-        yield from self._waiting
-        yield from self._running
 
     def append(self, state: GroupState) -> None:
         """Queue a group."""
         self._waiting.append(state)
 
-    def admit(self, counters: EngineCounters) -> list[GroupState]:
-        """Start waiting groups in order while rows and pages last; everything a group can need is reserved now, so none stalls.
+    def put_back(self, sample: SampleState) -> None:
+        """Queue a sample that has no pages before everything that waits."""
+        self._waiting.appendleft(sample)
 
-        Returns them; each has a row of the tables with the slots of its prompt.
+    def give_back(self, counters: EngineCounters) -> bool:
+        """Let the youngest that is prefilled give its pages back and wait again; False if nothing is."""
+        if not self._running:
+            return False
+        self.put_back_prefill(self._running.pop(), counters)
+        return True
+
+    def put_back_prefill(self, prefill: Prefill, counters: EngineCounters) -> None:
+        """Let what was prefilled give its pages back, and queue it before everything that waits."""
+        counters.preempted += 1
+        self._release(prefill)
+        self._waiting.appendleft(prefill.group if prefill.sample is None else prefill.sample)
+
+    def admit(self, decoding: int, counters: EngineCounters) -> list[Prefill]:
+        """Start what waits, in order, while rows and pages last; returns it, with the slots of its tokens in its row of the tables.
+
+        A page for each sample that decodes (`decoding` of them) and those that prompts come to need are left over. Where nothing else runs, the
+        first that waits starts with what there is.
         """
-        size, tables, admitted = self._settings.page_size, self._tables, []
-        # A prompt stands in one of its group's rows already.
-        reserved_rows = sum(len(state.request.seeds) - 1 for state in self._running)
-        reserved_pages = sum(_pages_needed(state.request, size) - len(state.prompt_pages) for state in self._running)
+        admitted = []
+        reserved_rows = sum(len(one.group.request.seeds) - 1 for one in self._running if one.sample is None)
+        reserved_pages = decoding + sum(self._first_pages(one.group) - len(one.pages) for one in self._prompts())
         while self._waiting:
-            state = self._waiting[0]
-            needed = _pages_needed(state.request, size)
-            if (
-                len(state.request.seeds) > len(tables.free) - reserved_rows
-                or needed > self._pages.available - reserved_pages
-            ):
+            head = self._waiting[0]
+            alone = not (decoding or self._running)
+            if isinstance(head, SampleState):
+                prefill = self._again(head, reserved_pages, alone)
+            elif len(head.request.seeds) > len(self._tables.free) - reserved_rows:
+                prefill = None
+            elif alone or self._fits(head, self._pages.available - reserved_pages):
+                prefill = self._begin(head, counters)
+                reserved_rows += len(head.request.seeds) - 1
+                reserved_pages += max(0, self._first_pages(head) - len(prefill.pages))
+            else:
+                prefill = None
+            if prefill is None:
                 break
             self._waiting.popleft()
-            token_ids = state.request.prompt.token_ids
-            prefix = self._pages.find_prefix(token_ids) if self._settings.prefix_cache else []
-            self._pages.share(prefix)
-            state.computed = len(prefix) * size
-            counters.reused_tokens += state.computed
-            state.prompt_pages = prefix + self._pages.take(-(-len(token_ids) // size) - len(prefix))
-            state.row = tables.free.pop()
-            tables.take_prompt(state.row, self._pages.slots(state.prompt_pages))
-            self._running.append(state)
-            admitted.append(state)
-            reserved_rows += len(state.request.seeds) - 1
-            reserved_pages += needed - len(state.prompt_pages)
+            self._running.append(prefill)
+            admitted.append(prefill)
         return admitted
 
     def pieces(self, room: int) -> list[PromptPiece]:
-        """Prompt tokens to run now, `room` at most: pieces of the first running groups, in order."""
+        """Tokens to prefill now, `room` at most: pieces of the first, in order."""
         pieces = []
-        for state in self._running:
-            token_ids = state.request.prompt.token_ids[state.computed : state.computed + max(room, 0)]
+        for one in self._running:
+            token_ids = one.token_ids[one.computed : one.computed + max(room, 0)]
             if not token_ids:
                 break
-            pieces.append(PromptPiece(token_ids=token_ids, first=state.computed, row=state.row))
+            pieces.append(PromptPiece(token_ids=token_ids, first=one.computed, row=one.row))
             room -= len(token_ids)
         return pieces
 
-    def count(self, pieces: Sequence[PromptPiece], counters: EngineCounters) -> list[tuple[GroupState, int]]:
-        """Count what was run of the first running groups; returns those that are done, each with its last row among the pieces."""
+    def count(self, pieces: Sequence[PromptPiece], counters: EngineCounters) -> list[tuple[Prefill, int]]:
+        """Count what was run of the first; returns what is done, each with its last row among the pieces."""
         done, row = [], 0
-        for state, piece in zip(list(self._running), pieces):
+        for one, piece in zip(list(self._running), pieces):
             count = len(piece.token_ids)
-            state.computed += count
+            one.computed += count
             row += count
-            counters.prefill_tokens += count
-            if state.computed == len(state.request.prompt.token_ids):
-                self._running.remove(state)
-                done.append((state, row - 1))
+            if one.sample is None:
+                counters.prefill_tokens += count
+            else:
+                counters.rerun_tokens += count
+            if one.computed == len(one.token_ids):
+                self._running.popleft()
+                done.append((one, row - 1))
         return done
 
     def forget_weights(self) -> None:
-        """The weights change: what has run of a prompt is not the new weights' own."""
-        for state in self._running:
-            state.publishable = False
+        """The weights change: what has run is not the new weights' own."""
+        for one in self._running:
+            one.group.publishable = False
 
-    def clear(self) -> None:
-        """Drop every group, and let go of rows and pages."""
-        for state in self._running:
-            self.release(state)
+    def clear(self) -> tuple[list[SampleState], list[GroupState]]:
+        """Drop everything; returns samples that have begun, now without pages, and groups of which none has."""
+        for one in self._running:
+            self._release(one)
+        samples = [one.sample for one in self._running if one.sample is not None]
+        groups = [one.group for one in self._prompts()]
+        for state in self._waiting:
+            if isinstance(state, SampleState):
+                samples.append(state)
+            else:
+                groups.append(state)
         self._waiting.clear()
         self._running.clear()
+        return samples, groups
 
-    def release(self, state: GroupState) -> None:
-        """Let go of a prompt's own row and pages."""
-        self._tables.free.append(state.row)
-        self._pages.release(state.prompt_pages)
+    def _release(self, prefill: Prefill) -> None:
+        self._pages.release(prefill.pages)
+        if prefill.sample is None:
+            self._tables.free.append(prefill.row)
+        else:
+            prefill.sample.pages = []
+
+    def _prompts(self) -> Iterator[Prefill]:
+        return (one for one in self._running if one.sample is None)
+
+    def _first_pages(self, state: GroupState) -> int:
+        return first_pages(len(state.request.prompt.token_ids), len(state.request.seeds), self._settings.page_size)
+
+    def _fits(self, state: GroupState, room: int) -> bool:
+        """Whether a group can begin with `room` pages; those of its prompt that somebody holds cost none."""
+        needed = self._first_pages(state)
+        return needed <= room or needed - self._pages.used(self._find(state.request.prompt.token_ids)) <= room
+
+    def _begin(self, state: GroupState, counters: EngineCounters) -> Prefill:
+        """Prefill a group's prompt."""
+        # Of a prompt that gave its pages back nothing is left that older weights made.
+        state.publishable = True
+        token_ids, row = state.request.prompt.token_ids, self._tables.free.pop()
+        pages, computed = self._take(token_ids, row, -(-len(token_ids) // self._settings.page_size))
+        counters.reused_tokens += computed
+        return Prefill(group=state, sample=None, token_ids=token_ids, row=row, pages=pages, computed=computed)
+
+    def _again(self, sample: SampleState, reserved_pages: int, alone: bool) -> Prefill | None:
+        """Prefill what a sample had run, with room for its next token; None if there are not pages enough now."""
+        drawn = self._tables.sampled(sample.row).token_ids.tolist()
+        token_ids = [*sample.group.request.prompt.token_ids, *drawn][: self._tables.lengths_R[sample.row]]
+        needed = len(token_ids) // self._settings.page_size + 1
+        shared = self._pages.used(self._find(token_ids))
+        if not alone and needed - shared > self._pages.available - reserved_pages:
+            return None
+        sample.pages, computed = self._take(token_ids, sample.row, needed)
+        return Prefill(
+            group=sample.group,
+            sample=sample,
+            token_ids=token_ids,
+            row=sample.row,
+            pages=sample.pages,
+            computed=computed,
+        )
+
+    def _find(self, token_ids: Sequence[int]) -> list[int]:
+        return self._pages.find_prefix(token_ids) if self._settings.prefix_cache else []
+
+    def _take(self, token_ids: Sequence[int], row: int, count: int) -> tuple[list[int], int]:
+        """`count` pages for these tokens, put down in the row of the tables, and how many of the tokens stand in them already."""
+        prefix = self._find(token_ids)
+        self._pages.share(prefix)
+        pages = prefix + self._pages.take(count - len(prefix))
+        self._tables.place(row, self._pages.slots(pages))
+        return pages, len(prefix) * self._settings.page_size

@@ -1,7 +1,6 @@
 """What the built-in engine knows of a sample at its end: why it ends, and what the cache holds of its tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,8 +8,8 @@ from numpy.typing import NDArray
 
 from samepath.model.key_store import SlotCache
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rollout.builtin.sample import SampleState, SlotRecord
 from samepath.rollout.record import SampledTokens, SegmentParts, sampled_rollout, support_rows
-from samepath.rollout.request import SampleState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stop_strings import completes_stop
 from samepath.rollout.types import MISSING_ROUTE, Rollout
@@ -25,16 +24,6 @@ def finish_reason(sampling: SamplingSettings, token_ids: NDArray[np.int32], toke
         if sampling.stop_strings and completes_stop(tokenizer.text, token_ids, sampling.stop_strings):
             return "stop"
     return "length" if len(token_ids) >= sampling.max_new_tokens else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotRecord:
-    """What the cache says about a sequence's tokens."""
-
-    routes: NDArray[np.int16]
-    """[tokens run, L_moe, X]."""
-    fingerprints: NDArray[np.uint64]
-    """[tokens run, L_sparse]."""
 
 
 def read_slots(cache: SlotCache, slots: Sequence[NDArray[np.int64]]) -> list[SlotRecord]:

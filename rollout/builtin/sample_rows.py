@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from samepath.rollout.builtin.sample import SampleState
 from samepath.rollout.record import SampledTokens
-from samepath.rollout.request import SampleState
 from samepath.rollout.sampling import SETTING_ROWS, setting_rows, uniforms
 
 RUN_ROWS = 3
@@ -26,6 +26,8 @@ class SampleRows:
     def __init__(self, count: int, longest: int) -> None:
         self.slots_RS = np.zeros((count + 1, longest), np.int64)
         """Slot of each position."""
+        self.room_R = np.zeros(count + 1, np.int64)
+        """Positions that have a slot."""
         self.lengths_R = np.zeros(count + 1, np.int64)
         """Tokens whose keys are in the cache."""
         self.drawn_R = np.zeros(count + 1, np.int64)
@@ -47,10 +49,8 @@ class SampleRows:
         """Fill the rows of new samples of one group, whose prompt of `length` tokens is in the cache."""
         request = samples[0].group.request
         rows = [sample.row for sample in samples]
-        self.slots_RS[rows] = 0
         for row, own in zip(rows, slots):
-            own = own[: self.slots_RS.shape[1]]
-            self.slots_RS[row, : len(own)] = own
+            self.place(row, own)
         self.lengths_R[rows], self.drawn_R[rows] = length, 0
         self._seeds_R[rows] = np.array([request.seeds[sample.index] for sample in samples], np.uint64)
         self._settings_5R[:, rows] = setting_rows([request.sampling])
@@ -118,10 +118,17 @@ class SampleRows:
         inputs_6B[0, :count], inputs_6B[1:, :count] = uniforms_B.view(np.int64), settings_5B.view(np.int64)
         inputs_6B[:, count:] = 0
 
-    def take_prompt(self, row: int, slots: NDArray[np.int64]) -> None:
-        """Fill the row of a prompt that is about to run."""
-        self.slots_RS[row] = 0
-        self.slots_RS[row, : len(slots)] = slots[: self.slots_RS.shape[1]]
+    def place(self, row: int, slots: NDArray[np.int64]) -> None:
+        """Give the row's tokens these slots, and no others."""
+        self.slots_RS[row], self.room_R[row] = 0, 0
+        self.extend(row, slots)
+
+    def extend(self, row: int, slots: NDArray[np.int64]) -> None:
+        """Give the row's next tokens slots."""
+        start = int(self.room_R[row])
+        stop = min(start + len(slots), self.slots_RS.shape[1])
+        self.slots_RS[row, start:stop] = slots[: stop - start]
+        self.room_R[row] = stop
 
     def last(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Last drawn token of each row."""

@@ -258,12 +258,13 @@ def test_validate_file_of_the_checkpoint_that_is_no_json_is_named(
     assert f"checkpoint/{file} must hold " in found[name].detail
 
 
-def test_validate_cache_that_holds_no_group_is_wrong(tmp_path: Path) -> None:
-    """A page of 16 for the prompt, and two for each of 4 samples of 16 tokens: 144 tokens."""
-    _, found = checked(tmp_path, engine={"cache_tokens": 143})
+def test_validate_cache_that_holds_no_sample_is_wrong(tmp_path: Path) -> None:
+    """Prompt and 100 new tokens, the last of which is never run: 7 pages of 16, whatever the size of the group."""
+    _, found = checked(tmp_path, engine={"cache_tokens": 111}, sampling={"max_new_tokens": 100})
     assert found["prompts"].outcome == "wrong"
-    assert "engine.cache_tokens=143 must hold a whole group" in found["prompts"].detail
-    assert checked(tmp_path, engine={"cache_tokens": 144})[1]["prompts"].outcome == "ok"
+    assert "engine.cache_tokens=111 must hold a sample at its longest" in found["prompts"].detail
+    fits = checked(tmp_path, engine={"cache_tokens": 112}, sampling={"max_new_tokens": 100})[1]
+    assert fits["prompts"].outcome == "ok"
 
 
 def test_validate_quantised_checkpoint_is_an_obstacle(checkpoint: Path) -> None:

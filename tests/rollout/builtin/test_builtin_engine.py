@@ -57,7 +57,7 @@ engine_settings = st.builds(
     max_sequences=st.sampled_from([4, 5, 64]),
     max_batch_tokens=st.sampled_from([16, 23, 1024]),
     page_size=st.sampled_from([1, 4, 7, 16]),
-    cache_tokens=st.sampled_from([320, 4096]),
+    cache_tokens=st.sampled_from([96, 320, 4096]),
     prefix_cache=st.booleans(),
 )
 

@@ -117,7 +117,7 @@ def test_greedy_takes_the_learners_best_token_whatever_the_seed() -> None:
 def test_submit_request_that_can_never_run_fails_as_typed_rollouts(
     prompt: tuple[int, ...], seeds: tuple[int, ...], max_new_tokens: int, failure: str
 ) -> None:
-    engine = make_engine(max_sequences=8, cache_tokens=128, page_size=8)
+    engine = make_engine(max_sequences=8, cache_tokens=120, page_size=8)
     sampling = SamplingSettings(max_new_tokens=max_new_tokens)
     failed, fine = engine.run([request("bad", prompt, sampling, seeds), request("good", (2, 3), sampling)])
     assert [rollout.failure for rollout in failed.rollouts] == [failure] * len(seeds)

@@ -67,7 +67,7 @@ def found_share(counters: EngineCounters) -> float:
 @given(
     entries=talks(),
     page_size=st.sampled_from([1, 4, 7, 16]),
-    cache_tokens=st.sampled_from([368, 4096]),
+    cache_tokens=st.sampled_from([160, 4096]),
     max_batch_tokens=st.sampled_from([16, 1024]),
     by_graph=st.booleans(),
 )
@@ -87,7 +87,8 @@ def test_keep_keys_any_conversation_equals_one_whose_prompts_are_run_whole(
     for group, wanted in zip(groups, hold(plain, entries, keep_keys=False), strict=True):
         assert_same_samples(group, wanted)
     assert plain.counters.reused_tokens == 0
-    assert sum((keeping.counters.prefill_tokens, keeping.counters.reused_tokens)) == plain.counters.prefill_tokens
+    if not keeping.counters.preempted:
+        assert keeping.counters.prefill_tokens + keeping.counters.reused_tokens == plain.counters.prefill_tokens
     assert_learner_walks_the_same_path(groups, entries[0].sampling.temperature, tiny_model(**LONG))
 
 

@@ -170,7 +170,7 @@ def test_padding_rows_write_to_the_scratch_slot_alone() -> None:
     engine = graph_engine(BuiltinSettings(page_size=4, prefix_cache=False))
     engine.submit(request("g", (5, 6, 7, 8, 9), SamplingSettings(max_new_tokens=6, ignore_stop=True), (1,)))
     engine.step()
-    own = engine._tables.slots_RS[engine._samples[0].row, :11]
+    own = engine._tables.slots_RS[engine._residents.samples[0].row, :11]
     before = engine._cache.rows.clone()
     engine.step()
     changed = (engine._cache.rows != before).any(-1).any(0).any(0).nonzero().flatten().tolist()

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from samepath.rollout.builtin.sample import SampleState
 from samepath.rollout.builtin.sample_rows import INPUT_ROWS, RUN_ROWS, SampleRows
-from samepath.rollout.request import GroupState, SampleState
+from samepath.rollout.request import GroupState
 from samepath.rollout.sampling import uniforms
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.tiny_runs import request

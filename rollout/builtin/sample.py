@@ -1,0 +1,65 @@
+"""What the built-in engine keeps of a sample, and of tokens that are being prefilled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samepath.rollout.request import GroupState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRecord:
+    """What the cache says about a sequence's tokens."""
+
+    routes: NDArray[np.int16]
+    """[tokens run, L_moe, X]."""
+    fingerprints: NDArray[np.uint64]
+    """[tokens run, L_sparse]."""
+
+    def behind(self, kept: "SlotRecord | None") -> "SlotRecord":
+        """This record, but of the first tokens what was kept of them."""
+        if kept is None:
+            return self
+        count = len(kept.routes)
+        return SlotRecord(
+            routes=np.concatenate([kept.routes, self.routes[count:]]),
+            fingerprints=np.concatenate([kept.fingerprints, self.fingerprints[count:]]),
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class SampleState:
+    """One sample that has begun to be drawn; what has one entry a token stands in its row of the engine's tables."""
+
+    group: GroupState
+    """Group it belongs to."""
+    index: int
+    """Sample index."""
+    row: int
+    """Row of the engine's tables; its own until it ends."""
+    pages: list[int]
+    """Pages it holds a reference to; none while it waits to be prefilled again."""
+    supports: list[NDArray[np.int32]] = field(default_factory=list)
+    """Kept ids of each sampled token (empty: full vocabulary); unused when nothing truncates."""
+    kept: SlotRecord | None = None
+    """Of the tokens that had run when it last gave its pages back: the record of the pass that each was drawn from, whatever weights come."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Prefill:
+    """Tokens that are being run without a draw for each: a group's prompt, or all that a sample had run before it gave its pages back."""
+
+    group: GroupState
+    """Group whose prompt it is, or that the sample belongs to."""
+    sample: SampleState | None
+    """The sample; None for a prompt."""
+    token_ids: Sequence[int]
+    """The tokens."""
+    row: int
+    """Row of the engine's tables with their slots."""
+    pages: list[int]
+    """Pages that hold them, and a sample's next token."""
+    computed: int
+    """Tokens whose keys are in the cache."""
