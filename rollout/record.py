@@ -63,8 +63,14 @@ def sampled_rollout(
     logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
     logprobs[trained], versions[trained] = sampled.logprobs, sampled.versions
     token_ids = np.concatenate([np.array(prompt_ids, np.int32), ids])
+    seconds = time.monotonic() - state.submitted_s
     call = CallSpan(
-        index=0, first=len(prompt_ids), end=total, finish_reason=parts.finish_reason, digest=token_digest(token_ids)
+        index=0,
+        first=len(prompt_ids),
+        end=total,
+        finish_reason=parts.finish_reason,
+        digest=token_digest(token_ids),
+        seconds=seconds,
     )
     segment = Segment(
         token_ids=token_ids,
@@ -83,7 +89,7 @@ def sampled_rollout(
         sample_index=index,
         segments=(segment,),
         text=_response_text(ids.tolist(), request.sampling, tokenizer),
-        generate_s=time.monotonic() - state.submitted_s,
+        generate_s=seconds,
     )
 
 

@@ -40,6 +40,7 @@ def test_finished_rollout_record_has_the_documented_form(tokenizer: Tokenizer) -
         assert bool((segment.sampler_logprobs[5:] < 0).all())
         assert segment.weight_version.tolist() == [-1] * 5 + [0] * (total - 5)
         assert rollout.generate_s > 0
+        assert [span.seconds for span in rollout.segments[0].calls] == [rollout.generate_s]
         types = (segment.token_ids, segment.sampler_logprobs, segment.routes, segment.selection_fingerprint)
         assert [array.dtype.name for array in types] == ["int32", "float32", "int16", "uint64"]
         assert segment.routes.shape == (total, 2, 2)
