@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samepath.model.network.placement import require
-from samepath.model.text.tokenizer import load_tokenizer
+from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 from samepath.rl.evaluation.sets import AskedSet, build_sets, check_sets
 from samepath.rl.learner.model_source import check_expected, resolve_folder
 from samepath.rl.learner.new_tokenizer import new_tokenizer
@@ -44,16 +44,18 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Prepared:
     sets = build_sets(recipe, task, recipe_dir)
     counted = recipe.model_copy(update={"rl": recipe.rl.counted(len(task.train))})
     prepared = Prepared(recipe=counted, task=task, sets=sets)
+    tokenizer = _tokenizer(recipe, recipe_dir, task) if here or isinstance(recipe.model, NewModel) else None
     if recipe.runtime == "inline" and recipe.cold_start.steps:
-        try_traces(recipe.cold_start, task)
-    if isinstance(recipe.model, NewModel):
-        tokenizer = new_tokenizer(recipe, task)
-    elif here:
-        folder = resolve_folder(recipe.model.path, recipe_dir)
-        check_expected(recipe.model.expected, folder)
-        tokenizer = load_tokenizer(folder)
-    else:
-        return prepared
-    check_first_prompts(task, tokenizer)
-    check_sets(sets, tokenizer)
+        try_traces(recipe.cold_start, task, tokenizer)
+    if tokenizer is not None:
+        check_first_prompts(task, tokenizer)
+        check_sets(sets, tokenizer)
     return prepared
+
+
+def _tokenizer(recipe: Recipe, recipe_dir: Path, task: Task) -> Tokenizer:
+    if isinstance(recipe.model, NewModel):
+        return new_tokenizer(recipe, task)
+    folder = resolve_folder(recipe.model.path, recipe_dir)
+    check_expected(recipe.model.expected, folder)
+    return load_tokenizer(folder)

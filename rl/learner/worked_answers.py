@@ -8,8 +8,11 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from samepath.model.text.conversation import Conversation
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.learner.worked_conversation import worked_segments
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import Task, TaskRow, TaskRows
+from samepath.rollout.environments.form import renderer_of
 
 TRIED_ROWS = 100
 """Rows that are tried before a writer of answers is held to be the wrong one for a task."""
@@ -61,15 +64,20 @@ def resolve_answer_writer(path: str, options: Mapping[str, Any]) -> AnswerWriter
     return function  # type: ignore[no-any-return]
 
 
-def try_traces(settings: ColdStartSettings, task: Task | None) -> None:
-    """Raise ValueError if the writer that the settings name cannot be used, or answers none of the task's first rows at every step."""
+def try_traces(settings: ColdStartSettings, task: Task | None, tokenizer: Tokenizer | None) -> None:
+    """Raise ValueError if the writer that the settings name cannot be used, or answers none of the task's first rows at every step.
+
+    With a tokenizer worked conversations are laid out too: some have no place in a form.
+    """
     late = {**settings.options, **settings.late_options}
     writer = resolve_answer_writer(settings.traces, late)
     if task is not None:
-        try_answers(writer, task.train, (settings.options, late))
+        try_answers(writer, task.train, (settings.options, late), tokenizer)
 
 
-def try_answers(writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]]) -> None:
+def try_answers(
+    writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None = None
+) -> None:
     """Raise ValueError, with the last reason, if it answers none of the first `TRIED_ROWS` rows with each of `options`.
 
     Raises AnswerKindError at the first answer of the other kind.
@@ -78,7 +86,10 @@ def try_answers(writer: AnswerWriter, rows: TaskRows, options: Sequence[Mapping[
     for index in range(min(TRIED_ROWS, len(rows))):
         try:
             for chosen in options:
-                written(writer, rows[index], random.Random(0), chosen)
+                row = rows[index]
+                worked = written(writer, row, random.Random(0), chosen)
+                if isinstance(worked, Conversation) and row.episode is not None and tokenizer is not None:
+                    worked_segments(worked, renderer_of(tokenizer, row.episode.settings.form))
         except AnswerKindError:
             raise
         except ValueError as error:

@@ -271,7 +271,7 @@ class _Checks:
 
     def _worked_answers(self) -> str:
         cold_start = self.recipe.cold_start
-        try_traces(cold_start, self.task)
+        try_traces(cold_start, self.task, self.tokenizer)
         return f"{cold_start.steps} steps on {cold_start.traces}"
 
     def _reward(self) -> str:

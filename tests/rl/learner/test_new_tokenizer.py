@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from samepath.model.shape import ModelShape
 from samepath.model.text.conversation import Conversation, Message
 from samepath.model.text.encodings.dsml_text import MARKS
 from samepath.model.text.encodings.learned_tokenizer import LEAST_IDS
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
+from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.model_source import build_model, build_policy
 from samepath.rl.learner.new_tokenizer import learned_tokenizer
 from samepath.rl.preparation import prepare
@@ -129,16 +132,17 @@ def test_learned_tokenizer_without_conversations_is_refused() -> None:
         learned(form={"form": "template"})
 
 
-def recipe(**model: object) -> Recipe:
+def recipe(form: Mapping[str, Any] | None = None, **model: object) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "store",
             "runtime": "inline",
             "model": {"kind": "new", "config": SIZES, **model},
-            "task": STORE.model_dump(),
+            "task": {**STORE.model_dump(), "episode": {"form": form or {}}},
             "reward": {},
             "cold_start": {"steps": 1, "batch_size": 2, "traces": TRACES},
             "sampling": {"max_new_tokens": 64},
+            "learner": {"threads": 1},
         }
     )
 
@@ -152,6 +156,23 @@ def test_build_model_has_as_many_ids_as_its_tokenizer() -> None:
     # What is estimated before the rows are read has the most that there may be.
     assert made.model.shape.vocab_size == build_policy(made.model, Path(), 0).shape.vocab_size == 300
     prepare(made, Path())
+
+
+def test_cold_start_trains_on_the_conversations_in_the_form_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PackedBatch] = []
+
+    def recorded(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
+        seen.append(pack(sequences, shape))
+        return seen[-1]
+
+    monkeypatch.setattr("samepath.rl.learner.cold_start.pack", recorded)
+    for retention, segments in (("v32", 4), ("retain_all", 2)):
+        made = recipe({"retention": retention}, tokenizer={"kind": "bpe", "rows": 16})
+        learner = Learner(made, Path(), Path(), None)
+        (metrics,) = learner.cold_start(0, 1)
+        # Two conversations with two questions each.
+        assert len(seen.pop().rollout_S) == segments
+        assert 0 < metrics["cold_start/loss"] < 10
 
 
 def test_recipe_needs_a_learned_tokenizer_for_conversations_and_an_alphabet_for_anything_else() -> None:
@@ -169,19 +190,28 @@ def test_recipe_needs_a_learned_tokenizer_for_conversations_and_an_alphabet_for_
         recipe(tokenizer={"kind": "bpe"}, config={**SIZES, "vocab_size": 300})
 
 
-PROGRAM = """
+PROGRAM = f"""
 import sys
 from pathlib import Path
-from tests.rl.learner.test_new_tokenizer import learned
-learned().save(Path(sys.argv[1]))
+from samepath.rl.learner.new_tokenizer import learned_tokenizer
+from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.recipe.model import LearnedTokenizer
+from samepath.rl.recipe.task import EnvironmentTask
+from samepath.rl.tasks.environment import build_environment
+from samepath.rollout.environments.settings import FormSettings
+rows = build_environment(EnvironmentTask(environment="{STORE.environment}"), Path()).train
+made = learned_tokenizer(LearnedTokenizer(rows=16), rows, ColdStartSettings(traces="{TRACES}"), FormSettings())
+made.save(Path(sys.argv[1]))
 """
 
 
 def test_learned_tokenizer_is_the_same_file_in_every_process(tmp_path: Path) -> None:
     files = []
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / seed)], check=True, env=environment)
         files.append((tmp_path / seed / "tokenizer.json").read_bytes())
     assert files[0] == files[1]
     assert all(mark.encode() in files[0] for mark in MARKS)
+    KNOWN().save(tmp_path)
+    assert files[0] == (tmp_path / "tokenizer.json").read_bytes()

@@ -14,14 +14,14 @@ from samepath.model.text.conversation import Conversation, Message, ToolCall
 from samepath.model.text.encodings.deepseek_v32 import DeepSeekV32Renderer
 from samepath.model.text.encodings.template import TemplateRenderer
 from samepath.model.text.renderer import Renderer
-from samepath.rl.learner.worked_answers import AnswerKindError, try_answers
+from samepath.rl.learner.worked_answers import AnswerKindError, try_answers, try_traces
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.learner.worked_conversation import worked_segments
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.tasks.row import RowEpisode, Task, TaskRow
 from samepath.rollout.conservation import check_conservation, drift_cuts
 from samepath.rollout.environments.protocol import EnvironmentRow
-from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
+from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings, FormSettings
 from samepath.rollout.token_digest import token_digest
 from samepath.rollout.types import CallSpan, Segment
 from tests.conftest import tiny_model
@@ -230,3 +230,17 @@ def test_batch_of_the_other_kind_is_refused_at_once() -> None:
         with pytest.raises(AnswerKindError):
             try_answers(writer, [wrong], ({},))
         try_answers(writer, [right], ({},))
+
+
+def test_try_traces_lays_conversations_out_in_the_form_of_the_task() -> None:
+    """Reasoning has no place in chat mode."""
+    made = ColdStartSettings(steps=1, traces=f"{__name__}:tells")
+    for thinking in (True, False):
+        episode = replace(EPISODE, settings=EpisodeSettings(form=FormSettings(thinking=thinking)))
+        task = Task(name="d", train=[replace(ROW, episode=episode)], held_out=[], seed=0)
+        try_traces(made, task, None)
+        if thinking:
+            try_traces(made, task, MARKED)
+        else:
+            with pytest.raises(ValueError, match="answers none of the first training rows: messages in chat mode"):
+                try_traces(made, task, MARKED)
