@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from samepath.model.text.conversation import JsonValue
 from samepath.rewards.sandbox.environment import child_environment
@@ -190,20 +190,26 @@ class Child:
             self._output = (self._output + data.decode(errors="replace"))[-MAX_OUTPUT_CHARS:]
 
     async def _read_answers(self) -> None:
+        """Hand answers out until there can be no more."""
+        failure = EnvironmentFailure("died", f"{self._program.what}: the loop of its conversations ended")
+        try:
+            failure = await self._first_failure()
+        finally:
+            self._kill()
+            self._fail(failure)
+
+    async def _first_failure(self) -> EnvironmentFailure:
         while True:
             try:
                 line = await self._reader.readline()
             except ValueError:
-                self._fail(self._broken(f"a line of more than {MAX_LINE_BYTES} bytes"))
-                return
+                return self._broken(f"a line of more than {MAX_LINE_BYTES} bytes")
             except ConnectionError:
                 line = b""
             if not line.endswith(b"\n"):
-                await self._ended()
-                return
+                return await self._ended()
             if (problem := self._take(line)) is not None:
-                self._fail(self._broken(problem))
-                return
+                return self._broken(problem)
 
     def _take(self, line: bytes) -> str | None:
         """Hand one answer to who waits for it; what is wrong with the line, if anything."""
@@ -229,21 +235,19 @@ class Child:
             waiting.set_exception(RequestError(str(error.get("kind")), str(error.get("text"))))
         return None
 
-    async def _ended(self) -> None:
+    async def _ended(self) -> EnvironmentFailure:
         """The socket is closed: wait for the process, and for the last that it prints, and tell who waits."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_WAIT_S):
                 await self._process.wait()
                 await asyncio.wait(self._tasks[:1])
         code = self._process.returncode
-        if code is None:
-            how = "closed its connection and does not end"
-        else:
-            how = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._fail(EnvironmentFailure("died", f"{self._program.what}: its process {how}{self._printed()}"))
+        how = f"ended with exit code {code}" if code is not None else "closed its connection and does not end"
+        if code is not None and code < 0:
+            how = f"ended by signal {signal.Signals(-code).name}"
+        return EnvironmentFailure("died", f"{self._program.what}: its process {how}{self._printed()}")
 
     def _broken(self, problem: str) -> EnvironmentFailure:
-        self._kill()
         return EnvironmentFailure("protocol", f"{self._program.what}: its process sent {problem}{self._printed()}")
 
     def _printed(self) -> str:
@@ -290,9 +294,3 @@ def send(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process that may have gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
-
-
-def failure_of(error: RequestError, otherwise: FailureKind, what: str) -> EnvironmentFailure:
-    """The failure that an error of a request is: its own kind where it names one, else `otherwise`."""
-    kind = cast(FailureKind, error.kind) if error.kind in get_args(FailureKind) else otherwise
-    return EnvironmentFailure(kind, f"{what}: {error.text}")

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from samepath.model.text.conversation import JsonValue, Message, ToolSchema
-from samepath.rollout.environments.child import Child, Program, RequestError, failure_of
+from samepath.rollout.environments.child import Child, Program, RequestError
 from samepath.rollout.environments.protocol import EnvironmentFailure, FailureKind, ToolResult
 from samepath.rollout.types import ToolError
 
@@ -24,6 +24,8 @@ class Place:
     starting: "asyncio.Task[Child]"
     sessions: int = 0
     ending: bool = False
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    """Where it lives: sessions of another loop, as begins where one was blocked, have children of their own."""
 
     @property
     def child(self) -> Child:
@@ -33,8 +35,10 @@ class Place:
     @property
     def usable(self) -> bool:
         """True if another session can begin in it."""
-        if self.ending or not self.starting.done():
-            return not self.ending
+        if self.ending or self.loop is not asyncio.get_running_loop():
+            return False
+        if not self.starting.done():
+            return True
         return not self.starting.cancelled() and self.starting.exception() is None and self.child.alive
 
 
@@ -125,7 +129,7 @@ class ChildSession:
         except EnvironmentFailure as failure:
             if failure.kind != "timeout":
                 raise
-            return ToolResult(text=f"{name} gave no result within {deadline_s:g} s", error="timeout")
+            return ToolResult(text=f"Error: {name} gave no result within {deadline_s:g} s.", error="timeout")
         finally:
             self.running -= 1
         return read_result(answer, self.children.program.what)
@@ -177,3 +181,9 @@ def clean(text: str) -> str:
         if len(text) <= MAX_RESULT_CHARS
         else f"{text[: MAX_RESULT_CHARS - 50]} … [cut: {len(text)} characters in all]"
     )
+
+
+def failure_of(error: RequestError, otherwise: FailureKind, what: str) -> EnvironmentFailure:
+    """The failure that an error of a request is: its own kind where it names one, else `otherwise`."""
+    kind = cast(FailureKind, error.kind) if error.kind in get_args(FailureKind) else otherwise
+    return EnvironmentFailure(kind, f"{what}: {error.text}")

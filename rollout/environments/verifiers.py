@@ -20,8 +20,15 @@ from typing import Any, TypeVar
 
 from samepath.model.text.conversation import JsonValue, Message
 from samepath.rewards.score import Score
-from samepath.rollout.environments.child import Program, RequestError, failure_of
-from samepath.rollout.environments.child_sessions import ChildLimits, Children, ChildSession, clean, read_tools
+from samepath.rollout.environments.child import Program, RequestError
+from samepath.rollout.environments.child_sessions import (
+    ChildLimits,
+    Children,
+    ChildSession,
+    clean,
+    failure_of,
+    read_tools,
+)
 from samepath.rollout.environments.held_out import is_held_out
 from samepath.rollout.environments.protocol import EnvironmentFailure, EnvironmentRow, Split
 

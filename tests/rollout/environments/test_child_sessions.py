@@ -93,7 +93,7 @@ def test_child_that_does_not_answer_a_close_is_ended(monkeypatch: pytest.MonkeyP
         of = children()
         session = await begun(of, 0)
         blocked = await session.call("block", {}, 0.05)
-        assert (blocked.error, blocked.text) == ("timeout", "block gave no result within 0.05 s")
+        assert (blocked.error, blocked.text) == ("timeout", "Error: block gave no result within 0.05 s.")
         child = session.place.child
         await session.close()
         assert child._process.returncode == -9
@@ -133,6 +133,49 @@ def test_waiting_for_a_child_can_be_cancelled() -> None:
         assert of._places == []
 
     asyncio.run(run())
+
+
+def test_sessions_of_another_loop_have_a_child_of_their_own() -> None:
+    async def run() -> None:
+        of = children(sessions_per_child=9)
+        first = await begun(of, 0)
+
+        async def elsewhere() -> str:
+            other = await begun(of, 1)
+            found = await pid(other)
+            await other.close()
+            return found
+
+        assert await asyncio.to_thread(asyncio.run, elsewhere()) != await pid(first)
+        await first.close()
+
+    asyncio.run(run())
+
+
+def test_loop_that_ends_takes_its_children_along() -> None:
+    """As the conversations' loop does: it cancels everything, the readers of children too, and waits a moment."""
+    loop = asyncio.new_event_loop()
+    of = children()
+
+    async def session() -> None:
+        begun_here = await begun(of, 0)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await begun_here.close()
+
+    task = loop.create_task(session())
+    while not of._places or not of._places[0].starting.done():
+        loop.run_until_complete(asyncio.sleep(0))
+    process = of._places[0].child._process
+    tasks = asyncio.all_tasks(loop)
+    for one in tasks:
+        one.cancel()
+    loop.run_until_complete(asyncio.wait(tasks, timeout=LONG_S))
+    loop.close()
+    assert task.cancelled()
+    assert process.returncode == -9
+    assert of._places == []
 
 
 def test_session_that_refuses_its_row_is_a_failure_to_start() -> None:

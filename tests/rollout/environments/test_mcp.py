@@ -154,7 +154,7 @@ def test_tool_that_hangs_is_given_up_and_the_server_goes_on(market: Market) -> N
         return await session.call("hang", {}, 0.05), await session.call("price", {"item": "pear"}, LONG_S)
 
     hung, price = market.run(body)
-    assert (hung.text, hung.error) == ("hang gave no result within 0.05 s", "timeout")
+    assert (hung.text, hung.error) == ("Error: hang gave no result within 0.05 s.", "timeout")
     assert price.text == "4"
 
 
