@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from samepath.rollout.builtin.builtin_engine import BuiltinEngine
+from samepath.rollout.engine import Engine
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.segments import as_call, join_calls
@@ -46,7 +46,7 @@ def talks(draw: st.DrawFn) -> tuple[Talk, ...]:
     )
 
 
-def hold(engine: BuiltinEngine, entries: tuple[Talk, ...], *, keep_keys: bool) -> list[Group]:
+def hold(engine: Engine, entries: tuple[Talk, ...], *, keep_keys: bool, exact: bool = True) -> list[Group]:
     """Hold all talks at once; each comes back as one group whose rollout is the joined segment of its calls."""
     named = {entry.name: entry for entry in entries}
     calls: dict[str, list[Segment]] = {entry.name: [] for entry in entries}
@@ -65,7 +65,7 @@ def hold(engine: BuiltinEngine, entries: tuple[Talk, ...], *, keep_keys: bool) -
     return [
         replace(
             last[entry.name],
-            rollouts=(replace(last[entry.name].rollouts[0], segments=(join_calls(calls[entry.name], exact=True),)),),
+            rollouts=(replace(last[entry.name].rollouts[0], segments=(join_calls(calls[entry.name], exact=exact),)),),
         )
         for entry in entries
     ]

@@ -32,7 +32,7 @@ class VllmEngineDescription(EngineDescription[VllmSettings]):
         Capability.ANY_TEMPERATURE: no("vLLM raises the former to 0.01 and refuses the latter"),
         Capability.STOPS: yes(),
         Capability.PREFIX_CACHE: needs("prefix_cache", True, "cannot be off while routes are returned"),
-        Capability.CONVERSATIONS: no("this adapter was not tried with it"),
+        Capability.CONVERSATIONS: needs("prefix_cache", True, "vLLM's own, with the routes of both"),
         Capability.CHUNKED_PREFILL: yes(),
         Capability.UPDATE: yes("names, shapes and types are checked before anything is written"),
         Capability.VERSIONS: yes("keys of samples in flight are computed anew with the new weights"),

@@ -61,10 +61,14 @@ class VllmEngine(SteppedEngine):
     def submit(self, request: GroupRequest) -> Group | None:
         """Queue a group. A request that can never run comes back at once as a group of failed rollouts.
 
-        Raises ValueError for `keep_keys`.
+        Pages of prompts and responses stay findable in vLLM's prefix cache, with their routes, whether `keep_keys` asks for it or not; without
+        that cache it is a ValueError.
         """
-        if request.keep_keys:
-            raise ValueError(f"{request.group_id}: this engine does not take keep_keys. Use engine: builtin.")
+        if request.keep_keys and not self.settings.prefix_cache:
+            raise ValueError(
+                f"{request.group_id}: keep_keys leaves keys for later prompts to find, which engine.prefix_cache=false never looks for. "
+                "Set engine.prefix_cache=true, or ask without keep_keys."
+            )
         model = self._llm.model_config
         prompt_ids, sampling = request.prompt.token_ids, request.sampling
         vocab_size = model.get_vocab_size()
