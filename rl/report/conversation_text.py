@@ -14,7 +14,11 @@ STYLES = {"scaffold": "dim", "content": "blue", "sampled": "cyan", "trained": "b
 """Of each kind of token."""
 NAMES = {"sampled": "read again"}
 """What people are told, where it is not the kind's own name."""
-ESCAPE = "\x1b"
+CONTROLS = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(127, 160), "�"),
+}
+"""What stands for a character that could steer a terminal."""
 
 
 def conversation_text(rollout: Rollout, tokenizer: Tokenizer, *, ids: bool) -> Iterator[Text]:
@@ -71,4 +75,4 @@ def _tokens(segment: Segment, tokenizer: Tokenizer, *, ids: bool) -> Iterator[Te
 
 def _shown(text: str) -> str:
     """Text that cannot steer a terminal."""
-    return text.replace(ESCAPE, "\N{SYMBOL FOR ESCAPE}")
+    return text.translate(CONTROLS)

@@ -28,7 +28,7 @@ def conversation() -> Rollout:
     ]  # fmt: skip
     messages = (
         Message(role="tool", content="an example"),
-        Message(role="user", content="C\x1b[31m?"),
+        Message(role="user", content="C\x1b[31m?\x9b\x00\n\té"),
         Message(
             role="assistant", reasoning="so", calls=(ToolCall(name="get", arguments={"key": "ü"}),), sampled=(4, 5)
         ),
@@ -53,7 +53,7 @@ def lines(*, ids: bool = False) -> list[Text]:
 
 def test_messages_stand_in_order_and_a_result_names_its_call() -> None:
     assert [line.plain for line in lines()[:10]] == [
-        "tool", "an example", "user", "C␛[31m?", "assistant", "so", 'get {"key": "ü"}', "tool get, 0.25 s, timeout", "17", "assistant",
+        "tool", "an example", "user", "C␛[31m?�␀\n\té", "assistant", "so", 'get {"key": "ü"}', "tool get, 0.25 s, timeout", "17", "assistant",
     ]  # fmt: skip
     assert lines()[11].plain == "ended by turns, score 0.5, problems: unknown_tool, 5 tokens drawn"
 
