@@ -24,6 +24,7 @@ from tests.engine_runs import (
     steps_until_done,
 )
 from tests.families import FAMILIES, family_config
+from tests.held_conversations import Talk, hold
 from tests.tiny_runs import learner_batch, random_prompt, request
 
 pytestmark = [
@@ -31,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU is visible"),
 ]
 SAMPLING = SamplingSettings(max_new_tokens=14, temperature=0.7, top_p=0.9)
+SMALLEST = 64
+"""Tokens of a cache that all samples do not fit."""
 
 
 def made(placement: Placement) -> CausalLM:
@@ -39,13 +42,16 @@ def made(placement: Placement) -> CausalLM:
     return place(model, placement)
 
 
-def sampled(placement: Placement, **sizes: int) -> list[Group]:
+def sampled(placement: Placement, **sizes: object) -> list[Group]:
     rng = np.random.default_rng(0)
     requests = [
         request(str(length), random_prompt(rng, tiny_config().vocab_size, length), SAMPLING, seeds=(length, 100))
         for length in (3, 17, 33, 9)
     ]
-    return BuiltinEngine(made(placement), TOKENIZER, BuiltinSettings(**sizes)).run(requests)
+    engine = BuiltinEngine(made(placement), TOKENIZER, BuiltinSettings.model_validate(sizes))
+    groups = engine.run(requests)
+    assert (engine.counters.preempted > 0) == (engine.settings.cache_tokens == SMALLEST)
+    return groups
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -55,6 +61,42 @@ def test_fused_kernels_give_a_gap_of_0_in_any_batch(dtype: TypeName) -> None:
     assert_learner_walks_the_same_path(together, SAMPLING.temperature, made(placement))
     for one, other in zip(together, sampled(placement, max_batch_tokens=16, max_sequences=2), strict=True):
         assert_same_samples(one, other)
+
+
+@pytest.mark.parametrize("cuda_graph", ["on", "off"])
+def test_samples_that_give_their_pages_back_come_out_the_same(cuda_graph: str) -> None:
+    placement = Placement(device="cuda", backend="triton", dtype="bfloat16")
+    tight = sampled(placement, cache_tokens=SMALLEST, page_size=4, cuda_graph=cuda_graph)
+    for one, other in zip(tight, sampled(placement), strict=True):
+        assert_same_samples(one, other)
+
+
+@pytest.mark.parametrize("cuda_graph", ["on", "off"])
+def test_calls_that_find_the_keys_of_the_one_before_come_out_the_same(cuda_graph: str) -> None:
+    placement = Placement(device="cuda", backend="triton", dtype="bfloat16")
+    rng = np.random.default_rng(0)
+    entries = tuple(
+        Talk(
+            name=name,
+            opening=random_prompt(rng, 18, 20),
+            bridges=tuple(random_prompt(rng, 18, 5) for _ in range(3)),
+            sampling=SAMPLING,
+        )
+        for name in "012"
+    )
+    keeping, plain = (
+        BuiltinEngine(
+            made(placement),
+            TOKENIZER,
+            BuiltinSettings.model_validate({"page_size": 4, "prefix_cache": keep, "cuda_graph": cuda_graph}),
+        )
+        for keep in (True, False)
+    )
+    groups = hold(keeping, entries, keep_keys=True)
+    for one, other in zip(groups, hold(plain, entries, keep_keys=False), strict=True):
+        assert_same_samples(one, other)
+    assert keeping.counters.reused_tokens > keeping.counters.prefill_tokens
+    assert_learner_walks_the_same_path(groups, SAMPLING.temperature, made(placement))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
