@@ -34,10 +34,17 @@ def conversation_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def cache_share(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """`rollout/cache_share` between two of a pool's statistics; nothing where no prompt was read, or a lost worker took its totals along."""
-    found, run = (after.get(name, 0.0) - before.get(name, 0.0) for name in ("reused_tokens", "prefill_tokens"))
-    lost = after.get("replaced_workers", 0.0) != before.get("replaced_workers", 0.0) or min(found, run) < 0
-    return {} if lost or not found + run else {"rollout/cache_share": found / (found + run)}
+    """`rollout/cache_share` between two of a pool's statistics, and `rollout/rerun_share` where samples gave their pages back.
+
+    Nothing where no prompt was read, or a lost worker took its totals along.
+    """
+    names = ("reused_tokens", "prefill_tokens", "rerun_tokens")
+    found, run, again = (after.get(name, 0.0) - before.get(name, 0.0) for name in names)
+    lost = after.get("replaced_workers", 0.0) != before.get("replaced_workers", 0.0) or min(found, run, again) < 0
+    if lost or not found + run:
+        return {}
+    rerun = {"rollout/rerun_share": again / (run + again)} if again else {}
+    return {"rollout/cache_share": found / (found + run), **rerun}
 
 
 def _turns(rollout: Rollout) -> int:

@@ -87,6 +87,10 @@ def test_cache_share_is_of_what_was_read_between() -> None:
     after = {"reused_tokens": 40.0, "prefill_tokens": 190.0, "replaced_workers": 0.0}
     assert cache_share(before, after) == {"rollout/cache_share": 30 / 120}
     assert cache_share({}, after) == {"rollout/cache_share": 40 / 230}
+    again = {"rerun_tokens": 30.0}
+    assert cache_share(before, after | again) == {"rollout/cache_share": 30 / 120, "rollout/rerun_share": 30 / 120}
+    assert cache_share(before | again, after | again) == {"rollout/cache_share": 30 / 120}
+    assert cache_share(before | again, after) == {}
     assert cache_share(after, after) == {}
     assert cache_share(after, before) == {}
     assert cache_share(before, {**after, "replaced_workers": 1.0}) == {}
@@ -98,4 +102,4 @@ def test_algorithm_page_names_every_metric_of_conversations() -> None:
     named = {generic(name) for name in conversation_metrics(conversations())}
     assert sorted(named - documented) == []
     assert sorted(name for name in documented if name.startswith("conversation/") and name not in named) == []
-    assert "rollout/cache_share" in documented
+    assert {"rollout/cache_share", "rollout/rerun_share"} <= documented
