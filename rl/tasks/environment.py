@@ -8,7 +8,7 @@ from pathlib import Path
 from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.row import RowEpisode, Task, TaskError, TaskRow
 from samepath.rollout.environments.plugin import load_environment
-from samepath.rollout.environments.protocol import EnvironmentRow, Split
+from samepath.rollout.environments.protocol import EnvironmentFailure, EnvironmentRow, Split
 from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
 
 PROBED_ROWS = 256
@@ -46,7 +46,11 @@ def environment_rows(
         # As `import_path` does for workers.
         if folder not in sys.path:
             sys.path.append(folder)
-    rows = load_environment(source).tasks(split)
+    try:
+        rows = load_environment(source).tasks(split)
+    except EnvironmentFailure as failure:
+        # Rows may come from a child process.
+        raise TaskError(f"{source.environment}: {failure.detail}") from failure
     if not len(rows):
         raise TaskError(f"{source.environment} must have at least one row; tasks({split!r}) has none.")
     return EnvironmentRows(source, episode, rows, split)
