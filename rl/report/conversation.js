@@ -7,7 +7,7 @@ const KINDS = {
   s: ["scaffold", "the form's own"],
 };
 const isConversation = index => columns.messages[index].length > 0;
-const took = seconds => show(seconds) + " s";
+const took = seconds => seconds < 0.01 ? show(1000 * seconds) + " ms" : show(seconds) + " s";
 
 function conversation(index) {
   const parts = columns.messages[index].map(message => drawMessage(index, message));

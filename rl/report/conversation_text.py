@@ -14,6 +14,8 @@ STYLES = {"scaffold": "dim", "content": "blue", "sampled": "cyan", "trained": "b
 """Of each kind of token."""
 NAMES = {"sampled": "read again"}
 """What people are told, where it is not the kind's own name."""
+SHORT_S = 0.01
+"""Less than this is said in milliseconds."""
 CONTROLS = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     **dict.fromkeys(range(127, 160), "�"),
@@ -47,7 +49,8 @@ def _said(rollout: Rollout) -> Iterator[Text]:
 
 
 def _of_tool(record: ToolRecord) -> str:
-    return f"tool {record.name}, {record.seconds:.3g} s{', ' + record.error if record.error else ''}"
+    took = f"{1000 * record.seconds:.3g} ms" if record.seconds < SHORT_S else f"{record.seconds:.3g} s"
+    return f"tool {record.name}, {took}{', ' + record.error if record.error else ''}"
 
 
 def _parts(message: Message) -> Iterator[Text]:

@@ -58,6 +58,14 @@ def test_messages_stand_in_order_and_a_result_names_its_call() -> None:
     assert lines()[11].plain == "ended by turns, score 0.5, problems: unknown_tool, 5 tokens drawn"
 
 
+def test_short_times_are_said_in_milliseconds() -> None:
+    made = conversation()
+    shown = conversation_text(
+        replace(made, tool_calls=(replace(made.tool_calls[0], seconds=0.000145),)), TOKENIZER, ids=False
+    )
+    assert "tool get, 0.145 ms, timeout" in [line.plain for line in shown]
+
+
 def test_tokens_stand_in_runs_of_one_kind_in_its_colour() -> None:
     two, *_, nine = (repr(text) for text in TOKENIZER.token_texts(list(range(2, 10))))
     shown = lines()[12:]

@@ -181,6 +181,7 @@ def test_page_shows_a_conversation_message_by_message_and_token_by_token(page: B
         "system", "user", "model · call 0 · 3 tokens · ended by stop · 1 s", "tool · get · 0.25 s", "tool · get · 0.5 s timeout",
         "model · call 1 · 2 tokens · ended by stop · 0.5 s", "user", "model · call 2 · 2 tokens · ended by stop · 0.75 s",
     ]  # fmt: skip
+    assert page.ask("[took(0.000145), took(0.01)]") == ["0.145 ms", "0.01 s"]
     said = page.ask("[...document.querySelectorAll('.message')][2].querySelectorAll('pre').length")
     assert said == 3, "reasoning and two calls, no empty content"
     assert page.ask("document.querySelector('.called').textContent") == 'get {"key": "C"}'
