@@ -1,6 +1,7 @@
 """Worked conversations of the store for a cold start: right, careless or guessed, and none longer than an ordinary row asks for."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from samepath.model.text.conversation import Conversation, Message, ToolCall
@@ -8,8 +9,8 @@ from samepath.rollout.environments.protocol import EnvironmentRow
 from samepath.rollout.environments.store import StoreSession
 from samepath.rollout.environments.store_rows import LARGEST, Store, draw_questions, number, question_text
 
-MOST_LOOKS = 30
-"""Looks for one number, after which a slip that leads in circles is given up."""
+MOST_LOOKS = 60
+"""Looks for one question's numbers, after which slips that lead in circles are given up."""
 
 
 def worked_conversation(
@@ -20,13 +21,15 @@ def worked_conversation(
     guess_share: float = 0.0,
     slip_rate: float = 0.0,
     head_share: float = 0.0,
+    reasons: bool = True,
 ) -> Conversation:
     """A conversation about the row's store with questions of the ordinary kind, whatever the row asks.
 
-    `C plus K?` is thought through as `C?` get, `17+K?` get, `17+D?` get, `17+5` add, `22`, and answered with `22`. `questions`: as many,
+    `C plus K?` is thought through as what is left to find: `C+K` get, `17+K` get, `17+D` get, `17+5` add, `22`, answered with `22`. `questions`: as many,
     0 for as many as the row has. `guess_share`: share of conversations in which each answer is a number at random and nothing is looked up,
     as always without tools. `head_share`: chance that a question's sum is made without the tool. `slip_rate`: chance of each step to go wrong,
-    another key looked up, a number misread or a sum off by a little; the rest follows from it.
+    another key looked up, a number misread or a sum off by a little; the rest follows from it. `reasons`: without, nothing is thought, as in
+    chat mode.
 
     Raises ValueError for rates outside 0 to 1, and for a store that is too small.
     """
@@ -47,6 +50,8 @@ def worked_conversation(
         else:
             work = _Work(session, data["store"], rng, slip_rate)
             messages += work.conversation(keys, in_head=rng.random() < head_share)
+    if not reasons:
+        messages = [replace(message, reasoning="") for message in messages]
     return Conversation(messages=tuple(messages), tools=tuple(session.tools))
 
 
@@ -56,27 +61,28 @@ class _Work:
     def __init__(self, session: StoreSession, store: Store, rng: random.Random, slip_rate: float) -> None:
         self.session, self.store, self.rng, self.slip_rate = session, store, rng, slip_rate
         self.messages: list[Message] = []
+        self.looks = 0
 
     def conversation(self, keys: list[str], *, in_head: bool) -> list[Message]:
-        numbers: list[int] = []
-        for key in keys:
-            numbers.append(self._found(numbers, key))
-        while len(numbers) > 1 and not in_head:
-            a, b = numbers[:2]
-            said = self._call(_thought(numbers), "add", a=self._slipped(a), b=b)
-            numbers[:2] = [int(said)]
-        answer = sum(numbers) if len(numbers) == 1 else self._slipped(sum(numbers))
-        return [*self.messages, Message(role="assistant", reasoning=_thought(numbers), content=str(answer))]
+        terms: list[str | int] = [*keys]
+        while open_places := [place for place, term in enumerate(terms) if isinstance(term, str)]:
+            place = open_places[0]
+            terms[place] = self._found(terms, str(terms[place]))
+        while len(terms) > 1 and not in_head:
+            said = self._call(_thought(terms), "add", a=self._slipped(int(terms[0])), b=terms[1])
+            terms[:2] = [int(said)]
+        total = sum(map(int, terms))
+        answer = total if len(terms) == 1 else self._slipped(total)
+        return [*self.messages, Message(role="assistant", reasoning=_thought(terms), content=str(answer))]
 
-    def _found(self, numbers: list[int], key: str) -> int:
-        """Look for the key's number, along its pointers."""
-        for _ in range(MOST_LOOKS):
-            looked = self.rng.choice(list(self.store)) if self.rng.random() < self.slip_rate else key
-            said = self._call(_thought([*numbers, f"{key}?"]), "get", key=looked)
-            if not said.startswith("see "):
-                return int(said)
-            key = said.removeprefix("see ")
-        return number(self.store, key)
+    def _found(self, terms: list[str | int], key: str) -> str | int:
+        """What a look at the key gives: its number, or the key to look at next."""
+        self.looks += 1
+        if self.looks > MOST_LOOKS:
+            return number(self.store, key)
+        looked = self.rng.choice(list(self.store)) if self.rng.random() < self.slip_rate else key
+        said = self._call(_thought(terms), "get", key=looked)
+        return said.removeprefix("see ") if said.startswith("see ") else int(said)
 
     def _call(self, reasoning: str, name: str, **arguments: Any) -> str:
         said = self.session.result(name, arguments).text
@@ -91,6 +97,6 @@ class _Work:
         return value + self.rng.choice((-10, -2, -1, 1, 2, 10)) if self.rng.random() < self.slip_rate else value
 
 
-def _thought(parts: list[Any]) -> str:
-    """Numbers found so far, and what is looked for."""
-    return "+".join(map(str, parts))
+def _thought(terms: list[str | int]) -> str:
+    """The sum as far as it is found."""
+    return "+".join(map(str, terms))

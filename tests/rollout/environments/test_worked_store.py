@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_worked_conversation_reads_as_stated() -> None:
     rng = random.Random(0)
     while (worked := worked_conversation(ROW, rng)).messages[0].content != "C plus K?":
         pass
-    look = [("C?", "C", "17"), ("17+K?", "K", "see D"), ("17+D?", "D", "5")]
+    look = [("C+K", "C", "17"), ("17+K", "K", "see D"), ("17+D", "D", "5")]
     expected = [Message(role="user", content="C plus K?")]
     for thought, key, said in look:
         call = ToolCall(name="get", arguments={"key": key})
@@ -135,6 +136,12 @@ def test_head_share_leaves_the_sum_to_the_model() -> None:
     assert {adds(worked) for worked in conversations(20)} == {2}
     assert {adds(worked) for worked in conversations(20, head_share=1.0)} == {0}
     assert right_share(50, head_share=1.0) == 1.0
+
+
+def test_worked_conversation_without_reasons_says_the_same_and_thinks_nothing() -> None:
+    for plain, chat in zip(conversations(20), conversations(20, reasons=False), strict=True):
+        assert any(message.reasoning for message in plain.messages)
+        assert [replace(message, reasoning="") for message in plain.messages] == list(chat.messages)
 
 
 @pytest.mark.parametrize("name", ["guess_share", "slip_rate", "head_share"])
