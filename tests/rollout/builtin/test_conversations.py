@@ -63,7 +63,7 @@ def found_share(counters: EngineCounters) -> float:
     return counters.reused_tokens / (counters.reused_tokens + counters.prefill_tokens)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     entries=talks(),
     page_size=st.sampled_from([1, 4, 7, 16]),

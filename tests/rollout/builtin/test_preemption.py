@@ -44,7 +44,7 @@ def tight_engine(by_graph: bool = False, **changes: object) -> BuiltinEngine:
     return BuiltinEngine(tiny_model(), TOKENIZER, sizes, repeat if by_graph else None)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     workload=workloads(),
     page_size=st.sampled_from([1, 3, 4, 16]),
