@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import select
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -243,3 +245,25 @@ def test_start_that_is_cancelled_leaves_no_process() -> None:
         assert starting.cancelled()
 
     asyncio.run(run())
+
+
+def test_child_dies_with_the_process_that_started_it() -> None:
+    """Killed, it can tell nobody; the child runs no loop then that would see its socket close."""
+    code = f"""
+import asyncio
+from samepath.rollout.environments.child import Child, Program
+async def main():
+    child = await Child.start(Program(what="it", adapter={ADAPTER!r}), 60.0)
+    await child.ask("start", {{"session": 0, "row": {{}}, "seed": 0}}, 60.0)
+    print((await child.ask("call", {{"session": 0, "name": "where", "arguments": {{}}, "turn": 1}}, 60.0))["text"].split()[0], flush=True)
+    await child.ask("call", {{"session": 0, "name": "block", "arguments": {{}}, "turn": 2}}, 60.0)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    handle = os.pidfd_open(pid)
+    parent.kill()
+    parent.communicate(timeout=LONG_S)
+    assert select.select([handle], [], [], LONG_S)[0] == [handle]
+    os.close(handle)
