@@ -1,7 +1,7 @@
 """A conversation for a terminal: what was said, and what the model read and drew, token by token."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 from rich.text import Text
@@ -16,7 +16,7 @@ NAMES = {"sampled": "read again"}
 """What people are told, where it is not the kind's own name."""
 SHORT_S = 0.01
 """Less than this is said in milliseconds."""
-CONTROLS = {
+CONTROLS: Mapping[int, int | str] = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     **dict.fromkeys(range(127, 160), "�"),
 }

@@ -30,6 +30,8 @@ from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.sampling_settings import SamplingSettings  # noqa: E402
 from samepath.rollout.types import Group, Prompt  # noqa: E402
 from tests.conftest import tiny_model  # noqa: E402
+from tests.engine_runs import assert_same_samples  # noqa: E402
+from tests.random_conversations import episodes, talking_tokenizer  # noqa: E402
 from tests.rl.test_run import comparable  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -102,6 +104,28 @@ def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
     with pytest.raises(RolloutPoolError, match="max_replacements=1"):
         pool.sample(asked, lambda group: None)
     pool.close()
+
+
+def test_conversations_of_a_killed_actor_begin_again_and_are_those_of_any_worker(cluster: None, tmp_path: Path) -> None:
+    save_model(tiny_model(), talking_tokenizer(), tmp_path / "model")
+    engine = BuiltinSettings(max_sequences=6, page_size=4)
+    inline = InlinePool(tmp_path / "model", engine, RolloutSettings())
+    wanted = inline.sample(episodes(), lambda group: None)
+    inline.close()
+    pool = RayPool(
+        tmp_path / "model", engine, RolloutSettings(num_workers=2, max_replacements=1), import_path(Path.cwd())
+    )
+    finished: list[str] = []
+    asked = episodes(killed=str(tmp_path / "killed"))
+    try:
+        groups = pool.sample(asked, lambda group: finished.append(group.group_id))
+        assert pool.statistics()["replaced_workers"] == 1
+    finally:
+        pool.close()
+    assert sorted(finished) == [request.group_id for request in asked]
+    for one, other in zip(wanted, groups, strict=True):
+        assert_same_samples(one, other)
+        assert [left.messages for left in one.rollouts] == [right.messages for right in other.rollouts]
 
 
 def test_pool_with_an_unloadable_model_names_the_folder(cluster: None, tmp_path: Path) -> None:

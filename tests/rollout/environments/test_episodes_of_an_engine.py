@@ -15,10 +15,12 @@ from samepath.rollout.environments.episode_runner import EpisodeRunner
 from samepath.rollout.pool.pool import InlinePool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
 from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_model
 from tests.engine_runs import assert_learner_walks_the_same_path, assert_same_samples
 from tests.random_conversations import episodes, talking_tokenizer
+from tests.tiny_runs import random_prompt, request
 
 ENGINE = BuiltinSettings(max_sequences=6, page_size=4)
 
@@ -55,7 +57,7 @@ def test_segments_of_conversations_are_whole_and_the_learner_walks_each_the_same
 
 def test_conversations_are_equal_whatever_the_engine_does_at_once() -> None:
     wanted, _ = led()
-    for changes in ({"max_sequences": 3}, {"page_size": 16}, {"max_batch_tokens": 16}, {"cache_tokens": 1024}):
+    for changes in ({"max_sequences": 3, "max_batch_tokens": 16}, {"page_size": 16, "cache_tokens": 1024}):
         got, _ = led(**changes)
         for one, other in zip(wanted, got, strict=True):
             assert_same_samples(one, other)
@@ -84,9 +86,6 @@ def test_worker_killed_in_mid_conversation_begins_it_again_with_the_same_samples
 
 
 def test_single_answers_and_conversations_share_an_engine(folder: Path) -> None:
-    from samepath.rollout.sampling_settings import SamplingSettings
-    from tests.tiny_runs import random_prompt, request
-
     single = request("single", random_prompt(np.random.default_rng(0), 17, 9), SamplingSettings(max_new_tokens=12))
     pool = InlinePool(folder, ENGINE, RolloutSettings())
     alone = pool.sample([single], lambda group: None)
