@@ -120,9 +120,10 @@ class _Checks:
         )
         rl, first = self.recipe.rl, task.held_out[0]
         epochs = f", rl.epochs={rl.epochs:g} are {rl.counted(len(task.train)).steps} steps" if rl.epochs else ""
+        gold = f", gold answer {first.answer['answer']!r:.40}" if "answer" in first.answer else ""
         return (
             f"{task.name}: {len(task.train)} training and {len(task.held_out)} held-out rows{dropped}{epochs}; "
-            f"first held-out prompt {first.text!r:.200}, gold answer {first.answer.get('answer')!r:.40}"
+            f"first held-out prompt {first.text!r:.200}{gold}"
         )
 
     def _model(self) -> str:
