@@ -1,14 +1,17 @@
 """The recipes hold: each passes `samepath validate` without a network, and says what it needs and that it was not run."""
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 from samepath.model.files.published_sizes import published_sizes
+from samepath.rl.evaluation.sets import build_set
 from samepath.rl.recipe.file import dump_recipe, load_recipe
 from samepath.rl.recipe.model import CheckpointModel, NewModel
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.tasks.tasks import build_task
 from samepath.rl.validate import memory_findings
 from samepath.rl.validate.memory_plan import DEVICES, MemoryPlan, memory_lines, memory_plan
 from samepath.rl.validate.validation import validate_recipe
@@ -95,3 +98,19 @@ def test_deepseek_recipe_has_the_settings_of_the_report() -> None:
 def test_memory_page_shows_the_table_that_validate_prints(path: Path) -> None:
     shown = "\n".join(line for line in memory_lines(plan_of(path)) if line.startswith("|"))
     assert shown in PAGE
+
+
+def test_store_recipe_asks_harder_rows_apart_and_trains_on_some() -> None:
+    path = ROOT / "recipes" / "store.yaml"
+    recipe = load_recipe(path, [], Recipe)
+    task = build_task(recipe.task, path.parent)
+    kinds = {
+        name: {row.episode.row.data["harder"] for row in build_set(recipe, name, task, path.parent).rows if row.episode}
+        for name in recipe.evaluation.named
+    }
+    assert kinds == {"held_out": {""}, "harder": {"chain", "terms"}}
+    assert {row.episode.row.data["harder"] for row in itertools.islice(task.train, 100) if row.episode} == {
+        "",
+        "chain",
+        "terms",
+    }
