@@ -136,10 +136,12 @@ def test_readme_reward_function_is_the_example_files_own() -> None:
     assert shown.strip().count("\n") <= 10
 
 
-def test_readme_reward_settings_are_the_example_recipes_own() -> None:
-    (shown,) = blocks(README, "yaml")
+def test_readme_settings_are_the_example_recipes_own() -> None:
+    reward, environment = map(yaml.safe_load, blocks(README, "yaml"))
     recipe = yaml.safe_load((EXAMPLE / "recipe.yaml").read_text(encoding="utf-8"))
-    assert yaml.safe_load(shown)["reward"] == recipe["reward"]
+    assert reward["reward"] == recipe["reward"]
+    recipe = yaml.safe_load((ROOT / "examples" / "own_environment" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert environment["task"].items() <= recipe["task"].items()
 
 
 def test_examples_page_full_form_is_read_as_it_stands() -> None:
