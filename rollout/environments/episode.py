@@ -84,6 +84,7 @@ class Episode:
         except EnvironmentFailure as failure:
             return self._failed(failure)
         check_session(session, self._request.environment.environment)
+        alive = True
         try:
             ended = await self._converse(session)
             if not self._calls:
@@ -91,9 +92,14 @@ class Episode:
             score = await self._judged(session, ended)
         except EnvironmentFailure as failure:
             return self._failed(failure)
+        except GeneratorExit:
+            # The loop is gone, and nothing can be awaited any more.
+            alive = False
+            raise
         finally:
             # What is left of a session that does not close is the environment's to clean up; the judgement stands.
-            await settled(session.close(), self._budgets.session_timeout_s)
+            if alive:
+                await settled(session.close(), self._budgets.session_timeout_s)
         return self._rollout(ended, score)
 
     async def _converse(self, session: Session) -> Ended:

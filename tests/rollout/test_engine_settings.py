@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel
 
 from samepath.model.placement import ON_CPU, Placement
+from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.validate import doctor
 from samepath.rollout import capabilities, engine_settings
 from samepath.rollout.builtin.settings import BuiltinSettings
@@ -28,6 +29,7 @@ MAY_NAME_AN_ENGINE = {
     "rollout/engine_settings.py": "the list",
     "rl/recipe/recipe.py": "its default",
     "rl/preview.py": "runs this package's own network, whatever a recipe says",
+    "rl/preview_conversation.py": "the same",
 }
 
 
@@ -38,6 +40,7 @@ class EchoSettings(BaseModel):
 
 class EchoEngine:
     counters, weight_version, busy = EngineCounters(), 0, False
+    tokenizer, longest_sequence = character_tokenizer("e"), 64
 
     def submit(self, request: object) -> None:
         raise AssertionError("nothing was asked")

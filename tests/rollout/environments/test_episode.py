@@ -1,6 +1,7 @@
 """Conversations led beside an engine: what is drawn behind what, budgets, faults of tools and sessions, and who pays for them."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from samepath.model.text.encodings import dsml_text as form
 from samepath.rewards.score import Score
 from samepath.rollout.conservation import check_conservation
 from samepath.rollout.environments import episode_runner
+from samepath.rollout.environments.episode import Ask, Episode
 from samepath.rollout.environments.episode_runner import EpisodeRunner
+from samepath.rollout.environments.form import renderer_of
 from samepath.rollout.environments.plugin import EnvironmentPathError
 from samepath.rollout.environments.protocol import EnvironmentRow, ToolResult
 from samepath.rollout.environments.request import EpisodeRequest
@@ -325,3 +328,26 @@ def test_equal_seeds_give_equal_rollouts_whatever_else_is_led() -> None:
     alone = one(ScriptedEngine(asks_twice), asked(seeds=(7,)))
     groups = played(ScriptedEngine(asks_twice), asked(seeds=(3, 7), group_id="a"), asked("x y", group_id="b"))
     assert groups[0].rollouts[1].text == alone.text
+
+
+def test_conversation_whose_loop_is_gone_ends_without_a_word() -> None:
+    """A loop that did not end in time leaves conversations to the garbage collector, where nothing can be awaited."""
+
+    class Waiting:
+        tokenizer, longest, exact = ScriptedEngine(asks_twice).tokenizer, 10_000, True
+
+        async def draw(self, ask: Ask) -> Rollout:
+            return await asyncio.get_running_loop().create_future()
+
+    request = asked("a", seeds=(1,))
+    play = Episode(request, 0, Toy(), renderer_of(Waiting.tokenizer, request.episode.form), Waiting()).play()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(play)
+    loop.run_until_complete(asyncio.wait({task}, timeout=0.05))
+    assert Toy.log == ["start"]
+    play.close()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, RuntimeError):
+        loop.run_until_complete(task)
+    loop.close()
+    assert Toy.log == ["start"]
