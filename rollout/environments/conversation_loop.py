@@ -25,13 +25,15 @@ class ConversationLoop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        # Conversations that were cut off close their sessions.
-        if tasks := asyncio.all_tasks(self._loop):
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=END_WAIT_S))
-        self._loop.close()
+        try:
+            self._loop.run_forever()
+            # Conversations that were cut off close their sessions.
+            if tasks := asyncio.all_tasks(self._loop):
+                for task in tasks:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=END_WAIT_S))
+        finally:
+            self._loop.close()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine there."""

@@ -157,15 +157,18 @@ def test_loop_that_ends_takes_its_children_along() -> None:
     loop = asyncio.new_event_loop()
     of = children()
 
+    going: list[bool] = []
+
     async def session() -> None:
         begun_here = await begun(of, 0)
         try:
+            going.append(True)
             await asyncio.Event().wait()
         finally:
             await begun_here.close()
 
     task = loop.create_task(session())
-    while not of._places or not of._places[0].starting.done():
+    while not going:
         loop.run_until_complete(asyncio.sleep(0))
     process = of._places[0].child._process
     tasks = asyncio.all_tasks(loop)
