@@ -86,6 +86,8 @@ def count_marked() -> Callable[[str], int]:
 
     def count(mark: str) -> int:
         found = 0
+        # A number that another process had before would be taken for that one, which is gone.
+        psutil.process_iter.cache_clear()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += process.name() == mark or process.cmdline() == ["sleep", mark]
