@@ -8,7 +8,7 @@ from pathlib import Path
 from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.row import RowEpisode, Task, TaskError, TaskRow
 from samepath.rollout.environments.plugin import load_environment
-from samepath.rollout.environments.protocol import EnvironmentFailure, EnvironmentRow, Split
+from samepath.rollout.environments.protocol import Environment, EnvironmentFailure, EnvironmentRow, Split
 from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
 
 PROBED_ROWS = 256
@@ -22,12 +22,10 @@ def build_environment(settings: EnvironmentTask, recipe_dir: Path) -> Task:
     rows among the first training rows; EnvironmentPathError for an environment that cannot be used.
     """
     source = EnvironmentSettings(environment=settings.environment, options=settings.options)
-    train = environment_rows(source, settings.episode, "train", recipe_dir)
-    held_out = [
-        *itertools.islice(
-            environment_rows(source, settings.episode, "held_out", recipe_dir), settings.max_held_out or None
-        )
-    ]
+    environment = _loaded(source, recipe_dir)
+    train = _rows(environment, source, settings.episode, "train")
+    all_held_out = _rows(environment, source, settings.episode, "held_out")
+    held_out = list(itertools.islice(all_held_out, settings.max_held_out or None))
     texts = {row.canonical for row in held_out}
     seen = [row.row_id for row in itertools.islice(train, PROBED_ROWS) if row.canonical in texts]
     if seen:
@@ -42,12 +40,22 @@ def environment_rows(
     source: EnvironmentSettings, episode: EpisodeSettings, split: Split, recipe_dir: Path
 ) -> "EnvironmentRows":
     """The rows of one split. Raises TaskError if there are none."""
+    return _rows(_loaded(source, recipe_dir), source, episode, split)
+
+
+def _loaded(source: EnvironmentSettings, recipe_dir: Path) -> Environment:
     for folder in (str(recipe_dir.resolve()), str(Path.cwd())):
         # As `import_path` does for workers.
         if folder not in sys.path:
             sys.path.append(folder)
+    return load_environment(source)
+
+
+def _rows(
+    environment: Environment, source: EnvironmentSettings, episode: EpisodeSettings, split: Split
+) -> "EnvironmentRows":
     try:
-        rows = load_environment(source).tasks(split)
+        rows = environment.tasks(split)
     except EnvironmentFailure as failure:
         # Rows may come from a child process.
         raise TaskError(f"{source.environment}: {failure.detail}") from failure

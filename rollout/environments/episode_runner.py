@@ -105,9 +105,7 @@ class EpisodeRunner:
         finished = self._take_events()
         if self.engine.busy:
             for group in self.engine.step():
-                if group.group_id in self._drawing:
-                    self._hand_out(group)
-                else:
+                if not self._handed(group):
                     finished.append(group)
         return finished
 
@@ -128,7 +126,7 @@ class EpisodeRunner:
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
-        return groups + [_group(state, "aborted") for state in states.values()]
+        return groups + [_group(state) for state in states.values()]
 
     async def draw(self, ask: Ask) -> Rollout:
         """See `Sampler.draw`; runs in the conversations' loop."""
@@ -195,23 +193,20 @@ class EpisodeRunner:
                 )
             )
             if failed is not None:
-                self._hand_out(failed)
+                self._handed(failed)
 
     def _handed(self, group: Group) -> bool:
-        """Hand a group out if conversations wait for it."""
-        if group.group_id not in self._drawing:
+        """Hand a group's messages to the conversations that wait for them; false if none does."""
+        members = self._drawing.get(group.group_id)
+        if members is None:
             return False
-        self._hand_out(group)
-        return True
-
-    def _hand_out(self, group: Group) -> None:
-        members = self._drawing[group.group_id]
         for rollout in group.rollouts:
             one = members.pop(rollout.sample_index, None)
             if one is not None:
                 one.loop.call(_answer, one.future, rollout)
         if not members:
             del self._drawing[group.group_id]
+        return True
 
     def _ended(self, sample: _Sample) -> list[Group]:
         """Note a conversation that is over; a defect in it is raised here."""
@@ -227,7 +222,7 @@ class EpisodeRunner:
             self._waiting.append((state, index))
             return []
         state.rollouts[index] = rollout
-        return [_group(state, "aborted")] if len(state.rollouts) == len(state.request.seeds) else []
+        return [_group(state)] if len(state.rollouts) == len(state.request.seeds) else []
 
     def _given_up(self) -> list[Group]:
         """If the environments' code blocks the loop, every conversation in it has failed; a new loop goes on. Returns groups that this ends."""
@@ -265,9 +260,9 @@ def _answer(future: "asyncio.Future[Rollout]", rollout: Rollout) -> None:
         future.set_result(rollout)
 
 
-def _group(state: _GroupState, missing: str) -> Group:
-    """The group; samples without a rollout are `missing`, and none is left to compare where the infrastructure left fewer than two of several."""
-    group = failed_rollouts(state.request, missing)
+def _group(state: _GroupState) -> Group:
+    """The group; samples without a rollout count as aborted, and none is left to compare where the infrastructure left fewer than two of several."""
+    group = failed_rollouts(state.request, "aborted")
     rollouts = [state.rollouts.get(one.sample_index, one) for one in group.rollouts]
     usable = sum(not rollout.failure for rollout in rollouts)
     broken = any(rollout.failure.startswith("environment_") for rollout in rollouts)
