@@ -15,7 +15,7 @@ from samepath.model.text.conversation import JsonValue, Message, ToolSchema
 from samepath.rewards.score import Score
 from samepath.rollout.environments.protocol import EnvironmentRow, Split, ToolResult
 from samepath.rollout.environments.rows_on_demand import RowsOnDemand
-from samepath.rollout.environments.store_rows import Store, StoreOptions, draw_row, question_text
+from samepath.rollout.environments.store_rows import Store, StoreOptions, draw_row, noise_of, question_text
 
 MAX_ADDEND = 10**9
 """Largest size of a number that the tool adds."""
@@ -68,6 +68,8 @@ class StoreSession:
         self._questions: list[list[str]] = data["questions"]
         self._right: list[int] = data["answers"]
         self._share_weight: float = data["share_weight"]
+        self._noise: int = data["noise"]
+        self._row_id = row.row_id
         self._answers: list[str] = []
         system = [Message(role="system", content=data["system"])] if data["system"] else []
         self.messages: Sequence[Message] = (*system, self._question(0))
@@ -89,7 +91,8 @@ class StoreSession:
         if not isinstance(key, str) or key not in self._store:
             return ToolResult(text=f"there is no key {key}", error="bad_arguments")
         value = self._store[key]
-        return ToolResult(text=str(value) if isinstance(value, int) else f"see {value}")
+        text = str(value) if isinstance(value, int) else f"see {value}"
+        return ToolResult(text=f"{text} {noise_of(self._row_id, key, self._noise)}" if self._noise else text)
 
     async def reply(self, content: str) -> Message | None:
         """See `Session.reply`."""

@@ -49,6 +49,8 @@ class StoreOptions:
     """Keys of each question, where these are what is harder."""
     tools: bool = True
     """False: nothing can be looked up."""
+    noise: int = 0
+    """Random letters behind the value in each answer of `get`, so that contexts are long and what matters in them is rare."""
     system: str = ""
     """The system's text, before the tools."""
     share_weight: float = 0.5
@@ -74,6 +76,8 @@ class StoreOptions:
         for name in ("terms", "questions", "num_train", "num_held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.noise < 0:
+            raise ValueError(f"noise must be at least 0; got {self.noise}")
         for name in ("harder_share", "share_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1; got {getattr(self, name)}")
@@ -122,6 +126,11 @@ def number(store: Store, key: str) -> int:
     return value if isinstance(value, int) else number(store, value)
 
 
+def noise_of(row_id: str, key: str, length: int) -> str:
+    """`length` letters, the same ones whenever the key of that row is looked up."""
+    return "".join(random.Random(f"{row_id}/{key}").choices(string.ascii_lowercase, k=length))
+
+
 def question_text(keys: Sequence[str]) -> str:
     """What the user says."""
     return f"{' plus '.join(keys)}?"
@@ -165,6 +174,7 @@ def _drawn(options: StoreOptions, rng: random.Random, row_id: str) -> Environmen
         "depth": options.depth,
         "terms": options.terms,
         "tools": options.tools,
+        "noise": options.noise,
         "system": options.system,
         "share_weight": options.share_weight,
     }

@@ -81,8 +81,8 @@ class _Work:
         if self.looks > MOST_LOOKS:
             return number(self.store, key)
         looked = self.rng.choice(list(self.store)) if self.rng.random() < self.slip_rate else key
-        said = self._call(_thought(terms), "get", key=looked)
-        return said.removeprefix("see ") if said.startswith("see ") else int(said)
+        said = self._call(_thought(terms), "get", key=looked).split()
+        return said[1] if said[0] == "see" else int(said[0])
 
     def _call(self, reasoning: str, name: str, **arguments: Any) -> str:
         said = self.session.result(name, arguments).text

@@ -17,6 +17,7 @@ ROW = EnvironmentRow(
         "questions": [["C", "K"], ["A", "D"]],
         "answers": [22, 45],
         "tools": True,
+        "noise": 0,
         "system": "",
         "share_weight": 0.25,
     },
@@ -50,6 +51,20 @@ def test_system_text_stands_first_where_there_is_one() -> None:
 def test_get_gives_a_number_or_the_key_to_look_at() -> None:
     held = session()
     assert [called(held, "get", key=key).text for key in "CKD"] == ["17", "see D", "5"]
+
+
+def test_noise_stands_behind_the_value_the_same_each_time() -> None:
+    (row,) = StoreEnvironment(noise=30, num_train=1).tasks("train")
+    held = StoreSession(row)
+    store: Any = row.data["store"]
+    texts = {key: called(held, "get", key=key).text for key in store}
+    for key, text in texts.items():
+        value, _, noise = text.rpartition(" ")
+        assert value == (str(store[key]) if isinstance(store[key], int) else f"see {store[key]}")
+        assert len(noise) == 30
+        assert noise.isalpha()
+    assert len({text.rpartition(" ")[2] for text in texts.values()}) == len(store)
+    assert called(StoreSession(row), "get", key="A").text == texts["A"]
 
 
 def test_add_gives_the_sum() -> None:

@@ -130,6 +130,7 @@ def test_draw_row_of_options_with_too_few_texts_is_refused() -> None:
         ({"num_held_out": 0}, "num_held_out must be"),
         ({"harder_share": 1.5}, "harder_share must be"),
         ({"share_weight": -0.1}, "share_weight must be"),
+        ({"noise": -1}, "noise must be"),
         ({"questions": 9}, "at least 18"),
         ({"questions": 6, "harder_share": 0.1}, "num_pointers must be at least 7"),
         ({"questions": 4, "harder_share": 0.1, "harder_terms": 5}, "at least 20"),

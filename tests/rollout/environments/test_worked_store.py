@@ -23,6 +23,7 @@ ROW = EnvironmentRow(
         "depth": 1,
         "terms": 2,
         "tools": True,
+        "noise": 0,
         "system": "",
         "share_weight": 0.5,
     },
@@ -148,3 +149,11 @@ def test_worked_conversation_without_reasons_says_the_same_and_thinks_nothing() 
 def test_rate_outside_its_range_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be 0 to 1; got 1.5"):
         conversations(1, **{name: 1.5})
+
+
+def test_noise_behind_the_values_leaves_the_work_right() -> None:
+    rows = StoreEnvironment(noise=40).tasks("train")
+    for index in range(20):
+        worked = worked_conversation(rows[index], random.Random(index))
+        assert all(is_right(rows[index], worked))
+        assert any(len(message.content) > 40 for message in worked.messages if message.role == "tool")
