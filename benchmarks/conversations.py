@@ -2,7 +2,7 @@
 
 The run's model leads held-out conversations with its own recipe while every tool call takes 0, 50 or 200 ms. Beside it, in the same process:
 the same conversations turn by turn (nobody draws until every tool of the turn has answered, all tools at once), without keys kept between the
-calls, and as many tokens drawn for single prompts. Axes: none.
+calls, as many tokens drawn for single prompts, and as many drawn for single prompts of which as many are prefilled. Axes: none.
 """
 
 import argparse
@@ -97,10 +97,10 @@ class Case:
     rows: int
     """Samples that the engine decodes together."""
 
-    def engine(self, kind: type[BuiltinEngine] = BuiltinEngine) -> BuiltinEngine:
+    def engine(self, kind: type[BuiltinEngine] = BuiltinEngine, **changes: object) -> BuiltinEngine:
         """A fresh engine, nothing in its cache."""
         assert isinstance(self.recipe.engine, BuiltinSettings)
-        settings = self.recipe.engine.model_copy(update={"max_sequences": self.rows})
+        settings = self.recipe.engine.model_copy(update={"max_sequences": self.rows, **changes})
         return kind(load_checkpoint(self.folder), load_tokenizer(self.folder), settings)
 
     def requests(self, delay_s: float) -> list[EpisodeRequest]:
@@ -119,29 +119,57 @@ class Case:
         return made
 
 
-def led(runner: EpisodeRunner, requests: Sequence[EpisodeRequest]) -> tuple[list[Group], float]:
-    """Groups in order, and seconds."""
-    started = time.perf_counter()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a round took."""
+
+    seconds: float
+    """By the clock."""
+    engine_cpu_s: float
+    """Of the processor in the engine's thread: what other programs beside it change least."""
+
+
+class Stopwatch:
+    """Times from its making."""
+
+    def __init__(self) -> None:
+        self._clock_s, self._cpu_s = time.perf_counter(), time.thread_time()
+
+    def read(self) -> Spent:
+        """Time so far."""
+        return Spent(seconds=time.perf_counter() - self._clock_s, engine_cpu_s=time.thread_time() - self._cpu_s)
+
+
+def led(runner: EpisodeRunner, requests: Sequence[EpisodeRequest]) -> tuple[list[Group], Spent]:
+    """Groups in order, and their time."""
+    watch = Stopwatch()
     groups = [group for request in requests if (group := runner.submit(request)) is not None]
     while runner.busy:
         groups += runner.step()
-    seconds = time.perf_counter() - started
+    spent = watch.read()
     runner.abort()
-    return sorted(groups, key=lambda group: int(group.group_id[1:])), seconds
+    return sorted(groups, key=lambda group: int(group.group_id[1:])), spent
 
 
-def single_turns(case: Case, groups: Sequence[Group], requests: Sequence[EpisodeRequest]) -> float:
-    """Seconds to draw as many tokens for the conversations' first contexts, each in one go."""
-    engine, asked = case.engine(), []
-    for group, request in zip(groups, requests, strict=True):
+def single_turns(case: Case, groups: Sequence[Group], requests: Sequence[EpisodeRequest], prefilled: int) -> Spent:
+    """Time to draw as many tokens for single prompts, each in one go.
+
+    With `prefilled` 0 the prompts are the conversations' first contexts, whose beginnings are found in the cache; else nothing is, and each prompt
+    is repeated or cut to its share of that many tokens.
+    """
+    engine, asked = case.engine(prefix_cache=not prefilled), []
+    for number, (group, request) in enumerate(zip(groups, requests, strict=True)):
         (rollout,) = group.rollouts
         ids = first_context(engine.tokenizer, request.environment, request.row, request.episode).ids
+        if prefilled:
+            length = prefilled * (number + 1) // len(groups) - prefilled * number // len(groups)
+            ids = (ids * -(-length // len(ids)))[:length]
         sampling = request.sampling.model_copy(update={"max_new_tokens": rollout.num_trained, "ignore_stop": True})
         prompt = Prompt(prompt_id=group.group_id, text="", token_ids=ids)
         asked.append(GroupRequest(group_id=group.group_id, prompt=prompt, sampling=sampling, seeds=request.seeds))
-    started = time.perf_counter()
+    watch = Stopwatch()
     engine.run(asked)
-    return time.perf_counter() - started
+    return watch.read()
 
 
 def measured(case: Case, delays_s: Sequence[float], repeats: int) -> list[dict[str, float | str]]:
@@ -158,26 +186,39 @@ def measured(case: Case, delays_s: Sequence[float], repeats: int) -> list[dict[s
                 ways["prompt pages only"] = (EpisodeRunner, WithoutKeys)
             for name, (kind, engine_kind) in ways.items():
                 engine = case.engine(engine_kind)
-                groups, seconds = led(kind(engine, exact=True), requests)
+                groups, spent = led(kind(engine, exact=True), requests)
                 counters = engine.counters
                 tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
-                row = _row(f"{name}, {1000 * delay_s:.0f} ms", seconds, tokens)
+                row = _row(f"{name}, {1000 * delay_s:.0f} ms", spent, tokens)
+                row["steps"], row["prefilled"] = counters.steps, counters.prefill_tokens
                 row["cache_share"] = counters.reused_tokens / (counters.reused_tokens + counters.prefill_tokens)
                 row["calls"] = sum(len(rollout.tool_calls) for group in groups for rollout in group.rollouts)
                 _keep(best, row)
                 if delay_s == 0 and kind is EpisodeRunner and engine_kind is BuiltinEngine:
-                    _keep(best, _row("single prompts of equal tokens", single_turns(case, groups, requests), tokens))
+                    equal = {"drawn": 0, "drawn and prefilled": counters.prefill_tokens}
+                    for what, prefilled in equal.items():
+                        alone = single_turns(case, groups, requests, prefilled)
+                        _keep(best, _row(f"single prompts, as many tokens {what}", alone, tokens))
     return list(best.values())
 
 
-def _row(name: str, seconds: float, tokens: int) -> dict[str, float | str]:
-    return {"way": name, "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
+def _row(name: str, spent: Spent, tokens: int) -> dict[str, float | str]:
+    return {
+        "way": name,
+        "seconds": spent.seconds,
+        "engine_cpu_s": spent.engine_cpu_s,
+        "tokens": tokens,
+        "tokens_per_s": tokens / spent.seconds,
+    }
 
 
 def _keep(best: dict[str, dict[str, float | str]], row: dict[str, float | str]) -> None:
-    name = str(row["way"])
-    if name not in best or float(row["seconds"]) < float(best[name]["seconds"]):
-        best[name] = row
+    """Keep the least of both times, which may come from different rounds."""
+    known = best.setdefault(str(row["way"]), row)
+    least_cpu_s = min(float(known["engine_cpu_s"]), float(row["engine_cpu_s"]))
+    if float(row["seconds"]) < float(known["seconds"]):
+        best[str(row["way"])] = row
+    best[str(row["way"])]["engine_cpu_s"] = least_cpu_s
 
 
 def main() -> None:

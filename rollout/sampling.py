@@ -56,24 +56,39 @@ def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDAr
     return fractions
 
 
+def descending(values_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """(values, ids) of each row, best first; equal values in the order of their ids, as a stable sort gives them."""
+    if values_BV.device.type != "cpu" or values_BV.dtype != torch.float32:
+        order = values_BV.sort(dim=-1, descending=True, stable=True)
+        return order.values, order.indices
+    # Distinct integers, which NumPy sorts with vector instructions: a row of 274 takes an eighth of the time. Adding 0 turns −0.0 into +0.0.
+    bits_BV = (values_BV + 0.0).view(torch.int32).numpy()
+    # Flipped, the bits of a negative float fall with it; what is left is turned round for the largest to come first.
+    rising_BV = bits_BV ^ ((bits_BV >> 31) & 0x7FFFFFFF)
+    keys_BV = (~rising_BV).astype(np.int64) << 32 | np.arange(values_BV.shape[1])
+    keys_BV.sort(axis=-1)
+    ids_BV = torch.from_numpy(keys_BV & 0xFFFFFFFF)
+    return values_BV.gather(1, ids_BV), ids_BV
+
+
 def candidates(logits_BV: Tensor, temperature_B: Tensor, settings_5B: Tensor) -> tuple[Tensor, Tensor]:
     """(kept_BV, over_cap_B) of `setting_rows`. A row that keeps everything, or more than its cap, is all False.
 
     In vLLM's order: temperature, then min-p and top-k (tokens as likely as the k-th stay), then top-p over what these left, renormalised.
     """
-    order = scaled_logits(logits_BV, temperature_B).sort(dim=-1, descending=True, stable=True)
+    values_sorted_BV, ids_sorted_BV = descending(scaled_logits(logits_BV, temperature_B))
     _, top_k_B, top_p_B, min_p_B, cap_B = settings_5B
     truncates_B = (top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0)
     place_B1 = (top_k_B.long() - 1).clamp(0, logits_BV.shape[1] - 1)[:, None]
-    best_B1, kth_B1 = order.values[:, :1], order.values.gather(1, place_B1)
-    left_sorted_BV = (order.values - best_B1).exp() >= min_p_B.to(order.values.dtype)[:, None]
-    left_sorted_BV &= (order.values >= kth_B1) | (top_k_B == 0)[:, None]
-    left_BV = torch.zeros_like(left_sorted_BV).scatter_(1, order.indices, left_sorted_BV)
-    probs_sorted_BV = sampling_logprobs(logits_BV, temperature_B, ~left_BV).exp().gather(1, order.indices)
+    best_B1, kth_B1 = values_sorted_BV[:, :1], values_sorted_BV.gather(1, place_B1)
+    left_sorted_BV = (values_sorted_BV - best_B1).exp() >= min_p_B.to(values_sorted_BV.dtype)[:, None]
+    left_sorted_BV &= (values_sorted_BV >= kth_B1) | (top_k_B == 0)[:, None]
+    left_BV = torch.zeros_like(left_sorted_BV).scatter_(1, ids_sorted_BV, left_sorted_BV)
+    probs_sorted_BV = sampling_logprobs(logits_BV, temperature_B, ~left_BV).exp().gather(1, ids_sorted_BV)
     # In float64: how a library groups the additions of a row may follow the number of rows, and must not decide.
     before_BV = probs_sorted_BV.cumsum(-1, dtype=torch.float64) - probs_sorted_BV
     kept_sorted_BV = left_sorted_BV & ((before_BV < top_p_B[:, None]) | (top_p_B >= 1)[:, None])
-    kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, order.indices, kept_sorted_BV)
+    kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, ids_sorted_BV, kept_sorted_BV)
     over_cap_B = (kept_BV.sum(1) > cap_B) & truncates_B
     # A token of probability 0 in float32 is never a candidate of an untruncated row either, so "keeps all" is by settings.
     return kept_BV & (truncates_B & ~over_cap_B)[:, None], over_cap_B

@@ -45,7 +45,7 @@ def row_product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -
 
 def _product(x_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """The operator that torch's compiler puts in place of a linear layer on CPU."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, weight_FD, bias_F, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x_ND, weight_FD, bias_F, "none", [], "")
     return out
 
 

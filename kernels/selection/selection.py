@@ -152,4 +152,17 @@ def selection_fingerprint(positions_NC: Tensor, count_N: Tensor, backend: Backen
     if fused is not None:
         return fused.selection_fingerprint(positions_NC, count_N)
     valid_NC = torch.arange(positions_NC.shape[1], device=positions_NC.device) < count_N[:, None]
-    return (splitmix64(positions_NC.long()) * valid_NC).sum(1)
+    return (_hashes(positions_NC) * valid_NC).sum(1)
+
+
+KNOWN_POSITIONS = 1 << 14
+"""Positions whose hashes stand in a table: a look-up in place of a dozen operations, which cost more than a small batch's numbers."""
+HASHES = splitmix64(torch.arange(KNOWN_POSITIONS))
+
+
+def _hashes(positions_NC: Tensor) -> Tensor:
+    """Hash of each position; of negative ones, which nobody counts, anything."""
+    known = positions_NC.device.type == "cpu" and positions_NC.numel() > 0
+    if not known or int(positions_NC.amax()) >= KNOWN_POSITIONS:
+        return splitmix64(positions_NC.long())
+    return HASHES.index_select(0, positions_NC.clamp(min=0).flatten()).view(positions_NC.shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.gpu.loading import fused_kernels
@@ -76,6 +77,8 @@ def attend(
     fused = fused_kernels(backend, "attend", q_NHK, kv_SK, indices_NC, count_N)
     if fused is not None:
         return fused.attend(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant)
+    if not torch.is_grad_enabled():
+        return _attend_gathered(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
     out, lse, mass = _SparseAttention.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, dense)  # type: ignore[no-untyped-call]
     return out, lse, mass
 
@@ -108,6 +111,25 @@ def _probabilities(q_NHK: Tensor, kv_NCK: Tensor, count_N: Tensor, scale: float)
     return exps_NHC.div_(total_NH1.clamp(min=torch.finfo(total_NH1.dtype).tiny)), lse_NH
 
 
+def _attend_gathered(
+    q_NHK: Tensor, kv_SK: Tensor, indices_NC: Tensor, count_N: Tensor, scale: float, value_width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, lse, mass), some rows at a time."""
+    num_rows, num_heads, key_width = q_NHK.shape
+    num_selected = indices_NC.shape[1]
+    out_NHV = q_NHK.new_empty(num_rows, num_heads, value_width)
+    lse_NH = q_NHK.new_empty(num_rows, num_heads)
+    mass_NC = q_NHK.new_empty(num_rows, num_selected)
+    step = max(1, CHUNK_ELEMENTS // (num_selected * key_width))
+    for start in range(0, num_rows, step):
+        rows = slice(start, start + step)
+        kv_NCK = _gather(kv_SK, indices_NC[rows])
+        probs_NHC, lse_NH[rows] = _probabilities(q_NHK[rows], kv_NCK, count_N[rows], scale)
+        pair_product(probs_NHC, kv_NCK[:, :, :value_width], out=out_NHV[rows])
+        torch.sum(probs_NHC, 1, out=mass_NC[rows])
+    return out_NHV, lse_NH, mass_NC
+
+
 class _SparseAttention(torch.autograd.Function):
     """Gathers the selected keys chunk by chunk; the backward recomputes the probabilities instead of storing them."""
 
@@ -122,18 +144,7 @@ class _SparseAttention(torch.autograd.Function):
         value_width: int,
         dense: DenseWindows | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        num_rows, num_heads, key_width = q_NHK.shape
-        num_selected = indices_NC.shape[1]
-        out_NHV = q_NHK.new_empty(num_rows, num_heads, value_width)
-        lse_NH = q_NHK.new_empty(num_rows, num_heads)
-        mass_NC = q_NHK.new_empty(num_rows, num_selected)
-        step = max(1, CHUNK_ELEMENTS // (num_selected * key_width))
-        for start in range(0, num_rows, step):
-            rows = slice(start, start + step)
-            kv_NCK = _gather(kv_SK, indices_NC[rows])
-            probs_NHC, lse_NH[rows] = _probabilities(q_NHK[rows], kv_NCK, count_N[rows], scale)
-            pair_product(probs_NHC, kv_NCK[:, :, :value_width], out=out_NHV[rows])
-            torch.sum(probs_NHC, 1, out=mass_NC[rows])
+        out_NHV, lse_NH, mass_NC = _attend_gathered(q_NHK, kv_SK, indices_NC, count_N, scale, value_width)
         ctx.save_for_backward(q_NHK, kv_SK, indices_NC, count_N, out_NHV, lse_NH)
         ctx.scale, ctx.value_width, ctx.dense = scale, value_width, dense
         ctx.mark_non_differentiable(lse_NH, mass_NC)
@@ -213,7 +224,7 @@ def _window_backward(rows: _WindowRows, positions_NC: Tensor, window: Window, sc
     kept = torch.zeros(flat.shape[0], num_keys + 1, dtype=torch.bool, device=flat.device)
     kept.scatter_(1, positions_NC[flat].long() + 1, True)
     dropped = ~(kept[:, 1:] & (window.ends_BT.flatten() > 0)[:, None])
-    q, grad_out, keys = grid(rows.q_NHK), grid(rows.grad_out_NHV), rows.kv_SK[window.keys_BS]
+    q, grad_out, keys = grid(rows.q_NHK), grid(rows.grad_out_NHV), embedding(window.keys_BS, rows.kv_SK)
     scores = torch.bmm(q, keys.transpose(1, 2)).mul_(scale)
     shape = (flat.shape[0], rows.q_NHK.shape[1], num_keys)
     probs = (

@@ -7,7 +7,7 @@ J indexer width, C selected keys, Q half the rotary width; M rows of a part; B, 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import embedding, layer_norm
 
 from samepath.kernels.backend import CAPABILITIES, Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend, dense_attend_with_lse
@@ -78,7 +78,9 @@ class Indexer(KernelModule):
             q_BTIJ, weights_BTI = (
                 values[:, None] if in_order else values[window.rows_BT] for values in (index.q_NIJ, index.weights_NI)
             )
-            logits_BTS = index_logits(q_BTIJ, index.keys_SJ[window.keys_BS], weights_BTI, self.backend)
+            # Whole rows are copied, which indexing does number by number on a CPU.
+            keys_BSJ = embedding(window.keys_BS, index.keys_SJ)
+            logits_BTS = index_logits(q_BTIJ, keys_BSJ, weights_BTI, self.backend)
             positions, count = select(
                 logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend
             )

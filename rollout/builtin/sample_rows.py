@@ -44,6 +44,8 @@ class SampleRows:
         self._settings_5R = np.zeros((SETTING_ROWS, count + 1))
         self._truncates_R = np.zeros(count + 1, np.bool_)
         self.free = list(range(count))[::-1]
+        self.scratch = count
+        """The row whose slots are all scratch."""
 
     def take(self, samples: Sequence[SampleState], slots: Sequence[NDArray[np.int64]], length: int) -> None:
         """Fill the rows of new samples of one group, whose prompt of `length` tokens is in the cache."""
@@ -109,7 +111,7 @@ class SampleRows:
     def fill_padding(self, inputs_3B: NDArray[np.int64], count: int) -> None:
         """Let columns from `count` on run token 0 at position 0 of the scratch row."""
         inputs_3B[:2, count:] = 0
-        inputs_3B[2, count:] = len(self.lengths_R) - 1
+        inputs_3B[2, count:] = self.scratch
 
     def fill_draw(self, rows: NDArray[np.int64], inputs_6B: NDArray[np.int64]) -> None:
         """Write uniform number and settings of the samples' next draw; columns from their number on draw greedily."""

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from samepath.kernels.head.logprob import sampling_logprobs
-from samepath.rollout.sampling import Draw, candidates, draw, invert_cumulative, setting_rows, uniforms
+from samepath.rollout.sampling import Draw, candidates, descending, draw, invert_cumulative, setting_rows, uniforms
 from samepath.rollout.sampling_settings import SamplingSettings
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
@@ -84,6 +84,24 @@ def test_candidates_top_k_keeps_all_that_tie_with_the_last_and_top_p_the_lower_i
         entry = SamplingSettings.model_validate(changes)
         kept_BV, _ = candidates(logits_BV, torch.ones(1), rows_of([entry]))
         assert kept_BV[0].nonzero().flatten().tolist() == wanted, changes
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(
+        st.lists(
+            st.sampled_from([0.0, -0.0, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-45, float("-inf")]), min_size=7, max_size=7
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_descending_ties_and_signs_equal_the_stable_sort(rows: list[list[float]]) -> None:
+    values_BV = torch.tensor(rows)
+    values_sorted_BV, ids_BV = descending(values_BV)
+    wanted = values_BV.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(ids_BV, wanted.indices)
+    assert torch.equal(values_sorted_BV, wanted.values)
 
 
 def test_candidates_top_p_is_a_share_of_what_top_k_and_min_p_left() -> None:

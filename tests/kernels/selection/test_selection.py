@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.selection.selection import select, select_all, selection_fingerprint, splitmix64
+from samepath.kernels.selection.selection import KNOWN_POSITIONS, select, select_all, selection_fingerprint, splitmix64
 
 BACKENDS: tuple[Backend, ...] = ("reference", "torch")
 
@@ -195,6 +195,13 @@ def test_selection_fingerprint_order_changes_nothing_and_tail_is_ignored() -> No
     one, other = torch.tensor([[3, 8, 5, -1, -1]]), torch.tensor([[8, 5, 3, 77, 12]])
     count_N = torch.tensor([3])
     assert torch.equal(selection_fingerprint(one, count_N), selection_fingerprint(other, count_N))
+
+
+@pytest.mark.parametrize("last", [5, KNOWN_POSITIONS - 1, KNOWN_POSITIONS, 1 << 20])
+def test_selection_fingerprint_is_the_sum_of_the_hashes_inside_the_table_and_behind_it(last: int) -> None:
+    positions_NC = torch.tensor([[0, 3, last], [1, 2, -1]], dtype=torch.int32)
+    wanted_N = [int(splitmix64(torch.tensor(row)).sum()) for row in ([0, 3, last], [1, 2])]
+    assert selection_fingerprint(positions_NC, torch.tensor([3, 2])).tolist() == wanted_N
 
 
 def test_selection_fingerprint_empty_row_is_zero() -> None:
