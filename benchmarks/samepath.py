@@ -75,7 +75,7 @@ def bench_recipe(case: Case, runs_dir: Path) -> Recipe:
             "sampling": {"max_new_tokens": case.max_new_tokens, "ignore_stop": True},
             "engine": {"cache_tokens": 16384, "max_sequences": max(case.samples_per_step, 16)},
             "rollout": {"threads": 1},
-            "learner": {"threads": case.setting.threads},
+            "learner": {"ranks": case.setting.threads},
             "rl": {
                 "prompts_per_step": case.prompts_per_step,
                 "group_size": case.group_size,

@@ -69,6 +69,14 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def keep_to_loopback() -> None:
+    """Let torch's gloo listen on the loopback interface alone, in this process and its children, unless the user chose another."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == "127.0.0.1" for address in addresses):
+            set_missing_variables({"GLOO_SOCKET_IFNAME": name})
+            return
+
+
 def import_path(recipe_dir: Path) -> dict[str, str]:
     """Variables of every actor and worker: modules beside the recipe and in the working directory must be importable there."""
     path = [str(Path.cwd()), str(recipe_dir.resolve()), read_variable("PYTHONPATH")]

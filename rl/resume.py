@@ -31,11 +31,13 @@ MAY_CHANGE = (
     "tracking",
     "ray",
     "rollout",
+    "learner.ranks",
     "learner.update_timeout_s",
     "reward.num_workers",
     "reward.start_timeout_s",
 )
-"""Settings that say how far a run goes, what is kept of it and who waits how long: the steps that are done would have been the same."""
+"""Settings that say how far a run goes, what is kept of it and who waits how long: the steps that are done would have been the
+same. `learner.ranks` alone changes last bits, where it changes the number of passes."""
 WHERE = ("runs_dir", "name")
 """Settings that say where the run's folder is: it may have been moved."""
 

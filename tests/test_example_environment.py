@@ -27,7 +27,6 @@ SMALL = (
     "rl.prompts_per_step=4",
     "rl.group_size=4",
     "evaluation.every=0",
-    "learner.threads=1",
     "sampling.max_new_tokens=16",
 )
 

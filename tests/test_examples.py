@@ -27,7 +27,6 @@ SMALL = (
     "rl.group_size=4",
     "task.num_held_out=16",
     "evaluation.every=1",
-    "learner.threads=1",
     # So that every metric of the learner is reported.
     "learner.indexer=trained",
     "sampling.max_new_tokens=24",

@@ -228,6 +228,19 @@ def split_by_tokens(
     return parts
 
 
+def split_for_ranks(
+    sequences: Sequence[TrainSequence],
+    max_tokens: int,
+    at_least: int,
+    ranks: int,
+    rollout_S: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """`split_by_tokens` in `at_least` parts or more, as many for each rank: their number is a multiple of `ranks` where there are so many rollouts."""
+    parts = split_by_tokens(sequences, max_tokens, -(-at_least // ranks) * ranks, rollout_S)
+    wanted = -(-len(parts) // ranks) * ranks
+    return parts if wanted == len(parts) else split_by_tokens(sequences, max_tokens, wanted, rollout_S)
+
+
 def _moved_together(sequences: Sequence[TrainSequence], max_tokens: int, rollout_S: Sequence[int]) -> list[list[int]]:
     """Indices of the sequences of each rollout, or each alone of a rollout that is too large for one part."""
     moved: list[list[int]] = []
@@ -239,10 +252,27 @@ def _moved_together(sequences: Sequence[TrainSequence], max_tokens: int, rollout
     return moved
 
 
-def sharing_metrics(batches: Sequence[PackedBatch]) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedCounts:
+    """What common beginnings saved in a pass."""
+
+    rows_run: int
+    """Rows before padding."""
+    rows: int
+    """Rows of all its sequences."""
+    prompts_apart: int
+    """See `PackedBatch.prompts_apart`."""
+
+
+def shared_counts(batch: PackedBatch) -> SharedCounts:
+    """The counts of one pass."""
+    return SharedCounts(rows_run=batch.num_rows, rows=len(batch.rows_R), prompts_apart=batch.prompts_apart)
+
+
+def sharing_metrics(passes: Sequence[SharedCounts]) -> dict[str, float]:
     """`learner/…` metrics of what common beginnings saved, over the passes of an update."""
-    run, total = sum(batch.num_rows for batch in batches), sum(len(batch.rows_R) for batch in batches)
+    run, total = sum(one.rows_run for one in passes), sum(one.rows for one in passes)
     return {
         "learner/rows_shared": 1 - run / total,
-        "learner/prompts_apart": float(sum(batch.prompts_apart for batch in batches)),
+        "learner/prompts_apart": float(sum(one.prompts_apart for one in passes)),
     }

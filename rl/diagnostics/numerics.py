@@ -73,35 +73,51 @@ def _rounding_hint(gap: NumericsGap) -> str:
     return f" A gap as small as this one usually means on a CPU that a row of a matrix product depends on the number of rows: {here}."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SameWeights:
+    """Tokens of one pass that the learner scored at the weights that sampled them."""
+
+    learner_M: Tensor
+    """[M] nats."""
+    sampler_M: Tensor
+    """[M] nats."""
+    places_M: Tensor
+    """int64 [M] their sequences among all of the step."""
+
+
+def same_weights(batch: PackedBatch, indices: Sequence[int], logprobs_M: Tensor, version: int) -> SameWeights:
+    """The tokens of a pass that weights of `version`, the learner's now, sampled; `indices` are its sequences among all."""
+    same_M = batch.version_M == version
+    return SameWeights(
+        learner_M=logprobs_M.detach()[same_M],
+        sampler_M=batch.sampler_logprobs_M[same_M],
+        places_M=torch.tensor(indices)[batch.sequence_M[same_M]],
+    )
+
+
 class LagZero:
     """Gathers what sampler and learner gave the same tokens at the same weights: all of a step's, before its first optimiser step."""
 
-    def __init__(self, version: int, sequences: Sequence[TrainSequence]) -> None:
-        self._version, self._sequences = version, sequences
-        self._learner: list[Tensor] = []
-        self._sampler: list[Tensor] = []
-        self._places: list[Tensor] = []
+    def __init__(self, sequences: Sequence[TrainSequence]) -> None:
+        self._sequences = sequences
+        self._seen: list[SameWeights] = []
 
-    def add(self, batch: PackedBatch, indices: Sequence[int], logprobs_M: Tensor | None) -> None:
-        """Take the tokens that weights of this version sampled; `indices` are the batch's sequences among all. None adds nothing."""
-        if logprobs_M is None:
-            return
-        same_M = batch.version_M == self._version
-        self._learner.append(logprobs_M.detach()[same_M])
-        self._sampler.append(batch.sampler_logprobs_M[same_M])
-        self._places.append(torch.tensor(indices)[batch.sequence_M[same_M]])
+    def add(self, tokens: SameWeights) -> None:
+        """Take those of a pass."""
+        self._seen.append(tokens)
 
     def gap(self, limit: float | None) -> NumericsGap | None:
         """The gap over all tokens added, held to `limit` (nats) unless that is None; None without tokens.
 
         Raises NumericsMismatchError, which names the sequence of the largest gap.
         """
-        if not sum(map(len, self._learner)):
+        if not sum(len(tokens.learner_M) for tokens in self._seen):
             return None
-        learner_M, sampler_M = torch.cat(self._learner), torch.cat(self._sampler)
+        learner_M = torch.cat([tokens.learner_M for tokens in self._seen])
+        sampler_M = torch.cat([tokens.sampler_M for tokens in self._seen])
         gap = numerics_gap(learner_M, sampler_M)
         if limit is not None:
             # NaN counts as the largest.
-            worst = int(torch.cat(self._places)[(learner_M - sampler_M).abs().argmax()])
+            worst = int(torch.cat([tokens.places_M for tokens in self._seen])[(learner_M - sampler_M).abs().argmax()])
             check_numerics_gap(gap, limit, self._sequences[worst].name)
         return gap

@@ -65,6 +65,16 @@ class PathCounts:
             flips_B=torch.zeros(len(rows_B)).index_add_(0, batch.rollout_R, share_R), rows_B=rows_B
         )
 
+    def merge(self, other: "PathCounts") -> None:
+        """Take what another counted of other passes."""
+        self._rows += other._rows
+        self._fingerprinted += other._fingerprinted
+        self._flips_L += other._flips_L
+        self._missing_L += other._missing_L
+        self._counts_LE += other._counts_LE
+        self._mismatch_A += other._mismatch_A
+        self.last_flips = other.last_flips
+
     @property
     def flip_rate(self) -> float:
         """Share of recorded (row, layer) whose live choice differs."""

@@ -4,25 +4,28 @@ Axes: N rows, M response tokens, E experts, L mixture-of-experts layers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samepath.model.policy import Policy
-from samepath.rl.batch.pack import TrainSequence, pack, split_by_tokens
+from samepath.rl.batch.pack import TrainSequence, pack, split_for_ranks
+from samepath.rl.learner.gradients import gradients_of
 from samepath.rl.learner.optimizer import Optimizer
-from samepath.rl.learner.pass_pool import PassPool, gradients_of
 from samepath.rl.learner.policy_pass import run_policy
+from samepath.rl.learner.ranks import ALONE, Ranks
+from samepath.rl.learner.shares import Shares
+from samepath.rl.learner.trained_passes import trained
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.recipe.learner import LearnerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
     """What one part of a step gave."""
 
-    gradients: list[Tensor | None]
     loss: float
     """Its part of the step's loss, nats per token of the step."""
     indexer_kl: float
@@ -40,28 +43,29 @@ class ColdStart:
         model: Policy,
         worked: WorkedBatches,
         settings: ColdStartSettings,
-        pool: PassPool,
-        *,
-        max_tokens_per_pass: int,
+        learner: LearnerSettings,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.worked, self.settings = model, worked, settings
-        self._pool, self._max_tokens = pool, max_tokens_per_pass
+        self._learner, self._ranks, self._shares = learner, ranks, Shares.of(ranks.size, model)
         self._optimizer = Optimizer(model, settings.optimizer, total_updates=settings.steps)
 
     def step(self, step: int) -> Mapping[str, float]:
         """One optimiser step; returns losses in nats per token (the indexer's per row) and gradient norms."""
         sequences = self.worked.batch(step, self.model.shape)
-        parts = split_by_tokens(sequences, self._max_tokens, at_least=self._pool.threads)
+        learner = self._learner
+        parts = split_for_ranks(sequences, learner.max_tokens_per_pass, learner.min_passes, self._ranks.size)
         dense = step < self.settings.dense_warmup_steps
         total = sum(entry.segment.num_trained for entry in sequences)
         num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
-        passes = []
-        for done in self._pool.stream(
-            lambda part: self._pass([sequences[index] for index in part], total, num_rows, dense), parts
-        ):
-            self._optimizer.add(done.gradients)
-            # The gradients of many passes never stand in memory together.
-            passes.append(replace(done, gradients=[]))
+        owners = self._shares.owners(
+            [sum(len(sequences[index].segment.token_ids) - 1 for index in part) for part in parts]
+        )
+
+        def run(place: int) -> tuple[_Pass, list[Tensor | None]]:
+            return self._pass([sequences[index] for index in parts[place]], total, num_rows, dense)
+
+        passes = trained(self._ranks, self._shares, owners, run, self._optimizer)
         norms = self._optimizer.step()
         metrics = {
             "cold_start/loss": sum(done.loss for done in passes),
@@ -73,7 +77,9 @@ class ColdStart:
         }
         return metrics if norms.indexer is None else {**metrics, "cold_start/indexer_grad_norm": norms.indexer}
 
-    def _pass(self, sequences: list[TrainSequence], total: int, num_rows: int, dense: bool) -> _Pass:
+    def _pass(
+        self, sequences: list[TrainSequence], total: int, num_rows: int, dense: bool
+    ) -> tuple[_Pass, list[Tensor | None]]:
         """Losses and gradients of some of the step's sequences; the whole step has `total` response tokens and `num_rows` rows."""
         packed = pack(sequences, self.model.shape)
         longest = int(packed.positions_N.max()) + 1
@@ -93,13 +99,13 @@ class ColdStart:
         counts = [
             torch.bincount(routes_NX[packed.rows_R].flatten(), minlength=experts) for routes_NX in result.trace.routes
         ]
-        return _Pass(
-            gradients=gradients,
+        done = _Pass(
             loss=float(loss.detach()),
             indexer_kl=float(indexer_kl.detach()),
             entropy=float(result.head.entropy_M.sum()),
             counts=counts,
         )
+        return done, gradients
 
     @torch.no_grad()
     def _balance(self, passes: list[_Pass]) -> float:

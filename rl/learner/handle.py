@@ -1,12 +1,16 @@
 """How the driver reaches the learner: the object itself, or a Ray actor with a bound on every wait."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from samepath.model.files.policy_files import policy_tensors
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.lost import LearnerLostError
+from samepath.rl.learner.rank_children import RankChildren
+from samepath.rl.learner.rank_host import summed
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.engine_settings import describe
 from samepath.rollout.pool.pool import Weights
@@ -35,7 +39,54 @@ class LearnerHandle(Protocol):
 
 
 class InlineLearner(Learner):
-    """The learner in the driver's process."""
+    """The learner in the driver's process; with `learner.ranks` above 1 it is rank 0, and the others are its children."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+        arguments = recipe, recipe_dir, run_dir, resume_from
+        self._others: RankChildren | None = None
+        if recipe.learner.ranks == 1:
+            super().__init__(*arguments)
+            return
+        self._others = RankChildren(*arguments)
+        try:
+            super().__init__(*arguments, self._others.ranks)
+            self._others.end("start")
+        except BaseException:
+            self.close()
+            raise
+
+    def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
+        """See `Learner.cold_start`."""
+        with self._all("cold_start", first, count):
+            return super().cold_start(first, count)
+
+    def start_rl(self) -> None:
+        """See `Learner.start_rl`."""
+        with self._all("start_rl"):
+            super().start_rl()
+
+    def update(self, batch: TrainBatch) -> UpdateReport:
+        """See `Learner.update`."""
+        with self._all("update", batch):
+            return super().update(batch)
+
+    def advance(self) -> None:
+        """See `Learner.advance`."""
+        with self._all("advance"):
+            super().advance()
+
+    @contextmanager
+    def _all(self, method: str, *arguments: object) -> Iterator[None]:
+        """The other ranks make the call while this one does. Raises LearnerLostError, which says what has become of one that is lost."""
+        if self._others is None:
+            yield
+            return
+        self._others.begin(method, *arguments)
+        try:
+            yield
+        except LearnerLostError as error:
+            raise self._others.why(error, method) from error
+        self._others.end(method)
 
     def weights(self) -> Weights:
         """See `Learner.weights`; beside an engine in this process, the tensors where they stand."""
@@ -43,8 +94,18 @@ class InlineLearner(Learner):
             return super().weights()
         return {name: tensor.detach() for name, tensor in policy_tensors(self._model).items()}
 
+    def statistics(self) -> dict[str, float]:
+        """See `Learner.statistics`; the memory is that of all ranks."""
+        if self._others is None:
+            return super().statistics()
+        self._others.begin("statistics")
+        return summed([super().statistics(), *self._others.end("statistics")])
+
     def close(self) -> None:
-        """Nothing to give back."""
+        """End the other ranks."""
+        if self._others is not None:
+            self._others.close()
+            self._others.ranks.leave()
 
 
 def build_learner(recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> LearnerHandle:

@@ -1,4 +1,4 @@
-"""The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process or as a Ray actor."""
+"""The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process, as a Ray actor, or as one rank of several."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +21,8 @@ from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder, write_
 from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
 from samepath.rl.learner.optimizer import Optimizer
-from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
+from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.snapshot import STATE_FILE, Snapshot, in_host_memory
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.learner.worked_batches import WorkedBatches
@@ -36,11 +36,18 @@ from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
 
 
 class Learner:
-    """Owns the weights that are trained. `version` counts rollout batches learned from."""
+    """Owns the weights that are trained. `version` counts rollout batches learned from.
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+    Of several ranks each holds one, and all take part in `cold_start`, `start_rl`, `update` and `advance`; rank 0 alone writes files and
+    gives weights.
+    """
+
+    def __init__(
+        self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None, ranks: Ranks = ALONE
+    ) -> None:
         torch.set_num_threads(1)
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
+        self._ranks = ranks
         self.version = 0
         self._saved = resume_from
         self._writer = CheckpointWriter(asynchronous=recipe.checkpoint.asynchronous, keep=recipe.checkpoint.keep)
@@ -73,10 +80,12 @@ class Learner:
                 self._model,
                 WorkedBatches(self._tokenizer, task, settings, self._recipe.seed, renderer=self._renderer()),
                 settings,
-                PassPool(learner.threads),
-                max_tokens_per_pass=learner.max_tokens_per_pass,
+                learner,
+                self._ranks,
             )
-        return [self._cold_start.step(step) for step in range(first, first + count)]
+        metrics = [self._cold_start.step(step) for step in range(first, first + count)]
+        self._require_equal(f"cold-start step {first + count - 1}")
+        return metrics
 
     def _renderer(self) -> Renderer | None:
         """What writes the conversations of an environment."""
@@ -86,7 +95,12 @@ class Learner:
     def start_rl(self) -> None:
         """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""
         self._cold_start = None
-        write_folder(self.reference_dir, lambda partial: save_model(self._model, self._tokenizer, partial))
+
+        def write() -> None:
+            if self._ranks.rank == 0:
+                write_folder(self.reference_dir, lambda partial: save_model(self._model, self._tokenizer, partial))
+
+        self._ranks.together(write)
         self._begin_rl()
 
     @property
@@ -102,8 +116,13 @@ class Learner:
         with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
             report = self._updater.run(batch, self.version, self._optimizer)
         report.metrics.update(meter.metrics)
+        self._require_equal(f"the updates of version {self.version}")
         self.version += 1
         return report
+
+    def _require_equal(self, after: str) -> None:
+        """Hold all ranks to the same weights."""
+        self._ranks.require_equal(f"weights after {after}", list(self._model.parameters()))
 
     def advance(self) -> None:
         """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
@@ -188,7 +207,7 @@ class Learner:
             total_updates=rl.steps * rl.updates_per_rollout,
             indexer_lr_scale=learner.indexer_lr_scale,
         )
-        self._updater = PolicyUpdater(self._model, reference, rl, learner)
+        self._updater = PolicyUpdater(self._model, reference, rl, learner, self._ranks)
 
     def _restore(self, folder: Path) -> None:
         assert self._optimizer is not None

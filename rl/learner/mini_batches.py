@@ -1,10 +1,12 @@
 """A rollout batch cut into mini-batches of whole groups, and these into passes, with everything that is fixed before the first step.
 
+All ranks cut alike; each packs the passes that it runs.
+
 Axes: B rollouts, S their segments, J what the off-policy mask decides on (one or the other), M trained tokens, N rows run,
 L mixture-of-experts layers, X experts chosen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor
 
 from samepath.model.policy import Policy
-from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_by_tokens
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_for_ranks
 from samepath.rl.batch.route_check import RouteError
 from samepath.rl.batch.train_batch import TrainBatch
-from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import run_policy
+from samepath.rl.learner.ranks import Ranks
+from samepath.rl.learner.shares import Shares
 from samepath.rl.objective.aggregation import token_weights
 from samepath.rl.objective.kl import beta_per_rollout
 from samepath.rl.objective.loss_inputs import LossInputs
@@ -26,8 +29,8 @@ from samepath.rl.recipe.learner import LearnerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """The segments of one pass."""
+class PassPlan:
+    """What all ranks know of a pass before it is packed."""
 
     sequences: tuple[int, ...]
     """Their places among the segments of the rollout batch."""
@@ -35,6 +38,20 @@ class MicroBatch:
     """Places of their rollouts in the batch, in the order of the pass's own numbers; another pass may hold the rest of one."""
     units: tuple[int, ...]
     """Places of what the off-policy mask decides on: as `rollouts`, or with `scope: segment` as `sequences`."""
+    weights_M: Tensor
+    """[M] its tokens' part of `token_weights` over the whole mini-batch."""
+    num_rows: int
+    """Rows of all sequences of the mini-batch, over which the indexer's loss is a mean."""
+    rank: int
+    """Who runs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """The segments of one pass, packed."""
+
+    plan: PassPlan
+    """Which they are."""
     packed: PackedBatch
     """The rows to run."""
     routes_LNX: Tensor | None
@@ -43,54 +60,88 @@ class MicroBatch:
     """What the loss needs, but for the reference."""
     first_M: Tensor | None
     """The learner's log-probabilities at the step's start, where a pass was run for them."""
-    num_rows: int
-    """Rows of all sequences of the mini-batch, over which the indexer's loss is a mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiniBatch:
+    """The passes of one optimiser step."""
+
+    plans: tuple[PassPlan, ...]
+    """All of them, in order."""
+    own: Mapping[int, MicroBatch]
+    """Those of this rank, by their places among `plans`."""
 
 
 class Preparation:
     """Makes the mini-batches of one step, at the weights of its start."""
 
-    def __init__(self, model: Policy, rl: AlgorithmSettings, learner: LearnerSettings, pool: PassPool) -> None:
-        self._model, self._rl, self._learner, self._pool = model, rl, learner, pool
+    def __init__(self, model: Policy, rl: AlgorithmSettings, learner: LearnerSettings, ranks: Ranks) -> None:
+        self._model, self._rl, self._learner, self._ranks = model, rl, learner, ranks
+        self.shares = Shares.of(ranks.size, model)
 
-    def mini_batches(self, batch: TrainBatch, version: int) -> list[list[MicroBatch]]:
-        """The micro-batches of each mini-batch; `version` is the learner's. Raises RouteError for unusable routes."""
-        return [
-            self._mini_batch(batch, indices, version, next_up=number == 0)
-            for number, indices in enumerate(split_groups(batch.group_B, self._rl.updates_per_rollout))
+    def mini_batches(self, batch: TrainBatch, version: int) -> list[MiniBatch]:
+        """The passes of each mini-batch; `version` is the learner's. Raises RouteError, on all ranks, for unusable routes."""
+        plans = [
+            self._plans(batch, indices) for indices in split_groups(batch.group_B, self._rl.updates_per_rollout)
         ]
+        own: list[dict[int, MicroBatch]] = []
 
-    def _mini_batch(self, batch: TrainBatch, rollouts: list[int], version: int, *, next_up: bool) -> list[MicroBatch]:
-        """`next_up` marks the mini-batch whose training passes come first, and so are at the weights of the step's start themselves."""
+        def prepare() -> None:
+            for number, passes in enumerate(plans):
+                own.append(
+                    {
+                        place: self._packed(batch, plan, version, next_up=number == 0)
+                        for place, plan in enumerate(passes)
+                        if plan.rank == self._ranks.rank
+                    }
+                )
+
+        self._ranks.together(prepare)
+        return [MiniBatch(plans=passes, own=parts) for passes, parts in zip(plans, own, strict=True)]
+
+    def _plans(self, batch: TrainBatch, rollouts: list[int]) -> tuple[PassPlan, ...]:
+        """The passes of the mini-batch of these rollouts."""
         indices = np.isin(batch.rollout_S, rollouts).nonzero()[0].tolist()
         sequences = [batch.sequences[index] for index in indices]
         learner, rollout_S = self._learner, batch.rollout_S[indices].tolist()
-        chunks = split_by_tokens(sequences, learner.max_tokens_per_pass, learner.threads, rollout_S)
+        chunks = split_for_ranks(
+            sequences, learner.max_tokens_per_pass, max(learner.min_passes, 1), self._ranks.size, rollout_S
+        )
         weights_M = self._token_weights(sequences, np.searchsorted(rollouts, rollout_S), batch.group_B[rollouts])
         tokens_S = [_trained_tokens(entry) for entry in sequences]
+        rows_S = [len(entry.segment.token_ids) - 1 for entry in sequences]
         weights = torch.split(weights_M, [sum(tokens_S[place] for place in chunk) for chunk in chunks])
-        num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
-
-        @torch.no_grad()
-        def prepared(job: tuple[list[int], Tensor]) -> MicroBatch:
-            chunk, chunk_weights_M = job
-            places = [indices[place] for place in chunk]
-            own, own_S = np.unique(batch.rollout_S[places], return_inverse=True)
-            packed = pack([batch.sequences[place] for place in places], self._model.shape, own_S.tolist())
-            self._check_missing(packed)
-            routes_LNX, first_M = self._first_pass(packed, version, next_up)
-            return MicroBatch(
-                sequences=tuple(places),
-                rollouts=tuple(own.tolist()),
-                units=tuple(own.tolist() if self._whole_rollouts else places),
-                packed=packed,
-                routes_LNX=routes_LNX,
-                inputs=self._loss_inputs(batch, own, packed, first_M, chunk_weights_M),
-                first_M=first_M,
-                num_rows=num_rows,
+        owners = self.shares.owners([sum(rows_S[place] for place in chunk) for chunk in chunks])
+        plans = []
+        for chunk, chunk_weights_M, rank in zip(chunks, weights, owners, strict=True):
+            places = tuple(indices[place] for place in chunk)
+            own = tuple(np.unique(batch.rollout_S[list(places)]).tolist())
+            plans.append(
+                PassPlan(
+                    sequences=places,
+                    rollouts=own,
+                    units=own if self._whole_rollouts else places,
+                    weights_M=chunk_weights_M,
+                    num_rows=sum(rows_S),
+                    rank=rank,
+                )
             )
+        return tuple(plans)
 
-        return self._pool.map(prepared, zip(chunks, weights))
+    @torch.no_grad()
+    def _packed(self, batch: TrainBatch, plan: PassPlan, version: int, *, next_up: bool) -> MicroBatch:
+        """`next_up` marks the mini-batch whose training passes come first, and so are at the weights of the step's start themselves."""
+        own, own_S = np.unique(batch.rollout_S[list(plan.sequences)], return_inverse=True)
+        packed = pack([batch.sequences[place] for place in plan.sequences], self._model.shape, own_S.tolist())
+        self._check_missing(packed)
+        routes_LNX, first_M = self._first_pass(packed, version, next_up)
+        return MicroBatch(
+            plan=plan,
+            packed=packed,
+            routes_LNX=routes_LNX,
+            inputs=self._loss_inputs(batch, own, packed, first_M, plan.weights_M),
+            first_M=first_M,
+        )
 
     def _first_pass(self, packed: PackedBatch, version: int, next_up: bool) -> tuple[Tensor | None, Tensor | None]:
         """(routes to follow, log-probabilities of the learner's first pass): the old policy, or what the sampler is compared with."""

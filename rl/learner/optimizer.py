@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from samepath.model.policy import Policy
+from samepath.rl.learner.gradients import add_gradients
 from samepath.rl.learner.master_weights import MasterWeights
-from samepath.rl.learner.pass_pool import add_gradients
 from samepath.rl.learner.schedule import learning_rate
 from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.optimizer import OptimizerSettings

@@ -1,14 +1,16 @@
-"""The learner as a Ray actor."""
+"""The learner as Ray actors, one a rank."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.lost import GO_ON, LearnerLostError
+from samepath.rl.learner.rank_host import RankHost, summed
 from samepath.rl.machine import import_path
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.engine_errors import ClusterLostError
@@ -16,83 +18,108 @@ from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 
 
-class LearnerLostError(RuntimeError):
-    """The learner's process ended or did not answer in time."""
+END_WAIT_S = 10.0
+"""Longest wait for what became of the other ranks once one has lost them."""
 
 
 class RayLearner:
-    """Calls the learner actor; every wait is bounded and says what it waits for."""
+    """Calls the learner's ranks, an actor each; every wait is bounded and says what it waits for."""
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
         environment = {**import_path(recipe_dir), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         gpus = recipe.ray.learner_gpus if recipe.model.device == "cuda" else 0
         options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
-        remote = ray.remote(**options, runtime_env={"env_vars": environment})(Learner)
+        remote = ray.remote(**options, runtime_env={"env_vars": environment})(RankHost)
         self._timeout_s = recipe.learner.update_timeout_s
         self._lost: LearnerLostError | ClusterLostError | None = None
         source = resume_from.resolve() if resume_from else None
-        self._actor = ask(
-            "Ray to take the order for the learner",
-            self._timeout_s,
-            lambda: remote.remote(recipe, recipe_dir.resolve(), run_dir.resolve(), source),
+        self._actors = [
+            ask(
+                "Ray to take the order for the learner",
+                self._timeout_s,
+                lambda: remote.remote(recipe, recipe_dir.resolve(), run_dir.resolve(), source),
+            )
+            for _ in range(recipe.learner.ranks)
+        ]
+        meeting = None
+        if len(self._actors) > 1:
+            (meeting,) = self._wait("opening a meeting of its ranks", lambda: [self._actors[0].open.remote()])
+        self._wait(
+            "loading its model",
+            lambda: [actor.start.remote(rank, meeting) for rank, actor in enumerate(self._actors)],
         )
-        self._wait("loading its model", lambda: self._actor.statistics.remote())
 
     def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
         """See `Learner.cold_start`."""
         steps: list[Mapping[str, float]] = self._wait(
-            f"cold-start steps {first} to {first + count - 1}", lambda: self._actor.cold_start.remote(first, count)
-        )
+            f"cold-start steps {first} to {first + count - 1}", lambda: self._all("cold_start", first, count)
+        )[0]
         return steps
 
     def start_rl(self) -> None:
         """See `Learner.start_rl`."""
-        self._wait("freezing the reference", lambda: self._actor.start_rl.remote())
+        self._wait("freezing the reference", lambda: self._all("start_rl"))
 
     def update(self, batch: TrainBatch) -> UpdateReport:
         """See `Learner.update`."""
+        # Once into the object store, for all ranks.
         report: UpdateReport = self._wait(
-            f"the updates on {len(batch.sequences)} sequences", lambda: self._actor.update.remote(batch)
-        )
+            f"the updates on {len(batch.sequences)} sequences", lambda: self._all("update", ray.put(batch))
+        )[0]
         return report
 
     def advance(self) -> None:
         """See `Learner.advance`."""
-        self._wait("counting an empty batch", lambda: self._actor.advance.remote())
+        self._wait("counting an empty batch", lambda: self._all("advance"))
 
     def weights(self) -> Weights:
         """A reference to the weights in the object store, where the learner's process has copied them once for all workers."""
-        reference = ask("Ray to ask the learner for its weights", self._timeout_s, lambda: self._actor.weights.remote())
-        self._wait("its weights", lambda: reference)
+        reference = ask("Ray to ask the learner for its weights", self._timeout_s, lambda: self._first("weights")[0])
+        self._wait("its weights", lambda: [reference])
         return reference
 
     def save(self, step: int) -> Path:
         """See `Learner.save`."""
-        return Path(self._wait(f"writing the checkpoint of step {step}", lambda: self._actor.save.remote(step)))
+        return Path(self._wait(f"writing the checkpoint of step {step}", lambda: self._first("save", step))[0])
 
     def saved(self, step: int, *, wait: bool) -> bool:
         """See `Learner.saved`."""
         whole: bool = self._wait(
-            f"writing the checkpoint of step {step}", lambda: self._actor.saved.remote(step, wait=wait)
-        )
+            f"writing the checkpoint of step {step}", lambda: self._first("saved", step, wait=wait)
+        )[0]
         return whole
 
     def statistics(self) -> dict[str, float]:
         """See `Learner.statistics`."""
-        statistics: dict[str, float] = self._wait("its statistics", lambda: self._actor.statistics.remote())
-        return statistics
+        return summed(self._wait("its statistics", lambda: self._all("statistics")))
 
     def close(self) -> None:
-        """End the actor."""
-        end_actor(self._actor)
+        """End the actors."""
+        for actor in self._actors:
+            end_actor(actor)
 
-    def _wait(self, what: str, call: Callable[[], Any]) -> Any:
-        """What the call, which is made here, gives. Raises LearnerLostError, or ClusterLostError with the cluster."""
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """The order for a call on every rank."""
+        return [actor.call.remote(method, *arguments) for actor in self._actors]
+
+    def _first(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
+        """The order for a call on rank 0 alone."""
+        return [self._actors[0].call.remote(method, *arguments, **named)]
+
+    def _wait(self, what: str, call: Callable[[], list[Any]]) -> list[Any]:
+        """What the calls, which are made here, give. Raises LearnerLostError, or ClusterLostError with the cluster."""
         if self._lost is not None:
             # It would only be waited for once more.
             raise self._lost
+        made: list[Any] = []
+
+        def answers() -> list[Any]:
+            made.extend(call())
+            answered: list[Any] = ray.get(made, timeout=self._timeout_s)
+            return answered
+
         try:
-            return ask(f"the learner: {what}", self._timeout_s, lambda: ray.get(call(), timeout=self._timeout_s))
+            return ask(f"the learner: {what}", self._timeout_s, answers)
         except GetTimeoutError as error:
             self._lost = LearnerLostError(
                 f"waited learner.update_timeout_s={self._timeout_s:.0f} s for the learner: {what}{stopped()}. Raise the limit, or look at its log."
@@ -101,8 +128,20 @@ class RayLearner:
         except ClusterLostError as error:
             self._lost = error
             raise
-        except RayActorError as error:
-            self._lost = LearnerLostError(
-                f"the learner's process ended during {what} ({type(error).__name__}). Go on from the last checkpoint with `samepath resume`."
-            )
+        except (RayActorError, LearnerLostError) as error:
+            self._lost = self._why(what, made, error)
             raise self._lost from error
+
+    def _why(self, what: str, made: list[Any], first: Exception) -> LearnerLostError:
+        """What has become of the rank that ended: those that waited for it only say that it is away."""
+        for rank, reference in enumerate(made):
+            try:
+                ask("what became of the learner's ranks", END_WAIT_S, partial(ray.get, reference, timeout=END_WAIT_S))
+            except RayActorError as error:
+                name = f"learner rank {rank}'s" if len(made) > 1 else "the learner's"
+                return LearnerLostError(f"{name} process ended during {what} ({type(error).__name__}). {GO_ON}")
+            except (GetTimeoutError, LearnerLostError):
+                continue
+            except RayTaskError as error:
+                return LearnerLostError(f"learner rank {rank} failed during {what}: {error}")
+        return LearnerLostError(f"the learner's ranks lost each other during {what}: {first}")

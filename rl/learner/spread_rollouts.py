@@ -5,7 +5,7 @@ Axes: B rollouts, J what the off-policy mask decides on, M trained tokens.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,44 +13,64 @@ from torch import Tensor
 
 from samepath.rl.diagnostics.spread import once_each
 from samepath.rl.diagnostics.step import joined
-from samepath.rl.learner.mini_batches import MicroBatch
+from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, PassPlan
+from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.objective.aggregation import rollout_mean
 from samepath.rl.objective.importance_ratio import at_least_float32, importance_weight
-from samepath.rl.objective.loss_inputs import RolloutSums
+from samepath.rl.objective.loss_inputs import LossInputs, RolloutSums
 from samepath.rl.objective.sequence_mask import kept_sequences, off_policy_statistic
 from samepath.rl.recipe.objective import ObjectiveSettings
 
 
 def with_sums(
-    parts: Sequence[MicroBatch],
+    passes: MiniBatch,
     settings: ObjectiveSettings,
-    scored: Callable[[list[MicroBatch]], list[Tensor]],
-) -> list[MicroBatch]:
+    scored: Callable[[MicroBatch], Tensor],
+    ranks: Ranks = ALONE,
+) -> MiniBatch:
     """The passes of one optimiser step; those that hold a part of a rollout know the sums over all of it.
 
-    `scored` gives the learner's log-probabilities `[M]` of passes at the present weights, without gradient; it is not called if every rollout
-    stands whole in a pass.
+    `scored` gives the learner's log-probabilities `[M]` of a pass at the present weights, without gradient; it is not called if every rollout
+    stands whole in a pass. Each rank scores its own.
     """
-    seen = Counter(place for part in parts for place in part.rollouts)
-    held = [index for index, part in enumerate(parts) if any(seen[place] > 1 for place in part.rollouts)]
+    seen = Counter(place for plan in passes.plans for place in plan.rollouts)
+    held = [index for index, plan in enumerate(passes.plans) if any(seen[place] > 1 for place in plan.rollouts)]
     if not held:
-        return list(parts)
-    passes = [parts[index] for index in held]
-    sums = dict(zip(held, _sums_of_passes(passes, scored(passes), settings), strict=True))
-    return [
-        replace(part, inputs=replace(part.inputs, sums=sums[index])) if index in sums else part
-        for index, part in enumerate(parts)
-    ]
+        return passes
+
+    def own_part() -> dict[int, _Scored]:
+        return {
+            index: _Scored(inputs=part.inputs, logprobs_M=scored(part))
+            for index in held
+            if (part := passes.own.get(index)) is not None
+        }
+
+    found = {index: one for part in ranks.together(own_part) for index, one in part.items()}
+    sums = _sums_of_passes([passes.plans[index] for index in held], [found[index] for index in held], settings)
+    by_place = dict(zip(held, sums, strict=True))
+    own = {
+        index: replace(part, inputs=replace(part.inputs, sums=by_place[index])) if index in by_place else part
+        for index, part in passes.own.items()
+    }
+    return replace(passes, own=own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """What a rank found of one of its passes."""
+
+    inputs: LossInputs
+    logprobs_M: Tensor
 
 
 def _sums_of_passes(
-    held: Sequence[MicroBatch], logprobs: Sequence[Tensor], settings: ObjectiveSettings
+    held: Sequence[PassPlan], scored: Sequence[_Scored], settings: ObjectiveSettings
 ) -> list[RolloutSums]:
     """Of each pass that holds a part of a spread rollout, in its own numbers."""
     rollouts = [place for part in held for place in part.rollouts]
     units = [place for part in held for place in part.units]
-    inputs, _ = once_each(joined([part.inputs for part in held]), rollouts, units)
-    logprobs_M, count = at_least_float32(torch.cat(list(logprobs))), len(inputs.advantages_B)
+    inputs, _ = once_each(joined([one.inputs for one in scored]), rollouts, units)
+    logprobs_M, count = at_least_float32(torch.cat([one.logprobs_M for one in scored])), len(inputs.advantages_B)
     sampler_M, old_M = inputs.sampler_logprobs_M, inputs.old_logprobs_M
     # A number that is not finite stops or leaves out the pass that holds it; here it must not reach the others.
     counted_M = inputs.in_loss_M & logprobs_M.isfinite() & sampler_M.isfinite() & old_M.isfinite()

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from samepath.model.policy import Policy
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.diagnostics.numerics import NumericsGap
-from samepath.rl.learner.mini_batches import MicroBatch, Preparation
+from samepath.rl.diagnostics.numerics import NumericsGap, SameWeights
+from samepath.rl.learner.gradients import gradients_of
+from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, Preparation
 from samepath.rl.learner.optimizer import GradientStep
-from samepath.rl.learner.pass_pool import PassPool, gradients_of
+from samepath.rl.learner.pass_report import PassReport, TrainedPass, first_tokens, report_of
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
+from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.spread_rollouts import with_sums
-from samepath.rl.learner.update_report import StepReport, TrainedPass
+from samepath.rl.learner.trained_passes import trained
+from samepath.rl.learner.update_report import StepReport
 from samepath.rl.objective.objective import NonFiniteError, policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
@@ -27,11 +30,16 @@ class PolicyUpdater:
     """Runs the updates of one step. Holds no weights of its own."""
 
     def __init__(
-        self, model: Policy, reference: Policy | None, rl: AlgorithmSettings, learner: LearnerSettings
+        self,
+        model: Policy,
+        reference: Policy | None,
+        rl: AlgorithmSettings,
+        learner: LearnerSettings,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
-        self._pool = PassPool(learner.threads)
-        self._preparation = Preparation(model, rl, learner, self._pool)
+        self._ranks = ranks
+        self._preparation = Preparation(model, rl, learner, ranks)
         self._gap: NumericsGap | None = None
 
     def run(self, batch: TrainBatch, version: int, optimizer: GradientStep) -> UpdateReport:
@@ -43,20 +51,43 @@ class PolicyUpdater:
         """
         mini_batches = self._preparation.mini_batches(batch, version)
         report = StepReport(batch, version, self.model.shape)
-        report.start(mini_batches, finite_only=self.rl.nonfinite == "skip")
+        for tokens in self._first_tokens(mini_batches, version):
+            report.add_first(tokens)
         for number, passes in enumerate(mini_batches):
-            parts = with_sums(passes, self.rl.objective, self._scored)
-            running = self._pool.stream(lambda part: self._pass(part, optimizer.parameters), parts)
-            for part, done in zip(parts, running):
-                optimizer.add(done.gradients)
-                # As large as the model: they go as soon as they are added.
-                done.gradients.clear()
-                report.add_pass(part, done)
+            known = with_sums(passes, self.rl.objective, self._score, self._ranks)
+            done = self._trained(known, version, optimizer)
+            for plan, one in zip(known.plans, done, strict=True):
+                report.add_pass(plan, one)
             if number == 0:
                 limit = self.rl.max_gap_at_lag_0 if same_path(self.rl, self.model.shape) else None
                 self._gap = report.gap(limit) or self._gap
-            self._end_update(parts, optimizer, report)
+            in_loss = any(bool(one.inputs.in_loss_M.any()) for one in done)
+            self._end_update(in_loss, optimizer, report)
         return report.finish(self._gap)
+
+    def _first_tokens(self, mini_batches: list[MiniBatch], version: int) -> list[SameWeights]:
+        """What the learner's passes before the first update compared, in the order of the passes."""
+
+        def own_part() -> dict[tuple[int, int], SameWeights | None]:
+            return {
+                (number, place): first_tokens(part, version, finite_only=self.rl.nonfinite == "skip")
+                for number, passes in enumerate(mini_batches)
+                for place, part in passes.own.items()
+            }
+
+        found = {place: one for part in self._ranks.together(own_part) for place, one in part.items()}
+        return [tokens for _, tokens in sorted(found.items(), key=lambda one: one[0]) if tokens is not None]
+
+    def _trained(self, passes: MiniBatch, version: int, optimizer: GradientStep) -> list[PassReport]:
+        """The training passes of one update, whose gradients the optimiser takes."""
+
+        def run(place: int) -> tuple[PassReport, list[Tensor | None]]:
+            part = passes.own[place]
+            done, gradients = self._pass(part, optimizer.parameters)
+            return report_of(part, done, self.model.shape, version), gradients
+
+        owners = [plan.rank for plan in passes.plans]
+        return trained(self._ranks, self._preparation.shares, owners, run, optimizer)
 
     @torch.no_grad()
     def _score(self, part: MicroBatch) -> Tensor:
@@ -64,16 +95,13 @@ class PolicyUpdater:
         use_support = self.rl.keep_sampling_mask == "on"
         return run_policy(self.model, part.packed, routes_LNX=part.routes_LNX, use_support=use_support).logprobs_M
 
-    def _scored(self, parts: list[MicroBatch]) -> list[Tensor]:
-        return self._pool.map(self._score, parts)
-
-    def _end_update(self, parts: list[MicroBatch], optimizer: GradientStep, report: StepReport) -> None:
+    def _end_update(self, in_loss: bool, optimizer: GradientStep, report: StepReport) -> None:
         """Take the optimiser step, or leave it out and count that."""
         if not report.all_finite:
             optimizer.forget()
             report.skip_update("nonfinite")
             return
-        if self.learner.indexer == "frozen" and not any(bool(part.inputs.in_loss_M.any()) for part in parts):
+        if self.learner.indexer == "frozen" and not in_loss:
             # AdamW would move the weights by its momentum even if every gradient is 0.
             optimizer.forget()
             report.skip_update("empty")
@@ -86,7 +114,9 @@ class PolicyUpdater:
             optimizer.forget()
             report.skip_update("nonfinite")
 
-    def _pass(self, part: MicroBatch, parameters: list[torch.nn.Parameter]) -> TrainedPass:
+    def _pass(
+        self, part: MicroBatch, parameters: list[torch.nn.Parameter]
+    ) -> tuple[TrainedPass, list[Tensor | None]]:
         """Forward, loss and gradients of one micro-batch."""
         use_support = self.rl.keep_sampling_mask == "on"
         reference = self._reference_pass(part, use_support and self.rl.reference_support == "sampled")
@@ -113,8 +143,9 @@ class PolicyUpdater:
             finite = False
             inputs = replace(inputs, in_loss_M=torch.zeros_like(inputs.in_loss_M))
             loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
-        indexer_kl = result.trace.indexer_loss(part.packed.rows_R, part.num_rows) if train_indexer else torch.zeros(())
-        return TrainedPass(
+        indexer_kl = result.trace.indexer_loss(part.packed.rows_R, part.plan.num_rows) if train_indexer else torch.zeros(())
+        gradients = gradients_of(loss + indexer_kl if train_indexer else loss, parameters) if finite else []
+        done = TrainedPass(
             logprobs_M=result.logprobs_M.detach(),
             inputs=inputs,
             terms=terms,
@@ -122,9 +153,9 @@ class PolicyUpdater:
             trace=result.trace,
             loss=float(loss.detach()),
             indexer_kl=float(indexer_kl.detach()),
-            gradients=gradients_of(loss + indexer_kl if train_indexer else loss, parameters) if finite else [],
             finite=finite,
         )
+        return done, gradients
 
     @torch.no_grad()
     def _reference_pass(self, part: MicroBatch, use_support: bool) -> PolicyPass | None:

@@ -3,7 +3,7 @@
 Axes: B rollouts of the step, M trained tokens.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,43 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.model.shape import ModelShape
-from samepath.model.trace import ForwardTrace
-from samepath.rl.batch.pack import PackedBatch, sharing_metrics
+from samepath.rl.batch.pack import sharing_metrics
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.diagnostics.numerics import LagZero, NumericsGap
-from samepath.rl.diagnostics.path_counts import PassFlips, PathCounts
+from samepath.rl.diagnostics.numerics import LagZero, NumericsGap, SameWeights
+from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.diagnostics.spread import once_each
-from samepath.rl.diagnostics.step import HeadStatistics, joined, step_metrics
-from samepath.rl.learner.mini_batches import MicroBatch
+from samepath.rl.diagnostics.step import joined, step_metrics
+from samepath.rl.learner.mini_batches import PassPlan
 from samepath.rl.learner.optimizer import GradientNorms
+from samepath.rl.learner.pass_report import PassReport
 from samepath.rl.objective.aggregation import rollout_mean
-from samepath.rl.objective.loss_inputs import LossInputs
-from samepath.rl.objective.objective import LossTerms
 from samepath.rl.objective.sequence_mask import off_policy_statistic
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedPass:
-    """What one training pass gave."""
-
-    logprobs_M: Tensor
-    """[M] nats, the learner's, of rows that give no loss too."""
-    inputs: LossInputs
-    """The loss's inputs, the reference's log-probabilities among them."""
-    terms: LossTerms
-    """The loss's pieces."""
-    head: HeadStatistics
-    """What the head saw."""
-    trace: ForwardTrace
-    """Routes, selections."""
-    loss: float
-    """Its part of the update's loss, the indexer's left out."""
-    indexer_kl: float
-    """Its part of the update's indexer loss, nats; 0 if that is not trained."""
-    gradients: list[Tensor | None]
-    """One for each parameter that is trained; none where `finite` is False."""
-    finite: bool
-    """False if a log-probability is no finite number: then nothing of the pass is in the loss."""
 
 
 class StepReport:
@@ -56,45 +30,31 @@ class StepReport:
 
     def __init__(self, batch: TrainBatch, version: int, shape: ModelShape) -> None:
         self._batch, self._version = batch, version
-        self._lag_0, self._path = LagZero(version, batch.sequences), PathCounts(shape)
-        self._packed: list[PackedBatch] = []
-        self._inputs: list[LossInputs] = []
-        self._terms: list[LossTerms] = []
-        self._heads: list[HeadStatistics] = []
+        self._lag_0, self._path = LagZero(batch.sequences), PathCounts(shape)
+        self._passes: list[PassReport] = []
         self._norms: list[GradientNorms] = []
         self._rollouts: list[int] = []
         self._units: list[int] = []
-        self._flips: list[PassFlips] = []
         self._at_lag_0: dict[str, float] = {}
-        self._loss, self._indexer_kl = 0.0, 0.0
-        self._loss_so_far = 0.0
+        self._loss, self._loss_so_far = 0.0, 0.0
         self.all_finite = True
         """Of the passes since the last update."""
         self._skipped = {"empty": 0, "nonfinite": 0}
 
-    def start(self, mini_batches: list[list[MicroBatch]], *, finite_only: bool = False) -> None:
-        """Take the learner's passes that ran before the first update; with `finite_only` none in which a number is not finite."""
-        for part in (part for parts in mini_batches for part in parts):
-            first_M = part.first_M
-            if first_M is None or (finite_only and not _finite(first_M, part.packed.sampler_logprobs_M)):
-                continue
-            self._lag_0.add(part.packed, part.sequences, first_M)
+    def add_first(self, tokens: SameWeights) -> None:
+        """Take a pass that ran before the first update."""
+        self._lag_0.add(tokens)
 
-    def add_pass(self, part: MicroBatch, done: TrainedPass) -> None:
-        """Take a training pass; its gradients are not kept."""
+    def add_pass(self, plan: PassPlan, done: PassReport) -> None:
+        """Take a training pass."""
         self.all_finite &= done.finite
-        if not self._updates and part.first_M is None and done.finite:
-            self._lag_0.add(part.packed, part.sequences, done.logprobs_M)
-        self._path.add(part.packed, done.trace, part.routes_LNX is not None)
-        self._packed.append(part.packed)
-        self._inputs.append(done.inputs)
-        self._terms.append(done.terms)
-        self._heads.append(done.head)
-        self._rollouts += part.rollouts
-        self._units += part.units
-        self._flips.append(self._path.last_flips)
+        if not self._updates and done.same_weights is not None:
+            self._lag_0.add(done.same_weights)
+        self._path.merge(done.path)
+        self._passes.append(done)
+        self._rollouts += plan.rollouts
+        self._units += plan.units
         self._loss_so_far += done.loss
-        self._indexer_kl += done.indexer_kl * part.num_rows
 
     def gap(self, limit: float | None) -> NumericsGap | None:
         """Before the first optimiser step: the gap at equal weights (see `LagZero.gap`)."""
@@ -124,11 +84,12 @@ class StepReport:
 
     def finish(self, gap: NumericsGap | None) -> UpdateReport:
         """Metrics of the step and numbers of each rollout; `gap` is the one last measured at equal weights."""
-        terms, head = joined(self._terms), joined(self._heads)
-        inputs, once_J = once_each(joined(self._inputs), self._rollouts, self._units)
+        passes = self._passes
+        terms, head = joined([one.terms for one in passes]), joined([one.head for one in passes])
+        inputs, once_J = once_each(joined([one.inputs for one in passes]), self._rollouts, self._units)
         terms = replace(terms, off_policy_J=terms.off_policy_J[once_J], kept_J=terms.kept_J[once_J])
         tokens = step_metrics(inputs, terms, head, gap) if bool(inputs.in_loss_M.any()) else {}
-        metrics = {**sharing_metrics(self._packed), **tokens, **self._path.metrics(), **self._update_metrics()}
+        metrics = {**sharing_metrics([one.shared for one in passes]), **tokens, **self._path.metrics(), **self._update_metrics()}
         rollout_M, count = inputs.rollout_M, len(inputs.advantages_B)
         kl_B = rollout_mean(terms.kl_M, rollout_M, torch.ones_like(inputs.in_loss_M), count)
         off_policy_B = off_policy_statistic(
@@ -150,11 +111,10 @@ class StepReport:
     def _route_flips(self) -> NDArray[np.float32]:
         """[B] share of (row, layer), over all passes that hold a part of the rollout."""
         place = torch.tensor(self._rollouts)
-        flips_B = torch.zeros(len(self._batch.names)).index_add(
-            0, place, torch.cat([one.flips_B for one in self._flips])
-        )
+        flips = [one.path.last_flips for one in self._passes]
+        flips_B = torch.zeros(len(self._batch.names)).index_add(0, place, torch.cat([one.flips_B for one in flips]))
         rows_B = torch.zeros(len(flips_B), dtype=torch.int64).index_add(
-            0, place, torch.cat([one.rows_B for one in self._flips])
+            0, place, torch.cat([one.rows_B for one in flips])
         )
         return (flips_B / rows_B).numpy()
 
@@ -181,11 +141,7 @@ class StepReport:
             }
         indexer = [norms.indexer for norms in self._norms if norms.indexer is not None]
         if indexer:
-            rows = sum(len(packed.rows_R) for packed in self._packed)
-            metrics |= {"indexer/kl": self._indexer_kl / rows, "indexer/grad_norm": sum(indexer) / len(indexer)}
+            rows = sum(one.shared.rows for one in self._passes)
+            kl = sum(one.indexer_kl_sum for one in self._passes)
+            metrics |= {"indexer/kl": kl / rows, "indexer/grad_norm": sum(indexer) / len(indexer)}
         return metrics
-
-
-def _finite(*columns: Tensor) -> bool:
-    """Whether every number is finite."""
-    return all(bool(column.isfinite().all()) for column in columns)

@@ -12,11 +12,17 @@ class LearnerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: int = Field(
-        2,
+    ranks: int = Field(
+        1,
         ge=1,
-        le=256,
-        description="passes computed at the same time, one CPU thread each; results depend on it in the last bits",
+        le=64,
+        description="processes that learn together, one CPU core or GPU each; each runs a share of the passes",
+    )
+    min_passes: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="least number of passes of an update, if it has as many rollouts. Equal passes give equal bits on any number of ranks",
     )
     max_tokens_per_pass: int = Field(
         4096,
@@ -39,5 +45,5 @@ class LearnerSettings(BaseModel):
     )
     indexer_lr_scale: float = Field(1.0, gt=0, description="indexer's learning rate over the policy's, when trained")
     update_timeout_s: float = Field(
-        600.0, gt=0, description="longest wait for the updates of one step under Ray, seconds"
+        600.0, gt=0, description="longest wait for the updates of one step under Ray, and of a rank for the others, seconds"
     )

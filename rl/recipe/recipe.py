@@ -124,10 +124,10 @@ class Recipe(BaseModel):
         learner, model, problems = self.learner, self.model, []
         if model.placement.problem is not None:
             problems.append(model.placement.problem)
-        if model.device == "cuda" and learner.threads > 1:
+        if model.device == "cuda" and learner.ranks > 1 and self.runtime == "ray" and self.ray.learner_gpus < 1:
             problems.append(
-                f"learner.threads={learner.threads} runs passes side by side on CPU cores; one GPU runs them one after the other. "
-                "Set learner.threads=1 with model.device=cuda."
+                f"learner.ranks={learner.ranks} needs a whole GPU for each rank, because NCCL takes no two ranks on one; got "
+                f"ray.learner_gpus={self.ray.learner_gpus:g}. Set ray.learner_gpus=1, or learner.ranks=1."
             )
         if model.implementation == "own":
             for name, used in (

@@ -49,9 +49,9 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
     """Estimate a recipe's memory from the sizes of its model and the longest prompt."""
     longest = recipe.sampling.max_new_tokens + prompt_tokens
     groups = -(-recipe.rl.prompts_per_step // recipe.rl.updates_per_rollout)
-    # What the threads may hold together, but no more than an update has; the prompt of a group runs once.
+    # What a rank holds, but no more than an update has; the prompt of a group runs once.
     update_tokens = groups * (prompt_tokens + recipe.rl.group_size * recipe.sampling.max_new_tokens)
-    pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest) * recipe.learner.threads, update_tokens)
+    pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest), update_tokens)
     model = recipe.model
     numbers = model.dtype if model.implementation == "own" else recipe.learner.precision
     learners = {

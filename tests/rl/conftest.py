@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "cold_start": {"steps": 6, "batch_size": 8, "dense_warmup_steps": 2},
     "rollout": {"num_workers": 2},
     "rl": {"steps": 3, "prompts_per_step": 4, "group_size": 4, "updates_per_rollout": 2},
-    "learner": {"threads": 1, "max_tokens_per_pass": 200},
+    "learner": {"max_tokens_per_pass": 200},
     "tracking": {"kind": "jsonl"},
     "checkpoint": {"every": 1, "keep": 8},
 }

@@ -20,7 +20,7 @@ BUILTIN = ["engine={kind: builtin}", "rl.max_gap_at_lag_0=0.001", "rl.steps=3"]
     [
         ("Llama", ["sampling.top_p=0.9"]),
         ("Qwen3Moe", ["learner.lora.rank=4", "optimizer.lr=0.01"]),
-        ("DeepseekV3", ["learner.activation_checkpointing=true", "learner.threads=2"]),
+        ("DeepseekV3", ["learner.activation_checkpointing=true", "learner.min_passes=2"]),
     ],
 )
 def test_start_run_with_the_builtin_engine_stays_together(

@@ -40,7 +40,7 @@ def recipe_of(tmp_path: Path, family: str, *overrides: str) -> Recipe:
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
-        ("DeepseekV3", ["learner.activation_checkpointing=true", "learner.threads=2"]),
+        ("DeepseekV3", ["learner.activation_checkpointing=true", "learner.min_passes=2"]),
         ("Qwen3Moe", ["learner.lora.rank=4", "sampling.top_p=0.9", "engine.return_sampling_mask=true"]),
     ],
 )

@@ -7,9 +7,9 @@ import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.learner.cold_start import ColdStart
-from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.tasks.row import Task, TaskRow
 from tests.conftest import tiny_model
 
@@ -25,7 +25,7 @@ def cold_start(tokenizer: Tokenizer, seed: int = 0, *, unusable: Sequence[int] =
     task = Task(name="sums", train=rows, held_out=[], seed=0)
     made = ColdStartSettings.model_validate({"steps": 6, "batch_size": 3, "options": WORKED, **settings})
     worked = WorkedBatches(tokenizer, task, made, seed)
-    return ColdStart(tiny_model(), worked, made, PassPool(1), max_tokens_per_pass=4096)
+    return ColdStart(tiny_model(), worked, made, LearnerSettings())
 
 
 def answers(start: ColdStart, step: int, tokenizer: Tokenizer) -> list[str]:

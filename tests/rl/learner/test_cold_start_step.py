@@ -14,10 +14,10 @@ from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.learner import Learner
-from samepath.rl.learner.pass_pool import PassPool
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
+from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task, TaskRow
 from tests.conftest import ALPHABET, tiny_model
@@ -29,19 +29,19 @@ ROWS = [
 """Fewer rows than a batch has sequences, so that prompts repeat and their rows are shared."""
 
 
-def cold_start(model: CausalLM, threads: int = 1, max_tokens: int = 4096, **changes: object) -> ColdStart:
+def cold_start(model: CausalLM, passes: int = 1, max_tokens: int = 4096, **changes: object) -> ColdStart:
     settings = ColdStartSettings.model_validate({"steps": 8, "batch_size": 7, **changes})
     task = Task(name="sums", train=ROWS, held_out=[], seed=0)
     worked = WorkedBatches(character_tokenizer(ALPHABET), task, settings, 3)
-    return ColdStart(model, worked, settings, PassPool(threads), max_tokens_per_pass=max_tokens)
+    return ColdStart(model, worked, settings, LearnerSettings(min_passes=passes, max_tokens_per_pass=max_tokens))
 
 
 @pytest.mark.parametrize("dense_steps", [0, 1])
 def test_step_cut_into_passes_has_the_gradient_and_the_metrics_of_one(dense_steps: int) -> None:
     seen = []
-    for threads, max_tokens in ((1, 4096), (2, 4096), (3, 4096), (1, 40), (2, 16)):
+    for passes, max_tokens in ((1, 4096), (2, 4096), (3, 4096), (1, 40), (2, 16)):
         model = tiny_model().double()
-        cold = cold_start(model, threads, max_tokens, dense_warmup_steps=dense_steps, bias_update_rate=0.0)
+        cold = cold_start(model, passes, max_tokens, dense_warmup_steps=dense_steps, bias_update_rate=0.0)
         descent = Descent(model, 0.0)
         cold._optimizer = descent  # type: ignore[assignment]
         seen.append((cold.step(0), descent.first))

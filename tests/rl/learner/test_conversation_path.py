@@ -109,7 +109,7 @@ def step(batch: TrainBatch, max_tokens: int, objective: dict[str, object]) -> tu
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     descent = Descent(model, 0.0)
     rl = {"updates_per_rollout": 1, "objective": {"kl": {"beta": 0.1}, **objective}}
-    return updater(model, rl, max_tokens_per_pass=max_tokens, threads=1).run(batch, 2, descent), descent
+    return updater(model, rl, max_tokens_per_pass=max_tokens, min_passes=1).run(batch, 2, descent), descent
 
 
 @pytest.mark.parametrize(

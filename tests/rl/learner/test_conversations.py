@@ -12,8 +12,8 @@ from torch import Tensor
 
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
-from samepath.rl.learner.mini_batches import MicroBatch, Preparation
-from samepath.rl.learner.pass_pool import PassPool
+from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, Preparation
+from samepath.rl.learner.ranks import ALONE
 from samepath.rl.learner.spread_rollouts import with_sums
 from samepath.rl.objective.objective import LossTerms, policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -50,10 +50,14 @@ def batch_of(rollouts: Sequence[Sequence[Segment]], cut: Cut) -> TrainBatch:
     )
 
 
+def mini_batch(batch: TrainBatch, rl: AlgorithmSettings, max_tokens: int) -> MiniBatch:
+    learner = LearnerSettings(max_tokens_per_pass=max_tokens)
+    (passes,) = Preparation(MODEL, rl, learner, ALONE).mini_batches(batch, 0)
+    return passes
+
+
 def prepared(batch: TrainBatch, rl: AlgorithmSettings, max_tokens: int) -> list[MicroBatch]:
-    learner = LearnerSettings(threads=1, max_tokens_per_pass=max_tokens)
-    (parts,) = Preparation(MODEL, rl, learner, PassPool(1)).mini_batches(batch, 0)
-    return parts
+    return list(mini_batch(batch, rl, max_tokens).own.values())
 
 
 def step(
@@ -63,7 +67,8 @@ def step(
 
     In place of a network stands a number a drawn token; in the order of the batch these are the same ones however it is cut.
     """
-    parts = prepared(batch, rl, max_tokens)
+    passes = mini_batch(batch, rl, max_tokens)
+    parts = list(passes.own.values())
     sampler_M = torch.cat([part.packed.sampler_logprobs_M for part in parts]).double()
     generator = torch.Generator().manual_seed(len(sampler_M))
     learner_M, old_M, reference_M = (
@@ -71,22 +76,24 @@ def step(
     )
     learner_M.requires_grad_()
     ends = np.cumsum([0, *(len(part.packed.rows_M) for part in parts)])
-    rows = {part.sequences: slice(first, end) for part, first, end in zip(parts, ends, ends[1:])}
+    rows = {part.plan.sequences: slice(first, end) for part, first, end in zip(parts, ends, ends[1:])}
     parts = [
         replace(
             part,
             inputs=replace(
                 part.inputs,
-                reference_logprobs_M=reference_M[rows[part.sequences]],
-                old_logprobs_M=old_M[rows[part.sequences]]
+                reference_logprobs_M=reference_M[rows[part.plan.sequences]],
+                old_logprobs_M=old_M[rows[part.plan.sequences]]
                 if rl.objective.old_policy == "learner"
                 else part.inputs.old_logprobs_M,
             ),
         )
         for part in parts
     ]
-    parts = with_sums(parts, rl.objective, lambda held: [learner_M.detach()[rows[part.sequences]] for part in held])
-    losses = [policy_loss(learner_M[rows[part.sequences]], part.inputs, rl.objective) for part in parts]
+    passes = replace(passes, own=dict(enumerate(parts)))
+    known = with_sums(passes, rl.objective, lambda part: learner_M.detach()[rows[part.plan.sequences]])
+    parts = list(known.own.values())
+    losses = [policy_loss(learner_M[rows[part.plan.sequences]], part.inputs, rl.objective) for part in parts]
     loss = torch.stack([one for one, _ in losses]).sum()
     (gradient_M,) = torch.autograd.grad(loss, learner_M)
     return loss.detach(), gradient_M, [terms for _, terms in losses], parts
@@ -141,11 +148,11 @@ def test_rollout_spread_over_passes_has_the_result_of_one(surrogate: str, import
     batch = batch_of([long_conversation(0), long_conversation(1)], an_epoch)
     whole, whole_gradient_M, (terms,), _ = step(batch, rl, 100_000, 0.3)
     loss, gradient_M, part_terms, parts = step(batch, rl, 16, 0.3)
-    assert [part.rollouts for part in parts] == [(0,), (0,), (0,), (1,), (1,), (1,)]
+    assert [part.plan.rollouts for part in parts] == [(0,), (0,), (0,), (1,), (1,), (1,)]
     torch.testing.assert_close(loss, whole, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(gradient_M, whole_gradient_M, rtol=1e-6, atol=1e-7)
     # Each pass knows the statistic of the whole.
-    seen = {unit: value for part, one in zip(parts, part_terms) for unit, value in zip(part.units, one.off_policy_J)}
+    seen = {unit: value for part, one in zip(parts, part_terms) for unit, value in zip(part.plan.units, one.off_policy_J)}
     torch.testing.assert_close(torch.stack([seen[unit] for unit in sorted(seen)]), terms.off_policy_J)
     if surrogate == "gspo":
         torch.testing.assert_close(torch.cat([one.ratio_M for one in part_terms]), terms.ratio_M)
@@ -154,27 +161,29 @@ def test_rollout_spread_over_passes_has_the_result_of_one(surrogate: str, import
 def test_conversations_that_fit_stay_whole_and_ask_for_no_sums() -> None:
     batch = batch_of([long_conversation(0), long_conversation(1)], an_epoch)
     # The first segment of the second conversation would fit behind the first conversation.
-    parts = prepared(batch, settings_of("gspo", "sequence_mean"), 60)
+    passes = mini_batch(batch, settings_of("gspo", "sequence_mean"), 60)
+    parts = passes.plans
     assert [part.rollouts for part in parts] == [(0,), (1,)]
     assert [part.sequences for part in parts] == [(0, 1, 2), (3, 4, 5)]
 
-    def refused(held: list[MicroBatch]) -> list[Tensor]:
+    def refused(part: MicroBatch) -> Tensor:
         raise AssertionError("no pass is needed")
 
-    assert with_sums(parts, settings_of("gspo", "sequence_mean").objective, refused) == parts
+    assert with_sums(passes, settings_of("gspo", "sequence_mean").objective, refused) is passes
 
 
 def test_sums_leave_out_a_number_that_is_not_finite() -> None:
     """Its own pass is stopped or left out for it; the others must not become as bad."""
     rl = settings_of("gspo", "sequence_mean")
-    parts = prepared(batch_of([long_conversation(0), long_conversation(1)], an_epoch), rl, 16)
+    passes = mini_batch(batch_of([long_conversation(0), long_conversation(1)], an_epoch), rl, 16)
 
-    def scored(held: list[MicroBatch]) -> list[Tensor]:
-        logprobs = [part.packed.sampler_logprobs_M.clone() for part in held]
-        logprobs[1][0] = torch.nan
-        return logprobs
+    def scored(part: MicroBatch) -> Tensor:
+        logprobs_M = part.packed.sampler_logprobs_M.clone()
+        if part is passes.own[1]:
+            logprobs_M[0] = torch.nan
+        return logprobs_M
 
-    for part in with_sums(parts, rl.objective, scored):
+    for part in with_sums(passes, rl.objective, scored).own.values():
         assert part.inputs.sums is not None
         for column in (part.inputs.sums.log_ratio_B, part.inputs.sums.off_policy_J):
             assert column.tolist() == [0.0]

@@ -1,4 +1,4 @@
-"""No number and no gradient depends on how a step is cut: into passes, threads or, at weights that do not move, mini-batches."""
+"""No number and no gradient depends on how a step is cut: into passes or, at weights that do not move, mini-batches."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def batch() -> TrainBatch:
 
 
 def step(
-    batch: TrainBatch, max_tokens: int, threads: int = 1, updates: int = 1, indexer: str = "trained"
+    batch: TrainBatch, max_tokens: int, passes: int = 1, updates: int = 1, indexer: str = "trained"
 ) -> tuple[UpdateReport, list[torch.Tensor | None]]:
     """Report and first gradients of a step that moves no weight, in float64 on the learner's side."""
     model = tiny_model().double()
@@ -45,7 +45,7 @@ def step(
         model,
         {"updates_per_rollout": updates, "max_gap_at_lag_0": 1e-3},
         max_tokens_per_pass=max_tokens,
-        threads=threads,
+        min_passes=passes,
         indexer=indexer,
     )
     return run.run(batch, 0, descent), descent.first
@@ -64,9 +64,9 @@ def assert_same(one: UpdateReport, other: UpdateReport, but: set[str]) -> None:
 @settings(deadline=None, max_examples=8)
 @given(st.integers(16, 500), st.integers(1, 3))
 def test_step_in_any_passes_has_the_report_and_the_gradient_of_one(
-    batch: TrainBatch, max_tokens: int, threads: int
+    batch: TrainBatch, max_tokens: int, passes: int
 ) -> None:
-    report, gradients = step(batch, max_tokens, threads)
+    report, gradients = step(batch, max_tokens, passes)
     whole, whole_gradients = step(batch, 100_000)
     assert_same(report, whole, OF_THE_CUT)
     for part, one in zip(gradients, whole_gradients, strict=True):

@@ -62,7 +62,7 @@ def run_step(
     report = None
     if batch is not None:
         optimizer = Optimizer(model, OptimizerSettings(lr=1e-3), total_updates=4)
-        learner = LearnerSettings(threads=1, max_tokens_per_pass=16)
+        learner = LearnerSettings(max_tokens_per_pass=16)
         report = PolicyUpdater(model, None, rl, learner).run(batch, 0, optimizer)
     metrics = rollout_metrics(groups, 0) | ({} if report is None else report.metrics)
     assert all(math.isfinite(value) for value in metrics.values())
@@ -114,7 +114,7 @@ def test_run_mini_batch_without_a_token_in_the_loss_moves_no_weight_even_with_mo
     model = tiny_model()
     batch = rollout_batch(TOKENIZER)
     optimizer = Optimizer(model, OptimizerSettings(lr=1e-2), total_updates=4)
-    both = updater(model, threads=1)
+    both = updater(model, min_passes=1)
     both.run(batch, 0, optimizer)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     report = both.run(replace(batch, in_loss_B=np.zeros(16, np.bool_)), 1, optimizer)
@@ -127,7 +127,7 @@ def test_run_mini_batch_without_a_token_in_the_loss_moves_no_weight_even_with_mo
 def test_run_indexer_that_is_trained_learns_from_masked_rows_too() -> None:
     model = tiny_model()
     batch = replace(rollout_batch(TOKENIZER), in_loss_B=np.zeros(16, np.bool_))
-    report = updater(model, threads=1, indexer="trained").run(batch, 0, Descent(model, 0.1))
+    report = updater(model, min_passes=1, indexer="trained").run(batch, 0, Descent(model, 0.1))
     assert (report.metrics["learner/updates"], report.metrics["learner/updates_empty"]) == (2, 0)
 
 
@@ -141,11 +141,11 @@ def test_run_numbers_that_are_not_finite_stop_or_cost_their_mini_batch_as_the_re
         batch.sequences[3].segment.sampler_logprobs[-1] = np.nan
     stopped = tiny_model()
     with pytest.raises(NonFiniteError):
-        updater(stopped, threads=1).run(batch, 1, Optimizer(stopped, OptimizerSettings(), total_updates=4))
+        updater(stopped, min_passes=1).run(batch, 1, Optimizer(stopped, OptimizerSettings(), total_updates=4))
     assert all(map(torch.equal, stopped.parameters(), tiny_model().parameters()))
 
     model, alone = tiny_model(), tiny_model()
-    report = updater(model, {"nonfinite": "skip"}, threads=1).run(
+    report = updater(model, {"nonfinite": "skip"}, min_passes=1).run(
         batch, 1, Optimizer(model, OptimizerSettings(), total_updates=4)
     )
     assert (report.metrics["learner/updates"], report.metrics["learner/updates_nonfinite"]) == (1, 1)
@@ -159,7 +159,7 @@ def test_run_numbers_that_are_not_finite_stop_or_cost_their_mini_batch_as_the_re
         datasets=batch.datasets[8:],
         in_loss_B=batch.in_loss_B[8:],
     )
-    updater(alone, {"updates_per_rollout": 1}, threads=1).run(
+    updater(alone, {"updates_per_rollout": 1}, min_passes=1).run(
         second, 1, Optimizer(alone, OptimizerSettings(), total_updates=4)
     )
     assert all(map(torch.equal, model.parameters(), alone.parameters()))

@@ -125,7 +125,7 @@ def test_run_of_one_update_makes_no_pass_for_the_comparison(
             return plain(self, *arguments, **named)  # type: ignore[arg-type]  # noqa: B023
 
         monkeypatch.setattr(type(model), "forward", counted)
-        updater(model, {"updates_per_rollout": updates}, threads=1).run(
+        updater(model, {"updates_per_rollout": updates}, min_passes=1).run(
             rollout_batch(tokenizer), 0, Descent(model, 0.1)
         )
         monkeypatch.undo()

@@ -74,9 +74,11 @@ def test_ray_actors_ask_for_their_share_of_the_gpus(
     assert asked == [(0, learner_gpus), (0, worker_gpus), (0, worker_gpus)]
 
 
-def test_threads_beside_a_gpu_are_refused(tiny_recipe) -> None:
-    with pytest.raises(ValueError, match="learner.threads=1"):
-        tiny_recipe("learner.threads=2", *ON_GPU)
+def test_ranks_that_would_share_a_gpu_are_refused(tiny_recipe) -> None:
+    ranks = ("learner.ranks=2", "runtime=ray", *ON_GPU)
+    with pytest.raises(ValueError, match="a whole GPU for each rank.* got ray.learner_gpus=0.5. Set ray.learner_gpus=1"):
+        tiny_recipe("ray.learner_gpus=0.5", *ranks)
+    assert tiny_recipe(*ranks).learner.ranks == 2
 
 
 def test_library_products_on_a_gpu_cannot_promise_a_gap_of_0(tiny_recipe) -> None:

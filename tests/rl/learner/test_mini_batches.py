@@ -9,7 +9,7 @@ import torch
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.mini_batches import MicroBatch, Preparation, split_groups
-from samepath.rl.learner.pass_pool import PassPool
+from samepath.rl.learner.ranks import ALONE
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from tests.conftest import ALPHABET, tiny_model
@@ -31,8 +31,8 @@ def batch() -> TrainBatch:
 
 def prepared(batch: TrainBatch, rl: dict[str, object], **learner: object) -> list[list[MicroBatch]]:
     settings = AlgorithmSettings.model_validate({"prompts_per_step": GROUPS, "group_size": SAMPLES, **rl})
-    chosen = LearnerSettings.model_validate({"threads": 1, **learner})
-    return Preparation(tiny_model(), settings, chosen, PassPool(chosen.threads)).mini_batches(batch, 0)
+    chosen = LearnerSettings.model_validate(learner)
+    return [list(one.own.values()) for one in Preparation(tiny_model(), settings, chosen, ALONE).mini_batches(batch, 0)]
 
 
 @pytest.mark.parametrize("max_tokens", [40, 10_000])
@@ -41,8 +41,8 @@ def test_every_sequence_keeps_its_own_beta_advantage_and_place_in_the_loss(batch
     mini_batches = prepared(batch, {"objective": objective, "updates_per_rollout": 2}, max_tokens_per_pass=max_tokens)
     seen = []
     for part in (part for parts in mini_batches for part in parts):
-        seen += part.sequences
-        for place, index in enumerate(part.sequences):
+        seen += part.plan.sequences
+        for place, index in enumerate(part.plan.sequences):
             rows_M = part.inputs.rollout_M == place
             segment = batch.sequences[index].segment
             assert part.inputs.beta_B[place] == (0.25 if batch.datasets[index] == "proofs" else 0.5)
@@ -56,7 +56,7 @@ def test_every_sequence_keeps_its_own_beta_advantage_and_place_in_the_loss(batch
     assert seen == list(range(len(batch.sequences)))
     assert len(mini_batches) == 2
     rows = sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences[: 2 * SAMPLES])
-    assert {part.num_rows for part in mini_batches[0]} == {rows}
+    assert {part.plan.num_rows for part in mini_batches[0]} == {rows}
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_denominators_are_those_of_all_sequences_whatever_is_masked(
     assert weights[0].min() > 0
 
 
-def test_passes_are_as_many_as_threads_and_no_longer_than_max_tokens(batch: TrainBatch) -> None:
+def test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens(batch: TrainBatch) -> None:
     one = {"updates_per_rollout": 1}
-    assert [len(prepared(batch, one, threads=threads)[0]) for threads in (1, 2, 3)] == [1, 2, 3]
+    assert [len(prepared(batch, one, min_passes=passes)[0]) for passes in (1, 2, 3)] == [1, 2, 3]
     short = prepared(batch, one, max_tokens_per_pass=60)[0]
     assert len(short) > 3
     assert max(part.packed.num_rows for part in short) <= 60

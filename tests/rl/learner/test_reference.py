@@ -28,7 +28,7 @@ def metrics_against(reference: CausalLM, batch: TrainBatch, **rl: object) -> dic
         {"prompts_per_step": GROUPS, "group_size": SAMPLES, "updates_per_rollout": 2, **rl}
     )
     model = tiny_model()
-    learner = LearnerSettings(threads=1, max_tokens_per_pass=150)
+    learner = LearnerSettings(max_tokens_per_pass=150)
     return PolicyUpdater(model, reference, settings, learner).run(batch, 0, Descent(model, 0.0)).metrics
 
 

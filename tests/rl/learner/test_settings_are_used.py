@@ -59,8 +59,9 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         UPDATE,
     ),
     LearnerSettings: {
-        "threads": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_threads_and_no_longer_than_max_tokens",
-        "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_threads_and_no_longer_than_max_tokens",
+        "ranks": "rl/learner/test_ranks.py::test_learner_runs_as_many_processes_as_ranks",
+        "min_passes": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
+        "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
         "precision": f"{FOREIGN}_update_in_bf16_keeps_float32_weights_and_rounds_its_passes",
         "activation_checkpointing": "rl/learner/test_learner.py::test_learner_recomputes_activations_of_the_trained_model_alone",
         "lora": f"{FOREIGN}_lora_trains_its_adapters_alone_and_merges_them",
@@ -128,7 +129,7 @@ def moved_weights(batch: TrainBatch, rl: dict[str, object]) -> torch.Tensor:
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     objective = {**BASE, **rl.get("objective", {})}  # type: ignore[dict-item]
-    updater(model, {**rl, "objective": objective}, threads=1).run(batch, 2, Descent(model, 0.1))
+    updater(model, {**rl, "objective": objective}, min_passes=1).run(batch, 2, Descent(model, 0.1))
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 

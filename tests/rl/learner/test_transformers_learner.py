@@ -1,4 +1,4 @@
-"""The learner on foreign models: updates on replayed routes, threads, precision, checkpoints, adapters, and what is refused."""
+"""The learner on foreign models: updates on replayed routes, precision, checkpoints, adapters, and what is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -128,12 +128,12 @@ def test_update_on_routes_of_another_layer_is_stopped(foreign_recipe, tmp_path: 
         learner.update(replace(batch, sequences=rolled))
 
 
-def test_update_in_threads_with_recomputation_gives_the_weights_of_one_plain_thread(
+def test_update_in_more_passes_with_recomputation_gives_the_weights_of_fewer_plain_ones(
     foreign_recipe, tmp_path: Path
 ) -> None:
     results = []
     for number, extra in enumerate(
-        (["learner.threads=1"], ["learner.threads=3", "learner.activation_checkpointing=true"])
+        (["learner.min_passes=1"], ["learner.min_passes=3", "learner.activation_checkpointing=true"])
     ):
         recipe = foreign_recipe("DeepseekV3", f"name=run{number}", "learner.max_tokens_per_pass=48", *extra)
         learner, start = started(recipe, tmp_path)

@@ -67,7 +67,7 @@ def test_recipe_with_the_own_network_in_vllm_is_accepted_with_a_gap_of_zero(tiny
             r"implementation=transformers rounds differently\. Set rl\.max_gap_at_lag_0=0\.01",
         ),
         (
-            (*VLLM, "model.device=cuda", "model.backend=triton", "learner.threads=1"),
+            (*VLLM, "model.device=cuda", "model.backend=triton"),
             r"the engine computes on cpu, the learner with model\.device=cuda\. Set rl\.max_gap_at_lag_0=0\.01",
         ),
         (("engine={kind: vllm, network: own}",), r"network=own runs with device=cpu and dtype=float32"),
@@ -135,7 +135,6 @@ FREE = (
     "model.device=cuda",
     "model.backend=triton",
     "model.batch_invariant=false",
-    "learner.threads=1",
     "rl.max_gap_at_lag_0=0.5",
 )
 """Rows that may depend on their batch, and a limit that allows for it."""

@@ -314,7 +314,7 @@ def test_validate_learner_that_this_machine_holds_is_no_obstacle(
     _, found = checked(tmp_path, model=model)
     assert found["memory"].outcome == "ok"
     gpu = {**model, "device": "cuda", "backend": "triton"}
-    _, found = checked(tmp_path, model=gpu, learner={**TINY["learner"], "threads": 1})
+    _, found = checked(tmp_path, model=gpu, learner=TINY["learner"])
     assert found["memory"].outcome == "obstacle"
 
 

@@ -1,0 +1,185 @@
+"""The ranks beside the driver's own under `runtime: inline`: child processes that end with it."""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from samepath.rl.learner.lost import GO_ON, LearnerLostError
+from samepath.rl.learner.ranks import Meeting, Ranks, joined, opened
+from samepath.rl.machine import child_environment, import_path, keep_to_loopback
+from samepath.rl.recipe.cluster import LOOPBACK
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rollout.bounded_call import OverdueError, bounded
+from samepath.rollout.pool.process_calls import Answer, Call
+
+END_WAIT_S = 10.0
+"""Longest wait for a child to go that was killed, or that has lost the others."""
+MAX_OUTPUT_CHARS = 2000
+"""How much of the end of a child's output goes into an error message."""
+RANK = "learner rank"
+"""Whose code the threads are in (`samepath.rollout.bounded_call.overdue`)."""
+
+
+class _Child:
+    """One rank, in a session of its own, so that Ctrl-C reaches the driver alone."""
+
+    def __init__(self, rank: int, environment: Mapping[str, str]) -> None:
+        self.rank = rank
+        ours, theirs = socket.socketpair()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
+        with theirs:
+            module = "samepath.rl.learner.rank_process"
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-X", "faulthandler", "-m", module, str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=dict(environment),
+            )
+        self._socket = ours.dup()
+        self._channel = Connection(ours.detach())
+
+    def send(self, call: bytes) -> None:
+        """Hand over a pickled call. Raises OSError if the child is gone."""
+        self._channel.send_bytes(call)
+
+    def receive(self) -> Answer:
+        """Its answer to the call sent last. Raises EOFError or OSError if it is gone."""
+        answer: Answer = self._channel.recv()
+        return answer
+
+    def ending(self, wait_s: float) -> str:
+        """How it ended and what it printed, or "" if it is there after `wait_s`."""
+        try:
+            code = self.process.wait(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            return ""
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        self._output.seek(0)
+        text = self._output.read().decode(errors="replace").strip()[-MAX_OUTPUT_CHARS:]
+        return f"learner rank {self.rank} (process {self.process.pid}) ended with {how}" + (
+            f"; it printed: {text}" if text else ""
+        )
+
+    def end(self) -> None:
+        """Kill it and what it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=END_WAIT_S)
+        with contextlib.suppress(OSError):
+            # Wakes a call that is still in the channel.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._channel.close()
+        self._output.close()
+
+
+class RankChildren:
+    """Ranks 1 and above of the driver's learner, which is rank 0 itself."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+        """Start them and meet them. Raises LearnerLostError if they do not all come within `learner.update_timeout_s`."""
+        settings = recipe.learner
+        self._timeout_s = settings.update_timeout_s
+        keep_to_loopback()
+        meeting, self._store = opened(LOOPBACK, settings.ranks, self._timeout_s)
+        self._children = [
+            _Child(rank, _environment(recipe, recipe_dir, rank)) for rank in range(1, settings.ranks)
+        ]
+        try:
+            for child in self._children:
+                arguments = (recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from, child.rank, meeting)
+                self._send([child], "start", arguments)
+            self.ranks = self._met(meeting, recipe.model.device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _met(self, meeting: Meeting, device: str) -> Ranks:
+        """Rank 0, once all have come."""
+
+        def look() -> None:
+            for child in self._children:
+                if ending := child.ending(0.0):
+                    raise LearnerLostError(f"{ending}, while the ranks met. {GO_ON}")
+
+        return bounded(RANK, 2 * self._timeout_s, lambda: joined(meeting, 0, device, self._store), look)
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Let all of them make a call, which rank 0 makes beside them. Raises LearnerLostError."""
+        self._send(self._children, method, arguments)
+
+    def end(self, method: str) -> list[Any]:
+        """What the call that was begun gave each of them. Raises LearnerLostError, with the reason of one that failed."""
+        return [self._answer(child, method) for child in self._children]
+
+    def why(self, error: LearnerLostError, method: str) -> LearnerLostError:
+        """The error with what has become of the others: rank 0 itself only knows that they are away."""
+        for child in self._children:
+            try:
+                self._answer(child, method, END_WAIT_S)
+            except LearnerLostError as reason:
+                return reason
+        return error
+
+    def close(self) -> None:
+        """End them."""
+        for child in self._children:
+            child.end()
+
+    def _send(self, children: Sequence[_Child], method: str, arguments: tuple[Any, ...]) -> None:
+        call = pickle.dumps(Call(method=method, arguments=arguments))
+        for child in children:
+            try:
+                # A child that is stopped reads nothing, and a call may be larger than the socket's buffer.
+                bounded(RANK, self._timeout_s, lambda child=child: child.send(call))
+            except OverdueError as error:
+                raise self._late(child, method, self._timeout_s) from error
+            except OSError as error:
+                raise self._gone(child, method) from error
+
+    def _answer(self, child: _Child, method: str, limit_s: float | None = None) -> Any:
+        limit_s = self._timeout_s if limit_s is None else limit_s
+        try:
+            answer = bounded(RANK, limit_s, child.receive)
+        except OverdueError as error:
+            raise self._late(child, method, limit_s) from error
+        except (EOFError, OSError) as error:
+            raise self._gone(child, method) from error
+        if answer.failure:
+            raise LearnerLostError(
+                f"learner rank {child.rank} failed in {method}: {answer.failure}\n{answer.details['traceback']}"
+            )
+        return answer.value
+
+    def _gone(self, child: _Child, method: str) -> LearnerLostError:
+        ending = child.ending(END_WAIT_S) or f"learner rank {child.rank} (process {child.process.pid}) closed its channel"
+        return LearnerLostError(f"{ending}, during {method}. {GO_ON}")
+
+    def _late(self, child: _Child, method: str, limit_s: float) -> LearnerLostError:
+        return LearnerLostError(
+            f"learner rank {child.rank} (process {child.process.pid}) gave no answer to {method} for {limit_s:.0f} s. Raise "
+            f"learner.update_timeout_s, or look whether it is stopped. {GO_ON}"
+        )
+
+
+def _environment(recipe: Recipe, recipe_dir: Path, rank: int) -> dict[str, str]:
+    """Variables of a child: as the driver's, one thread, and a GPU of its own."""
+    own = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = child_environment({**import_path(recipe_dir), **own})
+    if recipe.model.device == "cuda":
+        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        environment["CUDA_VISIBLE_DEVICES"] = visible[rank] if visible else str(rank)
+    return environment

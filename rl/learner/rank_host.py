@@ -1,0 +1,64 @@
+"""One rank of the learner in a process that it has to itself: a Ray actor, or a child of the driver."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore
+
+from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.ranks import ALONE, Meeting, Ranks, joined, opened
+from samepath.rl.machine import keep_to_loopback
+from samepath.rl.recipe.cluster import LOOPBACK
+from samepath.rl.recipe.recipe import Recipe
+
+
+class RankHost:
+    """Meets the other ranks, builds the learner, and makes the calls that all ranks make."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+        self._arguments = recipe, recipe_dir, run_dir, resume_from
+        self._recipe = recipe
+        self._store: TCPStore | None = None
+        self._ranks: Ranks = ALONE
+        self._learner: Learner | None = None
+
+    def open(self) -> Meeting:
+        """On rank 0, in a Ray actor: a meeting of all ranks at a free port of the address that Ray knows this machine by."""
+        # Late: `runtime: inline` must work without Ray.
+        from ray.util import get_node_ip_address
+
+        settings = self._recipe.learner
+        meeting, self._store = opened(get_node_ip_address(), settings.ranks, settings.update_timeout_s)
+        return meeting
+
+    def start(self, rank: int, meeting: Meeting | None) -> int:
+        """Meet the others, unless there are none, and build the learner; returns this process's number."""
+        if meeting is not None:
+            if meeting.host == LOOPBACK:
+                keep_to_loopback()
+            self._ranks = joined(meeting, rank, self._recipe.model.device, self._store)
+        try:
+            self._learner = Learner(*self._arguments, self._ranks)
+        except BaseException:
+            self._ranks.leave()
+            raise
+        return os.getpid()
+
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """A call of the learner; only rank 0 says what it gave. A rank that fails leaves the others, so that none waits for it."""
+        assert self._learner is not None
+        try:
+            result = getattr(self._learner, method)(*arguments, **named)
+        except BaseException:
+            self._ranks.leave()
+            raise
+        return result if self._ranks.rank == 0 or method == "statistics" else None
+
+
+def summed(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The statistics of all ranks as one: memory added up, anything else as rank 0 has it."""
+    return {
+        name: sum(rank[name] for rank in ranks) if name.endswith("bytes") else value for name, value in ranks[0].items()
+    }
