@@ -1,11 +1,11 @@
 """What tests let several ranks do (see `tests/ranks.py`)."""
 
 import os
-import signal
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch._dynamo  # What activation checkpointing imports late: once here, not in every rank.
 
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.ranks import Ranks
@@ -35,7 +35,9 @@ def update(
     return report.metrics, descent.first, [parameter.detach() for parameter in model.parameters()]
 
 
-def sums(ranks: Ranks, values: list[list[list[float] | None]], window: int) -> tuple[list[list[float] | None], list[int]]:
+def sums(
+    ranks: Ranks, values: list[list[list[float] | None]], window: int
+) -> tuple[list[list[float] | None], list[int]]:
     """Gradients of two parameters summed over passes, and which passes this rank ran."""
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 1))]
     taken: list[Gradients] = []
@@ -87,11 +89,6 @@ def killed(ranks: Ranks, victim: int, number: int) -> list[int]:
     if ranks.rank == victim:
         os.kill(os.getpid(), number)
     return ranks.together(lambda: ranks.rank)
-
-
-def stopped(ranks: Ranks, victim: int) -> list[int]:
-    """Wait for a rank that is stopped."""
-    return killed(ranks, victim, signal.SIGSTOP)
 
 
 def one_rollout(batch: TrainBatch) -> TrainBatch:

@@ -16,8 +16,13 @@ _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(["tests.rank_cases"])
 
 
-def on_ranks(size: int, case: Callable[..., Any], *arguments: Any, timeout_s: float = LIMIT_S) -> list[Any]:
-    """What `case(ranks, *arguments)` returns, or the text of what it raises, on each rank. It must stand in a module that can be imported."""
+def on_ranks(
+    size: int, case: Callable[..., Any], *arguments: Any, timeout_s: float = LIMIT_S, lost: int = -1
+) -> list[Any]:
+    """What `case(ranks, *arguments)` returns, or the text of what it raises, on each rank but the `lost` one, which is not asked.
+
+    The case must stand in a module that can be imported.
+    """
     keep_to_loopback()
     meeting, store = opened(LOOPBACK, size, timeout_s)
     pipes = [_WARM.Pipe(duplex=False) for _ in range(size)]
@@ -30,7 +35,7 @@ def on_ranks(size: int, case: Callable[..., Any], *arguments: Any, timeout_s: fl
             process.start()
         for _, theirs in pipes:
             theirs.close()
-        return [_answer(ours) for ours, _ in pipes]
+        return [_answer(ours) for rank, (ours, _) in enumerate(pipes) if rank != lost]
     finally:
         for process in started:
             process.kill()

@@ -361,11 +361,12 @@ def test_file_says_what_it_is_for(name: str) -> None:
 
 MAY_WAIT_FOR_EVER = {
     ("model/transformers/packed_pass.py", "get"): "a context variable, no wait",
+    ("rl/learner/rank_children.py", "recv"): "inside `bounded`",
+    ("rl/learner/rank_process.py", "recv"): "a rank without work; it ends with its parent",
     (
-        "rl/learner/pass_pool.py",
+        "rl/learner/checkpoint_writer.py",
         "result",
-    ): "this process's own computation; under Ray the driver waits learner.update_timeout_s for it",
-    ("rl/learner/checkpoint_writer.py", "result"): "this process's own writing to its disk; under Ray as above",
+    ): "this process's own writing to its disk; under Ray the driver waits learner.update_timeout_s",
     ("rl/batch/score_groups.py", "result"): "futures that have their result",
     ("rollout/environments/episode_runner.py", "result"): "a future that has its result",
     ("rollout/environments/session_calls.py", "result"): "tasks that are done",

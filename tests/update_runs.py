@@ -9,8 +9,8 @@ from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
-from samepath.rl.learner.optimizer import GradientNorms
 from samepath.rl.learner.gradients import add_gradients
+from samepath.rl.learner.optimizer import GradientNorms
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings

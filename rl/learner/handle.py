@@ -1,7 +1,7 @@
 """How the driver reaches the learner: the object itself, or a Ray actor with a bound on every wait."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -48,12 +48,11 @@ class InlineLearner(Learner):
             super().__init__(*arguments)
             return
         self._others = RankChildren(*arguments)
-        try:
+        with ExitStack() as failed:
+            failed.callback(self.close)
             super().__init__(*arguments, self._others.ranks)
             self._others.end("start")
-        except BaseException:
-            self.close()
-            raise
+            failed.pop_all()
 
     def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
         """See `Learner.cold_start`."""

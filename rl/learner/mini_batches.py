@@ -81,9 +81,7 @@ class Preparation:
 
     def mini_batches(self, batch: TrainBatch, version: int) -> list[MiniBatch]:
         """The passes of each mini-batch; `version` is the learner's. Raises RouteError, on all ranks, for unusable routes."""
-        plans = [
-            self._plans(batch, indices) for indices in split_groups(batch.group_B, self._rl.updates_per_rollout)
-        ]
+        plans = [self._plans(batch, indices) for indices in split_groups(batch.group_B, self._rl.updates_per_rollout)]
         own: list[dict[int, MicroBatch]] = []
 
         def prepare() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -95,17 +96,14 @@ class RankChildren:
         self._timeout_s = settings.update_timeout_s
         keep_to_loopback()
         meeting, self._store = opened(LOOPBACK, settings.ranks, self._timeout_s)
-        self._children = [
-            _Child(rank, _environment(recipe, recipe_dir, rank)) for rank in range(1, settings.ranks)
-        ]
-        try:
+        self._children = [_Child(rank, _environment(recipe, recipe_dir, rank)) for rank in range(1, settings.ranks)]
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.close)
             for child in self._children:
                 arguments = (recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from, child.rank, meeting)
                 self._send([child], "start", arguments)
             self.ranks = self._met(meeting, recipe.model.device)
-        except BaseException:
-            self.close()
-            raise
+            failed.pop_all()
 
     def _met(self, meeting: Meeting, device: str) -> Ranks:
         """Rank 0, once all have come."""
@@ -144,7 +142,7 @@ class RankChildren:
         for child in children:
             try:
                 # A child that is stopped reads nothing, and a call may be larger than the socket's buffer.
-                bounded(RANK, self._timeout_s, lambda child=child: child.send(call))
+                bounded(RANK, self._timeout_s, partial(child.send, call))
             except OverdueError as error:
                 raise self._late(child, method, self._timeout_s) from error
             except OSError as error:
@@ -165,7 +163,9 @@ class RankChildren:
         return answer.value
 
     def _gone(self, child: _Child, method: str) -> LearnerLostError:
-        ending = child.ending(END_WAIT_S) or f"learner rank {child.rank} (process {child.process.pid}) closed its channel"
+        ending = (
+            child.ending(END_WAIT_S) or f"learner rank {child.rank} (process {child.process.pid}) closed its channel"
+        )
         return LearnerLostError(f"{ending}, during {method}. {GO_ON}")
 
     def _late(self, child: _Child, method: str, limit_s: float) -> LearnerLostError:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.ranks import ALONE, Meeting, Ranks, joined, opened
@@ -39,21 +40,19 @@ class RankHost:
             if meeting.host == LOOPBACK:
                 keep_to_loopback()
             self._ranks = joined(meeting, rank, self._recipe.model.device, self._store)
-        try:
+        with ExitStack() as failed:
+            failed.callback(self._ranks.leave)
             self._learner = Learner(*self._arguments, self._ranks)
-        except BaseException:
-            self._ranks.leave()
-            raise
+            failed.pop_all()
         return os.getpid()
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """A call of the learner; only rank 0 says what it gave. A rank that fails leaves the others, so that none waits for it."""
         assert self._learner is not None
-        try:
+        with ExitStack() as failed:
+            failed.callback(self._ranks.leave)
             result = getattr(self._learner, method)(*arguments, **named)
-        except BaseException:
-            self._ranks.leave()
-            raise
+            failed.pop_all()
         return result if self._ranks.rank == 0 or method == "statistics" else None
 
 

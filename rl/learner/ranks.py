@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
 
@@ -133,17 +134,23 @@ ALONE = Ranks()
 """A learner of one process."""
 
 
-def opened(host: str, size: int, timeout_s: float) -> tuple[Meeting, dist.TCPStore]:
+def opened(host: str, size: int, timeout_s: float) -> tuple[Meeting, TCPStore]:
     """A meeting at a free port of `host`, an address of this machine, and the store that must live as long as the ranks."""
     listening = socket.create_server((host, 0))
     port = listening.getsockname()[1]
-    store = dist.TCPStore(
-        host, port, None, True, timedelta(seconds=timeout_s), wait_for_workers=False, master_listen_fd=listening.detach()
+    store = TCPStore(
+        host,
+        port,
+        None,
+        True,
+        timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
     )
     return Meeting(host=host, port=port, size=size, timeout_s=timeout_s), store
 
 
-def joined(meeting: Meeting, rank: int, device: str, store: dist.TCPStore | None = None) -> Ranks:
+def joined(meeting: Meeting, rank: int, device: str, store: TCPStore | None = None) -> Ranks:
     """This process as `rank` of the meeting, once all have come; `store` is what `opened` gave rank 0.
 
     Processes of CPUs talk by gloo, those of GPUs by NCCL too. Raises LearnerLostError if they do not all come in time.
@@ -151,7 +158,7 @@ def joined(meeting: Meeting, rank: int, device: str, store: dist.TCPStore | None
     wait = timedelta(seconds=meeting.timeout_s)
     try:
         if store is None:
-            store = dist.TCPStore(meeting.host, meeting.port, None, False, wait, wait_for_workers=False)
+            store = TCPStore(meeting.host, meeting.port, None, False, wait, wait_for_workers=False)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
             store=store,

@@ -1,7 +1,6 @@
 """The learner as Ray actors, one a rank."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.engine_errors import ClusterLostError
 from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
-
 
 END_WAIT_S = 10.0
 """Longest wait for what became of the other ranks once one has lost them."""
@@ -51,60 +49,62 @@ class RayLearner:
 
     def cold_start(self, first: int, count: int) -> list[Mapping[str, float]]:
         """See `Learner.cold_start`."""
-        steps: list[Mapping[str, float]] = self._wait(
-            f"cold-start steps {first} to {first + count - 1}", lambda: self._all("cold_start", first, count)
-        )[0]
+        what = f"cold-start steps {first} to {first + count - 1}"
+        steps: list[Mapping[str, float]] = self._all(what, "cold_start", first, count)[0]
         return steps
 
     def start_rl(self) -> None:
         """See `Learner.start_rl`."""
-        self._wait("freezing the reference", lambda: self._all("start_rl"))
+        self._all("freezing the reference", "start_rl")
 
     def update(self, batch: TrainBatch) -> UpdateReport:
         """See `Learner.update`."""
         # Once into the object store, for all ranks.
-        report: UpdateReport = self._wait(
-            f"the updates on {len(batch.sequences)} sequences", lambda: self._all("update", ray.put(batch))
-        )[0]
+        held = ask("Ray to take a rollout batch", self._timeout_s, lambda: ray.put(batch))
+        report: UpdateReport = self._all(f"the updates on {len(batch.sequences)} sequences", "update", held)[0]
         return report
 
     def advance(self) -> None:
         """See `Learner.advance`."""
-        self._wait("counting an empty batch", lambda: self._all("advance"))
+        self._all("counting an empty batch", "advance")
 
     def weights(self) -> Weights:
         """A reference to the weights in the object store, where the learner's process has copied them once for all workers."""
-        reference = ask("Ray to ask the learner for its weights", self._timeout_s, lambda: self._first("weights")[0])
+        reference = ask(
+            "Ray to ask the learner for its weights",
+            self._timeout_s,
+            lambda: self._actors[0].call.remote("weights"),
+        )
         self._wait("its weights", lambda: [reference])
         return reference
 
     def save(self, step: int) -> Path:
         """See `Learner.save`."""
-        return Path(self._wait(f"writing the checkpoint of step {step}", lambda: self._first("save", step))[0])
+        return Path(self._first(f"writing the checkpoint of step {step}", "save", step))
 
     def saved(self, step: int, *, wait: bool) -> bool:
         """See `Learner.saved`."""
         whole: bool = self._wait(
-            f"writing the checkpoint of step {step}", lambda: self._first("saved", step, wait=wait)
+            f"writing the checkpoint of step {step}", lambda: [self._actors[0].call.remote("saved", step, wait=wait)]
         )[0]
         return whole
 
     def statistics(self) -> dict[str, float]:
-        """See `Learner.statistics`."""
-        return summed(self._wait("its statistics", lambda: self._all("statistics")))
+        """See `Learner.statistics`; the memory is that of all ranks."""
+        return summed(self._all("its statistics", "statistics"))
 
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors:
             end_actor(actor)
 
-    def _all(self, method: str, *arguments: Any) -> list[Any]:
-        """The order for a call on every rank."""
-        return [actor.call.remote(method, *arguments) for actor in self._actors]
+    def _all(self, what: str, method: str, *arguments: Any) -> list[Any]:
+        """What a call gives every rank; those after the first say nothing."""
+        return self._wait(what, lambda: [actor.call.remote(method, *arguments) for actor in self._actors])
 
-    def _first(self, method: str, *arguments: Any, **named: Any) -> list[Any]:
-        """The order for a call on rank 0 alone."""
-        return [self._actors[0].call.remote(method, *arguments, **named)]
+    def _first(self, what: str, method: str, *arguments: Any) -> Any:
+        """What a call on rank 0 alone gives."""
+        return self._wait(what, lambda: [self._actors[0].call.remote(method, *arguments)])[0]
 
     def _wait(self, what: str, call: Callable[[], list[Any]]) -> list[Any]:
         """What the calls, which are made here, give. Raises LearnerLostError, or ClusterLostError with the cluster."""
@@ -112,14 +112,12 @@ class RayLearner:
             # It would only be waited for once more.
             raise self._lost
         made: list[Any] = []
-
-        def answers() -> list[Any]:
-            made.extend(call())
-            answered: list[Any] = ray.get(made, timeout=self._timeout_s)
-            return answered
-
         try:
-            return ask(f"the learner: {what}", self._timeout_s, answers)
+            made += ask(f"Ray to take the order for {what}", self._timeout_s, call)
+            answered: list[Any] = ask(
+                f"the learner: {what}", self._timeout_s, lambda: ray.get(made, timeout=self._timeout_s)
+            )
+            return answered
         except GetTimeoutError as error:
             self._lost = LearnerLostError(
                 f"waited learner.update_timeout_s={self._timeout_s:.0f} s for the learner: {what}{stopped()}. Raise the limit, or look at its log."
@@ -136,7 +134,11 @@ class RayLearner:
         """What has become of the rank that ended: those that waited for it only say that it is away."""
         for rank, reference in enumerate(made):
             try:
-                ask("what became of the learner's ranks", END_WAIT_S, partial(ray.get, reference, timeout=END_WAIT_S))
+                ask(
+                    "what became of the learner's ranks",
+                    END_WAIT_S,
+                    lambda one=reference: ray.get(one, timeout=END_WAIT_S),  # type: ignore[misc]
+                )
             except RayActorError as error:
                 name = f"learner rank {rank}'s" if len(made) > 1 else "the learner's"
                 return LearnerLostError(f"{name} process ended during {what} ({type(error).__name__}). {GO_ON}")

@@ -114,9 +114,7 @@ class PolicyUpdater:
             optimizer.forget()
             report.skip_update("nonfinite")
 
-    def _pass(
-        self, part: MicroBatch, parameters: list[torch.nn.Parameter]
-    ) -> tuple[TrainedPass, list[Tensor | None]]:
+    def _pass(self, part: MicroBatch, parameters: list[torch.nn.Parameter]) -> tuple[TrainedPass, list[Tensor | None]]:
         """Forward, loss and gradients of one micro-batch."""
         use_support = self.rl.keep_sampling_mask == "on"
         reference = self._reference_pass(part, use_support and self.rl.reference_support == "sampled")
@@ -143,7 +141,9 @@ class PolicyUpdater:
             finite = False
             inputs = replace(inputs, in_loss_M=torch.zeros_like(inputs.in_loss_M))
             loss, terms = policy_loss(result.logprobs_M, inputs, self.rl.objective)
-        indexer_kl = result.trace.indexer_loss(part.packed.rows_R, part.plan.num_rows) if train_indexer else torch.zeros(())
+        indexer_kl = (
+            result.trace.indexer_loss(part.packed.rows_R, part.plan.num_rows) if train_indexer else torch.zeros(())
+        )
         gradients = gradients_of(loss + indexer_kl if train_indexer else loss, parameters) if finite else []
         done = TrainedPass(
             logprobs_M=result.logprobs_M.detach(),

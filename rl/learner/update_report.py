@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from samepath.model.shape import ModelShape
 from samepath.rl.batch.pack import sharing_metrics
@@ -89,7 +88,12 @@ class StepReport:
         inputs, once_J = once_each(joined([one.inputs for one in passes]), self._rollouts, self._units)
         terms = replace(terms, off_policy_J=terms.off_policy_J[once_J], kept_J=terms.kept_J[once_J])
         tokens = step_metrics(inputs, terms, head, gap) if bool(inputs.in_loss_M.any()) else {}
-        metrics = {**sharing_metrics([one.shared for one in passes]), **tokens, **self._path.metrics(), **self._update_metrics()}
+        metrics = {
+            **sharing_metrics([one.shared for one in passes]),
+            **tokens,
+            **self._path.metrics(),
+            **self._update_metrics(),
+        }
         rollout_M, count = inputs.rollout_M, len(inputs.advantages_B)
         kl_B = rollout_mean(terms.kl_M, rollout_M, torch.ones_like(inputs.in_loss_M), count)
         off_policy_B = off_policy_statistic(

@@ -45,5 +45,7 @@ class LearnerSettings(BaseModel):
     )
     indexer_lr_scale: float = Field(1.0, gt=0, description="indexer's learning rate over the policy's, when trained")
     update_timeout_s: float = Field(
-        600.0, gt=0, description="longest wait for the updates of one step under Ray, and of a rank for the others, seconds"
+        600.0,
+        gt=0,
+        description="longest wait for the updates of one step under Ray, and of a rank for the others, seconds",
     )

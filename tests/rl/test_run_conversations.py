@@ -41,7 +41,7 @@ def talking(tmp_path: Path) -> Any:
             "engine": {"page_size": 4},
             "rl": {"steps": 2, "prompts_per_step": 2, "group_size": 3, "updates_per_rollout": 2},
             "optimizer": {"lr": 1e-3},
-                        "tracking": {"kind": "jsonl"},
+            "tracking": {"kind": "jsonl"},
         }
         return Recipe.model_validate({**recipe, **changes})
 

@@ -152,7 +152,9 @@ def test_rollout_spread_over_passes_has_the_result_of_one(surrogate: str, import
     torch.testing.assert_close(loss, whole, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(gradient_M, whole_gradient_M, rtol=1e-6, atol=1e-7)
     # Each pass knows the statistic of the whole.
-    seen = {unit: value for part, one in zip(parts, part_terms) for unit, value in zip(part.plan.units, one.off_policy_J)}
+    seen = {
+        unit: value for part, one in zip(parts, part_terms) for unit, value in zip(part.plan.units, one.off_policy_J)
+    }
     torch.testing.assert_close(torch.stack([seen[unit] for unit in sorted(seen)]), terms.off_policy_J)
     if surrogate == "gspo":
         torch.testing.assert_close(torch.cat([one.ratio_M for one in part_terms]), terms.ratio_M)

@@ -76,7 +76,9 @@ def test_ray_actors_ask_for_their_share_of_the_gpus(
 
 def test_ranks_that_would_share_a_gpu_are_refused(tiny_recipe) -> None:
     ranks = ("learner.ranks=2", "runtime=ray", *ON_GPU)
-    with pytest.raises(ValueError, match="a whole GPU for each rank.* got ray.learner_gpus=0.5. Set ray.learner_gpus=1"):
+    with pytest.raises(
+        ValueError, match="a whole GPU for each rank.* got ray.learner_gpus=0.5. Set ray.learner_gpus=1"
+    ):
         tiny_recipe("ray.learner_gpus=0.5", *ranks)
     assert tiny_recipe(*ranks).learner.ranks == 2
 

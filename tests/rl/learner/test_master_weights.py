@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from samepath.rl.learner.master_weights import MasterWeights
 from samepath.rl.learner.gradients import add_gradients
+from samepath.rl.learner.master_weights import MasterWeights
 
 STEP = 2.0**-11
 """A sixteenth of the distance from 1 to the next bfloat16 number above it."""

@@ -142,7 +142,7 @@ def recipe(form: Mapping[str, Any] | None = None, **model: object) -> Recipe:
             "reward": {},
             "cold_start": {"steps": 1, "batch_size": 2, "traces": TRACES},
             "sampling": {"max_new_tokens": 64},
-                    }
+        }
     )
 
 

@@ -50,15 +50,15 @@ def test_ray_learner_on_a_ray_that_hangs_in_any_call_says_so(
     recipe = tiny_recipe("learner.update_timeout_s=0.1")
     learner = RayLearner(recipe, Path(), tmp_path, None)
     actor_class = ray.remote.return_value.return_value
-    calls = {"creation": actor_class.remote, "order": actor_class.remote.return_value.save.remote, "answer": ray.get}
+    calls = {"creation": actor_class.remote, "order": actor_class.remote.return_value.call.remote, "answer": ray.get}
     calls[part].side_effect = lambda *arguments, **options: hanging.wait()
     try:
         with pytest.raises(ClusterLostError, match="waited 0 s for .*, and Ray does not answer"):
             RayLearner(recipe, Path(), tmp_path, None) if part == "creation" else learner.save(1)
-        orders = actor_class.remote.return_value.saved.remote.call_count
+        orders = actor_class.remote.return_value.call.remote.call_count
         if part != "creation":
             with pytest.raises(ClusterLostError):
                 learner.saved(1, wait=True)
-        assert actor_class.remote.return_value.saved.remote.call_count == orders, "a cluster that is lost is asked once"
+        assert actor_class.remote.return_value.call.remote.call_count == orders, "a cluster that is lost is asked once"
     finally:
         hanging.set()
