@@ -63,8 +63,15 @@ def _check_segment(segment: Segment, where: str) -> None:
 
 
 def drift_cuts(segments: Sequence[Segment]) -> list[DriftKind]:
-    """The cuts that no rule of the context asked for: between segments of one epoch, by what the later prompt has otherwise."""
-    return [_drift(before, after) for before, after in itertools.pairwise(segments) if before.epoch == after.epoch]
+    """The cuts that no rule of the context asked for: between segments of one epoch, by what the later prompt has otherwise.
+
+    Where new weights cut an answer, its next segment has all of its tokens: that is no drift.
+    """
+    return [
+        _drift(before, after)
+        for before, after in itertools.pairwise(segments)
+        if before.epoch == after.epoch and before.finish_reason != "weights"
+    ]
 
 
 def _drift(before: Segment, after: Segment) -> DriftKind:

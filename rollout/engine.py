@@ -53,8 +53,12 @@ class Engine(Protocol):
         """
         ...
 
-    def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        """Take new weights (published names) without a restart and drop every cached prefix of the old ones."""
+    def load_weights(self, tensors: Mapping[str, Tensor], version: int, *, recompute: bool = False) -> None:
+        """Take new weights (published names) without a restart and drop every cached prefix of the old ones.
+
+        `recompute` computes the context of samples in flight anew, and gives each version's tokens a segment of their own
+        (`Capability.RECOMPUTE`; without it a ValueError).
+        """
         ...
 
 

@@ -45,34 +45,52 @@ class SegmentParts:
     support: Support | None
     """Candidates of each sampled token, None if nothing was truncated."""
     finish_reason: str
-    """`stop`, `length` or `abort`."""
+    """`stop`, `length` or `abort`; `weights` where the answer goes on in another segment."""
 
 
 def sampled_rollout(
     state: GroupState,
     index: int,
     sampled: SampledTokens,
-    parts: SegmentParts,
+    parts: Sequence[SegmentParts],
     tokenizer: Tokenizer,
 ) -> Rollout:
-    """Lay the tokens behind their prompt: the record of one sample that ended now."""
+    """Lay the tokens behind their prompt: the record of one sample that ended now.
+
+    A segment for each of `parts`, which are as long as their routes: every one but the first holds what those before it drew as context, and
+    trains what came behind that.
+    """
     request = state.request
-    prompt_ids, ids = request.prompt.token_ids, sampled.token_ids
-    total = len(prompt_ids) + len(ids)
-    trained = np.arange(total) >= len(prompt_ids)
-    logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
-    logprobs[trained], versions[trained] = sampled.logprobs, sampled.versions
-    token_ids = np.concatenate([np.array(prompt_ids, np.int32), ids])
     seconds = time.monotonic() - state.submitted_s
-    call = CallSpan(
-        index=0,
-        first=len(prompt_ids),
-        end=total,
-        finish_reason=parts.finish_reason,
-        digest=token_digest(token_ids),
-        seconds=seconds,
+    segments: list[Segment] = []
+    for part in parts:
+        first = len(segments[-1].token_ids) if segments else len(request.prompt.token_ids)
+        segments.append(_segment(request.prompt.token_ids, first, sampled, part, len(segments)))
+    last = replace(segments[-1].calls[0], seconds=seconds)
+    segments[-1] = replace(segments[-1], calls=(last,))
+    return Rollout(
+        prompt_id=request.prompt.prompt_id,
+        group_id=request.group_id,
+        sample_index=index,
+        segments=tuple(segments),
+        text=_response_text(sampled.token_ids.tolist(), request.sampling, tokenizer),
+        generate_s=seconds,
     )
-    segment = Segment(
+
+
+def _segment(prompt_ids: Sequence[int], first: int, sampled: SampledTokens, parts: SegmentParts, index: int) -> Segment:
+    """Prompt and drawn tokens as far as the part's routes go; those from position `first` on are trained. `index` is the part's number."""
+    total = len(parts.routes_TLX)
+    drawn = total - len(prompt_ids)
+    token_ids = np.concatenate([np.array(prompt_ids, np.int32), sampled.token_ids[:drawn]])
+    trained = np.arange(total) >= first
+    logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
+    own = slice(first - len(prompt_ids), drawn)
+    logprobs[trained], versions[trained] = sampled.logprobs[own], sampled.versions[own]
+    call = CallSpan(
+        index=index, first=first, end=total, finish_reason=parts.finish_reason, digest=token_digest(token_ids)
+    )
+    return Segment(
         token_ids=token_ids,
         trained=trained,
         sampler_logprobs=logprobs,
@@ -82,14 +100,6 @@ def sampled_rollout(
         weight_version=versions,
         finish_reason=parts.finish_reason,
         calls=(call,),
-    )
-    return Rollout(
-        prompt_id=request.prompt.prompt_id,
-        group_id=request.group_id,
-        sample_index=index,
-        segments=(segment,),
-        text=_response_text(ids.tolist(), request.sampling, tokenizer),
-        generate_s=seconds,
     )
 
 

@@ -142,7 +142,8 @@ class Segment:
     weight_version: NDArray[np.int32]
     """[T] version of the weights that sampled the token; −1 where not trained."""
     finish_reason: str
-    """`stop` (stop id, stop string or end of sequence), `length` (max_new_tokens), `abort`; of several calls the last one's."""
+    """`stop` (stop id, stop string or end of sequence), `length` (max_new_tokens), `abort`; of several calls the last one's. `weights`: new
+    weights came, and the answer goes on in the next segment, behind a context that these computed anew."""
     epoch: int = 0
     """Within an epoch of a conversation text is only added; a new one, from 0, begins where something before was dropped."""
     calls: tuple[CallSpan, ...] = ()

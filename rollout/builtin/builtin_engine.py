@@ -104,14 +104,17 @@ class BuiltinEngine(SteppedEngine):
         groups = self._finish([(sample, "abort") for sample in [*self._residents.samples, *begun]])
         return groups + [group for state in waiting for group in groups_at_abort(state)]
 
-    def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, tensors: Mapping[str, Tensor], version: int, *, recompute: bool = False) -> None:
         """Take new weights (published names) in place and drop every cached prefix of the old ones.
 
         Samples in flight keep their cached keys and go on under the new version, stamped token by token; nothing of them is found later. One
-        that waits to be prefilled again is prefilled with the new weights.
+        that waits to be prefilled again is prefilled with the new weights. With `recompute` all of them are: their records then have a
+        segment for each version, in which every row is that version's own.
         """
         with torch.no_grad():
             load_published(self.model, tensors)
+        if recompute:
+            self._residents.begin_again()
         if self._graphs is not None:
             self._graphs.check_addresses()
         self._pages.forget_all()

@@ -127,6 +127,17 @@ class PromptQueue:
         for one in self._running:
             one.group.publishable = False
 
+    def begin_again(self) -> list[SampleState]:
+        """The weights change, and nothing of the old ones is to be used: all that is prefilled gives its pages back and waits.
+
+        Returns the samples among what waits.
+        """
+        while self._running:
+            prefill = self._running.pop()
+            self._release(prefill)
+            self._waiting.appendleft(prefill.group if prefill.sample is None else prefill.sample)
+        return [one for one in self._waiting if isinstance(one, SampleState)]
+
     def clear(self) -> tuple[list[SampleState], list[GroupState]]:
         """Drop everything; returns samples that have begun, now without pages, and groups of which none has."""
         for one in self._running:

@@ -1,6 +1,7 @@
 """What the built-in engine knows of a sample at its end: why it ends, and what the cache holds of its tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,19 +39,38 @@ def read_slots(cache: SlotCache, slots: Sequence[NDArray[np.int64]]) -> list[Slo
 def finished_rollout(
     sample: SampleState, reason: str, sampled: SampledTokens, record: SlotRecord, tokenizer: Tokenizer
 ) -> Rollout:
-    """Collect tokens, log-probabilities, routes, supports and fingerprints of a sample."""
+    """Collect tokens, log-probabilities, routes, supports and fingerprints of a sample: a segment for all, or one for each of its weights
+    where these computed its context anew."""
+    drawn, parts = len(sampled.token_ids), []
+    for cut in sample.cuts:
+        parts.append(_parts(sample, _drawn_by(sample, len(parts)), cut.drawn, cut.record, "weights"))
+    first = _drawn_by(sample, len(parts))
+    if parts and first == drawn:
+        # Aborted before the new weights drew anything.
+        parts[-1] = replace(parts[-1], finish_reason=reason)
+    else:
+        parts.append(_parts(sample, first, drawn, record, reason))
+    return sampled_rollout(sample.group, sample.index, sampled, parts, tokenizer)
+
+
+def _drawn_by(sample: SampleState, cuts: int) -> int:
+    """Tokens that had been drawn when the first `cuts` cuts were made."""
+    return sample.cuts[cuts - 1].drawn if cuts else 0
+
+
+def _parts(sample: SampleState, first: int, drawn: int, record: SlotRecord, reason: str) -> SegmentParts:
+    """What a segment records that ends with the sample's `drawn`-th token and trains those from its `first`-th, counted from 0."""
     request = sample.group.request
-    total = len(request.prompt.token_ids) + len(sampled.token_ids)
-    run = len(record.routes)
+    total = len(request.prompt.token_ids) + drawn
+    run = min(len(record.routes), total)
     routes = np.full((total, *record.routes.shape[1:]), MISSING_ROUTE, np.int16)
     fingerprints = np.zeros((total, record.fingerprints.shape[1]), np.uint64)
-    routes[:run], fingerprints[:run] = record.routes, record.fingerprints
+    routes[:run], fingerprints[:run] = record.routes[:run], record.fingerprints[:run]
     # The last sampled token is never run, whatever stood in the cache.
     routes[-1], fingerprints[-1] = MISSING_ROUTE, 0
-    parts = SegmentParts(
+    return SegmentParts(
         routes_TLX=routes,
         fingerprints_TL=fingerprints,
-        support=support_rows(sample.supports) if request.sampling.truncates else None,
+        support=support_rows(sample.supports[first:drawn]) if request.sampling.truncates else None,
         finish_reason=reason,
     )
-    return sampled_rollout(sample.group, sample.index, sampled, parts, tokenizer)

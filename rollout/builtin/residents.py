@@ -110,6 +110,23 @@ class Residents:
         for sample in self.samples:
             sample.group.publishable = False
 
+    def begin_again(self) -> None:
+        """The weights change, and every context is to be computed anew: all samples give their pages back and wait, in their order.
+
+        To be called while the cache still says what the old weights did.
+        """
+        for sample in self._queue.begin_again():
+            sample.cut(int(self._tables.drawn_R[sample.row]), None)
+        held = [sample for sample in self.samples if sample.pages]
+        slots = [self._tables.slots_RS[sample.row, : self._tables.lengths_R[sample.row]] for sample in held]
+        records = dict(zip(map(id, held), read_slots(self._cache, slots))) if held else {}
+        for sample in reversed(self.samples):
+            sample.cut(int(self._tables.drawn_R[sample.row]), records.get(id(sample)))
+            self._pages.release(sample.pages)
+            sample.pages = []
+            self._queue.put_back(sample)
+        self.samples = []
+
     def _fork(self, prefill: Prefill, counters: EngineCounters) -> list[SampleState]:
         """Samples of a prompt: the first has its pages, the others share the full ones and get one of their own each, or wait without any."""
         state, length = prefill.group, len(prefill.token_ids)

@@ -29,6 +29,16 @@ class SlotRecord:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Where new weights came and the context was dropped: what had been drawn by then, and what the cache said about it."""
+
+    drawn: int
+    """Tokens drawn."""
+    record: SlotRecord
+    """Of every token before the last drawn one, as the weights before recorded it."""
+
+
 @dataclass(slots=True, kw_only=True)
 class SampleState:
     """One sample that has begun to be drawn; what has one entry a token stands in its row of the engine's tables."""
@@ -45,6 +55,16 @@ class SampleState:
     """Kept ids of each sampled token (empty: full vocabulary); unused when nothing truncates."""
     kept: SlotRecord | None = None
     """Of the tokens that had run when it last gave its pages back: the record of the pass that each was drawn from, whatever weights come."""
+    cuts: list[Cut] = field(default_factory=list)
+    """Where its context was dropped for new weights: a segment of its record ends at each."""
+
+    def cut(self, drawn: int, record: SlotRecord | None) -> None:
+        """New weights compute the context of all `drawn` tokens anew; `record` is that of the weights before, unless it stands in `kept`."""
+        if drawn > (self.cuts[-1].drawn if self.cuts else 0):
+            own = self.kept if record is None else record.behind(self.kept)
+            assert own is not None
+            self.cuts.append(Cut(drawn=drawn, record=own))
+        self.kept = None
 
 
 @dataclass(slots=True, kw_only=True)

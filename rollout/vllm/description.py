@@ -36,6 +36,9 @@ class VllmEngineDescription(EngineDescription[VllmSettings]):
         Capability.CHUNKED_PREFILL: yes(),
         Capability.UPDATE: yes("names, shapes and types are checked before anything is written"),
         Capability.VERSIONS: yes("keys of samples in flight are computed anew with the new weights"),
+        Capability.FINISH: yes(),
+        Capability.CONTINUE: no("it computes the keys of answers in flight anew with every new weights"),
+        Capability.RECOMPUTE: no("its records hold one set of routes for all weights that an answer was drawn with"),
         Capability.ABORT: yes(),
         Capability.OWN_NETWORK: needs("network", "own", "on CPU in float32"),
         Capability.PUBLISHED_MODELS: yes(

@@ -15,12 +15,14 @@ from vllm.v1.engine import FinishReason
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
+from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
 from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group, Prompt
+from samepath.rollout.vllm.description import VllmEngineDescription
 from samepath.rollout.vllm.published_weights import PublishedWeights
 from samepath.rollout.vllm.record import bind_routes, recorded_rollout
 from samepath.rollout.vllm.settings import VllmSettings
@@ -131,11 +133,14 @@ class VllmEngine(SteppedEngine):
             groups += self._finish(output)
         return groups + [group for state in states.values() if not state.complete for group in groups_at_abort(state)]
 
-    def load_weights(self, tensors: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, tensors: Mapping[str, Tensor], version: int, *, recompute: bool = False) -> None:
         """Take new weights (published names) in place and drop every cached page of the old ones.
 
-        Samples in flight go on under the new version, stamped token by token; their keys are computed anew with the new weights.
+        Samples in flight go on under the new version, stamped token by token; their keys are computed anew with the new weights. Raises
+        ValueError for `recompute`, because its records hold one set of routes for all weights that an answer was drawn with.
         """
+        if recompute:
+            raise ValueError(f"{VllmEngineDescription.cells[Capability.RECOMPUTE].note}; set rl.on_new_weights=finish")
         self._llm.collective_rpc("samepath_load", args=(self._weights.checked(tensors),))
         self._llm.reset_prefix_cache(reset_running_requests=True)
         self._llm.set_weight_version(str(version))

@@ -95,7 +95,7 @@ def recorded_rollout(
         support=_support(state, completion, where),
         finish_reason=FINISH_REASONS[completion.finish_reason],
     )
-    return sampled_rollout(state, index, sampled, parts, tokenizer)
+    return sampled_rollout(state, index, sampled, [parts], tokenizer)
 
 
 def _logprobs(completion: Any, where: str) -> list[float]:

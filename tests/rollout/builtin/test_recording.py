@@ -160,7 +160,7 @@ def test_sampled_rollout_text_is_all_that_was_sampled_but_the_token_that_ended_i
     routes = np.full((5 + len(ids), 0, 1), -1, np.int16)
     parts = SegmentParts(routes_TLX=routes, fingerprints_TL=None, support=None, finish_reason="stop")
     state = GroupState(request=request("g", PROMPT, sampling), submitted_s=0.0)
-    rollout = sampled_rollout(state, 0, sampled, parts, tokenizer)
+    rollout = sampled_rollout(state, 0, sampled, [parts], tokenizer)
     assert rollout.text == text
     (segment,) = rollout.segments
     assert segment.token_ids[segment.trained].tolist() == ids
