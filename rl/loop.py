@@ -4,26 +4,29 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer, training_batch
+from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.conversations import cache_share
 from samepath.rl.diagnostics.rollouts import rollout_metrics
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
 from samepath.rl.evaluation.sets import AskedSet
+from samepath.rl.feed import Feed
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.saving import Saving
-from samepath.rl.tasks.requests import answered, train_request
+from samepath.rl.tasks.requests import answered
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import RolloutPool
-from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Group
 
 
@@ -101,19 +104,24 @@ class Loop:
         self.pool.load_weights(self.learner.weights(), step + 1)
 
         clock.start("recording")
+        metrics = self.recorded(step, groups, advantages_by_group, batch, report)
+        seconds = clock.stop()
+        return {**metrics, **cached, **speeds(groups, batch, seconds, sampling_s=seconds["sampling"])}
+
+    def recorded(
+        self,
+        step: int,
+        groups: list[Group],
+        advantages_by_group: dict[str, np.ndarray],
+        batch: TrainBatch | None,
+        report: UpdateReport | None,
+    ) -> dict[str, float]:
+        """Hand the step's rollouts to the tracker; returns what they and the update measured."""
         rollouts = tracked_rollouts(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
         self.tracker.log_rollouts(step + 1, rollouts)
-        seconds = clock.stop()
-        sampled_tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
-        learned_tokens = 0 if batch is None else sum(len(entry.segment.token_ids) for entry in batch.sequences)
         return {
             **rollout_metrics(groups, step, self.recipe.evaluation.full_reward),
-            **cached,
             **({} if report is None else report.metrics),
-            **{f"time/{phase}_s": value for phase, value in seconds.items()},
-            "time/step_s": sum(seconds.values()),
-            "rollout/tokens_per_s": sampled_tokens / max(seconds["sampling"], 1e-9),
-            "learner/tokens_per_s": learned_tokens / max(seconds["learning"], 1e-9),
         }
 
     def requests(self, step: int) -> list[Request | Group]:
@@ -121,18 +129,8 @@ class Loop:
 
         Where a row cannot be asked stands the group of its failed samples.
         """
-        rl, seed = self.recipe.rl, self.recipe.seed
-        return [
-            train_request(
-                self.task,
-                step * rl.prompts_per_step + index,
-                self.tokenizer,
-                self.recipe.sampling,
-                f"s{step + 1}-g{index}",
-                tuple(seed_of(seed, step, index, sample) for sample in range(rl.group_size)),
-            )
-            for index in range(rl.prompts_per_step)
-        ]
+        feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
+        return [feed.request(number) for number in feed.batch(step)]
 
     def evaluate(self) -> Evaluations:
         """Accuracy on every set with the pool's current weights."""
@@ -149,6 +147,20 @@ class Loop:
     def _warn(self, texts: Iterable[str]) -> None:
         for text in texts:
             self.display.message(f"warning: {text}")
+
+
+def speeds(
+    groups: list[Group], batch: TrainBatch | None, seconds: dict[str, float], sampling_s: float
+) -> dict[str, float]:
+    """`time/…`, and the tokens a second of both sides; `sampling_s` is the time in which the groups were sampled, seconds."""
+    sampled_tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
+    learned_tokens = 0 if batch is None else sum(len(entry.segment.token_ids) for entry in batch.sequences)
+    return {
+        **{f"time/{phase}_s": value for phase, value in seconds.items()},
+        "time/step_s": sum(seconds.values()),
+        "rollout/tokens_per_s": sampled_tokens / max(sampling_s, 1e-9),
+        "learner/tokens_per_s": learned_tokens / max(seconds["learning"], 1e-9),
+    }
 
 
 class PhaseClock:

@@ -15,6 +15,7 @@ from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.loop import Loop
 from samepath.rl.machine import child_environment, import_path
+from samepath.rl.overlapped_loop import OverlappedLoop
 from samepath.rl.preparation import Prepared
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
@@ -75,7 +76,8 @@ class Training:
         pool = self._pool(reference)
         try:
             pool.load_weights(self.learner.weights(), first_step)
-            loop = Loop(
+            kind = OverlappedLoop if recipe.rl.max_weight_lag else Loop
+            loop = kind(
                 recipe=recipe,
                 task=self.prepared.task,
                 sets=self.prepared.sets,
@@ -116,7 +118,8 @@ class Training:
         # Late: `runtime: inline` must work without Ray.
         from samepath.rollout.pool.ray_pool import RayPool
 
-        return RayPool(reference.resolve(), engine, workers, import_path(recipe_dir), placement)
+        steady = recipe.rl.max_weight_lag > 0
+        return RayPool(reference.resolve(), engine, workers, import_path(recipe_dir), placement, steady=steady)
 
     def _train(self, loop: Loop, first_step: int) -> None:
         """The steps, and the beginning of a checkpoint of the last one."""

@@ -45,6 +45,33 @@ class _Outcome(Generic[Answer]):
         return True
 
 
+class Begun(Generic[Answer]):
+    """A call that runs in a thread of its own from now on, while the caller does something else. The thread ends with the call alone."""
+
+    def __init__(self, of: str, call: Callable[[], Answer]) -> None:
+        """`of` names the code that it enters."""
+        self._outcome: _Outcome[Answer] = _Outcome()
+
+        def body() -> None:
+            with self._outcome:
+                self._outcome.value = call()
+
+        threading.Thread(target=body, name=f"samepath-{of}", daemon=True).start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come back."""
+        return self._outcome.known.is_set()
+
+    def result(self, wait_s: float) -> Answer:
+        """What it returned, or raises what it raised. Raises TimeoutError if that is not known within `wait_s`."""
+        if not self._outcome.known.wait(wait_s):
+            raise TimeoutError(f"no answer for {wait_s:g} s")
+        if self._outcome.error is not None:
+            raise self._outcome.error
+        return self._outcome.value
+
+
 def nothing() -> None:
     """Look at nothing."""
 

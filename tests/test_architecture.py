@@ -50,8 +50,10 @@ HOUSE: dict[str, str] = {
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
-        validate/ preparation resume saving
+        validate/ preparation resume saving feed
+        rollout_stream
         loop
+        overlapped_loop
         training
         run
         preview preview_conversation measure
@@ -82,7 +84,7 @@ MAX_KERNEL_LINES = 110
 """A kernel cannot be cut like other functions: what its parts share would be copied by every call, and its arguments alone take 20 lines."""
 MAX_LOOP_LINES = 100
 """The training loop alone, a function of rl/loop.py or rl/run.py, may be this long."""
-LOOP_FILES = {"rl/loop.py", "rl/run.py"}
+LOOP_FILES = {"rl/loop.py", "rl/overlapped_loop.py", "rl/run.py"}
 ENVIRONMENT_FILES = {"rl/machine.py", "kernels/mkl_mode.py", "rewards/sandbox/environment.py"}
 """The second sets and reads MKL's mode alone, which must stand before the first product of anybody who imports a kernel."""
 LIGHT_PACKAGES = {"pydantic", "pydantic_core", "yaml", "psutil", "typer", "rich"}

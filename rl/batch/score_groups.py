@@ -52,6 +52,11 @@ class GroupScorer:
                 )
                 self._pending[group.group_id, rollout.sample_index] = self._runner.submit(request)
 
+    def known(self, group: Group) -> bool:
+        """Whether every score of a group that was submitted is there: `collect` does not wait for it."""
+        keys = [(rollout.group_id, rollout.sample_index) for rollout in group.rollouts]
+        return all(self._pending[key].done() for key in keys if key in self._pending)
+
     def collect(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their scores. The runner's own limits bound the wait: every future ends as a typed status.
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from samepath.rl.recipe.advantage import AdvantageSettings, TruncationSettings
 from samepath.rl.recipe.objective import ObjectiveSettings
+from samepath.rollout.pool.settings import OnNewWeights
 
 
 class AlgorithmSettings(BaseModel):
@@ -28,6 +29,18 @@ class AlgorithmSettings(BaseModel):
     group_size: int = Field(8, ge=2, description="G, samples of each prompt; at least 2 so that rewards can be centred")
     updates_per_rollout: int = Field(
         2, ge=1, description="mini-batches, one optimiser step each, that a rollout batch is split into by groups"
+    )
+    max_weight_lag: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="K, versions that weights may be behind the learner's when their tokens are trained. 0: sampling and learning take turns; "
+        "from 1 on rollout workers sample while the learner learns, K steps ahead of it at most (needs `runtime: ray`)",
+    )
+    on_new_weights: OnNewWeights = Field(
+        "finish",
+        description="with max_weight_lag ≥ 1, for samples that are under way when weights come: `finish` lets them end on the old ones, `continue` "
+        "goes on behind the keys of the old ones, `recompute` behind a context that the new ones compute anew, which alone is exact",
     )
     keep_routing: Literal["sampler", "learner", "off"] = Field(
         "sampler",

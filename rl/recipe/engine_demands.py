@@ -47,6 +47,8 @@ def unmet_demands(use: EngineUse) -> list[str]:
         problems += filter(None, [gap_problem(use.engine, use.model)])
     if rl.trains:
         problems += filter(None, [correction_problem(use)])
+    if rl.trains and rl.max_weight_lag:
+        problems += lag_problems(use)
     return problems
 
 
@@ -82,6 +84,9 @@ def demands(use: EngineUse) -> Iterator[tuple[str, Capability]]:
         yield "task.kind=environment goes on from what was read and drawn before", Capability.CONVERSATIONS
     if use.runtime == "inline":
         yield "runtime=inline", Capability.INLINE
+    if rl.trains and rl.max_weight_lag:
+        asked = f"rl.on_new_weights={rl.on_new_weights} with rl.max_weight_lag={rl.max_weight_lag}"
+        yield asked, Capability[rl.on_new_weights.upper()]
 
 
 def gap_problem(engine: AnyEngine, model: NewModel | CheckpointModel) -> str:
@@ -107,6 +112,37 @@ def gap_problem(engine: AnyEngine, model: NewModel | CheckpointModel) -> str:
         f"rl.max_gap_at_lag_0=0 asks for log-probabilities equal to the learner's to the last bit: {reason}. "
         f"Set rl.max_gap_at_lag_0={hint} and watch policy/gap_at_lag_0."
     )
+
+
+def lag_problems(use: EngineUse) -> list[str]:
+    """What cannot go with sampling while learning."""
+    rl, problems = use.rl, []
+    asked = f"rl.max_weight_lag={rl.max_weight_lag}"
+    if use.runtime == "inline":
+        problems.append(
+            f"{asked} samples while the learner learns, in other processes; runtime: inline has one. Set runtime=ray, or rl.max_weight_lag=0."
+        )
+    if rl.on_new_weights == "continue" and rl.max_gap_at_lag_0 == 0:
+        problems.append(
+            "rl.on_new_weights=continue draws tokens behind keys of older weights, so that no learner scores them alike, and "
+            "rl.max_gap_at_lag_0=0 stops the run for that. Set rl.on_new_weights=recompute or finish, or a limit that policy/gap_at_lag_0 stays below."
+        )
+    if rl.on_new_weights == "recompute" and use.conversations:
+        problems.append(
+            "rl.on_new_weights=recompute cuts an answer into segments, which conversations (task.kind: environment) do not take yet. "
+            "Set rl.on_new_weights=finish or continue."
+        )
+    objective = rl.objective
+    if (
+        objective.old_policy == "learner"
+        and objective.importance.mode == "none"
+        and not objective.off_policy_mask.enabled
+    ):
+        problems.append(
+            f"{asked} trains on tokens of older weights, and nothing here corrects for it: rl.objective.old_policy=learner divides by the learner's own "
+            "probabilities. Set rl.objective.old_policy=sampler, rl.objective.importance.mode=truncated or rl.objective.off_policy_mask.enabled=true."
+        )
+    return problems
 
 
 def correction_problem(use: EngineUse) -> str:

@@ -41,7 +41,8 @@ def finished_rollout(
 ) -> Rollout:
     """Collect tokens, log-probabilities, routes, supports and fingerprints of a sample: a segment for all, or one for each of its weights
     where these computed its context anew."""
-    drawn, parts = len(sampled.token_ids), []
+    drawn = len(sampled.token_ids)
+    parts: list[SegmentParts] = []
     for cut in sample.cuts:
         parts.append(_parts(sample, _drawn_by(sample, len(parts)), cut.drawn, cut.record, "weights"))
     first = _drawn_by(sample, len(parts))

@@ -1,5 +1,7 @@
 """Where groups are sampled: the interface of a pool of rollout workers, and the pool of one worker in this process."""
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +13,7 @@ from torch import Tensor
 from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_settings import EngineSettings, describe
 from samepath.rollout.environments.request import Request
-from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.types import Group
 
@@ -28,8 +30,20 @@ def worker_environment(
     return {**threads, **describe(engine).environment(engine), **environment}
 
 
+SLICE_S = 2.0
+"""Longest time that one call works before it reports."""
+
+
 class RolloutPool(Protocol):
     """Samples groups with the weights it was given last."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Take requests to be sampled, in this order, and return at once."""
+        ...
+
+    def poll(self, wait_s: float) -> list[Group]:
+        """Groups that were finished since the last call; without any, waits for the first, `wait_s` seconds at most."""
+        ...
 
     def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order; `on_group` is called as each is finished."""
@@ -37,6 +51,14 @@ class RolloutPool(Protocol):
 
     def load_weights(self, tensors: Weights, version: int) -> None:
         """Hand new weights to every worker before any further sampling."""
+        ...
+
+    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+        """Hand new weights to every worker while samples are under way; whatever is submitted later is sampled with them."""
+        ...
+
+    def idle_s(self) -> float:
+        """Seconds since the pool was made in which a worker had nothing to sample, mean over the workers."""
         ...
 
     def statistics(self) -> dict[str, float]:
@@ -48,7 +70,58 @@ class RolloutPool(Protocol):
         ...
 
 
-class InlinePool:
+class IdleClock:
+    """Seconds in which one worker had nothing to do."""
+
+    def __init__(self) -> None:
+        self._total_s, self._since = 0.0, time.monotonic()
+        self._idle = True
+
+    def set(self, *, idle: bool) -> None:
+        """Say whether it has nothing to do from now on."""
+        now = time.monotonic()
+        self._total_s, self._since, self._idle = self._total_s + (now - self._since) * self._idle, now, idle
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._total_s + (time.monotonic() - self._since) * self._idle
+
+
+class PolledPool(ABC):
+    """What pools have in common: `sample` waits for its own groups and keeps others that end meanwhile for the next `poll`."""
+
+    def __init__(self) -> None:
+        self._others: list[Group] = []
+
+    @abstractmethod
+    def submit(self, requests: Sequence[Request]) -> None:
+        """See `RolloutPool.submit`."""
+
+    @abstractmethod
+    def _poll(self, wait_s: float) -> list[Group]:
+        """See `RolloutPool.poll`."""
+
+    def poll(self, wait_s: float) -> list[Group]:
+        """See `RolloutPool.poll`."""
+        others, self._others = self._others, []
+        return others or self._poll(wait_s)
+
+    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
+        """Answer all requests, in request order. Groups that were finished before a worker failed are kept."""
+        self.submit(requests)
+        wanted, done = {request.group_id for request in requests}, dict[str, Group]()
+        while len(done) < len(requests):
+            for group in self._poll(SLICE_S):
+                if group.group_id in wanted:
+                    done[group.group_id] = group
+                    on_group(group)
+                else:
+                    self._others.append(group)
+        return [done[request.group_id] for request in requests]
+
+
+class InlinePool(PolledPool):
     """One worker in this process: for debugging, notebooks and machines without Ray."""
 
     def __init__(
@@ -58,22 +131,36 @@ class InlinePool:
             raise ValueError(
                 f"engine.kind {engine.kind} changes the process it lives in, so not this one: use ProcessPool"
             )
+        super().__init__()
         self._worker = RolloutWorker(model_folder, engine, settings.threads, placement)
+        self._fresh: list[Request] = []
+        self._clock = IdleClock()
 
-    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
-        """Answer all requests, in request order."""
-        done: dict[str, Group] = {}
-        pending: Sequence[Request] = requests
-        while len(done) < len(requests):
-            for group in self._worker.work(pending, slice_s=1.0):
-                done[group.group_id] = group
-                on_group(group)
-            pending = ()
-        return [done[request.group_id] for request in requests]
+    def submit(self, requests: Sequence[Request]) -> None:
+        """See `RolloutPool.submit`; they are worked on while somebody polls."""
+        self._fresh += requests
+
+    def _poll(self, wait_s: float) -> list[Group]:
+        fresh, self._fresh = self._fresh, []
+        self._clock.set(idle=False)
+        groups = self._worker.work(fresh, wait_s)
+        self._clock.set(idle=True)
+        return groups
 
     def load_weights(self, tensors: Weights, version: int) -> None:
         """Copy the weights into the worker's model."""
         self._worker.load_weights(tensors, version)
+
+    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+        """See `RolloutPool.offer_weights`."""
+        # What was submitted before is sampled with the weights before.
+        fresh, self._fresh = self._fresh, []
+        self._others += self._worker.work(fresh, 0.0)
+        self._worker.load_weights(tensors, version, on_new_weights)
+
+    def idle_s(self) -> float:
+        """See `RolloutPool.idle_s`: whenever nobody polls."""
+        return self._clock.seconds
 
     def statistics(self) -> dict[str, float]:
         """The worker's totals."""
@@ -81,4 +168,5 @@ class InlinePool:
 
     def close(self) -> None:
         """Drop unfinished work."""
+        self._fresh = []
         self._worker.abort()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,11 @@ from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import Request
-from samepath.rollout.pool.pool import Weights
+from samepath.rollout.pool.pool import IdleClock, PolledPool, Weights
 from samepath.rollout.pool.process_calls import Answer, Call
-from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.types import Group
 
-SLICE_S = 2.0
-"""Longest time that one call works before it reports."""
 END_WAIT_S = 10.0
 """Longest wait for a killed child to go."""
 MAX_OUTPUT_CHARS = 2000
@@ -109,13 +107,17 @@ class _Child:
         self._output.close()
 
 
-class ProcessPool:
+class ProcessPool(PolledPool):
     """One rollout worker beside this process; a dead or silent one is replaced and its groups run again."""
 
     def __init__(
         self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
     ) -> None:
         """Start the worker in exactly `environment`. Raises RolloutPoolError with the reason if it does not start."""
+        super().__init__()
+        self._fresh: list[Request] = []
+        self._pending: dict[str, Request] = {}
+        self._clock = IdleClock()
         self._start_arguments = (model_folder.resolve(), engine, settings.threads)
         self._settings, self._environment = settings, environment
         self._weights: tuple[Mapping[str, NDArray[np.float32]], int] | None = None
@@ -126,30 +128,43 @@ class ProcessPool:
         """Operating-system process of the worker, for people and fault tests."""
         return [self._call("process_id")]
 
-    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
-        """Answer all requests, in request order. Groups that were finished before a failure are kept."""
-        done: dict[str, Group] = {}
-        fresh: Sequence[Request] = requests
-        while len(done) < len(requests):
-            try:
-                groups = self._child.call("work", fresh, SLICE_S, timeout_s=self._settings.stall_timeout_s)
-            except WorkerLostError as error:
-                self._replace(str(error))
-                fresh = [request for request in requests if request.group_id not in done]
-                continue
-            fresh = ()
-            for group in groups:
-                done[group.group_id] = group
-                on_group(group)
-        return [done[request.group_id] for request in requests]
+    def submit(self, requests: Sequence[Request]) -> None:
+        """See `RolloutPool.submit`; they are worked on while somebody polls."""
+        self._fresh += requests
+        self._pending |= {request.group_id: request for request in requests}
+
+    def _poll(self, wait_s: float) -> list[Group]:
+        fresh, self._fresh = self._fresh, []
+        self._clock.set(idle=False)
+        try:
+            groups: list[Group] = self._child.call("work", fresh, wait_s, timeout_s=self._settings.stall_timeout_s)
+        except WorkerLostError as error:
+            self._replace(str(error))
+            return []
+        finally:
+            self._clock.set(idle=True)
+        for group in groups:
+            del self._pending[group.group_id]
+        return groups
 
     def load_weights(self, tensors: Weights, version: int) -> None:
         """Hand the weights to the worker, and a copy to whatever replaces it: the learner changes its own in place."""
+        self.offer_weights(tensors, version, "continue")
+
+    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+        """See `RolloutPool.offer_weights`."""
         self._weights = ({name: np.array(array, np.float32) for name, array in tensors.items()}, version)
+        if self._fresh:
+            # What was submitted before is sampled with the weights before.
+            self._others += self._poll(0.0)
         try:
-            self._child.call("load_weights", *self._weights, timeout_s=self._settings.stall_timeout_s)
+            self._child.call("load_weights", *self._weights, on_new_weights, timeout_s=self._settings.stall_timeout_s)
         except WorkerLostError as error:
             self._replace(str(error))
+
+    def idle_s(self) -> float:
+        """See `RolloutPool.idle_s`: whenever nobody polls."""
+        return self._clock.seconds
 
     def statistics(self) -> dict[str, float]:
         """The worker's totals since it was started; of one that does not answer, `replaced_workers` alone."""
@@ -182,8 +197,9 @@ class ProcessPool:
         return child
 
     def _replace(self, reason: str) -> None:
-        """Start a fresh worker with the current weights."""
+        """Start a fresh worker with the current weights; what was not finished runs again."""
         self._child.end()
+        self._fresh = list(self._pending.values())
         self._replaced += 1
         if self._replaced > self._settings.max_replacements:
             raise RolloutPoolError(

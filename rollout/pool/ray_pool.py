@@ -5,7 +5,7 @@ Ray is imported here, in `ray_calls.py` and in `rl/learner/ray_*.py` only, becau
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import Request
-from samepath.rollout.pool.pool import Weights, worker_environment
+from samepath.rollout.pool.pool import SLICE_S, IdleClock, PolledPool, Weights, worker_environment
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
-from samepath.rollout.pool.settings import RolloutSettings
+from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
+from samepath.rollout.pool.steady_worker import SteadyWorker
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.types import Group
 
-SLICE_S = 2.0
-"""Longest time that one call on an actor works before it reports."""
+STEADY_SLICE_S = 0.2
+"""The same of a steady worker, whose engine goes on between the calls: how long new groups and weights may have to wait for their turn."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,10 +35,13 @@ class _Actor:
     handle: Any
     groups: dict[str, Request] = field(default_factory=dict)
     call: Any = None
+    loading: list[Any] = field(default_factory=list)
+    """Calls that hand it weights, as far as they have not been heard of."""
     last_answer_s: float = 0.0
+    clock: IdleClock = field(default_factory=IdleClock)
 
 
-class RayPool:
+class RayPool(PolledPool):
     """Rollout actors with an engine each. Equal seeds give equal samples on any actor, so a group may be run again anywhere."""
 
     def __init__(
@@ -47,7 +51,14 @@ class RayPool:
         settings: RolloutSettings,
         environment: Mapping[str, str],
         placement: Placement = ON_CPU,
+        *,
+        steady: bool = False,
     ) -> None:
+        """`steady`: engines go on while nobody polls (`SteadyWorker`)."""
+        super().__init__()
+        self._worker_class = SteadyWorker if steady else RolloutWorker
+        self._slice_s = STEADY_SLICE_S if steady else SLICE_S
+        self._queue = deque[Request]()
         self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
         self._environment = worker_environment(engine, settings, environment)
         self._weights: tuple[Any, int] | None = None
@@ -64,45 +75,56 @@ class RayPool:
             for actor in self._actors
         ]
 
-    def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
-        """Answer all requests, in request order. Groups that were finished before a failure are kept."""
-        queue, done = deque(requests), dict[str, Group]()
-        while len(done) < len(requests):
-            for actor in self._actors:
-                if actor.call is None:
-                    self._give_work(actor, queue)
-            calls = {actor.call: actor for actor in self._actors if actor.call is not None}
-            ready = self._first_ready(list(calls))
-            for call in ready:
-                for group in self._collect(calls[call], queue):
-                    done[group.group_id] = group
-                    on_group(group)
-            for actor in self._actors:
-                if actor.call is not None and time.monotonic() - actor.last_answer_s > self._settings.stall_timeout_s:
-                    self._replace(
-                        actor,
-                        queue,
-                        f"gave no answer for {self._settings.stall_timeout_s:.0f} s while sampling {sorted(actor.groups)}",
-                    )
-        return [done[request.group_id] for request in requests]
+    def submit(self, requests: Sequence[Request]) -> None:
+        """See `RolloutPool.submit`: actors get them at once, as far as they have room."""
+        self._queue += requests
+        for actor in self._actors:
+            if actor.call is None:
+                self._give_work(actor)
+
+    def _poll(self, wait_s: float) -> list[Group]:
+        for actor in self._actors:
+            self._heard(actor)
+            if actor.call is None:
+                self._give_work(actor)
+        calls = {actor.call: actor for actor in self._actors if actor.call is not None}
+        if not calls:
+            time.sleep(wait_s)
+        groups = [group for call in self._first_ready(list(calls), wait_s) for group in self._collect(calls[call])]
+        limit_s = self._settings.stall_timeout_s
+        for actor in self._actors:
+            if actor.call is not None and time.monotonic() - actor.last_answer_s > limit_s:
+                self._replace(actor, f"gave no answer for {limit_s:.0f} s while sampling {sorted(actor.groups)}")
+            elif actor.call is None:
+                self._give_work(actor)
+        return groups
 
     def load_weights(self, tensors: Weights, version: int) -> None:
         """Wait until every actor serves the weights, which stand in the object store once for all of them."""
+        self.offer_weights(tensors, version, "continue")
+        for actor in self._actors:
+            while actor.loading:
+                self._loaded(actor, actor.loading.pop(0))
+
+    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+        """See `RolloutPool.offer_weights`. An actor takes its calls in order, so what is handed to it later is sampled with these weights."""
         limit_s = self._settings.stall_timeout_s
         reference = tensors
         if not isinstance(tensors, ray.ObjectRef):
             reference = ask("Ray's object store to take the weights", limit_s, lambda: ray.put(dict(tensors)))
-        self._weights = weights = (reference, version)
+        self._weights = (reference, version)
+        arguments = (reference, version, on_new_weights)
         calls = ask(
             "Ray to hand the weights to the workers",
             limit_s,
-            lambda: [(actor, actor.handle.load_weights.remote(*weights)) for actor in self._actors],
+            lambda: [actor.handle.load_weights.remote(*arguments) for actor in self._actors],
         )
-        for actor, call in calls:
-            try:
-                self._result(f"a worker to load weight version {version}", call, limit_s)
-            except (RayActorError, GetTimeoutError) as error:
-                self._replace(actor, deque(), f"failed to load weight version {version}: {type(error).__name__}")
+        for actor, call in zip(self._actors, calls, strict=True):
+            actor.loading.append(call)
+
+    def idle_s(self) -> float:
+        """See `RolloutPool.idle_s`."""
+        return sum(actor.clock.seconds for actor in self._actors) / len(self._actors)
 
     def statistics(self) -> dict[str, float]:
         """Sums over the living actors (and the last known totals of replaced ones)."""
@@ -124,7 +146,7 @@ class RayPool:
     def _start(self) -> _Actor:
         gpus = self._settings.gpus if self._placement.device == "cuda" else 0
         options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
-        remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(RolloutWorker)
+        remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(self._worker_class)
         handle = ask(
             "Ray to take the order for a rollout worker",
             self._settings.start_timeout_s,
@@ -144,9 +166,9 @@ class RayPool:
                 f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}{stopped()}"
             ) from error
 
-    def _give_work(self, actor: _Actor, queue: deque[Request]) -> None:
+    def _give_work(self, actor: _Actor) -> None:
         """Fill the actor up to its engine's rows and a few groups more, then let it work for a slice."""
-        fresh = []
+        fresh, queue = [], self._queue
         share = -(-(len(queue) + sum(len(other.groups) for other in self._actors)) // len(self._actors))
         while queue and len(actor.groups) < share:
             rows = sum(len(request.seeds) for request in actor.groups.values())
@@ -156,27 +178,47 @@ class RayPool:
             actor.groups[request.group_id] = request
             fresh.append(request)
         if actor.groups:
-            work = actor.handle.work
+            work, slice_s = actor.handle.work, self._slice_s
             actor.call = ask(
-                "Ray to hand groups to a worker", self._settings.stall_timeout_s, lambda: work.remote(fresh, SLICE_S)
+                "Ray to hand groups to a worker", self._settings.stall_timeout_s, lambda: work.remote(fresh, slice_s)
             )
             actor.last_answer_s = time.monotonic()
+        actor.clock.set(idle=not actor.groups)
 
-    def _collect(self, actor: _Actor, queue: deque[Request]) -> list[Group]:
+    def _heard(self, actor: _Actor) -> None:
+        """Raise what handing over weights raised, and let go of calls that have their result."""
+        if not actor.loading:
+            return
+        calls = list(actor.loading)
+        ready, _ = ask("a worker", SLICE_S, lambda: ray.wait(calls, num_returns=len(calls), timeout=0))
+        for call in ready:
+            if call in actor.loading:
+                actor.loading.remove(call)
+                self._loaded(actor, call)
+
+    def _loaded(self, actor: _Actor, call: Any) -> None:
+        """Wait for a call that hands over weights; an actor that does not take them is replaced."""
+        try:
+            self._result("a worker to load weights", call, self._settings.stall_timeout_s)
+        except (RayActorError, GetTimeoutError) as error:
+            self._replace(actor, f"failed to load weights: {type(error).__name__}")
+
+    def _collect(self, actor: _Actor) -> list[Group]:
         try:
             groups: list[Group] = self._result("a worker's groups", actor.call, self._settings.stall_timeout_s)
         except RayActorError as error:
-            self._replace(actor, queue, f"died ({type(error).__name__})")
+            self._replace(actor, f"died ({type(error).__name__})")
             return []
         except GetTimeoutError:
-            self._replace(actor, queue, f"has groups that cannot be fetched{stopped()}")
+            self._replace(actor, f"has groups that cannot be fetched{stopped()}")
             return []
         actor.call = None
         for group in groups:
             del actor.groups[group.group_id]
+        actor.clock.set(idle=not actor.groups)
         return groups
 
-    def _replace(self, actor: _Actor, queue: deque[Request], reason: str) -> None:
+    def _replace(self, actor: _Actor, reason: str) -> None:
         """Start a fresh actor with the current weights; the old one's unfinished groups go back to the front of the queue."""
         self._replaced += 1
         if self._replaced > self._settings.max_replacements:
@@ -185,14 +227,17 @@ class RayPool:
                 "Look at its log in the Ray session folder; too little memory is the usual cause."
             )
         end_actor(actor.handle)
-        queue.extendleft(reversed(list(actor.groups.values())))
+        self._queue.extendleft(reversed(list(actor.groups.values())))
         fresh = self._start()
         self._await_start(fresh)
         actor.handle, actor.groups, actor.call, actor.last_answer_s = fresh.handle, {}, None, time.monotonic()
+        actor.loading = []
 
-    def _first_ready(self, calls: Sequence[Any]) -> list[Any]:
-        """The first of the calls that has its result, or none after a slice."""
-        ready, _ = ask("a rollout worker", SLICE_S, lambda: ray.wait(list(calls), num_returns=1, timeout=SLICE_S))
+    def _first_ready(self, calls: Sequence[Any], wait_s: float) -> list[Any]:
+        """The first of the calls that has its result, or none after `wait_s`."""
+        if not calls:
+            return []
+        ready, _ = ask("a rollout worker", wait_s, lambda: ray.wait(list(calls), num_returns=1, timeout=wait_s))
         return list(ready)
 
     def _get(self, what: str, method: Any, limit_s: float, *arguments: Any) -> Any:

@@ -1,6 +1,12 @@
 """Settings of the rollout workers."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+OnNewWeights = Literal["finish", "continue", "recompute"]
+"""What becomes of samples that are under way when weights come: they end on the old ones and only then these are taken, they go on behind
+their old keys, or they go on behind a context that the new weights computed."""
 
 
 class RolloutSettings(BaseModel):

@@ -15,14 +15,12 @@ from vllm.v1.engine import FinishReason
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
 from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group, Prompt
-from samepath.rollout.vllm.description import VllmEngineDescription
 from samepath.rollout.vllm.published_weights import PublishedWeights
 from samepath.rollout.vllm.record import bind_routes, recorded_rollout
 from samepath.rollout.vllm.settings import VllmSettings
@@ -140,7 +138,9 @@ class VllmEngine(SteppedEngine):
         ValueError for `recompute`, because its records hold one set of routes for all weights that an answer was drawn with.
         """
         if recompute:
-            raise ValueError(f"{VllmEngineDescription.cells[Capability.RECOMPUTE].note}; set rl.on_new_weights=finish")
+            raise ValueError(
+                "engine.kind vllm records one set of routes for all weights that an answer was drawn with; set rl.on_new_weights=finish"
+            )
         self._llm.collective_rpc("samepath_load", args=(self._weights.checked(tensors),))
         self._llm.reset_prefix_cache(reset_running_requests=True)
         self._llm.set_weight_version(str(version))

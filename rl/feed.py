@@ -1,0 +1,63 @@
+"""Which groups are asked for, and when: a function of the recipe and a group's number alone, so that no group is ever too old to be trained."""
+
+from dataclasses import dataclass
+
+from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.tasks.requests import train_request
+from samepath.rl.tasks.row import Task
+from samepath.rollout.environments.request import Request
+from samepath.rollout.seeds import seed_of
+from samepath.rollout.types import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """The endless order of groups: number n is the (n mod P)-th of step ⌊n / P⌋.
+
+    Example:
+        feed.request(35).group_id == "s3-g3"  # with 16 prompts a step
+    """
+
+    recipe: Recipe
+    """Its seed, sampling, group size and prompts a step (P) count."""
+    task: Task
+    """Whose rows are asked."""
+    tokenizer: Tokenizer
+    """Encodes them."""
+
+    def request(self, number: int) -> Request | Group:
+        """The group of a number with a seed for every sample; where its row cannot be asked, the group of its failed samples."""
+        rl, seed = self.recipe.rl, self.recipe.seed
+        step, index = divmod(number, rl.prompts_per_step)
+        return train_request(
+            self.task,
+            number,
+            self.tokenizer,
+            self.recipe.sampling,
+            f"s{step + 1}-g{index}",
+            tuple(seed_of(seed, step, index, sample) for sample in range(rl.group_size)),
+        )
+
+    def batch(self, step: int) -> range:
+        """Numbers of the groups that a step trains on."""
+        return batch_of(step, self.recipe.rl.prompts_per_step)
+
+    def limit(self, version: int) -> int:
+        """Numbers below this may be handed out to engines that have this version, or get it before: see `admitted`."""
+        rl = self.recipe.rl
+        return admitted(version, rl.prompts_per_step, rl.max_weight_lag, rl.steps)
+
+
+def batch_of(step: int, prompts_per_step: int) -> range:
+    """Numbers of the groups that a step trains on."""
+    return range(step * prompts_per_step, (step + 1) * prompts_per_step)
+
+
+def admitted(version: int, prompts_per_step: int, max_weight_lag: int, steps: int) -> int:
+    """How many groups, by number, may have been handed out when engines sample with `version`.
+
+    Step s learns with version s, so tokens of `version` that it trains are s − version old, at most K = `max_weight_lag`: those of the steps up
+    to version + K. While the learner has this version itself, (K + 1)·P groups are under way or wait.
+    """
+    return prompts_per_step * min(version + max_weight_lag + 1, steps)

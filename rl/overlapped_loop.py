@@ -1,0 +1,92 @@
+"""The loop of a run that samples while it learns (`rl.max_weight_lag` ≥ 1): rollout workers are `max_weight_lag` steps ahead at most.
+
+workers   ├─ groups of step 2, weights 0 ─┤├─ groups of step 3, weights 1 ─┤
+learner   ├─ learns step 1 ─┤─ waits ─────┤├─ learns step 2 ─┤
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from samepath.rl.batch.score_groups import training_batch
+from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.feed import Feed
+from samepath.rl.loop import Loop, PhaseClock, speeds
+from samepath.rl.rollout_stream import RolloutStream
+from samepath.rollout.bounded_call import Begun
+
+LOOK_S = 0.02
+"""How often the driver looks at sampler and learner, seconds."""
+
+
+@dataclass(slots=True)
+class _SinceLast:
+    """When the step before was done, and for how long workers had been idle by then."""
+
+    time_s: float = 0.0
+    idle_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlappedLoop(Loop):
+    """As `Loop`, but for how a step comes about: evaluations, checkpoints and records are the same."""
+
+    stream: RolloutStream = field(init=False)
+    _since: _SinceLast = field(default_factory=_SinceLast, init=False)
+
+    def __post_init__(self) -> None:
+        feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
+        stream = RolloutStream(
+            feed=feed, pool=self.pool, scorer=self.scorer, on_new_weights=self.recipe.rl.on_new_weights
+        )
+        object.__setattr__(self, "stream", stream)
+
+    def one_step(self, step: int) -> dict[str, float]:
+        """Learn from the next groups by number while later ones are sampled; returns the step's metrics."""
+        clock = PhaseClock(self.display)
+        if not self._since.time_s:
+            self._measured()
+            self.stream.begin(step)
+
+        clock.start("waiting")
+        groups = self.stream.batch(step, LOOK_S)
+        self._warn(self.notices.failures(groups))
+        batch, advantages_by_group = training_batch(groups, self.recipe.rl)
+
+        clock.start("learning")
+        self.interruption.hold()
+        report = self._learned(batch)
+
+        clock.start("syncing")
+        self.stream.offer(self.learner.weights(), step + 1)
+
+        clock.start("recording")
+        metrics = self.recorded(step, groups, advantages_by_group, batch, report)
+        seconds = clock.stop()
+        wall_s, idle_s = self._measured()
+        return {
+            **metrics,
+            **speeds(groups, batch, seconds, sampling_s=wall_s),
+            "rollout/idle_s": idle_s,
+            "rollout/idle_share": min(1.0, idle_s / max(wall_s, 1e-9)),
+            "rollout/groups_waiting": float(self.stream.waiting),
+            "rollout/groups_under_way": float(self.stream.under_way),
+            "learner/idle_s": max(0.0, wall_s - seconds["learning"]),
+            "learner/idle_share": max(0.0, 1 - seconds["learning"] / max(wall_s, 1e-9)),
+        }
+
+    def _learned(self, batch: TrainBatch | None) -> UpdateReport | None:
+        """The updates on a batch, while the sampler is looked after."""
+        if batch is None:
+            self.learner.advance()
+            return None
+        update = Begun("update", lambda: self.learner.update(batch))
+        while not update.done:
+            self.stream.pump(LOOK_S)
+        return update.result(0.0)
+
+    def _measured(self) -> tuple[float, float]:
+        """Seconds since the last call, and those of them in which workers had nothing to sample."""
+        now, idle_s = time.perf_counter(), self.pool.idle_s()
+        before = _SinceLast(self._since.time_s, self._since.idle_s)
+        self._since.time_s, self._since.idle_s = now, idle_s
+        return now - before.time_s, idle_s - before.idle_s

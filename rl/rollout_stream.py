@@ -1,0 +1,74 @@
+"""Groups that are sampled ahead of the learner: handed out as the feed allows, scored as they end, taken in the order of their numbers."""
+
+from dataclasses import dataclass, field
+
+from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.feed import Feed
+from samepath.rollout.pool.pool import RolloutPool, Weights
+from samepath.rollout.pool.settings import OnNewWeights
+from samepath.rollout.types import Group
+
+
+@dataclass(slots=True, kw_only=True)
+class RolloutStream:
+    """The groups from the feed to the learner. Nothing is dropped: whatever was handed out is trained."""
+
+    feed: Feed
+    pool: RolloutPool
+    scorer: GroupScorer
+    on_new_weights: OnNewWeights
+    _version: int = field(default=0, init=False)
+    """The newest that the pool was given."""
+    _next: int = field(default=0, init=False)
+    """Number of the group that is handed out next."""
+    _under_way: dict[str, int] = field(default_factory=dict, init=False)
+    """Number of each group that is being sampled, by its id."""
+    _finished: dict[int, Group] = field(default_factory=dict, init=False)
+    """Groups that wait to be trained, by number."""
+
+    def begin(self, step: int) -> None:
+        """Go on with the groups of `step`, whose weights the pool has."""
+        self._version, self._next = step, self.feed.batch(step).start
+        self._hand_out()
+
+    def pump(self, wait_s: float) -> None:
+        """Take what has ended; waits for the first group, `wait_s` seconds at most."""
+        for group in self.pool.poll(wait_s):
+            self._finished[self._under_way.pop(group.group_id)] = group
+            self.scorer.submit(group)
+
+    def batch(self, step: int, wait_s: float) -> list[Group]:
+        """The scored groups of a step, in order; waits for them, and looks every `wait_s` seconds. Raises what pool and scorer raise."""
+        wanted = self.feed.batch(step)
+        while not all(number in self._finished and self.scorer.known(self._finished[number]) for number in wanted):
+            self.pump(wait_s)
+        return self.scorer.collect([self._finished.pop(number) for number in wanted])
+
+    def offer(self, weights: Weights, version: int) -> None:
+        """Hand new weights to the pool, and the groups that they allow."""
+        self.pool.offer_weights(weights, version, self.on_new_weights)
+        self._version = version
+        self._hand_out()
+
+    @property
+    def waiting(self) -> int:
+        """Groups that have ended and are not trained yet."""
+        return len(self._finished)
+
+    @property
+    def under_way(self) -> int:
+        """Groups that were handed out and have not ended."""
+        return len(self._under_way)
+
+    def _hand_out(self) -> None:
+        requests, limit = [], self.feed.limit(self._version)
+        for number in range(self._next, limit):
+            request = self.feed.request(number)
+            if isinstance(request, Group):
+                self._finished[number] = request
+            else:
+                self._under_way[request.group_id] = number
+                requests.append(request)
+        self._next = max(self._next, limit)
+        if requests:
+            self.pool.submit(requests)
