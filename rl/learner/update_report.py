@@ -59,7 +59,10 @@ class StepReport:
         """Before the first optimiser step: the gap at equal weights (see `LagZero.gap`)."""
         gap = self._lag_0.gap(limit)
         if gap is not None:
-            self._at_lag_0 = {"policy/gap_at_lag_0": gap.max_abs, "routing/flip_rate_at_lag_0": self._path.flip_rate}
+            self._at_lag_0 = {"policy/gap_at_lag_0": gap.max_abs}
+            if not self._weight_lag().any():
+                # Rows of older weights flip for another reason.
+                self._at_lag_0["routing/flip_rate_at_lag_0"] = self._path.flip_rate
         return gap
 
     def end_update(self, norms: GradientNorms) -> None:

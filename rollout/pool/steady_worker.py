@@ -44,6 +44,7 @@ class SteadyWorker(RolloutWorker):
         deadline = time.monotonic() + slice_s
         with self._changed:
             while not self._finished and not self._idle and time.monotonic() < deadline:
+                self._check()
                 self._wait(deadline - time.monotonic())
             self._check()
             finished, self._finished = self._finished, []
