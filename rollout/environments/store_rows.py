@@ -7,6 +7,7 @@ import random
 import string
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from samepath.model.text.conversation import JsonValue
 from samepath.rollout.environments.held_out import is_held_out
@@ -44,9 +45,9 @@ class StoreOptions:
     harder_share: float = 0.0
     """Share of rows, held-out ones too, that are harder in one of two ways, each as likely."""
     harder_depth: int = 2
-    """Pointers between one key of each question and its number, where chains are what is harder."""
+    """Pointers between one key of one question and its number, where a chain is what is harder."""
     harder_terms: int = 3
-    """Keys of each question, where these are what is harder."""
+    """Keys of one question, where these are what is harder."""
     tools: bool = True
     """False: nothing can be looked up."""
     noise: int = 0
@@ -83,7 +84,7 @@ class StoreOptions:
                 raise ValueError(f"{name} must be 0 to 1; got {getattr(self, name)}")
         if self.harder_share:
             self._check_harder()
-        asked = self.questions * (self.harder_terms if self.harder_share else self.terms)
+        asked = self.questions * self.terms + (self.harder_terms - self.terms if self.harder_share else 0)
         if asked > self.num_keys:
             raise ValueError(
                 f"num_keys must be at least {asked}, the different keys that a conversation asks for; got {self.num_keys}"
@@ -95,10 +96,15 @@ class StoreOptions:
                 f"harder_depth and harder_terms must be above depth {self.depth} and terms {self.terms}; got {self.harder_depth} and "
                 f"{self.harder_terms}"
             )
-        chains = self.harder_depth - 1 + self.questions
-        if chains > self.num_pointers:
+        if self.harder_depth > self.num_pointers:
             raise ValueError(
-                f"num_pointers must be at least {chains}, for a chain of {self.harder_depth} in each question; got {self.num_pointers}"
+                f"num_pointers must be at least {self.harder_depth}, for a chain of so many; got {self.num_pointers}"
+            )
+        # A chain's keys beyond `depth` are asked for in no other place.
+        needed = self.questions * self.terms - 1 + self.harder_depth - self.depth
+        if needed > self.num_keys:
+            raise ValueError(
+                f"num_keys must be at least {needed}, with chains of {self.harder_depth}; got {self.num_keys}"
             )
 
 
@@ -137,35 +143,41 @@ def question_text(keys: Sequence[str]) -> str:
 
 
 def draw_questions(
-    rng: random.Random, store: Store, *, depth: int, terms: int, questions: int, chains: bool = False
+    rng: random.Random,
+    store: Store,
+    *,
+    depth: int,
+    terms: Sequence[int],
+    deep: Mapping[int, int] = MappingProxyType({}),
 ) -> list[list[str]]:
-    """Questions on different keys, each at most `depth` pointers from its number; with `chains`, one of each exactly so many.
+    """Questions on different keys, question `q` on `terms[q]` of them, each at most `depth` pointers from its number.
 
-    Raises ValueError if the store has too few such keys.
+    But for one key of each question in `deep`, which is exactly `deep[q]` pointers, more than `depth`, from its number. Raises ValueError if the
+    store has too few such keys.
     """
+    asked: list[list[str]] = [[] for _ in terms]
+    for place, far in deep.items():
+        asked[place] += rng.sample([key for key in store if links(store, key) == far], 1)
+    places = [
+        place for turn in range(max(terms)) for place, count in enumerate(terms) if turn + len(asked[place]) < count
+    ]
     near = [key for key in store if links(store, key) <= depth]
-    deep = rng.sample([key for key in near if links(store, key) == depth], questions) if chains else []
-    others = rng.sample([key for key in near if key not in deep], terms * questions - len(deep))
-    asked = []
-    for place in range(questions):
-        keys = [*deep[place : place + 1], *others[place::questions]]
-        asked.append(rng.sample(keys, terms))
-    return asked
+    for place, key in zip(places, rng.sample(near, len(places))):
+        asked[place].append(key)
+    return [rng.sample(keys, len(keys)) for keys in asked]
 
 
 def _drawn(options: StoreOptions, rng: random.Random, row_id: str) -> EnvironmentRow:
     harder = rng.choice(("chain", "terms")) if rng.random() < options.harder_share else ""
-    chains = harder == "chain"
-    depth = options.harder_depth if chains else options.depth
-    store = _draw_store(rng, options, depth, num_deep=options.questions if chains else 0)
-    questions = draw_questions(
-        rng,
-        store,
-        depth=depth,
-        terms=options.harder_terms if harder == "terms" else options.terms,
-        questions=options.questions,
-        chains=chains,
-    )
+    terms, deep = [options.terms] * options.questions, {}
+    if harder:
+        place = rng.randrange(options.questions)
+        if harder == "chain":
+            deep[place] = options.harder_depth
+        else:
+            terms[place] = options.harder_terms
+    store = _draw_store(rng, options, chain=max(deep.values(), default=0))
+    questions = draw_questions(rng, store, depth=options.depth, terms=terms, deep=deep)
     data: dict[str, JsonValue] = {
         "store": {**store},
         "questions": [[*keys] for keys in questions],
@@ -184,17 +196,14 @@ def _drawn(options: StoreOptions, rng: random.Random, row_id: str) -> Environmen
     )
 
 
-def _draw_store(rng: random.Random, options: StoreOptions, depth: int, num_deep: int) -> Store:
-    """A store whose chains have at most `depth` pointers, `num_deep` of them exactly so many."""
+def _draw_store(rng: random.Random, options: StoreOptions, chain: int) -> Store:
+    """A store whose chains have at most `options.depth` pointers, but for one of `chain` if that is more."""
     keys = string.ascii_uppercase[: options.num_keys]
     order = rng.sample(keys, len(keys))
     num_numbers = options.num_keys - options.num_pointers
     store: dict[str, int | str] = {key: rng.randint(1, LARGEST) for key in order[:num_numbers]}
     for place, key in enumerate(order[num_numbers:]):
-        if num_deep and place < depth - 1 + num_deep:
-            # The first pointers make one chain; the next ones point to the last but one of it, as its end does.
-            wanted = range(min(place, depth - 1), depth)
-        else:
-            wanted = range(depth)
+        # The first pointers make the chain.
+        wanted = range(place, place + 1) if place < chain else range(options.depth)
         store[key] = rng.choice([other for other in store if links(store, other) in wanted])
     return {key: store[key] for key in keys}

@@ -37,9 +37,8 @@ def worked_conversation(
         if not 0 <= rate <= 1:
             raise ValueError(f"{name} must be 0 to 1; got {rate}")
     session, data = StoreSession(row), dict[str, Any](row.data)
-    asked = draw_questions(
-        rng, data["store"], depth=data["depth"], terms=data["terms"], questions=questions or len(data["questions"])
-    )
+    terms = [data["terms"]] * (questions or len(data["questions"]))
+    asked = draw_questions(rng, data["store"], depth=data["depth"], terms=terms)
     guesses = not session.tools or rng.random() < guess_share
     messages = [message for message in session.messages if message.role == "system"]
     for keys in asked:

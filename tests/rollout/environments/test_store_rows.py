@@ -81,19 +81,26 @@ def test_rows_have_chains_of_up_to_depth_pointers(depth: int) -> None:
     assert longest == set(range(depth + 1))
 
 
-def test_harder_rows_have_a_longer_chain_in_each_question_or_more_terms() -> None:
+def test_harder_rows_have_one_question_with_a_longer_chain_or_more_terms() -> None:
     drawn = rows(300, harder_share=1.0, harder_depth=3, harder_terms=4)
     kinds = [row.data["harder"] for row in drawn]
     assert 100 < kinds.count("chain") < 200
     assert kinds.count("chain") + kinds.count("terms") == 300
+    places = set()
     for row in drawn:
-        for question in range(2):
-            found = pointers(row, question)
-            if row.data["harder"] == "chain":
-                assert (len(found), max(found)) == (2, 3)
-            else:
-                assert (len(found), max(found) <= 1) == (4, True)
-    assert len({tuple(pointers(row, 0)) for row in drawn if row.data["harder"] == "chain"}) > 4, "in either place"
+        found = [pointers(row, question) for question in range(2)]
+        if row.data["harder"] == "chain":
+            (place,) = [question for question in range(2) if max(found[question]) > 1]
+            assert sorted(map(len, found)) == [2, 2]
+            assert sum(count > 1 for count in found[place]) == 1
+            assert max(found[place]) == 3
+        else:
+            (place,) = [question for question in range(2) if len(found[question]) == 4]
+            assert max(found[0] + found[1]) <= 1
+            assert len(found[1 - place]) == 2
+        places.add((row.data["harder"], place, tuple(found[place])))
+    assert {place for _, place, _ in places} == {0, 1}
+    assert {(3, 0), (0, 3)} <= {found for kind, _, found in places if kind == "chain"}, "in either place"
 
 
 def test_harder_share_is_the_share_of_marked_rows() -> None:
@@ -106,7 +113,7 @@ def test_harder_share_is_the_share_of_marked_rows() -> None:
 
 def test_draw_questions_without_enough_keys_is_refused() -> None:
     with pytest.raises(ValueError, match="ample"):
-        draw_questions(random.Random(0), STORE, depth=0, terms=2, questions=2)
+        draw_questions(random.Random(0), STORE, depth=0, terms=[2, 2])
 
 
 def test_draw_row_of_options_with_too_few_texts_is_refused() -> None:
@@ -132,8 +139,9 @@ def test_draw_row_of_options_with_too_few_texts_is_refused() -> None:
         ({"share_weight": -0.1}, "share_weight must be"),
         ({"noise": -1}, "noise must be"),
         ({"questions": 9}, "at least 18"),
-        ({"questions": 6, "harder_share": 0.1}, "num_pointers must be at least 7"),
-        ({"questions": 4, "harder_share": 0.1, "harder_terms": 5}, "at least 20"),
+        ({"harder_depth": 7, "harder_share": 0.1}, "num_pointers must be at least 7"),
+        ({"questions": 7, "harder_share": 0.1, "harder_terms": 5}, "num_keys must be at least 17"),
+        ({"questions": 7, "harder_share": 0.1, "harder_depth": 5}, "num_keys must be at least 17"),
         ({"harder_share": 0.1, "harder_depth": 1}, "harder_depth and harder_terms must be above"),
         ({"harder_share": 0.1, "harder_terms": 2}, "harder_depth and harder_terms must be above"),
     ],
