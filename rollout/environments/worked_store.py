@@ -1,7 +1,6 @@
 """Worked conversations of the store for a cold start: right, careless or guessed, and none longer than an ordinary row asks for."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ def worked_conversation(
     row: EnvironmentRow,
     rng: random.Random,
     *,
-    questions: int | Sequence[int] = 0,
+    questions: int = 0,
     guess_share: float = 0.0,
     slip_rate: float = 0.0,
     head_share: float = 0.0,
@@ -27,7 +26,7 @@ def worked_conversation(
     """A conversation about the row's store with questions of the ordinary kind, whatever the row asks.
 
     `C plus K?` is thought through as what is left to find: `C+K` get, `17+K` get, `17+D` get, `17+5` add, `22`, answered with `22`. `questions`: as many,
-    0 for as many as the row has; of several numbers one is drawn. `guess_share`: share of conversations in which each answer is a number at random and nothing is looked up,
+    0 for as many as the row has. `guess_share`: share of conversations in which each answer is a number at random and nothing is looked up,
     as always without tools. `head_share`: chance that a question's sum is made without the tool. `slip_rate`: chance of each step to go wrong,
     another key looked up, a number misread or a sum off by a little; the rest follows from it. `reasons`: without, nothing is thought, as in
     chat mode.
@@ -38,8 +37,7 @@ def worked_conversation(
         if not 0 <= rate <= 1:
             raise ValueError(f"{name} must be 0 to 1; got {rate}")
     session, data = StoreSession(row), dict[str, Any](row.data)
-    wanted = questions if isinstance(questions, int) else rng.choice(questions)
-    terms = [data["terms"]] * (wanted or len(data["questions"]))
+    terms = [data["terms"]] * (questions or len(data["questions"]))
     asked = draw_questions(rng, data["store"], depth=data["depth"], terms=terms)
     guesses = not session.tools or rng.random() < guess_share
     messages = [message for message in session.messages if message.role == "system"]

@@ -151,14 +151,6 @@ def test_rate_outside_its_range_is_refused(name: str) -> None:
         conversations(1, **{name: 1.5})
 
 
-def test_questions_are_one_of_several_numbers() -> None:
-    asked = [
-        sum(message.role == "user" for message in worked.messages) for worked in conversations(60, questions=[1, 3])
-    ]
-    assert set(asked) == {1, 3}
-    assert 15 < asked.count(1) < 45
-
-
 def test_noise_behind_the_values_leaves_the_work_right() -> None:
     rows = StoreEnvironment(noise=40).tasks("train")
     for index in range(20):
