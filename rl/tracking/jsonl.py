@@ -5,7 +5,7 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class JsonlSink(Sink):
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
         """Write all rollouts of a step to its own file, replacing what an earlier attempt wrote for that step."""
-        lines = "".join(json.dumps(plain(asdict(rollout)), ensure_ascii=False) + "\n" for rollout in rollouts)
+        lines = "".join(json.dumps(plain(rollout), ensure_ascii=False) + "\n" for rollout in rollouts)
         path = self._run_dir / "rollouts" / f"step-{step:05d}.jsonl"
         self._write(path, lines, append_lines if step in self._steps_written else replace_file)
         self._steps_written.add(step)
@@ -93,7 +93,7 @@ class JsonlSink(Sink):
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as strict JSON data: NaN and infinities become "nan", "inf", "-inf", which `float` reads back."""
+    """Return `value` as strict JSON data: NaN and infinities become "nan", "inf", "-inf", which `float` reads back; a dataclass its fields."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if value is None or isinstance(value, (str, int, bool)):
@@ -101,7 +101,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
+        # Most of what is written are the tokens of rollouts and a number of each.
+        return [
+            item if type(item) is str or (type(item) is float and math.isfinite(item)) else plain(item)
+            for item in value
+        ]
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return str(value)
 
 

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class MlflowSink(Sink):
         """Queue the chosen rollouts of the step, with their text cut and without token-level values."""
         chosen = choose_rollouts(rollouts, self._settings.traced_rollouts_per_step)
         if chosen:
-            records = [plain(asdict(shortened(one, self._settings.max_text_chars))) for one in chosen]
+            records = [plain(shortened(one, self._settings.max_text_chars)) for one in chosen]
             self._put("rollouts", {"step": step, "records": records})
 
     def log_artifact(self, path: Path) -> None:

@@ -173,7 +173,8 @@ def test_tracked_conversation_says_who_made_each_token_and_which_call_drew_each_
         index=1, first=5, end=6, kind="edit", finish_reason="stop", seconds=0.0
     )
     assert first.problems == ("unknown_tool", "unknown_tool")
-    entry = json.loads(json.dumps(plain(asdict(first))))
+    entry = json.loads(json.dumps(plain(first)))
+    assert entry == json.loads(json.dumps(plain(asdict(first))))
     entry["segments"][0]["new"] = entry["tool_calls"][0]["new"] = entry["segments"][0]["calls"][0]["new"] = 1
     read = rollout_from_plain(entry)
     assert (read.segments, read.tool_calls, read.problems) == (first.segments, first.tool_calls, first.problems)
