@@ -117,12 +117,20 @@ class Loop:
         report: UpdateReport | None,
     ) -> dict[str, float]:
         """Hand the step's rollouts to the tracker; returns what they and the update measured."""
-        rollouts = tracked_rollouts(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
-        self.tracker.log_rollouts(step + 1, rollouts)
+
+        def write() -> None:
+            rollouts = tracked_rollouts(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
+            self.tracker.log_rollouts(step + 1, rollouts)
+
+        self.keep(write)
         return {
             **rollout_metrics(groups, step, self.recipe.evaluation.full_reward),
             **({} if report is None else report.metrics),
         }
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """Have a step's rollouts written."""
+        write()
 
     def requests(self, step: int) -> list[Request | Group]:
         """The prompts of one step with a seed for every sample: a function of the recipe's seed and the step alone.

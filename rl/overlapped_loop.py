@@ -5,6 +5,7 @@ learner   ├─ learns step 1 ─┤─ waits ─────┤├─ learns s
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from samepath.rl.batch.score_groups import training_batch
@@ -16,6 +17,28 @@ from samepath.rollout.bounded_call import Begun
 
 LOOK_S = 0.02
 """How often the driver looks at sampler and learner, seconds."""
+
+
+RECORD_S = 600.0
+"""Longest wait for the rollouts of a step to be written."""
+
+
+@dataclass(slots=True)
+class _Records:
+    """Rollouts that are written while the next step is under way: those of one step at a time."""
+
+    begun: Begun[None] | None = None
+
+    def begin(self, write: Callable[[], None]) -> None:
+        """Write them in a thread, once those before are written."""
+        self.finish()
+        self.begun = Begun("records", write)
+
+    def finish(self) -> None:
+        """Wait until they are written; raises what the writing raised."""
+        begun, self.begun = self.begun, None
+        if begun is not None:
+            begun.result(RECORD_S)
 
 
 @dataclass(slots=True)
@@ -32,6 +55,7 @@ class OverlappedLoop(Loop):
 
     stream: RolloutStream = field(init=False)
     _since: _SinceLast = field(default_factory=_SinceLast, init=False)
+    _records: _Records = field(default_factory=_Records, init=False)
 
     def __post_init__(self) -> None:
         feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
@@ -39,6 +63,25 @@ class OverlappedLoop(Loop):
             feed=feed, pool=self.pool, scorer=self.scorer, on_new_weights=self.recipe.rl.on_new_weights
         )
         object.__setattr__(self, "stream", stream)
+
+    def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
+        """See `Loop.run`. Whatever ends it, and before a checkpoint is begun, the rollouts of all steps that are done are written."""
+        every = self.recipe.checkpoint.every
+
+        def written(step: int, metrics: dict[str, float]) -> None:
+            if every and step % every == 0:
+                self._records.finish()
+            on_step(step, metrics)
+
+        try:
+            # Not the short form: a dataclass with slots is a class of its own, which that one does not find.
+            super(OverlappedLoop, self).run(first_step, written)
+        finally:
+            self._records.finish()
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """While the next step is under way."""
+        self._records.begin(write)
 
     def one_step(self, step: int) -> dict[str, float]:
         """Learn from the next groups by number while later ones are sampled; returns the step's metrics."""

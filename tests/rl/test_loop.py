@@ -1,14 +1,16 @@
 """The loop without its parts: which seeds a step asks with, and after which steps it evaluates and saves."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.evaluation.held_out import Evaluation, Evaluations
 from samepath.rl.loop import Loop
+from samepath.rl.overlapped_loop import OverlappedLoop
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
@@ -122,3 +124,42 @@ def test_requests_repeat_and_every_step_prompt_sample_and_run_has_its_own_seed(
     assert len(seeds) == 2 * 3 * 4 * 4
     assert len(set(seeds)) == len(seeds)
     assert [request.group_id for request in first.requests(2)] == ["s3-g0", "s3-g1", "s3-g2", "s3-g3"]
+
+
+class LateLoop(OverlappedLoop):
+    """Steps cost nothing; their rollouts take a moment to be written, but for `broken_step`, which cannot be."""
+
+    written: ClassVar[list[int]] = []
+    broken_step: ClassVar[int] = -1
+
+    def one_step(self, step: int) -> dict[str, float]:
+        def write() -> None:
+            time.sleep(0.05)
+            if step == self.broken_step:
+                raise OSError("the disk is gone")
+            self.written.append(step + 1)
+
+        self.keep(write)
+        return {"reward/mean": 0.0}
+
+
+def test_overlapped_run_writes_rollouts_beside_the_next_step_and_before_a_checkpoint(
+    tiny_recipe, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LateLoop, "written", [])
+    seen: dict[int, list[int]] = {}
+    recipe = tiny_recipe("rl.steps=5", "checkpoint.every=2", "evaluation.every=0")
+    made = loop(LateLoop, recipe, tokenizer)
+    made.run(0, lambda step, metrics: seen.update({step: list(LateLoop.written)}))
+    assert LateLoop.written == [1, 2, 3, 4, 5]
+    assert (seen[2], seen[4]) == ([1, 2], [1, 2, 3, 4])
+    assert (seen[1], seen[3]) == ([], [1, 2])
+
+
+def test_overlapped_run_ends_with_what_the_writing_raised(
+    tiny_recipe, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LateLoop, "broken_step", 1)
+    made = loop(LateLoop, tiny_recipe("rl.steps=4", "evaluation.every=0"), tokenizer)
+    with pytest.raises(OSError, match="the disk is gone"):
+        made.run(0, lambda step, metrics: None)
