@@ -1,7 +1,8 @@
 """Learner steps a second on several ranks: the quickstart's model, batch and settings, each number of ranks in processes of its own, in turns.
 
 Every round times one update (both optimiser steps, reference and diagnostics included) of each; the fastest of all rounds counts, because other
-programs may use the machine at the same time. `python -m benchmarks.learner_ranks --ranks 1,2 --rounds 10`
+programs may use the machine at the same time; the processor's seconds of rank 0 say what a busy machine hides.
+`python -m benchmarks.learner_ranks --ranks 1,2 --rounds 10`
 """
 
 import argparse
@@ -70,15 +71,15 @@ def serve(overrides: list[str], tokens: int) -> None:
             batch = sampled_batch(recipe, recipe.run_dir / "reference", tokens)
             print("ready", flush=True)
             for _ in sys.stdin:
-                begun = time.perf_counter()
+                begun, worked = time.perf_counter(), time.process_time()
                 learner.update(batch)
-                print(time.perf_counter() - begun, flush=True)
+                print(time.perf_counter() - begun, time.process_time() - worked, flush=True)
         finally:
             learner.close()
 
 
-def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> dict[int, list[float]]:
-    """Seconds of each update, by ranks."""
+def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> dict[int, list[tuple[float, float]]]:
+    """Seconds of each update by the clock and of rank 0's processor, by ranks."""
     command = [sys.executable, "-m", "benchmarks.learner_ranks", "--tokens", str(tokens)]
     started = {
         count: subprocess.Popen(
@@ -89,7 +90,7 @@ def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> d
         )
         for count in ranks
     }
-    seconds: dict[int, list[float]] = {count: [] for count in ranks}
+    seconds: dict[int, list[tuple[float, float]]] = {count: [] for count in ranks}
     try:
         for process in started.values():
             assert process.stdout is not None
@@ -101,7 +102,8 @@ def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> d
                 assert process.stdout is not None
                 process.stdin.write("go\n")
                 process.stdin.flush()
-                seconds[count].append(float(process.stdout.readline()))
+                clock, worked = map(float, process.stdout.readline().split())
+                seconds[count].append((clock, worked))
     finally:
         for process in started.values():
             assert process.stdin is not None
@@ -124,13 +126,23 @@ def main() -> None:
         return
     counts = [int(count) for count in asked.ranks.split(",")]
     seconds = measured(counts, asked.rounds, asked.tokens, asked.overrides)
-    slowest = min(seconds[counts[0]])
-    print("| ranks | fastest, s | median, s | steps/s | over the first |\n|---|---|---|---|---|")
+    alone = [min(column) for column in zip(*seconds[counts[0]], strict=True)]
+    print(
+        "| ranks | fastest, s | median, s | steps/s | over the first | CPU s of rank 0 | over the first |\n"
+        + "|---" * 7
+        + "|"
+    )
     for count, times in seconds.items():
-        fastest = min(times)
-        print(
-            f"| {count} | {fastest:.3f} | {float(np.median(times)):.3f} | {1 / fastest:.2f} | {slowest / fastest:.2f}× |"
+        clocks, worked = zip(*times, strict=True)
+        cells = (
+            f"{min(clocks):.3f}",
+            f"{float(np.median(clocks)):.3f}",
+            f"{1 / min(clocks):.2f}",
+            f"{alone[0] / min(clocks):.2f}×",
+            f"{min(worked):.3f}",
+            f"{alone[1] / min(worked):.2f}×",
         )
+        print(f"| {count} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from samepath.model.policy import Policy
-from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_by_tokens
+from samepath.rl.batch.cut import split_by_tokens
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 
 Replay = Literal["off", "on", "wrong layer"]

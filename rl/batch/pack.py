@@ -7,7 +7,6 @@ Axes: N rows run, R rows of all sequences (every token but each segment's last; 
 M sampled tokens that are trained, U different ones among them (equal row, token and distribution), L layers, X experts chosen, S segments.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,16 +86,24 @@ class PackedBatch:
     """int64 [N, L_sparse] the sampler's selection fingerprints; None if a segment has none."""
 
 
-def pack(sequences: Sequence[TrainSequence], shape: ModelShape, rollout_S: Sequence[int] | None = None) -> PackedBatch:
+def pack(
+    sequences: Sequence[TrainSequence],
+    shape: ModelShape,
+    rollout_S: Sequence[int] | None = None,
+    placed: Sequence[Placed] | None = None,
+) -> PackedBatch:
     """Lay segments end to end. Raises RouteError on unusable routes and ValueError if there is nothing to run.
 
-    `rollout_S` is the rollout of each, from 0 upwards; without it each is a rollout of its own.
+    `rollout_S` is the rollout of each, from 0 upwards; without it each is a rollout of its own. `placed` is where each stands, if that is
+    known from cutting the batch (`rl/batch/cut.py`).
     """
     if not sequences:
         raise ValueError("a batch needs at least one sequence")
-    shared = SharedRows()
-    placed = [shared.place(entry.segment) for entry in sequences]
-    padded = round_up(shared.num_rows)
+    if placed is None:
+        shared = SharedRows()
+        placed = [shared.place(entry.segment) for entry in sequences]
+    num_rows = sum(len(place.rows_T) - place.num_shared for place in placed)
+    padded = round_up(num_rows)
     token_ids, positions = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
     routes = np.full((padded, len(shape.moe_layers), shape.num_experts_per_tok), -1, np.int64)
     recorded = all(entry.segment.selection_fingerprint is not None for entry in sequences)
@@ -124,7 +131,7 @@ def pack(sequences: Sequence[TrainSequence], shape: ModelShape, rollout_S: Seque
         token_ids_N=torch.from_numpy(token_ids),
         positions_N=torch.from_numpy(positions),
         plan=plan_spans(_spans(placed), padded, shape.window_heads),
-        num_rows=shared.num_rows,
+        num_rows=num_rows,
         rows_R=torch.cat([place.rows_T for place in placed]),
         sequence_R=sequence_R,
         prompts_apart=sum(place.apart for place in placed),
@@ -196,60 +203,6 @@ def _pack_supports(segments: Sequence[Segment], counts_S: np.ndarray) -> Support
         counts_N=torch.from_numpy(np.concatenate(counts).astype(np.int64)),
         ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
     )
-
-
-def split_by_tokens(
-    sequences: Sequence[TrainSequence], max_tokens: int, at_least: int = 1, rollout_S: Sequence[int] | None = None
-) -> list[list[int]]:
-    """Indices of consecutive sequences in parts of about equal rows, none above `max_tokens` but for a single longer sequence.
-
-    The sequences of a rollout (`rollout_S`; without it each is one of its own) stay together where they fit into one part. Shared rows count
-    once in each part. There are `at_least` parts if there are as many rollouts, so that they can be computed at the same time.
-    """
-    moved = _moved_together(sequences, max_tokens, range(len(sequences)) if rollout_S is None else rollout_S)
-    together, part_rows = SharedRows(), SharedRows()
-    for entry in sequences:
-        together.place(entry.segment)
-    share = -(-together.num_rows // max(at_least, 1))
-    parts: list[list[int]] = []
-    for number, indices in enumerate(moved):
-        left, used = len(moved) - number, part_rows.num_rows
-        for index in indices:
-            part_rows.place(sequences[index].segment)
-        more = part_rows.num_rows - used
-        # A part is closed once it is full, or holds its share, unless the sequences left are needed for the parts still owed.
-        full = used + more > max_tokens or (used + more // 2 >= share and len(parts) < at_least)
-        if not parts or full or (left <= at_least - len(parts) and parts[-1]):
-            parts.append([])
-            part_rows = SharedRows()
-            for index in indices:
-                part_rows.place(sequences[index].segment)
-        parts[-1] += indices
-    return parts
-
-
-def split_for_ranks(
-    sequences: Sequence[TrainSequence],
-    max_tokens: int,
-    at_least: int,
-    ranks: int,
-    rollout_S: Sequence[int] | None = None,
-) -> list[list[int]]:
-    """`split_by_tokens` in `at_least` parts or more, as many for each rank: their number is a multiple of `ranks` where there are so many rollouts."""
-    parts = split_by_tokens(sequences, max_tokens, -(-at_least // ranks) * ranks, rollout_S)
-    wanted = -(-len(parts) // ranks) * ranks
-    return parts if wanted == len(parts) else split_by_tokens(sequences, max_tokens, wanted, rollout_S)
-
-
-def _moved_together(sequences: Sequence[TrainSequence], max_tokens: int, rollout_S: Sequence[int]) -> list[list[int]]:
-    """Indices of the sequences of each rollout, or each alone of a rollout that is too large for one part."""
-    moved: list[list[int]] = []
-    for _, group in itertools.groupby(range(len(sequences)), key=lambda index: rollout_S[index]):
-        indices, rows = list(group), SharedRows()
-        for index in indices:
-            rows.place(sequences[index].segment)
-        moved += [indices] if rows.num_rows <= max_tokens else [[index] for index in indices]
-    return moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

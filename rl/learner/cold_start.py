@@ -3,14 +3,15 @@
 Axes: N rows, M response tokens, E experts, L mixture-of-experts layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samepath.model.policy import Policy
-from samepath.rl.batch.pack import TrainSequence, pack, split_for_ranks
+from samepath.rl.batch.cut import Part, cut
+from samepath.rl.batch.pack import TrainSequence, pack
 from samepath.rl.learner.gradients import gradients_of
 from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.policy_pass import run_policy
@@ -54,16 +55,14 @@ class ColdStart:
         """One optimiser step; returns losses in nats per token (the indexer's per row) and gradient norms."""
         sequences = self.worked.batch(step, self.model.shape)
         learner = self._learner
-        parts = split_for_ranks(sequences, learner.max_tokens_per_pass, learner.min_passes, self._ranks.size)
+        parts = cut(sequences, learner.max_tokens_per_pass, learner.min_passes, multiple_of=self._ranks.size)
         dense = step < self.settings.dense_warmup_steps
         total = sum(entry.segment.num_trained for entry in sequences)
         num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
-        owners = self._shares.owners(
-            [sum(len(sequences[index].segment.token_ids) - 1 for index in part) for part in parts]
-        )
+        owners = self._shares.owners([part.num_rows for part in parts])
 
         def run(place: int) -> tuple[_Pass, list[Tensor | None]]:
-            return self._pass([sequences[index] for index in parts[place]], total, num_rows, dense)
+            return self._pass(sequences, parts[place], total, num_rows, dense)
 
         passes = trained(self._ranks, self._shares, owners, run, self._optimizer)
         norms = self._optimizer.step()
@@ -78,10 +77,10 @@ class ColdStart:
         return metrics if norms.indexer is None else {**metrics, "cold_start/indexer_grad_norm": norms.indexer}
 
     def _pass(
-        self, sequences: list[TrainSequence], total: int, num_rows: int, dense: bool
+        self, sequences: Sequence[TrainSequence], part: Part, total: int, num_rows: int, dense: bool
     ) -> tuple[_Pass, list[Tensor | None]]:
-        """Losses and gradients of some of the step's sequences; the whole step has `total` response tokens and `num_rows` rows."""
-        packed = pack(sequences, self.model.shape)
+        """Losses and gradients of a part of the step's sequences; the whole step has `total` response tokens and `num_rows` rows."""
+        packed = pack([sequences[index] for index in part.indices], self.model.shape, placed=part.placed)
         longest = int(packed.positions_N.max()) + 1
         # Selecting as many keys as the longest sequence has is dense attention; the indexer is taught over all of them.
         result = run_policy(

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from samepath.model.policy import Policy
-from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_for_ranks
+from samepath.rl.batch.cut import cut
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.batch.route_check import RouteError
+from samepath.rl.batch.shared_rows import Placed
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import run_policy
@@ -42,6 +44,8 @@ class PassPlan:
     """[M] its tokens' part of `token_weights` over the whole mini-batch."""
     num_rows: int
     """Rows of all sequences of the mini-batch, over which the indexer's loss is a mean."""
+    placed: tuple[Placed, ...]
+    """Where each sequence stands among its rows."""
     rank: int
     """Who runs it."""
 
@@ -102,25 +106,30 @@ class Preparation:
         indices = np.isin(batch.rollout_S, rollouts).nonzero()[0].tolist()
         sequences = [batch.sequences[index] for index in indices]
         learner, rollout_S = self._learner, batch.rollout_S[indices].tolist()
-        chunks = split_for_ranks(
-            sequences, learner.max_tokens_per_pass, max(learner.min_passes, 1), self._ranks.size, rollout_S
+        parts = cut(
+            sequences,
+            learner.max_tokens_per_pass,
+            learner.min_passes,
+            multiple_of=self._ranks.size,
+            rollout_S=rollout_S,
         )
         weights_M = self._token_weights(sequences, np.searchsorted(rollouts, rollout_S), batch.group_B[rollouts])
         tokens_S = [_trained_tokens(entry) for entry in sequences]
-        rows_S = [len(entry.segment.token_ids) - 1 for entry in sequences]
-        weights = torch.split(weights_M, [sum(tokens_S[place] for place in chunk) for chunk in chunks])
-        owners = self.shares.owners([sum(rows_S[place] for place in chunk) for chunk in chunks])
+        num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
+        weights = torch.split(weights_M, [sum(tokens_S[place] for place in part.indices) for part in parts])
+        owners = self.shares.owners([part.num_rows for part in parts])
         plans = []
-        for chunk, chunk_weights_M, rank in zip(chunks, weights, owners, strict=True):
-            places = tuple(indices[place] for place in chunk)
+        for part, part_weights_M, rank in zip(parts, weights, owners, strict=True):
+            places = tuple(indices[place] for place in part.indices)
             own = tuple(np.unique(batch.rollout_S[list(places)]).tolist())
             plans.append(
                 PassPlan(
                     sequences=places,
                     rollouts=own,
                     units=own if self._whole_rollouts else places,
-                    weights_M=chunk_weights_M,
-                    num_rows=sum(rows_S),
+                    weights_M=part_weights_M,
+                    num_rows=num_rows,
+                    placed=tuple(part.placed),
                     rank=rank,
                 )
             )
@@ -130,7 +139,8 @@ class Preparation:
     def _packed(self, batch: TrainBatch, plan: PassPlan, version: int, *, next_up: bool) -> MicroBatch:
         """`next_up` marks the mini-batch whose training passes come first, and so are at the weights of the step's start themselves."""
         own, own_S = np.unique(batch.rollout_S[list(plan.sequences)], return_inverse=True)
-        packed = pack([batch.sequences[place] for place in plan.sequences], self._model.shape, own_S.tolist())
+        sequences = [batch.sequences[place] for place in plan.sequences]
+        packed = pack(sequences, self._model.shape, own_S.tolist(), plan.placed)
         self._check_missing(packed)
         routes_LNX, first_M = self._first_pass(packed, version, next_up)
         return MicroBatch(

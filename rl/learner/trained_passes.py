@@ -84,14 +84,15 @@ class GradientSum:
     ) -> None:
         """Take the passes of a window. `held` are this rank's own, `there` says of each pass which gradients it has."""
         ranks, own = self._ranks, sorted(held)
-        laid = self._sum.new_zeros(ranks.size, len(own), self._slice)
-        for number, place in enumerate(own):
-            flat = self._flat(held[place])
-            laid[:, number] = flat.view(ranks.size, self._slice)
+        laid = []
+        for place in own:
+            laid.append(self._flat(held[place]).view(ranks.size, self._slice))
             held[place].clear()
+        # To each rank its slice of every pass; those of a single pass lie in this order already.
+        parts = laid[0] if len(laid) == 1 else torch.stack(laid, 1) if laid else self._sum.new_zeros(0)
         passes = [[place for place in window if owners[place] == rank] for rank in range(ranks.size)]
         arrived = ranks.exchange(
-            laid.view(-1),
+            parts.reshape(-1),
             [len(own) * self._slice] * ranks.size,
             [len(places) * self._slice for places in passes],
         ).view(-1, self._slice)
@@ -113,9 +114,11 @@ class GradientSum:
 
     def _flat(self, gradients: Gradients) -> Tensor:
         """All of one pass end to end, filled up to whole slices."""
-        flat = self._sum.new_zeros(self._ranks.size * self._slice)
-        if gradients:
-            for part, gradient in zip(torch.split(flat[: sum(self._sizes)], self._sizes), gradients, strict=True):
-                if gradient is not None:
-                    part.copy_(gradient.flatten())
+        flat = self._sum.new_empty(self._ranks.size * self._slice)
+        total = sum(self._sizes) if gradients else 0
+        flat[total:] = 0
+        for part, parameter, gradient in zip(
+            torch.split(flat[:total], self._sizes if total else 0), self._parameters, gradients
+        ):
+            part.view_as(parameter).copy_(gradient if gradient is not None else torch.zeros(()))
         return flat

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_by_tokens
+from samepath.rl.batch.cut import split_by_tokens
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.batch.route_check import RouteError
 from samepath.rollout.types import Segment, Support
 from tests.conftest import tiny_config

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,8 @@ def test_step_runs_no_more_rows_in_a_pass_than_the_learner_may(
     recipe = tiny_recipe(f"learner.max_tokens_per_pass={limit}", "cold_start.steps=1", "cold_start.batch_size=6")
     seen: list[PackedBatch] = []
 
-    def recorded(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
-        seen.append(pack(sequences, shape))
+    def recorded(sequences: Sequence[TrainSequence], shape: ModelShape, **known: Any) -> PackedBatch:
+        seen.append(pack(sequences, shape, **known))
         return seen[-1]
 
     monkeypatch.setattr("samepath.rl.learner.cold_start.pack", recorded)

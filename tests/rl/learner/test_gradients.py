@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samepath.rl.batch.pack import TrainSequence, split_by_tokens
+from samepath.rl.batch.cut import split_by_tokens
+from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.learner.gradients import add_gradients, gradients_of
 from samepath.rl.learner.worked_batches import supervised_sequence
 from tests.conftest import tiny_model

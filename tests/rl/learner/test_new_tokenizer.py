@@ -160,8 +160,8 @@ def test_build_model_has_as_many_ids_as_its_tokenizer() -> None:
 def test_cold_start_trains_on_the_conversations_in_the_form_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[PackedBatch] = []
 
-    def recorded(sequences: Sequence[TrainSequence], shape: ModelShape) -> PackedBatch:
-        seen.append(pack(sequences, shape))
+    def recorded(sequences: Sequence[TrainSequence], shape: ModelShape, **known: Any) -> PackedBatch:
+        seen.append(pack(sequences, shape, **known))
         return seen[-1]
 
     monkeypatch.setattr("samepath.rl.learner.cold_start.pack", recorded)

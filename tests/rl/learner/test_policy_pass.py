@@ -6,7 +6,8 @@ import torch
 
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack, split_by_tokens
+from samepath.rl.batch.cut import split_by_tokens
+from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.learner.policy_pass import PolicyPass, run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
