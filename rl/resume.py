@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "ray",
     "rollout",
     "learner.ranks",
+    "learner.restarts",
     "learner.update_timeout_s",
     "reward.num_workers",
     "reward.start_timeout_s",

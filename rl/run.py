@@ -1,9 +1,10 @@
 """One run from recipe to summary: checks, its folder, the processes around it, and its end; resumable at any moment."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from samepath.model.durable_file import replace_file
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import build_learner
+from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import collect_environment
 from samepath.rl.preparation import Prepared, prepare
 from samepath.rl.recipe.cluster import RaySettings
@@ -21,7 +23,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.report.summary import page_lines, show_interruption, show_summary, write_summary
 from samepath.rl.resume import plan_resume, rewind
-from samepath.rl.run_folder import begun, claimed, clear_start
+from samepath.rl.run_folder import begun, claimed, clear_start, recipe_of_run
 from samepath.rl.run_state import RECIPE_FILE, RunState
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
@@ -52,8 +54,13 @@ def start_run(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
     """Run a recipe from its beginning; returns the summary.
 
     Everything that can be wrong with the recipe is checked before its folder is touched. Raises RunFolderError if the folder holds a run
-    that has begun to train, or another process holds it; what a start left that ended earlier gives way.
+    that has begun to train, or another process holds it; what a start left that ended earlier gives way. A learner that is lost is
+    started again as often as `learner.restarts` says.
     """
+    return _with_restarts(recipe, lambda: _started(recipe, recipe_dir))
+
+
+def _started(recipe: Recipe, recipe_dir: Path) -> dict[str, Any]:
     run_dir = recipe.run_dir
     begun(run_dir)
     prepared = prepare(recipe, recipe_dir)
@@ -84,6 +91,28 @@ def resume_run(recipe: Recipe, run_dir: Path, step: int | None = None) -> dict[s
     `recipe` may differ from the run's own in what does not concern the steps that are done (`MAY_CHANGE` in rl/resume.py). A finished run
     that is asked for no more steps is left as it is. Raises ResumeError, RunStateError or RunFolderError.
     """
+    return _with_restarts(recipe, lambda: _resumed(recipe, run_dir, step))
+
+
+def _with_restarts(recipe: Recipe, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an attempt gives; one whose learner is lost is followed by another from the newest checkpoint, `learner.restarts` times."""
+    restarts = recipe.learner.restarts
+    for number in range(restarts):
+        try:
+            return attempt()
+        except LearnerLostError as error:
+            message = f"{error}\nrestart {number + 1} of learner.restarts={restarts}: the run goes on from its newest checkpoint"
+            Console().print(message, markup=False, highlight=False, soft_wrap=True)
+            attempt = partial(_gone_on, recipe.run_dir)
+    return attempt()
+
+
+def _gone_on(run_dir: Path) -> dict[str, Any]:
+    """The run as its folder has it, from its newest checkpoint."""
+    return _resumed(recipe_of_run(run_dir), run_dir, None)
+
+
+def _resumed(recipe: Recipe, run_dir: Path, step: int | None) -> dict[str, Any]:
     plan_resume(recipe, run_dir, step)
     with claimed(run_dir):
         plan = plan_resume(recipe, run_dir, step)

@@ -24,6 +24,12 @@ class LearnerSettings(BaseModel):
         le=4096,
         description="least number of passes of an update, if it has as many rollouts. Equal passes give equal bits on any number of ranks",
     )
+    restarts: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="how often a run that loses a process of its learner goes on by itself from its last checkpoint, with new ones",
+    )
     max_tokens_per_pass: int = Field(
         4096,
         ge=16,

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from samepath.model.files.policy_files import load_policy
 from samepath.model.text.tokenizer import character_tokenizer
+from samepath.model.transformers.policy import TransformersPolicy
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner import rank_children
 from samepath.rl.learner.handle import InlineLearner, build_learner
@@ -20,6 +22,7 @@ from samepath.rl.learner.shares import HELD_BYTES, Shares
 from tests import rank_cases
 from tests.conftest import ALPHABET, tiny_model
 from tests.ranks import on_ranks
+from tests.rl.learner.test_transformers_learner import sampled_batch
 from tests.update_runs import rollout_batch
 
 
@@ -189,6 +192,24 @@ def test_learner_runs_as_many_processes_as_ranks(tiny_recipe, tmp_path: Path) ->
     assert one[:2] == two[:2]
     assert all(np.array_equal(one[2][name], two[2][name]) for name in one[2])
     assert two[3] > 1.2 * one[3], "the memory of both"
+
+
+def test_foreign_model_with_adapters_learns_the_same_on_two_ranks(foreign_recipe, tmp_path: Path) -> None:
+    learned = []
+    for ranks in (1, 2):
+        recipe = foreign_recipe("Qwen3Moe", f"learner.ranks={ranks}", "learner.min_passes=2", "learner.lora.rank=4")
+        learner = build_learner(recipe, tmp_path, tmp_path / f"run{ranks}", None)
+        try:
+            learner.start_rl()
+            start = load_policy(tmp_path / f"run{ranks}" / "reference", "transformers", "torch")
+            assert isinstance(start, TransformersPolicy)
+            report = learner.update(sampled_batch(start))
+            learned.append((report.metrics, {name: np.array(values) for name, values in learner.weights().items()}))
+        finally:
+            learner.close()
+    (metrics, weights), (other_metrics, other_weights) = learned
+    assert metrics == other_metrics
+    assert all(np.array_equal(weights[name], other_weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -61,6 +61,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
     LearnerSettings: {
         "ranks": "rl/learner/test_ranks.py::test_learner_runs_as_many_processes_as_ranks",
         "min_passes": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
+        "restarts": "rl/test_lost_rank.py::test_run_whose_rank_is_killed_goes_on_to_the_same_weights",
         "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
         "precision": f"{FOREIGN}_update_in_bf16_keeps_float32_weights_and_rounds_its_passes",
         "activation_checkpointing": "rl/learner/test_learner.py::test_learner_recomputes_activations_of_the_trained_model_alone",
