@@ -66,9 +66,11 @@ class Prediction:
     sampling_s: float
     """P·G·E[length]·τ / (W·S): all slots full."""
     longest_s: float
-    """E[longest of a step's samples]·τ / K: a step's groups are handed out K steps before they are needed, and its last answer is waited for."""
+    """(E[longest of a step's samples]·τ + learning_s) / (K + 1): from the moment a step's groups are handed out until it is learned K + 1 steps
+    pass, and its last answer is waited for."""
     lag: float
-    """Mean over the samples, in versions: what is under way, in steps, K at most."""
+    """Mean over the samples, in versions: K, or with full slots what passes from a sample's start to its use, in steps: its own time and the
+    learning of the step before."""
 
     @property
     def bound(self) -> str:
@@ -85,12 +87,13 @@ def predicted(case: ClusterCase) -> Prediction:
     longest = sum(map(max, batches)) / len(batches)
     learning_s = case.samples * (mean + case.prompt) / (case.ranks * case.rank_tokens_per_s)
     sampling_s = case.samples * mean * case.token_s / (case.workers * case.slots)
-    longest_s = longest * case.token_s / case.lag
+    longest_s = (longest * case.token_s + learning_s) / (case.lag + 1)
     step_s = max(learning_s, sampling_s, longest_s)
+    under_way = case.workers * case.slots / case.samples
     return Prediction(
         step_s=step_s,
         learning_s=learning_s,
         sampling_s=sampling_s,
         longest_s=longest_s,
-        lag=min(float(case.lag), case.workers * case.slots / case.samples) if sampling_s == step_s else float(case.lag),
+        lag=min(float(case.lag), under_way + learning_s / step_s) if sampling_s == step_s else float(case.lag),
     )
