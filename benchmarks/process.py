@@ -1,5 +1,6 @@
 """A measurement in a process of its own: its environment, its result, and what a process that failed leaves."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -7,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.setting import PeerSetting
-from samepath.rl.machine import child_environment
+from samepath.rl.machine import child_environment, read_variable
 
 LONGEST_RUN_S = 1800.0
+CHECKOUT = Path(__file__).resolve().parents[1]
+"""Where `benchmarks` stands, which no installation has."""
 MOST_OUTPUT = 4000
 """Characters of a failed process's output that are kept, from its end."""
 
@@ -23,9 +26,11 @@ class TooSlowError(BenchError):
 
 
 def peer_environment(setting: PeerSetting) -> dict[str, str]:
-    """Variables of a peer's process: its setting's threads and wait policy and nobody else's; no network, no telemetry."""
+    """Variables of a peer's process: its setting's threads and wait policy and nobody else's; the checkout's modules; no network, no telemetry."""
+    path = [str(CHECKOUT), read_variable("PYTHONPATH")]
     environment = child_environment(
         {
+            "PYTHONPATH": os.pathsep.join(entry for entry in path if entry),
             "OMP_NUM_THREADS": str(setting.threads),
             "MKL_NUM_THREADS": str(setting.threads),
             "TOKENIZERS_PARALLELISM": "false",

@@ -14,6 +14,7 @@ from rich.table import Table
 from samepath.rl.completion.commands import add_completion
 from samepath.rl.eval_command import evaluate
 from samepath.rl.file_errors import advice, said
+from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rl.sample_command import sample
 from samepath.rollout.bounded_call import overdue
@@ -212,7 +213,10 @@ def _load(path: Path, overrides: Sequence[str]) -> "Recipe":
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one message, not a traceback. Exit status 1 on errors, 2 where a file or a connection fails, 130 on Ctrl-C."""
+    """Run the command; a user's mistake is one message, not a traceback.
+
+    Exit status 1 on errors, 2 where a file, a connection or a process of the learner or of its cluster fails, 130 on Ctrl-C.
+    """
     status = _status()
     if overdue():
         # A thread that hangs in foreign code, as in Ray after a cluster's loss, can hang or crash the interpreter's end.
@@ -237,7 +241,7 @@ def _status() -> int:
         return error.exit_code
     except USER_ERRORS as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, LearnerLostError) else 1
     except OSError as error:
         Console(stderr=True).print(
             f"error: {said(error)}.{advice(error)}", style="red", markup=False, highlight=False, soft_wrap=True

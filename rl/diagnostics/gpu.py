@@ -27,16 +27,18 @@ def multiplied_parameters(policy: CausalLM) -> int:
 
 
 class GpuMeter:
-    """Times one call of the learner and says what it did with the card."""
+    """Times one call of the learner and says what it did with its cards: the rate of all, the share of their joint peak, the memory of this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: int = 1) -> None:
+        """`gpus` is how many cards share the call: one for each rank of the learner."""
+        self._gpus = gpus
         self.metrics: dict[str, float] = {}
 
     @contextmanager
     def measured(self, policy: Policy, num_tokens: int) -> Iterator[None]:
         """`learner/…` numbers of what runs inside, 6 FLOP a weight and token: forward and backward, attention scores left out.
 
-        `num_tokens` is rows that were trained through; a shared prompt counts once for each sample, though it runs once.
+        `num_tokens` is rows that were trained through, on all cards; a shared prompt counts once for each sample, though it runs once.
         """
         self.metrics = {}
         if not isinstance(policy, CausalLM) or policy.embedding.device.type != "cuda":
@@ -45,12 +47,16 @@ class GpuMeter:
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
-        rate = 6 * multiplied_parameters(policy) * num_tokens / max(seconds, 1e-9)
+        flop = 6 * multiplied_parameters(policy) * num_tokens
         self.metrics = {
-            "learner/tflops": rate / 1e12,
+            **rates(flop, max(seconds, 1e-9), self._gpus, torch.cuda.get_device_name()),
             "learner/gpu_peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         }
-        name = torch.cuda.get_device_name()
-        peak = next((flops for word, flops in PEAK_FLOPS.items() if word in name), None)
-        if peak is not None:
-            self.metrics["learner/mfu"] = rate / peak
+
+
+def rates(flop: float, seconds: float, gpus: int, card: str) -> dict[str, float]:
+    """10¹² FLOP/s of all `gpus` together and, where the datasheet of `card` is known, their share of what so many can do."""
+    rate = flop / seconds
+    peak = next((flops for word, flops in PEAK_FLOPS.items() if word in card), None)
+    share = {} if peak is None else {"learner/mfu": rate / (gpus * peak)}
+    return {"learner/tflops": rate / 1e12, **share}

@@ -112,7 +112,7 @@ class Learner:
         """All updates on one rollout batch; afterwards the version is one higher."""
         if self._updater is None or self._optimizer is None:
             raise RuntimeError("start_rl must come before the first update")
-        meter = GpuMeter()
+        meter = GpuMeter(self._ranks.size)
         with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
             report = self._updater.run(batch, self.version, self._optimizer)
         report.metrics.update(meter.metrics)

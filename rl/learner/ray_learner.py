@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import state as ray_state
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.learner.ended_ranks import ended_ranks
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
 from samepath.rl.learner.rank_host import RankHost, summed
 from samepath.rl.machine import import_path
@@ -129,21 +131,44 @@ class RayLearner:
         except (RayActorError, LearnerLostError) as error:
             self._lost = self._why(what, made, error)
             raise self._lost from error
+        except RayTaskError as error:
+            # What a rank fails with may follow from another's end.
+            if ended := self._ended():
+                self._lost = _lost_to(ended, what)
+                raise self._lost from error
+            raise
 
     def _why(self, what: str, made: list[Any], first: Exception) -> LearnerLostError:
-        """What has become of the rank that ended: those that waited for it only say that it is away."""
+        """What has become of the rank that is to blame: those that waited for it only say that it is away, and may end after it."""
+        ended = self._ended()
+        if not ended:
+            ask(
+                "what became of the learner's ranks",
+                END_WAIT_S,
+                lambda: ray.wait(made, num_returns=len(made), timeout=END_WAIT_S),
+            )
+            ended = self._ended()
+        if ended:
+            return _lost_to(ended, what)
         for rank, reference in enumerate(made):
             try:
-                ask(
-                    "what became of the learner's ranks",
-                    END_WAIT_S,
-                    lambda one=reference: ray.get(one, timeout=END_WAIT_S),  # type: ignore[misc]
-                )
-            except RayActorError as error:
-                name = f"learner rank {rank}'s" if len(made) > 1 else "the learner's"
-                return LearnerLostError(f"{name} process ended during {what} ({type(error).__name__}). {GO_ON}")
-            except (GetTimeoutError, LearnerLostError):
+                ask("a learner rank's answer", END_WAIT_S, lambda one=reference: ray.get(one, timeout=0))  # type: ignore[misc]
+            except (GetTimeoutError, RayActorError, LearnerLostError):
                 continue
             except RayTaskError as error:
                 return LearnerLostError(f"learner rank {rank} failed during {what}: {error}")
-        return LearnerLostError(f"the learner's ranks lost each other during {what}: {first}")
+        return LearnerLostError(
+            f"the learner's ranks lost each other during {what}, and all of their processes are there. {GO_ON} The first to say so: {first}"
+        )
+
+    def _ended(self) -> list[str]:
+        """The ranks that have ended, first the one that did so first, as Ray's table of actors has them."""
+        return ask(
+            "Ray's table of the learner's ranks",
+            END_WAIT_S,
+            lambda: ended_ranks([ray_state.actors(actor._actor_id.hex()) for actor in self._actors]),
+        )
+
+
+def _lost_to(ended: list[str], what: str) -> LearnerLostError:
+    return LearnerLostError(f"{', and after it '.join(ended)}, during {what}. {GO_ON}")

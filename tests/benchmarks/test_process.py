@@ -25,6 +25,23 @@ def test_peer_environment_has_the_settings_threads_and_policy(
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
+def test_peer_finds_the_checkout_from_any_folder_beside_the_callers_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", "import beside, benchmarks.setting"],
+        env=peer_environment(PeerSetting()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_run_process_killed_says_by_which_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dies.py").write_text(
         "import os, sys\nprint('near the end', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from samepath.rl import cli
+from samepath.rl.learner.lost import LearnerLostError
+
 HEAVY = {"torch", "transformers", "numpy", "ray", "mlflow", "vllm", "triton", "accelerate", "pyarrow", "datasets"}
 COMPLETE = ("complete", "--", "run", "x.yaml", "rl.st")
 PROGRAM = """
@@ -93,3 +96,16 @@ def test_main_with_a_thread_that_hangs_in_foreign_code_ends_at_once_with_the_com
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.strip()) == (2, "error: the cluster is gone.")
+
+
+def test_learner_that_loses_a_process_is_exit_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(**options: object) -> None:
+        raise LearnerLostError("learner rank 1 ended")
+
+    monkeypatch.setattr(cli, "app", lost)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: learner rank 1 ended\n"
