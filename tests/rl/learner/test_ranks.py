@@ -93,8 +93,19 @@ FEATURES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 }
 
 
-@pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("passes", [{"min_passes": 4}, {"max_tokens_per_pass": 60, "min_passes": 8}])
+FEW: dict[str, object] = {"min_passes": 4}
+MANY: dict[str, object] = {"max_tokens_per_pass": 60, "min_passes": 8}
+CASES = [
+    ("kl, mask, indexer", FEW),
+    ("live routes, full vocabulary", MANY),
+    pytest.param("old policy, recomputed", FEW, marks=pytest.mark.slow),
+    pytest.param("old policy, recomputed", MANY, marks=pytest.mark.slow),
+    pytest.param("kl, mask, indexer", MANY, marks=pytest.mark.slow),
+    pytest.param("live routes, full vocabulary", FEW, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("features", "passes"), CASES)
 def test_update_on_two_and_four_ranks_is_that_of_one_to_the_bit(
     batch: TrainBatch, features: str, passes: dict[str, object]
 ) -> None:
@@ -194,6 +205,7 @@ def test_learner_runs_as_many_processes_as_ranks(tiny_recipe, tmp_path: Path) ->
     assert two[3] > 1.2 * one[3], "the memory of both"
 
 
+@pytest.mark.slow
 def test_foreign_model_with_adapters_learns_the_same_on_two_ranks(foreign_recipe, tmp_path: Path) -> None:
     learned = []
     for ranks in (1, 2):
@@ -212,7 +224,7 @@ def test_foreign_model_with_adapters_learns_the_same_on_two_ranks(foreign_recipe
     assert all(np.array_equal(weights[name], other_weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_lost_child_ends_the_call_with_its_name_and_what_to_do(
     tiny_recipe, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
