@@ -39,6 +39,15 @@ class Feed:
             tuple(seed_of(seed, step, index, sample) for sample in range(rl.group_size)),
         )
 
+    def step(self, number: int) -> int:
+        """The step that trains a group."""
+        return number // self.recipe.rl.prompts_per_step
+
+    def steps_ahead(self, step: int) -> range:
+        """The steps whose groups may be sampled, or under way, when `step` is learned from."""
+        rl = self.recipe.rl
+        return range(step, min(step + rl.max_weight_lag + 1, rl.steps))
+
     def batch(self, step: int) -> range:
         """Numbers of the groups that a step trains on."""
         return batch_of(step, self.recipe.rl.prompts_per_step)

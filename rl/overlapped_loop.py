@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.feed import Feed
+from samepath.rl.group_journal import GroupJournal
 from samepath.rl.loop import Loop, PhaseClock, speeds
 from samepath.rl.rollout_stream import RolloutStream
+from samepath.rl.run_folder import CHECKPOINTS, step_of
 from samepath.rollout.bounded_call import Begun
 
 LOOK_S = 0.02
@@ -60,7 +62,11 @@ class OverlappedLoop(Loop):
     def __post_init__(self) -> None:
         feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
         stream = RolloutStream(
-            feed=feed, pool=self.pool, scorer=self.scorer, on_new_weights=self.recipe.rl.on_new_weights
+            feed=feed,
+            pool=self.pool,
+            scorer=self.scorer,
+            on_new_weights=self.recipe.rl.on_new_weights,
+            journal=GroupJournal(self.recipe.run_dir),
         )
         object.__setattr__(self, "stream", stream)
 
@@ -104,6 +110,7 @@ class OverlappedLoop(Loop):
 
         clock.start("recording")
         metrics = self.recorded(step, groups, advantages_by_group, batch, report)
+        self._prune(step + 1)
         seconds = clock.stop()
         wall_s, idle_s = self._measured()
         return {
@@ -126,6 +133,12 @@ class OverlappedLoop(Loop):
         while not update.done:
             self.stream.pump(LOOK_S)
         return update.result(0.0)
+
+    def _prune(self, done: int) -> None:
+        """Let go of trained groups that no checkpoint needs; the reference is that of step 0."""
+        folder = self.recipe.run_dir / CHECKPOINTS
+        written = {step_of(path) for path in [*folder.glob("step-*"), *folder.glob(".step-*.replaced")]}
+        self.stream.journal.prune(done, {0, self.saving.newest, *written}, self.recipe.rl.max_weight_lag)
 
     def _measured(self) -> tuple[float, float]:
         """Seconds since the last call, and those of them in which workers had nothing to sample."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.durable_file import replace_file
+from samepath.rl.group_journal import GroupJournal
 from samepath.rl.learner.checkpoints import checkpoint_of_step, latest_checkpoint
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
@@ -111,6 +112,10 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
         said.append(f"what came after step {plan.first_step}, and the summary, are in {folder} now")
     for path in [*steps_after(run_dir / ROLLOUTS, plan.first_step), *(run_dir / CHECKPOINTS).glob(".*.partial")]:
         remove(path)
+    if lost := GroupJournal(run_dir).rewind(plan.first_step):
+        said.append(
+            f"{lost} tokens were sampled with weights later than step {plan.first_step}, which are made anew: their groups are sampled again"
+        )
     if plan.source is None:
         keep_bytes = 0
     else:

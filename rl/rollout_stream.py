@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.feed import Feed
+from samepath.rl.group_journal import GroupJournal, SampledGroup
 from samepath.rollout.pool.pool import RolloutPool, Weights
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.types import Group
@@ -17,6 +18,7 @@ class RolloutStream:
     pool: RolloutPool
     scorer: GroupScorer
     on_new_weights: OnNewWeights
+    journal: GroupJournal
     _version: int = field(default=0, init=False)
     """The newest that the pool was given."""
     _next: int = field(default=0, init=False)
@@ -27,15 +29,19 @@ class RolloutStream:
     """Groups that wait to be trained, by number."""
 
     def begin(self, step: int) -> None:
-        """Go on with the groups of `step`, whose weights the pool has."""
+        """Go on with the groups of `step`, whose weights the pool has; of them, and of those ahead, the journal may have some."""
         self._version, self._next = step, self.feed.batch(step).start
+        for later in self.feed.steps_ahead(step):
+            for entry in self.journal.entries(later):
+                self._take(entry.number, entry.group)
         self._hand_out()
 
     def pump(self, wait_s: float) -> None:
         """Take what has ended; waits for the first group, `wait_s` seconds at most."""
         for group in self.pool.poll(wait_s):
-            self._finished[self._under_way.pop(group.group_id)] = group
-            self.scorer.submit(group)
+            number = self._under_way.pop(group.group_id)
+            self.journal.append(self.feed.step(number), SampledGroup(number=number, group=group))
+            self._take(number, group)
 
     def batch(self, step: int, wait_s: float) -> list[Group]:
         """The scored groups of a step, in order; waits for them, and looks every `wait_s` seconds. Raises what pool and scorer raise."""
@@ -60,9 +66,15 @@ class RolloutStream:
         """Groups that were handed out and have not ended."""
         return len(self._under_way)
 
+    def _take(self, number: int, group: Group) -> None:
+        self._finished[number] = group
+        self.scorer.submit(group)
+
     def _hand_out(self) -> None:
         requests, limit = [], self.feed.limit(self._version)
         for number in range(self._next, limit):
+            if number in self._finished:
+                continue
             request = self.feed.request(number)
             if isinstance(request, Group):
                 self._finished[number] = request

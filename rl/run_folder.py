@@ -20,6 +20,8 @@ LOCK_FILE = "run.lock"
 REFERENCE = "reference"
 CHECKPOINTS = "checkpoints"
 ROLLOUTS = "rollouts"
+SAMPLED = "sampled"
+"""Groups that were sampled ahead of the learner."""
 OUTCOME = ("summary.json", "training.png", "rollouts.html")
 """Written when a run is finished."""
 BELONGINGS = (
@@ -27,6 +29,7 @@ BELONGINGS = (
     "recipe-attempt-*.yaml",
     METRICS_FILE,
     ROLLOUTS,
+    SAMPLED,
     REFERENCE,
     CHECKPOINTS,
     "tracking.json",

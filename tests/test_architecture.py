@@ -45,7 +45,7 @@ HOUSE: dict[str, str] = {
     "rl": """
         machine run_state interruption file_errors
         recipe/
-        run_folder
+        run_folder group_journal
         objective/
         batch/ tasks/
         diagnostics/ tracking/ evaluation/

@@ -16,14 +16,16 @@ from samepath.model.files.checkpoint import load_checkpoint  # noqa: E402
 from samepath.rl import overlapped_loop  # noqa: E402
 from samepath.rl.batch.pack import TrainSequence, pack  # noqa: E402
 from samepath.rl.batch.score_groups import training_batch  # noqa: E402
+from samepath.rl.group_journal import GroupJournal  # noqa: E402
 from samepath.rl.learner.policy_pass import run_policy  # noqa: E402
 from samepath.rl.learner.ray_cluster import running_cluster  # noqa: E402
 from samepath.rl.overlapped_loop import OverlappedLoop  # noqa: E402
 from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.rollout_stream import RolloutStream  # noqa: E402
-from samepath.rl.run import start_run  # noqa: E402
+from samepath.rl.run import resume_run, start_run  # noqa: E402
 from samepath.rl.tracking.jsonl import read_metrics  # noqa: E402
 from samepath.rollout.types import Group  # noqa: E402
+from tests.engine_runs import assert_same_samples  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -152,6 +154,46 @@ def test_overlapped_run_goes_on_when_its_worker_is_killed(
     assert len(seen.groups) == 6
     seen.check(2, 2)
     assert seen.gap(recipe.run_dir)[0] == 0.0
+
+
+class Cut(BaseException):
+    """In place of SIGKILL: nothing that a run does at its end comes after it but what its processes leave anyway."""
+
+
+def test_run_that_is_cut_trains_the_groups_that_were_sampled_ahead_when_it_goes_on(
+    cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(*SLOW_ANSWERS, "rl.max_weight_lag=2", "rl.on_new_weights=recompute", "rl.steps=5")
+    original = RolloutStream.batch
+
+    def cutting(self: RolloutStream, step: int, wait_s: float) -> list[Group]:
+        if step == 3:
+            while self.under_way:
+                self.pump(0.05)
+            raise Cut
+        return original(self, step, wait_s)
+
+    monkeypatch.setattr(RolloutStream, "batch", cutting)
+    with pytest.raises(Cut):
+        start_run(recipe, tmp_path)
+    monkeypatch.setattr(RolloutStream, "batch", original)
+    kept = {
+        entry.group.group_id: entry.group for step in (3, 4) for entry in GroupJournal(recipe.run_dir).entries(step)
+    }
+    assert len(kept) == 4, "both steps were sampled ahead"
+    seen = Seen(monkeypatch)
+    resume_run(recipe, recipe.run_dir)
+    assert len(seen.groups) == 2
+    for groups in seen.groups:
+        for group in groups:
+            assert_same_samples(group, kept[group.group_id])
+            # Times tell a group that was kept from one that equal seeds drew again.
+            times = [[rollout.generate_s for rollout in one.rollouts] for one in (group, kept[group.group_id])]
+            assert times[0] == times[1]
+    left = sorted(path.name for path in (recipe.run_dir / "sampled").iterdir())
+    assert left == [f"step-{step:06d}.groups" for step in range(5)], (
+        "every checkpoint is kept, and what it goes on with"
+    )
 
 
 def test_overlapped_loop_at_lag_0_is_the_synchronous_one_to_the_bit(
