@@ -25,6 +25,7 @@ ADAMW = "rl/learner/test_optimizer.py::test_steps_equal_adamw_written_out"
 UPDATE = "rl/learner/test_settings_are_used.py::test_update_moves_the_weights_otherwise_with"
 OPTIMIZER = "rl/learner/test_learner.py::test_learner_steps_by_the_recipes_optimizer_and_the_indexers_own_rate"
 BATCH = "rl/batch/test_training_batch.py::test_batch"
+AHEAD = "rl/learner/test_overlapped_run.py::test_overlapped"
 FOREIGN = "rl/learner/test_transformers_learner.py::test"
 SHOWN: dict[type[BaseModel], dict[str, str]] = {
     AlgorithmSettings: {
@@ -33,6 +34,8 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "prompts_per_step": "rl/learner/test_settings_are_used.py::test_step_asks_for_as_many_prompts_and_samples_as_set",
         "group_size": "rl/learner/test_settings_are_used.py::test_step_asks_for_as_many_prompts_and_samples_as_set",
         "updates_per_rollout": UPDATE,
+        "max_weight_lag": "rl/test_feed.py::test_feed_asks_for_what_the_synchronous_loop_asks_for",
+        "on_new_weights": f"{AHEAD}_run_trains_every_group_once_and_each_token_has_a_gap_of_zero_to_its_own_version",
         "keep_routing": UPDATE,
         "keep_sampling_mask": UPDATE,
         "reference_support": UPDATE,
@@ -61,7 +64,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
     LearnerSettings: {
         "ranks": "rl/learner/test_ranks.py::test_learner_runs_as_many_processes_as_ranks",
         "min_passes": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
-        "restarts": "rl/test_lost_rank.py::test_run_whose_rank_is_killed_goes_on_to_the_same_weights",
+        "restarts": "rl/test_lost_rank.py::test_run_whose_rank_is_killed_goes_on_by_itself_to_the_weights_of_a_whole_run_on_one_rank",
         "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
         "precision": f"{FOREIGN}_update_in_bf16_keeps_float32_weights_and_rounds_its_passes",
         "activation_checkpointing": "rl/learner/test_learner.py::test_learner_recomputes_activations_of_the_trained_model_alone",
