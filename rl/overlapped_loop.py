@@ -19,8 +19,6 @@ from samepath.rollout.bounded_call import Begun
 
 LOOK_S = 0.02
 """How often the driver looks at sampler and learner, seconds."""
-
-
 RECORD_S = 600.0
 """Longest wait for the rollouts of a step to be written."""
 
