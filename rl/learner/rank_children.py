@@ -4,13 +4,9 @@ import contextlib
 import os
 import pickle
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +16,27 @@ from samepath.rl.machine import child_environment, import_path, keep_to_loopback
 from samepath.rl.recipe.cluster import LOOPBACK
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.bounded_call import OverdueError, bounded
+from samepath.rollout.pool.child_process import END_WAIT_S, ChildProcess
 from samepath.rollout.pool.process_calls import Answer, Call
 
-END_WAIT_S = 10.0
-"""Longest wait for a child to go that was killed, or that has lost the others."""
-MAX_OUTPUT_CHARS = 2000
-"""How much of the end of a child's output goes into an error message."""
 RANK = "learner rank"
 """Whose code the threads are in (`samepath.rollout.bounded_call.overdue`)."""
 
 
-class _Child:
-    """One rank, in a session of its own, so that Ctrl-C reaches the driver alone."""
+class _Child(ChildProcess):
+    """One rank; it ends with this process, whatever ends that."""
 
     def __init__(self, rank: int, environment: Mapping[str, str]) -> None:
+        super().__init__("samepath.rl.learner.rank_process", environment, str(os.getpid()))
         self.rank = rank
-        ours, theirs = socket.socketpair()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
-        with theirs:
-            module = "samepath.rl.learner.rank_process"
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-X", "faulthandler", "-m", module, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env=dict(environment),
-            )
-        self._socket = ours.dup()
-        self._channel = Connection(ours.detach())
 
     def send(self, call: bytes) -> None:
         """Hand over a pickled call. Raises OSError if the child is gone."""
-        self._channel.send_bytes(call)
+        self.channel.send_bytes(call)
 
     def receive(self) -> Answer:
         """Its answer to the call sent last. Raises EOFError or OSError if it is gone."""
-        answer: Answer = self._channel.recv()
+        answer: Answer = self.channel.recv()
         return answer
 
     def ending(self, wait_s: float) -> str:
@@ -67,24 +46,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             return ""
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        self._output.seek(0)
-        text = self._output.read().decode(errors="replace").strip()[-MAX_OUTPUT_CHARS:]
-        return f"learner rank {self.rank} (process {self.process.pid}) ended with {how}" + (
-            f"; it printed: {text}" if text else ""
-        )
-
-    def end(self) -> None:
-        """Kill it and what it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=END_WAIT_S)
-        with contextlib.suppress(OSError):
-            # Wakes a call that is still in the channel.
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._channel.close()
-        self._output.close()
+        return f"learner rank {self.rank} (process {self.process.pid}) ended with {how}{self.output()}"
 
 
 class RankChildren:

@@ -1,15 +1,9 @@
 """The pool of one worker in a child process: `runtime: inline` for engines that change the process they live in."""
 
 import contextlib
-import os
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +14,30 @@ from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import Request
+from samepath.rollout.pool.child_process import END_WAIT_S, ChildProcess
 from samepath.rollout.pool.pool import IdleClock, PolledPool, Weights
 from samepath.rollout.pool.process_calls import Answer, Call
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.types import Group
-
-END_WAIT_S = 10.0
-"""Longest wait for a killed child to go."""
-MAX_OUTPUT_CHARS = 2000
-"""How much of the end of a child's output goes into an error message."""
 
 
 class WorkerLostError(RuntimeError):
     """The child ended or gave no answer in time."""
 
 
-class _Child:
-    """One worker process in a session of its own, so that Ctrl-C reaches the driver alone."""
+class _Child(ChildProcess):
+    """One worker process."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-X",
-                    "faulthandler",
-                    "-m",
-                    "samepath.rollout.pool.process_worker",
-                    str(theirs.fileno()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env=dict(environment),
-            )
-        self._socket = ours.dup()
-        self._channel = Connection(ours.detach())
+        super().__init__("samepath.rollout.pool.process_worker", environment)
 
     def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """The method's result. Raises WorkerLostError if there is none, RolloutPoolError with the worker's own exception."""
 
         def exchange() -> Answer:
             # Either may hang: a child that is stopped reads no weights, and may have written half of an answer.
-            self._channel.send(Call(method=method, arguments=arguments))
-            answer: Answer = self._channel.recv()
+            self.channel.send(Call(method=method, arguments=arguments))
+            answer: Answer = self.channel.recv()
             return answer
 
         try:
@@ -77,34 +46,15 @@ class _Child:
             raise WorkerLostError(f"gave no answer to {method} for {timeout_s:.0f} s") from error
         except (EOFError, ConnectionError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=END_WAIT_S)
+                self.process.wait(timeout=END_WAIT_S)
             raise WorkerLostError(
-                f"ended during {method} (exit status {self._process.poll()}){self.output()}"
+                f"ended during {method} (exit status {self.process.poll()}){self.output()}"
             ) from error
         if answer.failure:
             raise RolloutPoolError(
                 f"the rollout worker stopped in {method}: {answer.failure}\n{answer.details['traceback']}"
             )
         return answer.value
-
-    def output(self) -> str:
-        """The end of what the child printed, for an error message."""
-        self._output.seek(0)
-        text = self._output.read().decode(errors="replace").strip()[-MAX_OUTPUT_CHARS:]
-        return f"; it printed: {text}" if text else ""
-
-    def end(self) -> None:
-        """Kill the child and what it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=END_WAIT_S)
-        with contextlib.suppress(OSError):
-            # Wakes a call that is still in the channel.
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._channel.close()
-        self._output.close()
 
 
 class ProcessPool(PolledPool):
