@@ -99,6 +99,12 @@ class AlgorithmSettings(BaseModel):
                 "keep_routing: learner replays the learner's first pass, which only old_policy: learner runs. "
                 "Set rl.objective.old_policy=learner or rl.keep_routing=sampler."
             )
+        # Not model_fields_set: a recipe that a run has written out holds every default.
+        if self.on_new_weights != "finish" and not self.max_weight_lag:
+            raise ValueError(
+                f"on_new_weights={self.on_new_weights} says what becomes of samples that are under way when weights come; with max_weight_lag=0 "
+                "there are none. Set rl.max_weight_lag=1 or more, or leave rl.on_new_weights out."
+            )
         return self
 
     @property

@@ -104,9 +104,13 @@ def forked(recipe_file: Path, runs_dir: Path, name: str, moment: int) -> tuple[i
     return os.waitstatus_to_exitcode(ended), int(book.read_text())
 
 
-if __name__ == "__main__":
-    recipe, runs = Path(sys.argv[1]), Path(sys.argv[2])
-    runs.mkdir(exist_ok=True)
+def serve(recipe_file: Path, runs_dir: Path) -> None:
+    """Answer the lines of standard input."""
+    runs_dir.mkdir(exist_ok=True)
     for line in sys.stdin:
-        asked, when = line.split()
-        print(*forked(recipe, runs, asked, int(when)), flush=True)
+        name, moment = line.split()
+        print(*forked(recipe_file, runs_dir, name, int(moment)), flush=True)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))

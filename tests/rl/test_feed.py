@@ -97,6 +97,10 @@ def test_feed_asks_for_what_the_synchronous_loop_asks_for(tiny_recipe, tokenizer
             r"nothing here corrects for it.*Set rl\.objective\.old_policy=sampler",
         ),
         (("rl.max_weight_lag=-1",), "greater than or equal to 0"),
+        (
+            ("rl.on_new_weights=recompute",),
+            r"on_new_weights=recompute says .*with max_weight_lag=0 there are none\. Set rl\.max_weight_lag=1 or more",
+        ),
         (("rl.on_new_weights=restart",), "finish"),
     ],
 )

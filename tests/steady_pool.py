@@ -1,0 +1,46 @@
+"""A pool of one steady worker in this process: what a run under Ray has, without Ray, so that a test may start and kill many runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from samepath.model.placement import ON_CPU, Placement
+from samepath.rollout.engine_settings import EngineSettings
+from samepath.rollout.environments.request import Request
+from samepath.rollout.pool.pool import PolledPool, Weights
+from samepath.rollout.pool.settings import OnNewWeights
+from samepath.rollout.pool.steady_worker import SteadyWorker
+from samepath.rollout.types import Group
+
+
+class SteadyPool(PolledPool):
+    """The engine works in a thread of its own; it ends with the process."""
+
+    def __init__(self, folder: Path, engine: EngineSettings, placement: Placement = ON_CPU) -> None:
+        super().__init__()
+        self._worker = SteadyWorker(folder, engine, 1, placement)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """At once."""
+        self._others += self._worker.work(requests, 0.0)
+
+    def _poll(self, wait_s: float) -> list[Group]:
+        return self._worker.work([], wait_s)
+
+    def load_weights(self, tensors: Weights, version: int) -> None:
+        """As `offer_weights`; what is under way goes on."""
+        self.offer_weights(tensors, version, "continue")
+
+    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+        """Copied, because the learner goes on with its own."""
+        self._worker.load_weights({name: array.copy() for name, array in tensors.items()}, version, on_new_weights)
+
+    def idle_s(self) -> float:
+        """Not measured."""
+        return 0.0
+
+    def statistics(self) -> dict[str, float]:
+        """The worker's totals."""
+        return {**self._worker.statistics(), "replaced_workers": 0.0}
+
+    def close(self) -> None:
+        """Nothing to give back."""
