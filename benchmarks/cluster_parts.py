@@ -16,11 +16,12 @@ from samepath.rewards.request import RewardRequest
 from samepath.rewards.score import Score
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rollout.environments.request import Request
-from samepath.rollout.pool.pool import PolledPool, Weights
+from samepath.rollout.pool.pool import Handover, PolledPool
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.record import SampledTokens, SegmentParts, groups_at_end, sampled_rollout
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.types import Group
+from samepath.rollout.weights.publication import Publication, Weights
 
 MOE_LAYERS, CHOSEN = 3, 2
 """Layers and experts of a token in the records: the quickstart's."""
@@ -85,6 +86,10 @@ class SleepingPool(PolledPool):
     def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
         """See `RolloutPool.offer_weights`: samples that start later have them."""
         self._version = version
+
+    def handover(self) -> Handover:
+        """See `RolloutPool.handover`: nothing is handed over."""
+        return Handover()
 
     def idle_s(self) -> float:
         """See `RolloutPool.idle_s`: seconds of empty slots, mean over the slots."""
@@ -160,9 +165,9 @@ class SleepingLearner:
     def advance(self) -> None:
         """Nothing to count."""
 
-    def weights(self) -> Weights:
+    def weights(self) -> Publication:
         """None are needed."""
-        return {}
+        return Publication(version=0, header=None, tensors={})
 
     def save(self, step: int) -> Path:
         """Nothing is written."""

@@ -12,6 +12,7 @@ from samepath.rl.batch.score_groups import GroupScorer, training_batch
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.conversations import cache_share
 from samepath.rl.diagnostics.rollouts import rollout_metrics
+from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
 from samepath.rl.evaluation.sets import AskedSet
 from samepath.rl.feed import Feed
@@ -101,12 +102,14 @@ class Loop:
             report = self.learner.update(batch)
 
         clock.start("syncing")
-        self.pool.load_weights(self.learner.weights(), step + 1)
+        published = self.learner.weights()
+        self.pool.load_weights(published, step + 1)
+        synced = weight_metrics(published, self.pool.handover())
 
         clock.start("recording")
         metrics = self.recorded(step, groups, advantages_by_group, batch, report)
         seconds = clock.stop()
-        return {**metrics, **cached, **speeds(groups, batch, seconds, sampling_s=seconds["sampling"])}
+        return {**metrics, **cached, **synced, **speeds(groups, batch, seconds, sampling_s=seconds["sampling"])}
 
     def recorded(
         self,

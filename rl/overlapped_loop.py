@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal
 from samepath.rl.loop import Loop, PhaseClock, speeds
@@ -104,7 +105,9 @@ class OverlappedLoop(Loop):
         report = self._learned(batch)
 
         clock.start("syncing")
-        self.stream.offer(self.learner.weights(), step + 1)
+        arrived = self.pool.handover()
+        published = self.learner.weights()
+        self.stream.offer(published, step + 1)
 
         clock.start("recording")
         metrics = self.recorded(step, groups, advantages_by_group, batch, report)
@@ -113,6 +116,7 @@ class OverlappedLoop(Loop):
         wall_s, idle_s = self._measured()
         return {
             **metrics,
+            **weight_metrics(published, arrived),
             **speeds(groups, batch, seconds, sampling_s=wall_s),
             "rollout/idle_s": idle_s,
             "rollout/idle_share": min(1.0, idle_s / max(wall_s, 1e-9)),

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "learner.ranks",
     "learner.restarts",
     "learner.update_timeout_s",
+    "learner.weight_bucket_bytes",
     "reward.num_workers",
     "reward.start_timeout_s",
 )

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal, SampledGroup
-from samepath.rollout.pool.pool import RolloutPool, Weights
+from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.types import Group
+from samepath.rollout.weights.publication import Weights
 
 
 @dataclass(slots=True, kw_only=True)

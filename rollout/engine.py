@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from samepath.model.placement import ON_CPU, Placement
 from samepath.model.text.tokenizer import Tokenizer
@@ -59,6 +59,14 @@ class Engine(Protocol):
         `recompute` computes the context of samples in flight anew, and gives each version's tokens a segment of their own
         (`Capability.RECOMPUTE`; without it a ValueError).
         """
+        ...
+
+    def held_weights(self) -> Mapping[str, Tensor] | None:
+        """The weights that it samples with under their published names, to be read; None where it keeps them in a form of its own."""
+        ...
+
+    def share_weights(self, policy: nn.Module, version: int) -> bool:
+        """Sample from the tensors of a policy of this process themselves from now on, and drop every cached prefix; False if it has to copy."""
         ...
 
 

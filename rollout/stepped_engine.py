@@ -1,7 +1,9 @@
 """The part that engines share which are driven step by step: answering a list of requests."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
 
 from samepath.rollout.record import joined_group
 from samepath.rollout.request import GroupRequest
@@ -23,6 +25,14 @@ class SteppedEngine(ABC):
     @abstractmethod
     def step(self) -> list[Group]:
         """One forward pass; returns the groups it finished, of samples that come apart each by itself. Does nothing when idle."""
+
+    def held_weights(self) -> Mapping[str, Tensor] | None:
+        """See `Engine.held_weights`: in a form of its own, unless an engine says otherwise."""
+        return None
+
+    def share_weights(self, policy: nn.Module, version: int) -> bool:
+        """See `Engine.share_weights`: not possible, unless an engine says otherwise."""
+        return False
 
     def run(self, requests: Sequence[GroupRequest]) -> list[Group]:
         """Submit all, step until done, return the groups whole and in request order."""

@@ -37,7 +37,7 @@ HOUSE: dict[str, str] = {
         builtin/
         vllm/
         engine_settings
-        capabilities engine
+        capabilities engine weights/
         environments/foreign/
         environments/
         pool/

@@ -5,15 +5,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from samepath.model.files.policy_files import policy_tensors
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.learner.rank_children import RankChildren
 from samepath.rl.learner.rank_host import summed
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rollout.engine_settings import describe
-from samepath.rollout.pool.pool import Weights
+from samepath.rollout.weights.publication import Publication
 
 
 class LearnerHandle(Protocol):
@@ -27,7 +25,7 @@ class LearnerHandle(Protocol):
 
     def advance(self) -> None: ...
 
-    def weights(self) -> Weights: ...
+    def weights(self) -> Publication: ...
 
     def save(self, step: int) -> Path: ...
 
@@ -86,12 +84,6 @@ class InlineLearner(Learner):
         except LearnerLostError as error:
             raise self._others.why(error, method) from error
         self._others.end(method)
-
-    def weights(self) -> Weights:
-        """See `Learner.weights`; beside an engine in this process, the tensors where they stand."""
-        if self._recipe.model.device == "cpu" or describe(self._recipe.engine).own_process:
-            return super().weights()
-        return {name: tensor.detach() for name, tensor in policy_tensors(self._model).items()}
 
     def statistics(self) -> dict[str, float]:
         """See `Learner.statistics`; the memory is that of all ranks."""

@@ -1,9 +1,11 @@
 """The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process, as a Ray actor, or as one rank of several."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from samepath.model.files.policy_files import file_tensors, load_policy, policy_tensors
 from samepath.model.json_file import read_json
@@ -31,8 +33,10 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.environments.form import renderer_of
-from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
+from samepath.rollout.weights.bucket import Bucket, Outgoing
+from samepath.rollout.weights.mark import Header, header
+from samepath.rollout.weights.publication import Publication
 
 
 class Learner:
@@ -128,12 +132,29 @@ class Learner:
         """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
         self.version += 1
 
-    def weights(self) -> Weights:
-        """All weights under their published names: views where they can be, so whoever keeps them past the next update copies them.
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights under their published names, one after the other: views where they can be, so whoever keeps one copies it."""
+        return ((name, tensor.detach()) for name, tensor in policy_tensors(self._model).items())
 
-        bfloat16 ones go out as the float32 numbers they are, and round to themselves in an engine of that type.
-        """
-        return {name: tensor.detach().float().cpu().numpy() for name, tensor in policy_tensors(self._model).items()}
+    def weights(self) -> Publication:
+        """The weights where they stand, for a pool of this process."""
+        started = time.perf_counter()
+        tensors = dict(self.named_weights())
+        head = header(self.version, tensors)
+        return Publication(
+            version=self.version,
+            header=head,
+            tensors=tensors,
+            policy=self._model,
+            bucket_bytes=self._recipe.learner.weight_bucket_bytes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def published(self) -> Iterator[Bucket | Header]:
+        """The weights bucket by bucket, for an object store that takes each before the next is made, and last what is known of them all."""
+        outgoing = Outgoing(self.named_weights(), self._recipe.learner.weight_bucket_bytes)
+        yield from outgoing
+        yield outgoing.header(self.version)
 
     def save(self, step: int) -> Path:
         """Write `checkpoints/step-…` whole or not at all, then drop the oldest beyond `checkpoint.keep`; returns its folder.

@@ -1,7 +1,7 @@
 """One rank of the learner in a process that it has to itself: a Ray actor, or a child of the driver."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from samepath.rl.learner.ranks import ALONE, Meeting, Ranks, joined, opened
 from samepath.rl.machine import keep_to_loopback
 from samepath.rl.recipe.cluster import LOOPBACK
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rollout.weights.bucket import Bucket
+from samepath.rollout.weights.mark import Header
 
 
 class RankHost:
@@ -54,6 +56,14 @@ class RankHost:
             result = getattr(self._learner, method)(*arguments, **named)
             failed.pop_all()
         return result if self._ranks.rank == 0 or method == "statistics" else None
+
+    def published(self) -> Iterator[Bucket | Header]:
+        """See `Learner.published`: the caller stores each as it comes."""
+        assert self._learner is not None
+        with ExitStack() as failed:
+            failed.callback(self._ranks.leave)
+            yield from self._learner.published()
+            failed.pop_all()
 
 
 def summed(ranks: Sequence[dict[str, float]]) -> dict[str, float]:

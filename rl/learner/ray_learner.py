@@ -1,5 +1,6 @@
 """The learner as Ray actors, one a rank."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from samepath.rl.learner.rank_host import RankHost, summed
 from samepath.rl.machine import import_path
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.engine_errors import ClusterLostError
-from samepath.rollout.pool.pool import Weights
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
+from samepath.rollout.weights.publication import Publication
 
 END_WAIT_S = 10.0
 """Longest wait for what became of the other ranks once one has lost them."""
@@ -70,15 +71,21 @@ class RayLearner:
         """See `Learner.advance`."""
         self._all("counting an empty batch", "advance")
 
-    def weights(self) -> Weights:
-        """A reference to the weights in the object store, where the learner's process has copied them once for all workers."""
-        reference = ask(
-            "Ray to ask the learner for its weights",
-            self._timeout_s,
-            lambda: self._actors[0].call.remote("weights"),
+    def weights(self) -> Publication:
+        """References to the weights in the object store, which takes one bucket of them after the other; only their digests come here."""
+        started = time.perf_counter()
+        publish = self._actors[0].published.options(num_returns="streaming")
+        stream = ask("Ray to take the order for the weights", self._timeout_s, publish.remote)
+        self._wait("its weights", lambda: [stream.completed()])
+        *buckets, last = ask("references to the weights", self._timeout_s, lambda: list(stream))
+        (head,) = self._wait("the digests of its weights", lambda: [last])
+        return Publication(
+            version=head.version,
+            header=last,
+            buckets=tuple(buckets),
+            sent_bytes=head.size_bytes,
+            seconds=time.perf_counter() - started,
         )
-        self._wait("its weights", lambda: [reference])
-        return reference
 
     def save(self, step: int) -> Path:
         """See `Learner.save`."""

@@ -46,6 +46,12 @@ class LearnerSettings(BaseModel):
     lora: LoraSettings = Field(
         default_factory=lambda: LoraSettings(), description="transformers models: low-rank adapters"
     )
+    weight_bucket_bytes: int = Field(
+        64 << 20,
+        ge=1 << 10,
+        le=4 << 30,
+        description="new weights cross to workers in other processes in pieces of so many bytes; a larger tensor crosses alone",
+    )
     indexer: Literal["frozen", "trained"] = Field(
         "frozen", description="train the indexer with its own loss during RL, or not"
     )

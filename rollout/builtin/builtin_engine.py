@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from samepath.kernels.backend import round_up
-from samepath.model.files.checkpoint import load_published
+from samepath.model.files.checkpoint import load_published, published_tensors
 from samepath.model.key_store import SlotCache
 from samepath.model.network.network import CausalLM
+from samepath.model.network.sharing import part_tensors, share_tensors
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rollout.builtin.decode_graph import DecodeGraphs
 from samepath.rollout.builtin.drawing import HostDrawn, draw_rows
@@ -51,6 +52,8 @@ class BuiltinEngine(SteppedEngine):
         """
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
         self.weight_version = 0
+        self._shares = False
+        """Whether the model's tensors are the learner's own."""
         self.counters = EngineCounters()
         self._pages = PagePool(settings.cache_tokens // settings.page_size, settings.page_size)
         num_slots = (self._pages.num_pages + 1) * settings.page_size
@@ -111,8 +114,27 @@ class BuiltinEngine(SteppedEngine):
         that waits to be prefilled again is prefilled with the new weights. With `recompute` all of them are: their records then have a
         segment for each version, in which every row is that version's own.
         """
+        if self._shares:
+            part_tensors(self.model)
+            self._shares = False
         with torch.no_grad():
             load_published(self.model, tensors)
+        self._begin_version(version, recompute=recompute)
+
+    def held_weights(self) -> Mapping[str, Tensor]:
+        """See `Engine.held_weights`."""
+        return published_tensors(self.model)
+
+    def share_weights(self, policy: nn.Module, version: int) -> bool:
+        """See `Engine.share_weights`: where both are this package's network and no captured graph reads the engine's own tensors."""
+        if self._graphs is not None or not share_tensors(self.model, policy):
+            return False
+        self._shares = True
+        self._begin_version(version, recompute=False)
+        return True
+
+    def _begin_version(self, version: int, *, recompute: bool) -> None:
+        """Go on with weights that have just come."""
         if recompute:
             self._residents.begin_again()
         if self._graphs is not None:

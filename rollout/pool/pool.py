@@ -3,12 +3,9 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import Protocol
 
 from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_settings import EngineSettings, describe
@@ -16,10 +13,7 @@ from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.types import Group
-
-Weights = Mapping[str, NDArray[np.float32] | Tensor] | Any
-"""Weights under their published names (tensors for a pool in the same process, which copies them on the device), or a Ray reference to them,
-which `RayPool` passes on as it is."""
+from samepath.rollout.weights.publication import Weights, here, publication
 
 
 def worker_environment(
@@ -32,6 +26,20 @@ def worker_environment(
 
 SLICE_S = 2.0
 """Longest time that one call works before it reports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """What it took to bring one version of the weights to the workers.
+
+    Example:
+        Handover(load_s=0.2, sent_bytes=538 << 20)
+    """
+
+    load_s: float = 0.0
+    """Seconds of the slowest worker in putting them together and comparing them with what was published."""
+    sent_bytes: int = 0
+    """That left the process of the learner, once for all workers."""
 
 
 class RolloutPool(Protocol):
@@ -49,12 +57,16 @@ class RolloutPool(Protocol):
         """Answer all requests, in request order; `on_group` is called as each is finished."""
         ...
 
-    def load_weights(self, tensors: Weights, version: int) -> None:
-        """Hand new weights to every worker before any further sampling."""
+    def load_weights(self, weights: Weights, version: int) -> None:
+        """Hand new weights to every worker before any further sampling. Raises WeightsError for one that has others then."""
         ...
 
-    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+    def offer_weights(self, weights: Weights, version: int, on_new_weights: OnNewWeights) -> None:
         """Hand new weights to every worker while samples are under way; whatever is submitted later is sampled with them."""
+        ...
+
+    def handover(self) -> Handover:
+        """What the newest weights took, as far as workers have said so."""
         ...
 
     def idle_s(self) -> float:
@@ -135,6 +147,7 @@ class InlinePool(PolledPool):
         self._worker = RolloutWorker(model_folder, engine, settings.threads, placement)
         self._fresh: list[Request] = []
         self._clock = IdleClock()
+        self._handover = Handover()
 
     def submit(self, requests: Sequence[Request]) -> None:
         """See `RolloutPool.submit`; they are worked on while somebody polls."""
@@ -147,16 +160,25 @@ class InlinePool(PolledPool):
         self._clock.set(idle=True)
         return groups
 
-    def load_weights(self, tensors: Weights, version: int) -> None:
-        """Copy the weights into the worker's model."""
-        self._worker.load_weights(tensors, version)
+    def load_weights(self, weights: Weights, version: int) -> None:
+        """Let the worker share the learner's tensors, or copy them."""
+        given = publication(weights, version)
+        if given.policy is not None and self._worker.share_weights(given.policy, version):
+            self._handover = Handover()
+            return
+        self._handover = Handover(load_s=self._worker.load_weights(here(given), version))
 
-    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+    def offer_weights(self, weights: Weights, version: int, on_new_weights: OnNewWeights) -> None:
         """See `RolloutPool.offer_weights`."""
         # What was submitted before is sampled with the weights before.
         fresh, self._fresh = self._fresh, []
         self._others += self._worker.work(fresh, 0.0)
-        self._worker.load_weights(tensors, version, on_new_weights)
+        load_s = self._worker.load_weights(here(publication(weights, version)), version, on_new_weights)
+        self._handover = Handover(load_s=load_s)
+
+    def handover(self) -> Handover:
+        """See `RolloutPool.handover`: no byte leaves this process."""
+        return self._handover
 
     def idle_s(self) -> float:
         """See `RolloutPool.idle_s`: whenever nobody polls."""

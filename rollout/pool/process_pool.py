@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.child_process import END_WAIT_S, ChildProcess
-from samepath.rollout.pool.pool import IdleClock, PolledPool, Weights
+from samepath.rollout.pool.pool import Handover, IdleClock, PolledPool
 from samepath.rollout.pool.process_calls import Answer, Call
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.types import Group
+from samepath.rollout.weights.bucket import Outgoing
+from samepath.rollout.weights.mark import Header
+from samepath.rollout.weights.publication import Weights, publication
+from samepath.rollout.weights.shared_memory import SharedBuckets
 
 
 class WorkerLostError(RuntimeError):
@@ -70,9 +71,14 @@ class ProcessPool(PolledPool):
         self._clock = IdleClock()
         self._start_arguments = (model_folder.resolve(), engine, settings.threads)
         self._settings, self._environment = settings, environment
-        self._weights: tuple[Mapping[str, NDArray[np.float32]], int] | None = None
+        self._shared = SharedBuckets()
+        self._header: Header | None = None
+        self._handover = Handover()
         self._replaced = 0
-        self._child = self._start()
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._shared.close)
+            self._child = self._start()
+            failed.pop_all()
 
     def process_ids(self) -> list[int]:
         """Operating-system process of the worker, for people and fault tests."""
@@ -97,20 +103,28 @@ class ProcessPool(PolledPool):
             del self._pending[group.group_id]
         return groups
 
-    def load_weights(self, tensors: Weights, version: int) -> None:
-        """Hand the weights to the worker, and a copy to whatever replaces it: the learner changes its own in place."""
-        self.offer_weights(tensors, version, "continue")
+    def load_weights(self, weights: Weights, version: int) -> None:
+        """Put the weights into memory that the worker shares, and whatever replaces it."""
+        self.offer_weights(weights, version, "continue")
 
-    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+    def offer_weights(self, weights: Weights, version: int, on_new_weights: OnNewWeights) -> None:
         """See `RolloutPool.offer_weights`."""
-        self._weights = ({name: np.array(array, np.float32) for name, array in tensors.items()}, version)
+        given = publication(weights, version)
+        assert given.tensors is not None
+        self._shared.write(Outgoing(given.tensors.items(), given.bucket_bytes))
+        self._header, load_s = given.header, 0.0
         if self._fresh:
             # What was submitted before is sampled with the weights before.
             self._others += self._poll(0.0)
         try:
-            self._child.call("load_weights", *self._weights, on_new_weights, timeout_s=self._settings.stall_timeout_s)
+            load_s = self._load(self._child, self._header, on_new_weights, self._settings.stall_timeout_s)
         except WorkerLostError as error:
             self._replace(str(error))
+        self._handover = Handover(load_s=load_s, sent_bytes=self._shared.size_bytes)
+
+    def handover(self) -> Handover:
+        """See `RolloutPool.handover`."""
+        return self._handover
 
     def idle_s(self) -> float:
         """See `RolloutPool.idle_s`: whenever nobody polls."""
@@ -126,6 +140,14 @@ class ProcessPool(PolledPool):
     def close(self) -> None:
         """End the worker."""
         self._child.end()
+        self._shared.close()
+
+    def _load(self, child: _Child, head: Header, on_new_weights: OnNewWeights, limit_s: float) -> float:
+        """Let a worker take what stands in the shared memory; returns its seconds."""
+        took_s: float = child.call(
+            "take_shared", head.version, on_new_weights, head, self._shared.held, timeout_s=limit_s
+        )
+        return took_s
 
     def _call(self, method: str) -> Any:
         return self._child.call(method, timeout_s=self._settings.stall_timeout_s)
@@ -137,8 +159,8 @@ class ProcessPool(PolledPool):
             failed.callback(child.end)
             try:
                 child.call("start", *self._start_arguments, timeout_s=limit_s)
-                if self._weights is not None:
-                    child.call("load_weights", *self._weights, timeout_s=max(1.0, deadline - time.monotonic()))
+                if self._header is not None:
+                    self._load(child, self._header, "continue", max(1.0, deadline - time.monotonic()))
             except WorkerLostError as error:
                 raise RolloutPoolError(
                     f"the rollout worker must load {self._start_arguments[0]} within rollout.start_timeout_s={limit_s:.0f} s; it {error}"

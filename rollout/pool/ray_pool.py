@@ -6,7 +6,8 @@ Ray is imported here, in `ray_calls.py` and in `rl/learner/ray_*.py` only, becau
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import Request
-from samepath.rollout.pool.pool import SLICE_S, IdleClock, PolledPool, Weights, worker_environment
+from samepath.rollout.pool.pool import SLICE_S, Handover, IdleClock, PolledPool, worker_environment
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.pool.steady_worker import SteadyWorker
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.types import Group
+from samepath.rollout.weights.bucket import Outgoing
+from samepath.rollout.weights.publication import Publication, Weights, publication
 
 STEADY_SLICE_S = 0.2
 """The same of a steady worker, whose engine goes on between the calls: how long new groups and weights may have to wait for their turn."""
@@ -61,7 +64,8 @@ class RayPool(PolledPool):
         self._queue = deque[Request]()
         self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
         self._environment = worker_environment(engine, settings, environment)
-        self._weights: tuple[Any, int] | None = None
+        self._weights: Publication | None = None
+        self._load_s = 0.0
         self._replaced = 0
         self._retired: dict[str, float] = {}
         self._actors = [self._start() for _ in range(settings.num_workers)]
@@ -99,28 +103,34 @@ class RayPool(PolledPool):
                 self._give_work(actor)
         return groups
 
-    def load_weights(self, tensors: Weights, version: int) -> None:
+    def load_weights(self, weights: Weights, version: int) -> None:
         """Wait until every actor serves the weights, which stand in the object store once for all of them."""
-        self.offer_weights(tensors, version, "continue")
+        self.offer_weights(weights, version, "continue")
         for actor in self._actors:
             while actor.loading:
                 self._loaded(actor, actor.loading.pop(0))
 
-    def offer_weights(self, tensors: Weights, version: int, on_new_weights: OnNewWeights) -> None:
+    def offer_weights(self, weights: Weights, version: int, on_new_weights: OnNewWeights) -> None:
         """See `RolloutPool.offer_weights`. An actor takes its calls in order, so what is handed to it later is sampled with these weights."""
         limit_s = self._settings.stall_timeout_s
-        reference = tensors
-        if not isinstance(tensors, ray.ObjectRef):
-            reference = ask("Ray's object store to take the weights", limit_s, lambda: ray.put(dict(tensors)))
-        self._weights = (reference, version)
-        arguments = (reference, version, on_new_weights)
+        given = publication(weights, version)
+        if given.tensors is not None:
+            given = _stored(given, limit_s)
+        self._weights, self._load_s = given, 0.0
         calls = ask(
             "Ray to hand the weights to the workers",
             limit_s,
-            lambda: [actor.handle.load_weights.remote(*arguments) for actor in self._actors],
+            lambda: [
+                actor.handle.take_buckets.remote(version, on_new_weights, given.header, *given.buckets)
+                for actor in self._actors
+            ],
         )
         for actor, call in zip(self._actors, calls, strict=True):
             actor.loading.append(call)
+
+    def handover(self) -> Handover:
+        """See `RolloutPool.handover`."""
+        return Handover(load_s=self._load_s, sent_bytes=0 if self._weights is None else self._weights.sent_bytes)
 
     def idle_s(self) -> float:
         """See `RolloutPool.idle_s`."""
@@ -159,8 +169,9 @@ class RayPool(PolledPool):
         try:
             self._get("a worker to load its model", actor.handle.process_id, self._settings.start_timeout_s)
             if self._weights is not None:
-                load, limit_s = actor.handle.load_weights, self._settings.start_timeout_s
-                self._get("a fresh worker to load the weights", load, limit_s, *self._weights)
+                load, limit_s, given = actor.handle.take_buckets, self._settings.start_timeout_s, self._weights
+                arguments = (given.version, "continue", given.header, *given.buckets)
+                self._get("a fresh worker to load the weights", load, limit_s, *arguments)
         except (RayActorError, GetTimeoutError) as error:
             raise RolloutPoolError(
                 f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}{stopped()}"
@@ -199,7 +210,8 @@ class RayPool(PolledPool):
     def _loaded(self, actor: _Actor, call: Any) -> None:
         """Wait for a call that hands over weights; an actor that does not take them is replaced."""
         try:
-            self._result("a worker to load weights", call, self._settings.stall_timeout_s)
+            took_s: float = self._result("a worker to load weights", call, self._settings.stall_timeout_s)
+            self._load_s = max(self._load_s, took_s)
         except (RayActorError, GetTimeoutError) as error:
             self._replace(actor, f"failed to load weights: {type(error).__name__}")
 
@@ -247,3 +259,14 @@ class RayPool(PolledPool):
     def _result(self, what: str, call: Any, limit_s: float) -> Any:
         """Result of a call that has been made."""
         return ask(what, limit_s, lambda: ray.get(call, timeout=limit_s))
+
+
+def _stored(given: Publication, limit_s: float) -> Publication:
+    """A publication of this process, in the object store."""
+    assert given.tensors is not None
+    outgoing = Outgoing(given.tensors.items(), given.bucket_bytes)
+    what = "Ray's object store to take the weights"
+    buckets = tuple(ask(what, limit_s, partial(ray.put, bucket)) for bucket in outgoing)
+    head = ask(what, limit_s, lambda: ray.put(given.header))
+    sent_bytes = given.header.size_bytes
+    return replace(given, tensors=None, policy=None, buckets=buckets, header=head, sent_bytes=sent_bytes)

@@ -17,6 +17,7 @@ from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.types import Group
+from samepath.rollout.weights.publication import Arrived
 
 LOOK_S = 0.5
 """How often who waits looks whether the thread has failed."""
@@ -52,24 +53,23 @@ class SteadyWorker(RolloutWorker):
 
     def load_weights(
         self,
-        tensors: Mapping[str, NDArray[np.float32] | Tensor],
+        weights: Arrived | Mapping[str, NDArray[np.float32] | Tensor],
         version: int,
         on_new_weights: OnNewWeights = "continue",
-    ) -> int:
+    ) -> float:
         """See `RolloutWorker.load_weights`; returns once the weights are taken between two steps, or wait for what is under way to end."""
-        done = threading.Event()
+        taken: list[float] = []
 
         def load() -> list[Group]:
-            super(SteadyWorker, self).load_weights(tensors, version, on_new_weights)
-            done.set()
+            taken.append(super(SteadyWorker, self).load_weights(weights, version, on_new_weights))
             return []
 
         self._order(load)
         with self._changed:
-            while not done.is_set():
+            while not taken:
                 self._wait(LOOK_S)
                 self._check()
-        return version
+        return taken[0]
 
     def _order(self, order: Callable[[], list[Group]]) -> None:
         with self._changed:

@@ -1,8 +1,8 @@
 """A rollout worker: one engine and the calls that the driver makes on it, in its own process under Ray or in the driver's."""
 
 import os
+import socket
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from samepath.model.placement import ON_CPU, DeviceName, Placement
 from samepath.rollout.capabilities import refusal
@@ -22,6 +22,10 @@ from samepath.rollout.environments.episode_runner import EpisodeRunner
 from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.types import Group
+from samepath.rollout.weights.bucket import Bucket
+from samepath.rollout.weights.mark import Header, require_equal
+from samepath.rollout.weights.publication import Arrived, arrived, here, publication
+from samepath.rollout.weights.shared_memory import Held
 
 
 class RolloutWorker:
@@ -38,27 +42,52 @@ class RolloutWorker:
         self.engine = build_engine(model_folder, settings, placement)
         exact = placement.batch_invariant and not refusal(Capability.BATCH_INVARIANT, settings)
         self._runner = EpisodeRunner(self.engine, exact=exact)
-        self._next: tuple[dict[str, Tensor], int] | None = None
+        self._next: Arrived | None = None
         """Weights that wait until nothing is under way."""
         self._held: list[Request] = []
         """What is to be sampled with them."""
 
     def load_weights(
         self,
-        tensors: Mapping[str, NDArray[np.float32] | Tensor],
+        weights: Arrived | Mapping[str, NDArray[np.float32] | Tensor],
         version: int,
         on_new_weights: OnNewWeights = "continue",
-    ) -> int:
-        """Take weights (published names; tensors only from the same process) and return their version.
+    ) -> float:
+        """Take weights, tensors alone only from the same process; returns the seconds that took, 0 where they wait.
 
-        Whatever is asked for later is sampled with them. `finish` lets what is under way end first.
+        Whatever is asked for later is sampled with them. `finish` lets what is under way end first. Raises WeightsError if the engine does not
+        hold what was published.
         """
+        arrival = weights if isinstance(weights, Arrived) else here(publication(weights, version))
         if on_new_weights == "finish" and self._runner.busy:
-            self._next = (_kept(tensors), version)
-            return version
+            self._next = arrival.kept()
+            return 0.0
         self._next = None
-        self.engine.load_weights(_views(tensors), version, recompute=on_new_weights == "recompute")
-        return version
+        return self._take(arrival, recompute=on_new_weights == "recompute")
+
+    def take_buckets(self, version: int, on_new_weights: OnNewWeights, head: Header, *buckets: Bucket) -> float:
+        """See `load_weights`: weights from an object store."""
+        return self.load_weights(arrived(head, buckets, stays=True), version, on_new_weights)
+
+    def take_shared(self, version: int, on_new_weights: OnNewWeights, head: Header, held: Sequence[Held]) -> float:
+        """See `load_weights`: weights from memory that the caller writes again."""
+        return self.load_weights(arrived(head, (one.bucket() for one in held), stays=False), version, on_new_weights)
+
+    def share_weights(self, policy: nn.Module, version: int) -> bool:
+        """Let the engine sample from the tensors of the learner's policy themselves, in the same process; False where it has to copy."""
+        return not self._runner.busy and self.engine.share_weights(policy, version)
+
+    def _take(self, arrival: Arrived, *, recompute: bool = False) -> float:
+        """Put weights together in the engine, and hold them against what the learner knows of them."""
+        started = time.perf_counter()
+        head, who = arrival.header, f"rollout worker (process {self.process_id()} on {socket.gethostname()})"
+        at_first = self.engine.held_weights()
+        if at_first is None:
+            require_equal(head, arrival.tensors, who)
+        self.engine.load_weights(arrival.tensors, head.version, recompute=recompute)
+        if at_first is not None:
+            require_equal(head, _comparable(arrival, self.engine.held_weights() or {}), who)
+        return time.perf_counter() - started
 
     def work(self, requests: Sequence[Request], slice_s: float) -> list[Group]:
         """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
@@ -81,8 +110,8 @@ class RolloutWorker:
         """One step; where it ends what was under way, weights that waited are taken, and what waited for them is queued."""
         finished = self._runner.step()
         if self._next is not None and not self._runner.busy:
-            (weights, version), self._next = self._next, None
-            self.engine.load_weights(weights, version)
+            arrival, self._next = self._next, None
+            self._take(arrival)
             held, self._held = self._held, []
             finished += self._submitted(held)
         return finished
@@ -105,20 +134,14 @@ class RolloutWorker:
         return os.getpid()
 
 
-def _views(tensors: Mapping[str, NDArray[np.float32] | Tensor]) -> dict[str, Tensor]:
-    """The arrays as tensors that share their memory."""
-    with warnings.catch_warnings():
-        # Ray's arrays are read-only views of shared memory. The engine only reads them, so they need no copy.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return {
-            name: array if isinstance(array, Tensor) else torch.from_numpy(array) for name, array in tensors.items()
-        }
-
-
-def _kept(tensors: Mapping[str, NDArray[np.float32] | Tensor]) -> dict[str, Tensor]:
-    """The same, copied where their owner may change them later."""
-    shared = {name for name, array in tensors.items() if isinstance(array, np.ndarray) and not array.flags.writeable}
-    return {name: view if name in shared else view.clone() for name, view in _views(tensors).items()}
+def _comparable(arrival: Arrived, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an engine holds of the published tensors; in place of those that it rounds or lays out otherwise, what arrived."""
+    return {
+        name: held[name]
+        if name in held and (held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape)
+        else tensor
+        for name, tensor in arrival.tensors.items()
+    }
 
 
 def gpu_statistics(device: DeviceName) -> dict[str, float]:

@@ -18,7 +18,14 @@ from samepath.rl.tracking.jsonl import read_rollouts
 from tests.rl.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMED = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s", "rollout/cache_share", "rollout/rerun_share")
+TIMED = (
+    "time/",
+    "weights/",
+    "rollout/tokens_per_s",
+    "learner/tokens_per_s",
+    "rollout/cache_share",
+    "rollout/rerun_share",
+)
 """What may differ: an evaluation before a kill leaves prompts in the cache that a resumed run does not find."""
 REWARD = """
 def shorter(request):

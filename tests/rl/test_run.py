@@ -17,7 +17,14 @@ from samepath.rl.run import resume_run, start_run
 from samepath.rl.run_folder import RunFolderError
 from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
 
-TIMED = ("time/", "rollout/tokens_per_s", "learner/tokens_per_s", "rollout/cache_share", "rollout/rerun_share")
+TIMED = (
+    "time/",
+    "weights/",
+    "rollout/tokens_per_s",
+    "learner/tokens_per_s",
+    "rollout/cache_share",
+    "rollout/rerun_share",
+)
 
 
 def comparable(run_dir: Path) -> dict[int, dict[str, str]]:

@@ -8,6 +8,7 @@ import torch
 
 from samepath.rl.learner.handle import InlineLearner
 from samepath.rl.learner.optimizer import Optimizer
+from samepath.rollout.weights.mark import require_equal
 
 OPTIMIZER = {
     "lr": 0.01,
@@ -64,3 +65,16 @@ def test_learner_recomputes_activations_of_the_trained_model_alone(tiny_recipe, 
         assert learner._updater is not None
         assert learner._updater.reference is not None
         assert learner._updater.reference.activation_checkpointing is False
+
+
+def test_learner_hands_its_weights_out_in_buckets_as_set(tiny_recipe, tmp_path: Path) -> None:
+    counts = []
+    for limit in (4096, 65536):
+        learner = InlineLearner(tiny_recipe(f"learner.weight_bucket_bytes={limit}"), Path(), tmp_path, None)
+        *buckets, head = learner.published()
+        assert all(len(one) == 1 or sum(piece.values.nbytes for piece in one) <= limit for one in buckets)
+        require_equal(head, dict(learner.named_weights()), "this test")
+        counts.append(len(buckets))
+        assert learner.weights().bucket_bytes == limit
+        assert learner.weights().header == head
+    assert counts[0] > counts[1]

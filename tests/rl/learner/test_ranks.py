@@ -196,7 +196,7 @@ def test_learner_runs_as_many_processes_as_ranks(tiny_recipe, tmp_path: Path) ->
             report = learner.update(rollout_batch(character_tokenizer(ALPHABET)))
             learner.advance()
             peak = learner.statistics()["peak_bytes"]
-            learned.append((metrics, report.metrics, learner.weights(), peak))
+            learned.append((metrics, report.metrics, dict(learner.named_weights()), peak))
         finally:
             learner.close()
     one, two = learned
@@ -216,7 +216,7 @@ def test_foreign_model_with_adapters_learns_the_same_on_two_ranks(foreign_recipe
             start = load_policy(tmp_path / f"run{ranks}" / "reference", "transformers", "torch")
             assert isinstance(start, TransformersPolicy)
             report = learner.update(sampled_batch(start))
-            learned.append((report.metrics, {name: np.array(values) for name, values in learner.weights().items()}))
+            learned.append((report.metrics, {name: tensor.numpy().copy() for name, tensor in learner.named_weights()}))
         finally:
             learner.close()
     (metrics, weights), (other_metrics, other_weights) = learned

@@ -13,10 +13,11 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from samepath.model.files.checkpoint import published_tensors  # noqa: E402
+from samepath.model.files.checkpoint import load_checkpoint, published_tensors  # noqa: E402
 from samepath.model.text.tokenizer import Tokenizer  # noqa: E402
 from samepath.rl.learner.model_source import save_model  # noqa: E402
 from samepath.rl.learner.ray_cluster import running_cluster  # noqa: E402
+from samepath.rl.learner.ray_learner import RayLearner  # noqa: E402
 from samepath.rl.loop import Loop  # noqa: E402
 from samepath.rl.machine import import_path  # noqa: E402
 from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
@@ -29,6 +30,7 @@ from samepath.rollout.pool.settings import RolloutSettings  # noqa: E402
 from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.sampling_settings import SamplingSettings  # noqa: E402
 from samepath.rollout.types import Group, Prompt  # noqa: E402
+from samepath.rollout.weights.mark import require_equal  # noqa: E402
 from tests.conftest import tiny_model  # noqa: E402
 from tests.engine_runs import assert_same_samples  # noqa: E402
 from tests.random_conversations import episodes, talking_tokenizer  # noqa: E402
@@ -160,6 +162,31 @@ def test_start_run_under_ray_equals_inline_and_listens_on_loopback_alone(
     start_run(tiny_recipe("name=ray", "runtime=ray"), tmp_path)
     assert comparable(tmp_path / "runs" / "inline") == comparable(tmp_path / "runs" / "ray")
     assert listened == [{"127.0.0.1"}] * 3
+
+
+def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_not_read(
+    cluster: None, tiny_recipe, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe("learner.weight_bucket_bytes=8192", "rollout.num_workers=1")
+    learner = RayLearner(recipe, tmp_path, recipe.run_dir, None)
+    try:
+        learner.start_rl()
+        published = learner.weights()
+        assert (published.tensors, published.policy) == (None, None)
+        assert len(published.buckets) > 3
+        pool = RayPool((recipe.run_dir / "reference").resolve(), recipe.engine, recipe.rollout, {})
+        try:
+            pool.load_weights(published, 0)
+            assert pool.handover().load_s > 0
+        finally:
+            pool.close()
+        buckets, head = ray.get(list(published.buckets), timeout=60), ray.get(published.header, timeout=60)
+        assert all(len(one) == 1 or sum(piece.values.nbytes for piece in one) <= 8192 for one in buckets)
+        assert sum(piece.values.nbytes for one in buckets for piece in one) == published.sent_bytes == head.size_bytes
+        written = dict(published_tensors(load_checkpoint(recipe.run_dir / "reference")))
+        require_equal(head, written, "this test")
+    finally:
+        learner.close()
 
 
 def test_running_cluster_joins_one_on_loopback_by_its_address_and_leaves_it_running(cluster: None) -> None:

@@ -115,7 +115,7 @@ def test_pool_whose_worker_ends_at_once_shows_what_it_printed(folder: Path) -> N
 def test_load_weights_that_do_not_fit_ends_the_pool_with_the_reason(folder: Path) -> None:
     pool = start(folder)
     try:
-        with pytest.raises(RolloutPoolError, match=r"stopped in load_weights: ValueError: .*missing"):
+        with pytest.raises(RolloutPoolError, match=r"stopped in take_shared: ValueError: .*missing"):
             pool.load_weights({name: WEIGHTS[name] for name in list(WEIGHTS)[1:]}, 1)
     finally:
         pool.close()
