@@ -4,10 +4,14 @@ Nothing here knows what is written. Every function raises OSError where the disk
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+at_writes: list[Callable[[Path], None]] = []
+"""Called with every path whose content is written, and neither synced nor in its place: an OSError that they raise is the disk's. Empty but in a
+run that breaks itself on purpose."""
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -19,17 +23,19 @@ def replace_file(path: Path, content: str | bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that takes the place of `path` once the block ends without an error; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)
+    with _about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                _written(path)
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 def append_lines(path: Path, lines: str) -> None:
@@ -37,23 +43,25 @@ def append_lines(path: Path, lines: str) -> None:
 
     `lines` ends in a newline. If the disk takes only part of it, the file is cut back to what it held.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        left_open = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        left = memoryview((b"\n" if left_open else b"") + _encoded(lines))
+    with _about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            while left:
-                left = left[os.write(descriptor, left) :]
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, size)
-            raise
-    finally:
-        os.close(descriptor)
-    if size == 0:
-        sync(path.parent)
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            left_open = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            left = memoryview((b"\n" if left_open else b"") + _encoded(lines))
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+                _written(path)
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+        if size == 0:
+            sync(path.parent)
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
@@ -72,6 +80,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _written(path: Path) -> None:
+    for look in at_writes:
+        look(path)
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Let the system's errors say which file they are about; a write knows its descriptor alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def _encoded(content: str | bytes) -> bytes:

@@ -38,8 +38,9 @@ MAY_CHANGE = (
     "learner.weight_bucket_bytes",
     "reward.num_workers",
     "reward.start_timeout_s",
+    "faults",
 )
-"""Settings that say how far a run goes, what is kept of it and who waits how long: the steps that are done would have been the
+"""Settings that say how far a run goes, what is kept of it and who waits how long, and what breaks on purpose: the steps that are done would have been the
 same. `learner.ranks` alone changes last bits, where it changes the number of passes."""
 WHERE = ("runs_dir", "name")
 """Settings that say where the run's folder is: it may have been moved."""

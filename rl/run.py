@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,9 @@ from rich.console import Console
 
 from samepath.model.durable_file import replace_file
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.evaluation.held_out import Evaluations
+from samepath.rl.faults.injector import FaultInjector
+from samepath.rl.faults.parts import learner_with, runner_with
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import build_learner
 from samepath.rl.learner.lost import LearnerLostError
@@ -28,7 +31,6 @@ from samepath.rl.run_state import RECIPE_FILE, RunState
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
 from samepath.rl.training import Training
-from samepath.rollout.engine_errors import ClusterLostError
 
 
 class RunError(RuntimeError):
@@ -136,8 +138,9 @@ def _resumed(recipe: Recipe, run_dir: Path, step: int | None) -> dict[str, Any]:
 
 def _run(attempt: _Attempt) -> dict[str, Any]:
     recipe, state = attempt.recipe, attempt.state
-    run_dir, recipe_dir = recipe.run_dir, Path(state.recipe_dir)
-    tracker = build_tracker(recipe.tracking, run_dir)
+    run_dir = recipe.run_dir
+    faults = FaultInjector(recipe.faults, run_dir)
+    tracker = build_tracker(recipe.tracking, run_dir, faults.store_away)
     started, spent_before = time.monotonic(), state.seconds
     state.run_id = tracker.start(
         RunStart(
@@ -149,48 +152,61 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         )
     )
     status: RunStatus = "FAILED"
-    interruption = Interruption()
     try:
         state.save(run_dir)
-        with (
-            _cluster(recipe.runtime, recipe.ray),
-            interruption.caught(),
-            ProgressDisplay(
-                total_steps=recipe.rl.steps, done_steps=attempt.first_step, every=recipe.tracking.log_every
-            ) as display,
-        ):
-            _announce(display, tracker, run_dir, [*attempt.messages, *_said(attempt)])
-            learner = build_learner(recipe, recipe_dir, run_dir, attempt.source)
-            try:
-                training = Training(
-                    recipe=recipe,
-                    prepared=attempt.prepared,
-                    learner=learner,
-                    runner=attempt.runner,
-                    tracker=tracker,
-                    display=display,
-                    state=state,
-                    interruption=interruption,
-                    started=started,
-                )
-                after = training.run(attempt.source, attempt.first_step)
-            finally:
-                learner.close()
-        state.seconds = spent_before + time.monotonic() - started
-        summary = write_summary(recipe, state, after, tracker)
+        with faults.injecting(attempt.first_step):
+            after = _trained(attempt, tracker, faults, started)
+            state.seconds = spent_before + time.monotonic() - started
+            state.counters |= faults.counters
+            summary = write_summary(recipe, state, after, tracker)
         state.phase = "finished"
         state.mark(run_dir, recipe.rl.steps, recipe.checkpoint.keep)
+        state.save(run_dir)
         status = "FINISHED"
-    except (KeyboardInterrupt, RuntimeError, ValueError, ClusterLostError) as error:
+    except (KeyboardInterrupt, RuntimeError, ValueError, OSError) as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         show_interruption(run_dir, tracker.links(), Console())
+        with suppress(OSError):
+            # On a disk that is full: what ended the run is on its way already.
+            state.save(run_dir)
         raise
     finally:
-        try:
-            state.save(run_dir)
-        finally:
-            tracker.finish(status)
+        tracker.finish(status)
     return summary
+
+
+def _trained(attempt: _Attempt, tracker: Tracker, faults: FaultInjector, started: float) -> Evaluations:
+    """The run but for its beginning and end, with a cluster and a learner for that time; what the last evaluation gave."""
+    recipe, state, interruption = attempt.recipe, attempt.state, Interruption()
+    with (
+        _cluster(recipe.runtime, recipe.ray),
+        interruption.caught(),
+        ProgressDisplay(
+            total_steps=recipe.rl.steps,
+            done_steps=attempt.first_step,
+            every=recipe.tracking.log_every,
+            mark=faults.mark,
+        ) as display,
+    ):
+        faults.say = display.message
+        _announce(display, tracker, recipe.run_dir, [*faults.warning, *attempt.messages, *_said(attempt)])
+        learner = build_learner(recipe, Path(state.recipe_dir), recipe.run_dir, attempt.source)
+        try:
+            training = Training(
+                recipe=recipe,
+                prepared=attempt.prepared,
+                learner=learner_with(faults, learner),
+                runner=runner_with(faults, attempt.runner),
+                tracker=tracker,
+                display=display,
+                state=state,
+                interruption=interruption,
+                started=started,
+                faults=faults,
+            )
+            return training.run(attempt.source, attempt.first_step)
+        finally:
+            learner.close()
 
 
 def _said(attempt: _Attempt) -> list[str]:

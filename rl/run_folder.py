@@ -22,6 +22,8 @@ CHECKPOINTS = "checkpoints"
 ROLLOUTS = "rollouts"
 SAMPLED = "sampled"
 """Groups that were sampled ahead of the learner."""
+FAULTS_FILE = "faults.jsonl"
+"""What was broken on purpose (`faults` of the recipe)."""
 OUTCOME = ("summary.json", "training.png", "rollouts.html")
 """Written when a run is finished."""
 BELONGINGS = (
@@ -34,6 +36,7 @@ BELONGINGS = (
     CHECKPOINTS,
     "tracking.json",
     "tracking-queue*",
+    FAULTS_FILE,
     *OUTCOME,
     ".*.partial",
     ".*.replaced",

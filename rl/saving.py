@@ -74,9 +74,10 @@ class Saving:
             # Raised once: it ends the run.
             self._begun = None
             raise
+        if whole or wait:
+            # Before what follows, which a full disk may cut off: it is counted once.
+            self._begun = None
         if whole:
             self.state.whole(step, self.recipe.checkpoint.keep)
             self.state.save(self.recipe.run_dir)
             self.tracker.log_checkpoint(step, checkpoint_folder(self.recipe.run_dir, step))
-        if whole or wait:
-            self._begun = None

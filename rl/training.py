@@ -11,6 +11,7 @@ from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import Evaluations
 from samepath.rl.evaluation.sets import seen_in_training
+from samepath.rl.faults.injector import FaultInjector
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.loop import Loop
@@ -46,6 +47,7 @@ class Training:
     display: ProgressDisplay
     state: RunState
     interruption: Interruption
+    faults: FaultInjector
     started: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when this attempt began, seconds."""
 
@@ -138,7 +140,11 @@ class Training:
                 ):
                     state.counters[name] = state.counters.get(name, 0.0) + value
             state.seconds = spent_before + time.monotonic() - self.started
+            if self.faults.planned:
+                self.tracker.log_metrics(step, self.faults.metrics)
+                self.faults.done(step)
 
+        self.display.tell(self.faults.phase)
         try:
             loop.run(first_step, on_step)
         except KeyboardInterrupt:

@@ -50,7 +50,7 @@ HOUSE: dict[str, str] = {
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
-        validate/ preparation resume saving feed
+        validate/ preparation resume saving feed faults/
         rollout_stream
         loop
         overlapped_loop

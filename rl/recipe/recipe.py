@@ -12,6 +12,7 @@ from samepath.rl.recipe.cluster import RaySettings
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.recipe.engine_demands import EngineUse, unmet_demands
 from samepath.rl.recipe.evaluation import EvaluationSettings
+from samepath.rl.recipe.faults import FaultSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.model import ModelSettings, NewModel
 from samepath.rl.recipe.optimizer import OptimizerSettings
@@ -58,6 +59,9 @@ class Recipe(BaseModel):
     checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings(), description="checkpoints")
     tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings(), description="metrics and rollouts")
     ray: RaySettings = Field(default_factory=lambda: RaySettings(), description="cluster")
+    faults: FaultSettings = Field(
+        default_factory=lambda: FaultSettings(), description="what breaks on purpose, to see that the run survives it"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -117,7 +121,7 @@ class Recipe(BaseModel):
                         f"{name}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in "
                         f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                     )
-        return problems + self._impossible_for_the_implementation()
+        return [*problems, *self._impossible_for_the_implementation(), *self._impossible_faults()]
 
     def _impossible_for_the_implementation(self) -> list[str]:
         """Options that the model's implementation does not have."""
@@ -146,6 +150,52 @@ class Recipe(BaseModel):
             problems.append(
                 "learner.indexer: trained and cold_start.dense_warmup_steps need an indexer that learns: model.implementation: own"
             )
+        return problems
+
+    def _impossible_faults(self) -> list[str]:
+        """Planned faults of something that the run does not have, or cannot reach."""
+        faults, ray = self.faults, self.runtime == "ray"
+        apart = ray or describe(self.engine).own_process
+        needs = {
+            "worker_killed": (
+                apart,
+                "a rollout worker beside the run's own process: runtime: ray, or an engine such as vLLM",
+            ),
+            "worker_stopped": (
+                apart,
+                "a rollout worker beside the run's own process: runtime: ray, or an engine such as vLLM",
+            ),
+            "rank_killed": (
+                ray or self.learner.ranks > 1,
+                "a rank beside the run's own process: runtime: ray, or learner.ranks of 2",
+            ),
+            "reward_child_killed": (bool(self.reward.parts), "a reward function in reward.parts"),
+            "nan_reward": (bool(self.reward.parts), "a reward function in reward.parts"),
+            "nan_logprob": (self.rl.trains, "a run that trains"),
+            "store_gone": (self.tracking.kind == "mlflow", "tracking.kind: mlflow"),
+        }
+        problems = [
+            f"faults.{name} needs {need}"
+            for name in faults.named
+            for there, need in [needs.get(name, (True, ""))]
+            if not there
+        ]
+        if faults.planned and ray and self.ray.address != "local":
+            problems.append(
+                f"faults are injected into processes of this machine: ray.address must be local; got {self.ray.address}"
+            )
+        if ray and (file := faults.learners_file()):
+            problems.append(
+                f"faults.at: {file} is written by the learner's process, which plans no faults. Set runtime: inline, or kill the learner with "
+                "rank_killed."
+            )
+        never = ("sampling", "scoring") if self.rl.max_weight_lag else ("waiting",)
+        if lost := [one.during for one in faults.at if one.during in never]:
+            problems.append(
+                f"faults.at: during={lost[0]} never comes with rl.max_weight_lag={self.rl.max_weight_lag}; leave it out for the step's beginning"
+            )
+        if late := [one.fault for one in faults.at if one.step > self.rl.steps and not self.rl.epochs]:
+            problems.append(f"faults.at: {late[0]} must come in one of the rl.steps={self.rl.steps} steps")
         return problems
 
     @property

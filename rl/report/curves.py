@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from samepath.model.durable_file import replacing
 from samepath.rl.tracking.jsonl import read_metrics
 
 
@@ -71,8 +72,8 @@ def plot_training(metrics_jsonl: Path, out_png: Path, panels: Sequence[Panel] = 
         FigureCanvasAgg(figure)
         for index, (panel, series) in enumerate(drawable):
             _draw_panel(figure.add_subplot(rows, columns, index + 1), panel, series)
-        out_png.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out_png, dpi=150)
+        with replacing(out_png) as file:
+            figure.savefig(file, dpi=150, format="png")
     return [name for _, series in drawable for name in series]
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -32,9 +32,15 @@ class ProgressDisplay:
     """
 
     def __init__(
-        self, *, total_steps: int, done_steps: int = 0, every: int = 1, console: Console | None = None
+        self,
+        *,
+        total_steps: int,
+        done_steps: int = 0,
+        every: int = 1,
+        mark: str = "",
+        console: Console | None = None,
     ) -> None:
-        """`done_steps` were done before a resume; without a terminal one line is printed every `every` steps.
+        """`done_steps` were done before a resume; without a terminal one line is printed every `every` steps. `mark` stands on every line.
 
         Raises:
             ValueError: `every` is below 1.
@@ -46,6 +52,8 @@ class ProgressDisplay:
         self._total_steps = total_steps
         self._done_steps = done_steps
         self._every = every
+        self._mark = f"{mark}  " if mark else ""
+        self._on_phase: Callable[[str], None] | None = None
         self._console = console if console is not None else Console()
         self._values: dict[str, float] = {}
         self._started_s = time.monotonic()
@@ -71,7 +79,7 @@ class ProgressDisplay:
             self._progress = Progress(*columns, console=self._console, speed_estimate_period=600)
             self._progress.start()
             self._task = self._progress.add_task(
-                "", total=self._total_steps, completed=self._done_steps, headline="", phase="starting"
+                "", total=self._total_steps, completed=self._done_steps, headline=self._mark, phase="starting"
             )
         else:
             steps = "every step" if self._every == 1 else f"every {self._every} steps"
@@ -91,10 +99,16 @@ class ProgressDisplay:
         if self._progress is not None:
             self._progress.reset(self._task, completed=self._done_steps)
 
+    def tell(self, on_phase: Callable[[str], None]) -> None:
+        """Have `on_phase` called with the name of every phase, once it is shown."""
+        self._on_phase = on_phase
+
     def phase(self, name: str) -> None:
         """Name what is going on: sampling, scoring, learning, syncing, evaluating."""
         if self._progress is not None:
             self._progress.update(self._task, phase=name)
+        if self._on_phase is not None:
+            self._on_phase(name)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` steps are done; numbers a step does not have keep their last value."""
@@ -111,7 +125,7 @@ class ProgressDisplay:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _headline(self, separator: str) -> str:
-        return separator.join(f"{label} {format_number(value)}" for label, value in self._values.items())
+        return self._mark + separator.join(f"{label} {format_number(value)}" for label, value in self._values.items())
 
     def _time_left(self, step: int) -> str:
         done = step - self._done_steps

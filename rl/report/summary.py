@@ -92,10 +92,15 @@ def _shown(value: float | None) -> str:
 
 def show_interruption(run_dir: Path, links: Mapping[str, str], console: Console) -> None:
     """Write the pictures of what a run did before it was cut short, and say where they and its pages are and how to go on."""
-    files = _draw(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
-    if any((run_dir / "rollouts").glob("step-*.jsonl")):
-        write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
-        files.append("rollouts.html")
+    files: list[str] = []
+    try:
+        files += _draw(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
+        if any((run_dir / "rollouts").glob("step-*.jsonl")):
+            write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
+            files.append("rollouts.html")
+    except OSError as error:
+        # As on a disk that is full: what cut the run short is to be heard, not that its pictures could not be written.
+        logger.warning("what the run did is not drawn: %s", error)
     _say(console, [*_places(run_dir, files, links), f"go on with: samepath resume {shlex.quote(str(run_dir))}"])
 
 

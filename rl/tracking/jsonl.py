@@ -1,5 +1,6 @@
 """JSON lines beside a run: every metric and every rollout, readable without any service."""
 
+import errno
 import json
 import logging
 import math
@@ -18,8 +19,16 @@ from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, Tr
 logger = logging.getLogger("samepath.tracking")
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How the system says that a disk, or a share of it, is full."""
+
+
 class JsonlSink(Sink):
-    """Writes `metrics.jsonl`, `rollouts/step-00012.jsonl` and `tracking.json` into the run's folder."""
+    """Writes `metrics.jsonl`, `rollouts/step-00012.jsonl` and `tracking.json` into the run's folder.
+
+    What cannot be written is left out, with one warning, but for a disk that is full: that ends the run (OSError), which would lose its next
+    checkpoint too.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         """Name the run's folder; it is made by `start`."""
@@ -63,10 +72,13 @@ class JsonlSink(Sink):
             self._write_book()
 
     def finish(self, status: RunStatus) -> None:
-        """Note how the attempt ended."""
+        """Note how the attempt ended, where the disk takes it."""
         if self._attempts:
             self._attempts[-1].update(finished=_now(), status=status)
-            self._write_book()
+            try:
+                self._write_book()
+            except OSError as error:
+                logger.warning("how the run ended is not noted: %s", error)
 
     def _write_book(self) -> None:
         book = {"run_id": self._run_id, "attempts": self._attempts}
@@ -87,6 +99,8 @@ class JsonlSink(Sink):
         try:
             put(path, text)
         except OSError as error:
+            if error.errno in FULL:
+                raise
             if not self._warned:
                 logger.warning("cannot write %s, and go on without: %s", path, error)
             self._warned = True

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from samepath.rl.tracking.mlflow_store import MlflowStore
 from samepath.rl.tracking.mlflow_traces import shortened
 from samepath.rl.tracking.mlflow_ui import links
 from samepath.rl.tracking.names import MAX_NAME_CHARS, NameBook, clean_text
+from samepath.rl.tracking.outage import Outage, never
 from samepath.rl.tracking.queue import EventQueue, QueueCounts
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout, choose_rollouts
@@ -33,8 +34,8 @@ QUEUE_FILE_NAME = "tracking-queue.jsonl"
 class MlflowSink(Sink):
     """Hands everything to a queue whose thread talks to MLflow."""
 
-    def __init__(self, settings: TrackingSettings, run_dir: Path, uri: str) -> None:
-        """Start the thread; the store is not touched before `start`."""
+    def __init__(self, settings: TrackingSettings, run_dir: Path, uri: str, away: Callable[[], bool] = never) -> None:
+        """Start the thread; the store is not touched before `start`, nor while it is `away`."""
         self._settings = settings
         self._uri = uri
         file = QueueFile(run_dir / QUEUE_FILE_NAME, settings.max_queue_file_mib * 2**20)
@@ -43,7 +44,7 @@ class MlflowSink(Sink):
         # What an earlier attempt could not send goes first, under that attempt's run.
         self._store = MlflowStore(uri, file.read_state() if file.num_events else None)
         self._queue = EventQueue(
-            self._store, file, max_events=settings.max_queued_events, store_name=f"MLflow at {uri}"
+            Outage(self._store, away), file, max_events=settings.max_queued_events, store_name=f"MLflow at {uri}"
         )
 
     def start(self, run: RunStart) -> str:

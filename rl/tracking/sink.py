@@ -34,7 +34,7 @@ class RunStart:
 class Sink:
     """Keeps a run in one place. What a sink does not override it does not keep.
 
-    Only `start` and `finish` may wait, and none raises because its store fails.
+    Only `start` and `finish` may wait, and none raises because its store fails; a full disk under the run's folder may be raised (OSError).
     """
 
     def start(self, run: RunStart) -> str:

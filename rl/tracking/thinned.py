@@ -32,7 +32,7 @@ class Thinned(Sink):
             self._sink.log_metrics(step, metrics)
             self._held = {known: held for known, held in self._held.items() if known == step}
         else:
-            self._held = {step: dict(metrics)}
+            self._held = {step: {**self._held.get(step, {}), **metrics}}
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
         """Pass on those of every n-th step."""

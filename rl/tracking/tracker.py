@@ -1,7 +1,7 @@
 """What is kept of a run: metrics and every rollout in JSON lines beside it, and in MLflow where the recipe asks for it."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from samepath.rl.machine import set_missing_variables
 from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.events import QueueFile, StoreUnavailableError
 from samepath.rl.tracking.jsonl import JsonlSink
+from samepath.rl.tracking.outage import never
 from samepath.rl.tracking.queue import RESEND_TIMEOUT_S, QueueCounts, resend
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.thinned import Thinned
@@ -74,8 +75,8 @@ class Tracker:
                 sink.finish(status)
 
 
-def build_tracker(settings: TrackingSettings, run_dir: Path) -> Tracker:
-    """Return the tracker of one run; `run_dir` is its folder, and the folder above it holds all runs.
+def build_tracker(settings: TrackingSettings, run_dir: Path, away: Callable[[], bool] = never) -> Tracker:
+    """Return the tracker of one run; `run_dir` is its folder, and the folder above it holds all runs. MLflow is not asked while it is `away`.
 
     Raises:
         RuntimeError: the recipe asks for MLflow, which is not installed.
@@ -86,7 +87,7 @@ def build_tracker(settings: TrackingSettings, run_dir: Path) -> Tracker:
         # Late: mlflow is optional, takes seconds to import, and reads its variables while it is imported.
         from samepath.rl.tracking.mlflow_sink import MlflowSink
 
-        mlflow = MlflowSink(settings, run_dir, store_uri(settings.uri, run_dir.parent))
+        mlflow = MlflowSink(settings, run_dir, store_uri(settings.uri, run_dir.parent), away)
         sinks.append(Thinned(mlflow, settings.log_every))
     return Tracker(sinks)
 

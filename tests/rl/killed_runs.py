@@ -45,8 +45,13 @@ WATCHED: list[tuple[Any, str]] = [
 ]
 
 
-def watch(moment: int, seen: Callable[[int], None]) -> None:
-    """Count the moments, and end this process at one of them as the kernel would for want of memory."""
+def kill() -> None:
+    """End this process as the kernel would for want of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch(moment: int, seen: Callable[[int], None], act: Callable[[], None] = kill) -> None:
+    """Count the moments, and do something at one of them."""
     count = 0
     # Checkpoints are written in a thread beside the training.
     one_at_a_time = threading.Lock()
@@ -57,7 +62,7 @@ def watch(moment: int, seen: Callable[[int], None]) -> None:
             count += 1
             seen(count)
             if count == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
 
     def watched(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:

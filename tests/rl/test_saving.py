@@ -53,6 +53,25 @@ def saving_of(recipe: Recipe, learner: Any, book: Book) -> Saving:
     )
 
 
+def test_saving_cut_off_by_a_full_disk_counts_its_checkpoint_once(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = SlowLearner()
+    saving = saving_of(tiny_recipe("checkpoint.every=1"), learner, Book())
+    saving.after(1)
+    learner.done = True
+
+    def full(state: RunState, run_dir: Path) -> None:
+        raise OSError(28, "No space left on device", "run.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "save", full)
+        with pytest.raises(OSError, match="run.json"):
+            saving.after(2)
+        saving.close()
+    assert sorted(saving.state.marks) == [1]
+
+
 def named(recipe: Recipe) -> tuple[list[str], list[str]]:
     """Steps that `run.json` says are whole, and are being written."""
     state = json.loads((recipe.run_dir / "run.json").read_text())

@@ -12,6 +12,7 @@ from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.loop import Loop
 from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.faults import FaultSettings, PlannedFault
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.objective import ObjectiveSettings
 from samepath.rl.recipe.optimizer import OptimizerSettings
@@ -27,6 +28,7 @@ OPTIMIZER = "rl/learner/test_learner.py::test_learner_steps_by_the_recipes_optim
 BATCH = "rl/batch/test_training_batch.py::test_batch"
 AHEAD = "rl/learner/test_overlapped_run.py::test_overlapped"
 FOREIGN = "rl/learner/test_transformers_learner.py::test"
+INJECTED = "rl/faults/test_injector.py::test"
 SHOWN: dict[type[BaseModel], dict[str, str]] = {
     AlgorithmSettings: {
         "steps": "rl/test_loop.py::test_run_saves_after_every_so_many_steps",
@@ -73,6 +75,19 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "indexer": "rl/learner/test_learner.py::test_learner_trains_the_indexer_only_if_asked",
         "indexer_lr_scale": OPTIMIZER,
         "update_timeout_s": "rl/learner/test_ray_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
+    },
+    FaultSettings: {
+        "at": f"{INJECTED}_fault_comes_at_its_step_and_phase_and_not_again_after_a_resume",
+        "every_s": f"{INJECTED}_drawn_faults_wait_for_the_first_step_and_for_their_time",
+        "kinds": f"{INJECTED}_drawn_faults_follow_from_their_seed_over_all_attempts",
+        "seed": f"{INJECTED}_drawn_faults_follow_from_their_seed_over_all_attempts",
+    },
+    PlannedFault: {
+        "fault": f"{INJECTED}_fault_comes_at_its_step_and_phase_and_not_again_after_a_resume",
+        "step": f"{INJECTED}_fault_comes_at_its_step_and_phase_and_not_again_after_a_resume",
+        "during": f"{INJECTED}_fault_comes_at_its_step_and_phase_and_not_again_after_a_resume",
+        "file": f"{INJECTED}_disk_is_full_from_the_named_write_on",
+        "for_s": f"{INJECTED}_store_is_away_for_as_long_as_planned",
     },
     OptimizerSettings: {
         "lr": ADAMW,

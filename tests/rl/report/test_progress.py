@@ -31,6 +31,18 @@ def test_display_without_terminal_prints_a_line_every_n_steps_and_the_last() -> 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_display_has_its_mark_on_every_line_and_tells_every_phase(terminal: bool) -> None:
+    output, heard = console(terminal=terminal), list[str]()
+    with ProgressDisplay(total_steps=2, mark="FAULTS ON PURPOSE", console=output) as display:
+        display.phase("starting")
+        display.tell(heard.append)
+        display.phase("sampling")
+        display.update(1, {"reward/mean": 0.1})
+    assert heard == ["sampling"]
+    assert "FAULTS ON PURPOSE  reward 0.1" in text_of(output)
+
+
 def test_display_keeps_last_accuracy_on_steps_without_evaluation() -> None:
     output = console(terminal=False)
     with ProgressDisplay(total_steps=2, console=output) as display:

@@ -38,6 +38,15 @@ def test_thinned_sends_nothing_twice_and_with_1_leaves_nothing_out() -> None:
         assert steps_heard(book, "metrics") == wanted
 
 
+def test_thinned_holds_all_numbers_of_the_last_step() -> None:
+    book: list[tuple[object, ...]] = []
+    sink = Thinned(Spy("a", book), 4)
+    sink.log_metrics(5, {"reward/mean": 0.5})
+    sink.log_metrics(5, {"faults/injected": 1.0})
+    sink.finish("FINISHED")
+    assert book[0][2:] == (5, {"reward/mean": 0.5, "faults/injected": 1.0})
+
+
 def test_thinned_hands_on_everything_else() -> None:
     book: list[tuple[object, ...]] = []
     sink = Thinned(Spy("a", book, "own"), 7)

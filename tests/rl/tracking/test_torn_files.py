@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from samepath.rl.file_errors import said
 from samepath.rl.tracking.events import Event, QueueFile
 from samepath.rl.tracking.jsonl import JsonlSink, read_metrics, read_rollouts
 from samepath.rl.tracking.sink import RunStart
@@ -84,14 +86,31 @@ def test_rollouts_torn_inside_a_character_are_read(tmp_path: Path) -> None:
     assert [one.response_text for one in read_rollouts(path)] == ["a"]
 
 
-def test_sink_on_a_full_disk_goes_on_and_tears_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sink_on_a_full_disk_ends_the_run_and_tears_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = started(tmp_path)
     sink.log_metrics(1, {"loss": 0.5})
-    with room_for((tmp_path / "metrics.jsonl").stat().st_size + 10), caplog.at_level(logging.WARNING):
-        sink.log_metrics(2, {"loss": 0.25})
-    assert "metrics.jsonl" in caplog.text
+    with room_for((tmp_path / "metrics.jsonl").stat().st_size + 10):
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / "metrics.jsonl"))) as caught:
+            sink.log_metrics(2, {"loss": 0.25})
+        assert said(caught.value) == f"{tmp_path / 'metrics.jsonl'}: File too large"
+    with room_for(10), caplog.at_level(logging.WARNING):
+        sink.finish("FAILED")
+    assert "how the run ended is not noted" in caplog.text
     sink.log_metrics(3, {"loss": 0.125})
     assert read_metrics(tmp_path / "metrics.jsonl") == {1: {"loss": 0.5}, 3: {"loss": 0.125}}
+
+
+def test_sink_whose_file_cannot_be_written_for_another_reason_goes_on_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = started(tmp_path)
+    (tmp_path / "metrics.jsonl").mkdir()
+    with caplog.at_level(logging.WARNING):
+        sink.log_metrics(1, {"loss": 0.5})
+        sink.log_metrics(2, {"loss": 0.5})
+    assert [record.message.startswith(f"cannot write {tmp_path / 'metrics.jsonl'}") for record in caplog.records] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize("text", ["", '{"attempts": [', "[]", "{}"])
