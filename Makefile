@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SMOLLM2 := models/smollm2-135m-instruct
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Each file whole in one of two processes, in the order that pytest finds them; JOBS=0 for one process and a debugger.
+JOBS ?= 2
+IN_PROCESSES := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 VLLM_VENV ?= .venv-vllm
 VERIFIERS_VENV ?= .venv-verifiers
@@ -33,7 +36,7 @@ $(SMOLLM2)/config.json: $(VENV)/.ready
 	touch $@
 
 test: setup
-	$(THREADS) $(BIN)/python -m pytest -q -m "not slow and not gpu and not vllm"
+	$(THREADS) $(BIN)/python -m pytest -q $(IN_PROCESSES) -m "not slow and not gpu and not vllm"
 
 test-slow: setup
 	$(THREADS) $(BIN)/python -m pytest -q -m "slow and not gpu and not vllm"

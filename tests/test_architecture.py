@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,11 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 
-def trees() -> Iterator[tuple[str, ast.Module, list[str]]]:
+@cache
+def trees() -> list[tuple[str, ast.Module, list[str]]]:
     """(name, syntax tree, lines) of every source file of the five folders."""
-    for name, path in zip(NAMES, FILES, strict=True):
-        text = path.read_text(encoding="utf-8")
-        yield name, ast.parse(text), text.splitlines()
+    texts = [path.read_text(encoding="utf-8") for path in FILES]
+    return [(name, ast.parse(text), text.splitlines()) for name, text in zip(NAMES, texts, strict=True)]
 
 
 def imported_modules(tree: ast.Module) -> Iterator[str]:
@@ -356,7 +357,7 @@ def test_every_cpu_kernel_sets_the_mode_of_mkl() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_file_says_what_it_is_for(name: str) -> None:
-    docstring = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+    docstring = ast.get_docstring({other: tree for other, tree, _ in trees()}[name])
     assert docstring
     assert docstring[0].isupper() or not docstring[0].isalpha()
 

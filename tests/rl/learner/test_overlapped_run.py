@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from samepath.rl.batch.pack import TrainSequence, pack  # noqa: E402
 from samepath.rl.batch.score_groups import training_batch  # noqa: E402
 from samepath.rl.group_journal import GroupJournal  # noqa: E402
 from samepath.rl.learner.policy_pass import run_policy  # noqa: E402
-from samepath.rl.learner.ray_cluster import running_cluster  # noqa: E402
 from samepath.rl.overlapped_loop import OverlappedLoop  # noqa: E402
-from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.rollout_stream import RolloutStream  # noqa: E402
 from samepath.rl.run import resume_run, start_run  # noqa: E402
 from samepath.rl.tracking.jsonl import read_metrics  # noqa: E402
@@ -42,13 +39,6 @@ SLOW_ANSWERS = (
     "rollout.num_workers=1",
     "engine.max_sequences=6",
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One local cluster for this file."""
-    with running_cluster(RaySettings(object_store_bytes=100 << 20)):
-        yield
 
 
 class Seen:

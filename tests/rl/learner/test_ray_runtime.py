@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -37,13 +36,6 @@ from tests.random_conversations import episodes, talking_tokenizer  # noqa: E402
 from tests.rl.test_run import comparable  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One local cluster for this file."""
-    with running_cluster(RaySettings(object_store_bytes=100 << 20)):
-        yield
 
 
 @pytest.fixture
