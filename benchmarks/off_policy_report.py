@@ -1,7 +1,9 @@
 """Table and picture of the off-policy study."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib
@@ -53,21 +55,43 @@ class ArmRuns:
             for folder in self.folders
         ]
 
+    def seconds_a_step(self) -> list[float]:
+        """Mean seconds from one step's record to the next's, by the clock, of each seed; steps with an evaluation do not count."""
+        means = []
+        for folder in self.folders:
+            entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            steps = [entry for entry in entries if "reward/mean" in entry["metrics"]]
+            times = [datetime.fromisoformat(entry["time"]).timestamp() for entry in steps]
+            plain = [
+                after - before
+                for before, after, entry in zip(times, times[1:], steps[1:], strict=False)
+                if "eval/accuracy" not in entry["metrics"]
+            ]
+            means.append(float(np.mean(plain)) if plain else float("nan"))
+        return means
+
 
 def table(runs: Sequence[ArmRuns]) -> str:
-    """One row an arm. Accuracies stand seed by seed."""
-    heads = ["arm", "accuracy before → after, by seed", f"reward, last {LATE} steps", "seconds a step"]
+    """One row an arm; the speed is that of the first arm over it."""
+    heads = [
+        "arm",
+        "accuracy before → after, by seed",
+        f"reward, last {LATE} steps",
+        "seconds a step, by seed",
+        "speed",
+    ]
     lines = [heads + [head for head, _, _ in COLUMNS], ["---"] * (len(heads) + len(COLUMNS))]
     for arm in runs:
         accuracy = [list(curve.values()) for curve in arm.curves("eval/accuracy")]
         rewards = [float(np.mean(list(curve.values())[-LATE:])) for curve in arm.curves("reward/mean")]
-        seconds = [float(np.median(list(curve.values()))) for curve in arm.curves("time/step_s")]
+        seconds, first = arm.seconds_a_step(), runs[0].seconds_a_step()
         lines.append(
             [
                 arm.name,
                 ", ".join(f"{values[0]:.2f} → {values[-1]:.2f}" for values in accuracy),
                 f"{np.mean(rewards):.3f} ({min(rewards):.2f}–{max(rewards):.2f})",
-                f"{np.mean(seconds):.2f}",
+                ", ".join(f"{value:.2f}" for value in seconds),
+                f"{sum(first) / sum(seconds):.2f}×",
                 *(
                     shape.format(np.mean([value for curve in arm.curves(metric) for value in curve.values()]))
                     for _, metric, shape in COLUMNS
