@@ -62,7 +62,7 @@ def measured(case: ClusterCase, steps: int, warm: int) -> dict[str, Any]:
     """Run `steps` steps and compare those after the first `warm` with the prediction."""
     wanted = predicted(case)
     with tempfile.TemporaryDirectory() as folder:
-        loop, pool = _loop(case, steps, Path(folder))
+        loop, pool = simulated(case, steps, Path(folder))
         rows: list[dict[str, float]] = []
         before = [0.0, 0.0, 0.0]
 
@@ -98,7 +98,8 @@ def measured(case: ClusterCase, steps: int, warm: int) -> dict[str, Any]:
     }
 
 
-def _loop(case: ClusterCase, steps: int, folder: Path) -> tuple[OverlappedLoop, SleepingPool]:
+def simulated(case: ClusterCase, steps: int, folder: Path) -> tuple[OverlappedLoop, SleepingPool]:
+    """The overlapped loop over a cluster that sleeps, and its pool."""
     recipe = load_recipe(
         RECIPE,
         [

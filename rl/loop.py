@@ -4,14 +4,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.failed_share import TooManyFailuresError
-from samepath.rl.batch.score_groups import GroupScorer, training_batch
-from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.diagnostics.conversations import cache_share
-from samepath.rl.diagnostics.rollouts import rollout_metrics
 from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
 from samepath.rl.evaluation.sets import AskedSet
@@ -22,6 +19,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.saving import Saving
+from samepath.rl.step_batch import StepBatch, step_batch
 from samepath.rl.tasks.requests import answered
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
@@ -91,15 +89,15 @@ class Loop:
         clock.start("scoring")
         groups = self.scorer.collect(sampled)
         self._warn(self.notices.failures(groups))
-        batch, advantages_by_group = training_batch(groups, self.recipe.rl)
+        ready = step_batch(groups, step, self.recipe)
 
         clock.start("learning")
         self.interruption.hold()
         report = None
-        if batch is None:
+        if ready.batch is None:
             self.learner.advance()
         else:
-            report = self.learner.update(batch)
+            report = self.learner.update(ready.batch)
 
         clock.start("syncing")
         published = self.learner.weights()
@@ -107,29 +105,21 @@ class Loop:
         synced = weight_metrics(published, self.pool.handover())
 
         clock.start("recording")
-        metrics = self.recorded(step, groups, advantages_by_group, batch, report)
+        metrics = self.recorded(step, ready, report)
         seconds = clock.stop()
-        return {**metrics, **cached, **synced, **speeds(groups, batch, seconds, sampling_s=seconds["sampling"])}
+        return {**metrics, **cached, **synced, **speeds(ready, seconds, sampling_s=seconds["sampling"])}
 
-    def recorded(
-        self,
-        step: int,
-        groups: list[Group],
-        advantages_by_group: dict[str, np.ndarray],
-        batch: TrainBatch | None,
-        report: UpdateReport | None,
-    ) -> dict[str, float]:
+    def recorded(self, step: int, ready: StepBatch, report: UpdateReport | None) -> dict[str, float]:
         """Hand the step's rollouts to the tracker; returns what they and the update measured."""
 
         def write() -> None:
-            rollouts = tracked_rollouts(step + 1, groups, advantages_by_group, batch, report, self.tokenizer)
+            rollouts = tracked_rollouts(
+                step + 1, ready.groups, ready.advantages_by_group, ready.batch, report, self.tokenizer
+            )
             self.tracker.log_rollouts(step + 1, rollouts)
 
         self.keep(write)
-        return {
-            **rollout_metrics(groups, step, self.recipe.evaluation.full_reward),
-            **({} if report is None else report.metrics),
-        }
+        return {**ready.metrics, **({} if report is None else report.metrics)}
 
     def keep(self, write: Callable[[], None]) -> None:
         """Have a step's rollouts written."""
@@ -160,12 +150,10 @@ class Loop:
             self.display.message(f"warning: {text}")
 
 
-def speeds(
-    groups: list[Group], batch: TrainBatch | None, seconds: dict[str, float], sampling_s: float
-) -> dict[str, float]:
+def speeds(ready: StepBatch, seconds: dict[str, float], sampling_s: float) -> dict[str, float]:
     """`time/…`, and the tokens a second of both sides; `sampling_s` is the time in which the groups were sampled, seconds."""
-    sampled_tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
-    learned_tokens = 0 if batch is None else sum(len(entry.segment.token_ids) for entry in batch.sequences)
+    sampled_tokens = sum(rollout.num_trained for group in ready.groups for rollout in group.rollouts)
+    learned_tokens = 0 if ready.batch is None else sum(len(entry.segment.token_ids) for entry in ready.batch.sequences)
     return {
         **{f"time/{phase}_s": value for phase, value in seconds.items()},
         "time/step_s": sum(seconds.values()),

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.weights import weight_metrics
+from samepath.rl.evaluation.held_out import Evaluations
 from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal
 from samepath.rl.loop import Loop, PhaseClock, speeds
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.rollout_stream import RolloutStream
 from samepath.rl.run_folder import CHECKPOINTS, step_of
+from samepath.rl.step_batch import StepBatch, step_batch
 from samepath.rollout.bounded_call import Begun
 
 LOOK_S = 0.02
@@ -26,20 +28,57 @@ RECORD_S = 600.0
 
 @dataclass(slots=True)
 class _Records:
-    """Rollouts that are written while the next step is under way: those of one step at a time."""
+    """Rollouts that are written while the next step is learned: those of one step at a time."""
 
     begun: Begun[None] | None = None
+    waiting: Callable[[], None] | None = None
+    """Writes those that nobody has begun to write."""
 
-    def begin(self, write: Callable[[], None]) -> None:
-        """Write them in a thread, once those before are written."""
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write them later, once those before are written."""
         self.finish()
-        self.begun = Begun("records", write)
+        self.waiting = write
+
+    def begin(self) -> None:
+        """Write what waits in a thread, beside which the driver has little to do."""
+        if self.waiting is not None:
+            self.begun, self.waiting = Begun("records", self.waiting), None
 
     def finish(self) -> None:
         """Wait until they are written; raises what the writing raised."""
+        self.begin()
         begun, self.begun = self.begun, None
         if begun is not None:
             begun.result(RECORD_S)
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """The next step, which is made ready in a thread. What that raises is raised when its turn comes: the step before is a whole one."""
+
+    begun: Begun[StepBatch] | None = None
+    groups: int = 0
+    """How many it holds."""
+
+    def begin(self, recipe: Recipe, stream: RolloutStream, step: int) -> None:
+        """Score the groups of a step that is complete, and make a batch of them."""
+        groups = stream.taken(step)
+        self.groups = len(groups)
+        # The scorer is asked for these groups here and for others there: it keeps nothing between two of them but counts of failures, which no
+        # other call touches until this one has come back.
+        self.begun = Begun("batch", lambda: step_batch(stream.scorer.collect(groups), step, recipe))
+
+    def settle(self) -> None:
+        """Wait until it is ready or has failed."""
+        if self.begun is not None:
+            self.begun.settle()
+
+    def taken(self) -> StepBatch:
+        """The step, or what its making raised; the next one may begin."""
+        assert self.begun is not None
+        self.settle()
+        begun, self.begun, self.groups = self.begun, None, 0
+        return begun.result(0.0)
 
 
 @dataclass(slots=True)
@@ -57,6 +96,7 @@ class OverlappedLoop(Loop):
     stream: RolloutStream = field(init=False)
     _since: _SinceLast = field(default_factory=_SinceLast, init=False)
     _records: _Records = field(default_factory=_Records, init=False)
+    _ahead: _Ahead = field(default_factory=_Ahead, init=False)
 
     def __post_init__(self) -> None:
         feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
@@ -85,8 +125,8 @@ class OverlappedLoop(Loop):
             self._records.finish()
 
     def keep(self, write: Callable[[], None]) -> None:
-        """While the next step is under way."""
-        self._records.begin(write)
+        """While the next step is learned: between two updates the learner would wait for it."""
+        self._records.keep(write)
 
     def one_step(self, step: int) -> dict[str, float]:
         """Learn from the next groups by number while later ones are sampled; returns the step's metrics."""
@@ -96,13 +136,12 @@ class OverlappedLoop(Loop):
             self.stream.begin(step)
 
         clock.start("waiting")
-        groups = self.stream.batch(step, LOOK_S)
-        self._warn(self.notices.failures(groups))
-        batch, advantages_by_group = training_batch(groups, self.recipe.rl)
+        ready = self._ready(step)
+        self._warn(self.notices.failures(ready.groups))
 
         clock.start("learning")
         self.interruption.hold()
-        report = self._learned(batch)
+        report = self._learned(step, ready.batch)
 
         clock.start("syncing")
         arrived = self.pool.handover()
@@ -110,30 +149,47 @@ class OverlappedLoop(Loop):
         self.stream.offer(published, step + 1)
 
         clock.start("recording")
-        metrics = self.recorded(step, groups, advantages_by_group, batch, report)
+        metrics = self.recorded(step, ready, report)
         self._prune(step + 1)
         seconds = clock.stop()
         wall_s, idle_s = self._measured()
         return {
             **metrics,
             **weight_metrics(published, arrived),
-            **speeds(groups, batch, seconds, sampling_s=wall_s),
+            **speeds(ready, seconds, sampling_s=wall_s),
             "rollout/idle_s": idle_s,
             "rollout/idle_share": min(1.0, idle_s / max(wall_s, 1e-9)),
-            "rollout/groups_waiting": float(self.stream.waiting),
+            "rollout/groups_waiting": float(self.stream.waiting + self._ahead.groups),
             "rollout/groups_under_way": float(self.stream.under_way),
             "learner/idle_s": max(0.0, wall_s - seconds["learning"]),
             "learner/idle_share": max(0.0, 1 - seconds["learning"] / max(wall_s, 1e-9)),
         }
 
-    def _learned(self, batch: TrainBatch | None) -> UpdateReport | None:
-        """The updates on a batch, while the sampler is looked after."""
+    def evaluate(self) -> Evaluations:
+        """See `Loop.evaluate`; not beside the making of a batch, which judges failed scores too."""
+        self._ahead.settle()
+        return super(OverlappedLoop, self).evaluate()
+
+    def _ready(self, step: int) -> StepBatch:
+        """The groups of a step, scored and made a batch: begun while the step before was learned, if they had all ended by then."""
+        if self._ahead.begun is None:
+            while not self.stream.complete(step):
+                self.stream.pump(LOOK_S)
+            return step_batch(self.scorer.collect(self.stream.taken(step)), step, self.recipe)
+        return self._ahead.taken()
+
+    def _learned(self, step: int, batch: TrainBatch | None) -> UpdateReport | None:
+        """The updates on a batch, while the sampler is looked after, records are written and the next step is made ready."""
         if batch is None:
             self.learner.advance()
             return None
         update = Begun("update", lambda: self.learner.update(batch))
+        self._records.begin()
         while not update.done:
             self.stream.pump(LOOK_S)
+            following = step + 1
+            if following < self.recipe.rl.steps and self._ahead.begun is None and self.stream.complete(following):
+                self._ahead.begin(self.recipe, self.stream, following)
         return update.result(0.0)
 
     def _prune(self, done: int) -> None:

@@ -44,12 +44,14 @@ class RolloutStream:
             self.journal.append(self.feed.step(number), SampledGroup(number=number, group=group))
             self._take(number, group)
 
-    def batch(self, step: int, wait_s: float) -> list[Group]:
-        """The scored groups of a step, in order; waits for them, and looks every `wait_s` seconds. Raises what pool and scorer raise."""
+    def complete(self, step: int) -> bool:
+        """Whether all groups of a step have ended and all their scores are there."""
         wanted = self.feed.batch(step)
-        while not all(number in self._finished and self.scorer.known(self._finished[number]) for number in wanted):
-            self.pump(wait_s)
-        return self.scorer.collect([self._finished.pop(number) for number in wanted])
+        return all(number in self._finished and self.scorer.known(self._finished[number]) for number in wanted)
+
+    def taken(self, step: int) -> list[Group]:
+        """The groups of a step that is complete, in order and without their scores; the stream lets go of them."""
+        return [self._finished.pop(number) for number in self.feed.batch(step)]
 
     def offer(self, weights: Weights, version: int) -> None:
         """Hand new weights to the pool, and the groups that they allow."""

@@ -63,6 +63,10 @@ class Begun(Generic[Answer]):
         """Whether it has come back."""
         return self._outcome.known.is_set()
 
+    def settle(self) -> None:
+        """Wait until it has come back, however."""
+        self._outcome.known.wait()
+
     def result(self, wait_s: float) -> Answer:
         """What it returned, or raises what it raised. Raises TimeoutError if that is not known within `wait_s`."""
         if not self._outcome.known.wait(wait_s):

@@ -52,7 +52,7 @@ HOUSE: dict[str, str] = {
         diagnostics/ tracking/ evaluation/
         learner/ report/
         validate/ preparation resume saving feed faults/
-        rollout_stream
+        rollout_stream step_batch
         loop
         overlapped_loop
         training

@@ -12,7 +12,7 @@ import torch
 ray = pytest.importorskip("ray")
 
 from samepath.model.files.checkpoint import load_checkpoint  # noqa: E402
-from samepath.rl import overlapped_loop  # noqa: E402
+from samepath.rl import step_batch  # noqa: E402
 from samepath.rl.batch.pack import TrainSequence, pack  # noqa: E402
 from samepath.rl.batch.score_groups import training_batch  # noqa: E402
 from samepath.rl.group_journal import GroupJournal  # noqa: E402
@@ -51,7 +51,7 @@ class Seen:
             self.groups.append(groups)
             return training_batch(groups, settings)
 
-        monkeypatch.setattr(overlapped_loop, "training_batch", watched)
+        monkeypatch.setattr(step_batch, "training_batch", watched)
 
     def check(self, lag: int, prompts: int) -> None:
         """Every group once, in order, none of its tokens older than may be."""

@@ -1,0 +1,41 @@
+"""All of a step that follows from its groups alone, so that it can be made ready while the step before is learned."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samepath.rl.batch.score_groups import training_batch
+from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.diagnostics.rollouts import rollout_metrics
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rollout.types import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """The groups of one step, scored, and what is made of them.
+
+    Example:
+        StepBatch(groups=[group], batch=None, advantages_by_group={"s1-g0": np.zeros(8)}, metrics={"reward/mean": 0.5})
+    """
+
+    groups: list[Group]
+    """In order, with their scores."""
+    batch: TrainBatch | None
+    """What the learner gets; None if there is nothing to learn."""
+    advantages_by_group: dict[str, np.ndarray]
+    """Each sample's advantage, by the group's id."""
+    metrics: Mapping[str, float]
+    """Of the rollouts (`rollout_metrics`)."""
+
+
+def step_batch(groups: Sequence[Group], step: int, recipe: Recipe) -> StepBatch:
+    """Make a step of scored groups ready. Raises what `training_batch` raises."""
+    batch, advantages_by_group = training_batch(groups, recipe.rl)
+    return StepBatch(
+        groups=list(groups),
+        batch=batch,
+        advantages_by_group=advantages_by_group,
+        metrics=rollout_metrics(groups, step, recipe.evaluation.full_reward),
+    )
