@@ -130,8 +130,12 @@ class Loop:
 
         Where a row cannot be asked stands the group of its failed samples.
         """
-        feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
+        feed = self.feed()
         return [feed.request(number) for number in feed.batch(step)]
+
+    def feed(self) -> Feed:
+        """The order of groups."""
+        return Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
 
     def evaluate(self) -> Evaluations:
         """Accuracy on every set with the pool's current weights."""

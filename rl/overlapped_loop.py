@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.evaluation.held_out import Evaluations
-from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal
 from samepath.rl.loop import Loop, PhaseClock, speeds
 from samepath.rl.recipe.recipe import Recipe
@@ -99,9 +98,8 @@ class OverlappedLoop(Loop):
     _ahead: _Ahead = field(default_factory=_Ahead, init=False)
 
     def __post_init__(self) -> None:
-        feed = Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
         stream = RolloutStream(
-            feed=feed,
+            feed=self.feed(),
             pool=self.pool,
             scorer=self.scorer,
             on_new_weights=self.recipe.rl.on_new_weights,
