@@ -31,6 +31,11 @@ class Policy(nn.Module, ABC):
     def head_weight(self) -> Tensor:
         """[V, D] output matrix."""
 
+    @property
+    @abstractmethod
+    def decoder_layers(self) -> list[nn.Module]:
+        """The layers, in order: what several processes may hold in shards one by one."""
+
     @abstractmethod
     def forward(
         self, batch: ModelInput, store: KeyStore, trace: ForwardTrace, *, num_selected: int | None = None

@@ -5,28 +5,31 @@ A layer that is run again (activation checkpointing recomputes it in the backwar
 Axes: N rows, R rows counted (some perhaps several times), L layers, X experts chosen, E experts.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 
-@dataclass(slots=True, kw_only=True)
 class ForwardTrace:
-    """Filled layer by layer during one forward pass. The flags say what the caller wants recorded."""
+    """Filled layer by layer during one forward pass. The flags say what the caller wants recorded.
 
-    record_fingerprints: bool = False
-    """Hash each row's attended key set."""
-    train_indexer: bool = False
-    """Compute the indexer's own loss (needs gradients)."""
-    routes: list[Tensor] = field(default_factory=list)
-    """One [N, X] int64 per mixture-of-experts layer, in order: the ids that were used."""
-    live_routes: list[Tensor] = field(default_factory=list)
-    """The same from the live router; equal to `routes` without replay."""
-    fingerprints: list[Tensor] = field(default_factory=list)
-    """One [N] int64 per sparse layer."""
-    indexer_losses: list[Tensor] = field(default_factory=list)
-    """One [N] per layer, nats, with gradient to the indexer only."""
+    No dataclass: whoever shards layers (FSDP) copies the dataclasses that he hands them, and a copy would hear what was meant for this.
+    """
+
+    __slots__ = ("fingerprints", "indexer_losses", "live_routes", "record_fingerprints", "routes", "train_indexer")
+
+    def __init__(self, *, record_fingerprints: bool = False, train_indexer: bool = False) -> None:
+        self.record_fingerprints = record_fingerprints
+        """Hash each row's attended key set."""
+        self.train_indexer = train_indexer
+        """Compute the indexer's own loss (needs gradients)."""
+        self.routes: list[Tensor] = []
+        """One [N, X] int64 per mixture-of-experts layer, in order: the ids that were used."""
+        self.live_routes: list[Tensor] = []
+        """The same from the live router; equal to `routes` without replay."""
+        self.fingerprints: list[Tensor] = []
+        """One [N] int64 per sparse layer."""
+        self.indexer_losses: list[Tensor] = []
+        """One [N] per layer, nats, with gradient to the indexer only."""
 
     def record_routes(self, place: int, used_NX: Tensor, live_NX: Tensor) -> None:
         """Report the `place`-th mixture-of-experts layer."""

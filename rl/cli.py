@@ -13,6 +13,7 @@ from rich.table import Table
 
 from samepath.rl.completion.commands import add_completion
 from samepath.rl.eval_command import evaluate
+from samepath.rl.export_command import export
 from samepath.rl.file_errors import advice, said
 from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
@@ -149,6 +150,9 @@ def convert(
         highlight=False,
         soft_wrap=True,
     )
+
+
+app.command()(export)
 
 
 @app.command()

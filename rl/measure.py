@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from samepath.model.files.weight_files import refuse_shards
 from samepath.model.json_file import with_nulls
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
@@ -57,6 +58,7 @@ def evaluate_run(
 
 def evaluate_checkpoint(recipe: Recipe, recipe_dir: Path, folder: Path, sets: Sequence[AskedSet]) -> Evaluations:
     """Measure a checkpoint folder on sets, with one engine in this process or beside it."""
+    refuse_shards(folder)
     tokenizer, results = load_tokenizer(folder), {}
     with RewardRunner(recipe.reward) as runner:
         scorer = GroupScorer(runner, recipe.reward.max_failed_share)

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "ray",
     "rollout",
     "learner.ranks",
+    "learner.shard",
     "learner.restarts",
     "learner.update_timeout_s",
     "learner.weight_bucket_bytes",
@@ -41,7 +42,7 @@ MAY_CHANGE = (
     "faults",
 )
 """Settings that say how far a run goes, what is kept of it and who waits how long, and what breaks on purpose: the steps that are done would have been the
-same. `learner.ranks` alone changes last bits, where it changes the number of passes."""
+same. `learner.ranks` and `learner.shard` alone change last bits."""
 WHERE = ("runs_dir", "name")
 """Settings that say where the run's folder is: it may have been moved."""
 

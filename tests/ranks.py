@@ -11,9 +11,9 @@ from samepath.rl.learner.ranks import Meeting, Ranks, joined, opened
 from samepath.rl.machine import keep_to_loopback
 from samepath.rl.recipe.cluster import LOOPBACK
 
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 _WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["tests.rank_cases"])
+_WARM.set_forkserver_preload(["tests.rank_cases", "tests.sharded_cases"])
 
 
 def on_ranks(

@@ -58,7 +58,7 @@ HOUSE: dict[str, str] = {
         training
         run
         preview preview_conversation measure
-        eval_command sample_command completion/
+        eval_command sample_command export_command completion/
         cli
     """,
 }

@@ -9,18 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
 from samepath.model.files.config_file import CONFIG_FILE, read_config, write_config
+from samepath.model.files.weight_files import MAX_SHARD_BYTES, read_weights, write_weights
 from samepath.model.network.network import CausalLM
-
-INDEX_FILE = "model.safetensors.index.json"
-WEIGHTS_FILE = "model.safetensors"
-MAX_SHARD_BYTES = 4 << 30
 
 _LATENT = {
     "query_down": "q_a_proj.weight",
@@ -47,35 +42,43 @@ _GROUPED = {
 
 def published_tensors(model: CausalLM) -> dict[str, Tensor]:
     """The model's weights under their published names (views where possible, on the model's device)."""
-    own, config = dict(model.state_dict()), model.config
-    published: dict[str, Tensor] = {"model.embed_tokens.weight": own["embedding"], "model.norm.weight": own["norm"]}
-    if not config.tie_word_embeddings:
-        published["lm_head.weight"] = own["head"]
-    for layer in range(config.num_hidden_layers):
-        prefix, stem = f"layers.{layer}.", f"model.layers.{layer}."
-        published[stem + "input_layernorm.weight"] = own[prefix + "attention_norm"]
-        published[stem + "post_attention_layernorm.weight"] = own[prefix + "feed_forward_norm"]
-        attention = {
-            name.removeprefix(prefix + "attention."): tensor
-            for name, tensor in own.items()
-            if name.startswith(prefix + "attention.")
-        }
-        published |= {f"{stem}self_attn.{name}": tensor for name, tensor in _attention(attention, config).items()}
-        mlp, own_mlp = stem + "mlp.", prefix + "feed_forward."
-        if layer not in config.moe_layers:
-            _split_feed_forward(published, mlp, own[own_mlp + "gate_up"], own[own_mlp + "down"])
-            continue
-        published[mlp + "gate.weight"] = own[own_mlp + "router"]
-        if own_mlp + "selection_bias" in own:
-            published[mlp + "gate.e_score_correction_bias"] = own[own_mlp + "selection_bias"]
-        for expert in range(config.n_routed_experts):
-            _split_feed_forward(
-                published, f"{mlp}experts.{expert}.", own[own_mlp + "gate_up"][expert], own[own_mlp + "down"][expert]
-            )
-        if config.n_shared_experts:
-            _split_feed_forward(
-                published, mlp + "shared_experts.", own[own_mlp + "shared.gate_up"], own[own_mlp + "shared.down"]
-            )
+    published = published_ends(model)
+    for layer in range(model.config.num_hidden_layers):
+        published |= published_layer(model, layer)
+    return published
+
+
+def published_ends(model: CausalLM) -> dict[str, Tensor]:
+    """What of `published_tensors` stands outside the layers."""
+    published = {"model.embed_tokens.weight": model.embedding.detach(), "model.norm.weight": model.norm.detach()}
+    if not model.config.tie_word_embeddings:
+        published["lm_head.weight"] = model.head.detach()
+    return published
+
+
+def published_layer(model: CausalLM, layer: int) -> dict[str, Tensor]:
+    """What of `published_tensors` stands in a layer (global number)."""
+    module, config, stem = model.layers[layer], model.config, f"model.layers.{layer}."
+    # Not `state_dict`: a layer that is gathered for a moment would give its shards.
+    own = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    published = {
+        stem + "input_layernorm.weight": own["attention_norm"],
+        stem + "post_attention_layernorm.weight": own["feed_forward_norm"],
+    }
+    attention = {name.removeprefix("attention."): own[name] for name in own if name.startswith("attention.")}
+    published |= {f"{stem}self_attn.{name}": tensor for name, tensor in _attention(attention, config).items()}
+    mlp, gate_up, down = stem + "mlp.", own["feed_forward.gate_up"], own["feed_forward.down"]
+    if layer not in config.moe_layers:
+        _split_feed_forward(published, mlp, gate_up, down)
+        return published
+    published[mlp + "gate.weight"] = own["feed_forward.router"]
+    if "feed_forward.selection_bias" in own:
+        published[mlp + "gate.e_score_correction_bias"] = own["feed_forward.selection_bias"]
+    for expert in range(config.n_routed_experts):
+        _split_feed_forward(published, f"{mlp}experts.{expert}.", gate_up[expert], down[expert])
+    if config.n_shared_experts:
+        shared = own["feed_forward.shared.gate_up"], own["feed_forward.shared.down"]
+        _split_feed_forward(published, mlp + "shared_experts.", *shared)
     return published
 
 
@@ -114,63 +117,21 @@ def save_checkpoint(model: CausalLM, folder: Path) -> None:
 
 def write_checkpoint(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """See `save_checkpoint`; `tensors` are the model's `published_tensors`, or copies of them."""
+    write_own_config(config, folder)
+    write_weights(tensors.items(), folder, MAX_SHARD_BYTES)
+
+
+def write_own_config(config: ModelConfig, folder: Path) -> None:
+    """Write `config.json` into `folder`, which is made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(write_config(config), indent=2) + "\n")
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > MAX_SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        _write_shard(shards[0], folder / WEIGHTS_FILE)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(shard, folder / file)
-        weight_map |= dict.fromkeys(shard, file)
-    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
-
-
-def _write_shard(shard: Mapping[str, Tensor], path: Path) -> None:
-    """Views of one matrix, such as gate and up, are copied one by one: safetensors refuses tensors that share memory."""
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
-    save_file(
-        {
-            name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-            for name, tensor in own.items()
-        },
-        path,
-        metadata={"format": "pt"},
-    )
 
 
 def load_checkpoint(folder: Path, backend: Backend = "torch", dtype: torch.dtype = torch.float32) -> CausalLM:
     """Build the model of `folder` and fill it. Raises ValueError naming missing, unknown or misshapen tensors."""
     model = CausalLM(read_config(folder / CONFIG_FILE), backend).to(dtype)
-    load_published(model, _read_tensors(folder))
+    load_published(model, read_weights(folder))
     return model
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    if (folder / INDEX_FILE).is_file():
-        files = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
-    elif (folder / WEIGHTS_FILE).is_file():
-        files = [WEIGHTS_FILE]
-    else:
-        raise FileNotFoundError(f"a checkpoint needs {WEIGHTS_FILE} or {INDEX_FILE}; neither is in {folder}")
-    tensors = {}
-    for file in files:
-        try:
-            with safe_open(folder / file, framework="pt") as reader:
-                for name in reader.keys():  # noqa: SIM118 (not a mapping)
-                    tensors[name] = reader.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is no whole safetensors file: {error}. Fetch it again.") from error
-    return tensors
 
 
 def load_published(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:

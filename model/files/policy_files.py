@@ -1,12 +1,21 @@
 """Checkpoint folders of any policy: which implementation reads one, writes one, and names its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from samepath.kernels.backend import Backend
-from samepath.model.files.checkpoint import load_checkpoint, published_tensors, write_checkpoint
+from samepath.model.files.checkpoint import (
+    load_checkpoint,
+    published_ends,
+    published_layer,
+    published_tensors,
+    write_checkpoint,
+    write_own_config,
+)
+from samepath.model.files.weight_files import MAX_SHARD_BYTES, refuse_shards, write_weights
 from samepath.model.network.network import CausalLM
 from samepath.model.placement import Implementation
 from samepath.model.policy import Policy
@@ -14,6 +23,7 @@ from samepath.model.policy import Policy
 
 def load_policy(folder: Path, implementation: Implementation, backend: Backend) -> Policy:
     """Build the policy of a checkpoint folder and fill it. Raises ValueError or FileNotFoundError that name what does not fit."""
+    refuse_shards(folder)
     match implementation:
         case "own":
             return load_checkpoint(folder, backend)
@@ -53,6 +63,24 @@ def write_policy(policy: Policy, tensors: Mapping[str, Tensor], folder: Path) ->
     write_transformers(policy, tensors, folder)
 
 
+def write_named(policy: Policy, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Write `policy_tensors` that come one after the other, as `write_policy` does all at once; of the policy itself only settings are read."""
+    write_settings(policy, folder)
+    write_weights(tensors, folder, MAX_SHARD_BYTES)
+
+
+def write_settings(policy: Policy, folder: Path) -> None:
+    """Write what `write_policy` writes beside the weights."""
+    if isinstance(policy, CausalLM):
+        write_own_config(policy.config, folder)
+        return
+    # Late: as above.
+    from samepath.model.transformers.policy import TransformersPolicy, write_transformers_config
+
+    assert isinstance(policy, TransformersPolicy)
+    write_transformers_config(policy, folder)
+
+
 def policy_tensors(policy: Policy) -> Mapping[str, Tensor]:
     """The weights under their published names: what `save_policy` writes and every engine takes."""
     if isinstance(policy, CausalLM):
@@ -62,3 +90,19 @@ def policy_tensors(policy: Policy) -> Mapping[str, Tensor]:
 
     assert isinstance(policy, TransformersPolicy)
     return checkpoint_tensors(policy)
+
+
+def policy_parts(policy: Policy) -> Iterator[tuple[nn.Module, Callable[[], Mapping[str, Tensor]]]]:
+    """`policy_tensors` in parts: what stands outside the layers, then layer by layer, each with the module that holds its parameters."""
+    if isinstance(policy, CausalLM):
+        yield policy, partial(published_ends, policy)
+        for number, layer in enumerate(policy.decoder_layers):
+            yield layer, partial(published_layer, policy, number)
+        return
+    # Late: as above.
+    from samepath.model.transformers.policy import TransformersPolicy, checkpoint_part
+
+    assert isinstance(policy, TransformersPolicy)
+    yield policy, partial(checkpoint_part, policy, None)
+    for layer in policy.decoder_layers:
+        yield layer, partial(checkpoint_part, policy, layer)

@@ -98,6 +98,11 @@ class CausalLM(Policy):
         """[V, D] output matrix."""
         return self.head
 
+    @property
+    def decoder_layers(self) -> list[nn.Module]:
+        """The layers, in order."""
+        return list(self.layers)
+
     def forward(
         self, batch: ModelInput, store: KeyStore, trace: ForwardTrace, *, num_selected: int | None = None
     ) -> Tensor:

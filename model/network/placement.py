@@ -8,7 +8,7 @@ from samepath.kernels.backend import CAPABILITIES
 from samepath.kernels.gpu.loading import backend_problem, interpreting
 from samepath.kernels.mkl_mode import row_mode_problem
 from samepath.model.network.network import CausalLM
-from samepath.model.placement import Placement
+from samepath.model.placement import Placement, TypeName
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,4 +53,12 @@ def place(model: CausalLM, placement: Placement) -> CausalLM:
     if placement.dtype != "float32":
         for parameter in model.parameters():
             parameter.data = parameter.data.to(TYPES[placement.dtype])
+    return model
+
+
+def rounded(model: CausalLM, dtype: TypeName) -> CausalLM:
+    """Let the float32 weights of a network be numbers of a type."""
+    if dtype != "float32":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(TYPES[dtype]).float()
     return model

@@ -1,6 +1,8 @@
 """Low-rank adapters (arXiv:2106.09685) on foreign models, through peft: trained alone, merged wherever weights leave the learner."""
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +68,22 @@ def share_weights(reader: nn.Module, owner: nn.Module) -> None:
         parameter.data = tensors[name].data
 
 
-@torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with W + alpha/rank · B·A in place of W, under the names it had before; the model is not changed."""
-    state = dict(model.state_dict())
+    return merged(dict(model.state_dict()), model.named_modules())
+
+
+@torch.no_grad()
+def merged(state: dict[str, Tensor], modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    """The same of a part of a model: of these tensors, which these modules hold."""
     if not any(_is_adapter(name) for name in state):
         return state
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not _is_adapter(name)}
-    for name, module in model.named_modules():
+    whole = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not _is_adapter(name)}
+    for name, module in modules:
         if hasattr(module, "lora_A"):
-            merged[f"{name}.weight"] = module.base_layer.weight + module.get_delta_weight(ADAPTER)
-    return merged
+            adapted: Any = module
+            whole[f"{name}.weight"] = adapted.base_layer.weight + adapted.get_delta_weight(ADAPTER)
+    return whole
 
 
 def _is_adapter(name: str) -> bool:

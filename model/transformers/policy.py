@@ -4,13 +4,13 @@ Axes: N rows (a multiple of 16), D width, V vocabulary, E experts, X experts cho
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,7 +22,7 @@ from samepath.model.model_input import ModelInput
 from samepath.model.plan import Span, plan_spans
 from samepath.model.policy import Policy
 from samepath.model.trace import ForwardTrace
-from samepath.model.transformers.lora import merged_state
+from samepath.model.transformers.lora import merged, merged_state
 from samepath.model.transformers.packed_attention import ATTENTION_NAME
 from samepath.model.transformers.packed_pass import PackedPass, checkpoint_contexts, in_pass
 from samepath.model.transformers.router_replay import find_routers, install_replay
@@ -83,6 +83,11 @@ class TransformersPolicy(Policy):
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
 
+    @property
+    def decoder_layers(self) -> list[nn.Module]:
+        """The layers, in order."""
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
     def forward(
         self, batch: ModelInput, store: KeyStore, trace: ForwardTrace, *, num_selected: int | None = None
     ) -> Tensor:
@@ -118,10 +123,9 @@ class TransformersPolicy(Policy):
             self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
         else:
             self.model.gradient_checkpointing_disable()
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                # The layer alone looks at this flag; everything inside stays in evaluation mode.
-                module.training = wanted
+        for layer in self.decoder_layers:
+            # The layer alone looks at this flag; everything inside stays in evaluation mode.
+            layer.training = wanted
 
     def selection_bias(self, layer: int) -> Tensor | None:
         """[E] bias of a sigmoid router, to be changed in place."""
@@ -185,10 +189,39 @@ def load_transformers(folder: Path, backend: Backend) -> TransformersPolicy:
     return TransformersPolicy(model, backend)
 
 
+def new_transformers(folder: Path) -> TransformersPolicy:
+    """The model of a folder's `config.json`, in float32, with random weights."""
+    kind = model_class(folder)
+    return TransformersPolicy(kind(kind.config_class.from_pretrained(folder)).float())
+
+
 def checkpoint_tensors(policy: TransformersPolicy) -> dict[str, Tensor]:
     """The weights under the names of their published checkpoints, one tensor an expert; adapters merged, tied copies left out."""
+    return _published(policy, merged_state(policy.model))
+
+
+def checkpoint_part(policy: TransformersPolicy, layer: nn.Module | None) -> dict[str, Tensor]:
+    """What of `checkpoint_tensors` stands in a layer, or outside all of them."""
+    inside = {inner for one in policy.decoder_layers for inner in one.modules()}
+    chosen = set(layer.modules()) if layer is not None else set(policy.model.modules()) - inside
+    modules = [(name, module) for name, module in policy.model.named_modules() if module in chosen]
+    state = {
+        f"{name}.{own}" if name else own: tensor.detach()
+        for name, module in modules
+        for own, tensor in (*module.named_parameters(recurse=False), *_saved_buffers(module))
+    }
+    return _published(policy, merged(state, modules))
+
+
+def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those that a checkpoint holds."""
+    without = module._non_persistent_buffers_set
+    return ((name, buffer) for name, buffer in module.named_buffers(recurse=False) if name not in without)
+
+
+def _published(policy: TransformersPolicy, state: dict[str, Tensor]) -> dict[str, Tensor]:
     tied = set(getattr(policy.model, "all_tied_weights_keys", None) or ())
-    own = {name: tensor for name, tensor in merged_state(policy.model).items() if name not in tied}
+    own = {name: tensor for name, tensor in state.items() if name not in tied}
     return dict(revert_weight_conversion(policy.model, own))
 
 
@@ -202,6 +235,19 @@ def write_transformers(policy: TransformersPolicy, state: Mapping[str, Tensor], 
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     policy.model.save_pretrained(folder, state_dict=dict(state))
+    _add_routing(policy, folder)
+
+
+def write_transformers_config(policy: TransformersPolicy, folder: Path) -> None:
+    """What `save_transformers` writes beside the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.model.config.save_pretrained(folder)
+    if policy.model.can_generate() and policy.model.generation_config is not None:
+        policy.model.generation_config.save_pretrained(folder)
+    _add_routing(policy, folder)
+
+
+def _add_routing(policy: TransformersPolicy, folder: Path) -> None:
     if policy.has_selection_bias:
         path = folder / "config.json"
         config: dict[str, Any] = json.loads(path.read_text())

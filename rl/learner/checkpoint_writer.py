@@ -31,6 +31,15 @@ class CheckpointWriter:
         else:
             _written(folder, write, self._keep)
 
+    def take_part(self, prepare: Callable[[], Callable[[], None]]) -> None:
+        """Do on another rank what rank 0 needs of it for the checkpoint that it begins at the same time."""
+        self.whole(wait=True)
+        write = prepare()
+        if self._thread is not None:
+            self._newest = self._thread.submit(write)
+        else:
+            write()
+
     def whole(self, *, wait: bool) -> bool:
         """Whether the newest checkpoint stands under its name. Raises what its writing raised: CheckpointError if the disk did not take it."""
         if self._newest is None:

@@ -12,12 +12,9 @@ from torch import Tensor
 from samepath.model.policy import Policy
 from samepath.rl.batch.cut import Part, cut
 from samepath.rl.batch.pack import TrainSequence, pack
-from samepath.rl.learner.gradients import gradients_of
 from samepath.rl.learner.optimizer import Optimizer
+from samepath.rl.learner.pass_runner import BY_ITSELF, PassRunner
 from samepath.rl.learner.policy_pass import run_policy
-from samepath.rl.learner.ranks import ALONE, Ranks
-from samepath.rl.learner.shares import Shares
-from samepath.rl.learner.trained_passes import trained
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.cold_start import ColdStartSettings
 from samepath.rl.recipe.learner import LearnerSettings
@@ -45,26 +42,26 @@ class ColdStart:
         worked: WorkedBatches,
         settings: ColdStartSettings,
         learner: LearnerSettings,
-        ranks: Ranks = ALONE,
+        runner: PassRunner = BY_ITSELF,
     ) -> None:
         self.model, self.worked, self.settings = model, worked, settings
-        self._learner, self._ranks, self._shares = learner, ranks, Shares.of(ranks.size, model)
+        self._learner, self._runner = learner, runner
         self._optimizer = Optimizer(model, settings.optimizer, total_updates=settings.steps)
 
     def step(self, step: int) -> Mapping[str, float]:
         """One optimiser step; returns losses in nats per token (the indexer's per row) and gradient norms."""
         sequences = self.worked.batch(step, self.model.shape)
         learner = self._learner
-        parts = cut(sequences, learner.max_tokens_per_pass, learner.min_passes, multiple_of=self._ranks.size)
+        parts = cut(sequences, learner.max_tokens_per_pass, learner.min_passes, multiple_of=self._runner.ranks.size)
         dense = step < self.settings.dense_warmup_steps
         total = sum(entry.segment.num_trained for entry in sequences)
         num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
-        owners = self._shares.owners([part.num_rows for part in parts])
+        owners = self._runner.owners([part.num_rows for part in parts])
 
-        def run(place: int) -> tuple[_Pass, list[Tensor | None]]:
+        def run(place: int) -> tuple[_Pass, Tensor]:
             return self._pass(sequences, parts[place], total, num_rows, dense)
 
-        passes = trained(self._ranks, self._shares, owners, run, self._optimizer)
+        passes = self._runner.train(owners, run, self._optimizer)
         norms = self._optimizer.step()
         metrics = {
             "cold_start/loss": sum(done.loss for done in passes),
@@ -78,8 +75,8 @@ class ColdStart:
 
     def _pass(
         self, sequences: Sequence[TrainSequence], part: Part, total: int, num_rows: int, dense: bool
-    ) -> tuple[_Pass, list[Tensor | None]]:
-        """Losses and gradients of a part of the step's sequences; the whole step has `total` response tokens and `num_rows` rows."""
+    ) -> tuple[_Pass, Tensor]:
+        """Losses of a part of the step's sequences; the whole step has `total` response tokens and `num_rows` rows."""
         packed = pack([sequences[index] for index in part.indices], self.model.shape, placed=part.placed)
         longest = int(packed.positions_N.max()) + 1
         # Selecting as many keys as the longest sequence has is dense attention; the indexer is taught over all of them.
@@ -93,7 +90,6 @@ class ColdStart:
         )
         loss = -result.logprobs_M.sum() / total
         indexer_kl = result.trace.indexer_loss(packed.rows_R, num_rows)
-        gradients = gradients_of(loss + indexer_kl, self._optimizer.parameters)
         experts = self.model.shape.n_routed_experts
         counts = [
             torch.bincount(routes_NX[packed.rows_R].flatten(), minlength=experts) for routes_NX in result.trace.routes
@@ -104,7 +100,7 @@ class ColdStart:
             entropy=float(result.head.entropy_M.sum()),
             counts=counts,
         )
-        return done, gradients
+        return done, loss + indexer_kl
 
     @torch.no_grad()
     def _balance(self, passes: list[_Pass]) -> float:

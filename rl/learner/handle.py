@@ -1,7 +1,7 @@
 """How the driver reaches the learner: the object itself, or a Ray actor with a bound on every wait."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class InlineLearner(Learner):
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
         arguments = recipe, recipe_dir, run_dir, resume_from
         self._others: RankChildren | None = None
-        if recipe.learner.ranks == 1:
+        if recipe.learner.ranks == 1 and recipe.learner.shard == "none":
             super().__init__(*arguments)
             return
         self._others = RankChildren(*arguments)
@@ -84,6 +84,20 @@ class InlineLearner(Learner):
         except LearnerLostError as error:
             raise self._others.why(error, method) from error
         self._others.end(method)
+
+    def weights(self) -> Publication:
+        """See `Learner.weights`."""
+        with self._all_with_shards("weights"):
+            return super().weights()
+
+    def save(self, step: int) -> Path:
+        """See `Learner.save`."""
+        with self._all_with_shards("save", step):
+            return super().save(step)
+
+    def _all_with_shards(self, method: str, *arguments: object) -> AbstractContextManager[None]:
+        """`_all` where rank 0 has but its share of what the call needs."""
+        return self._all(method, *arguments) if self._recipe.learner.shard == "full" else nullcontext()
 
     def statistics(self) -> dict[str, float]:
         """See `Learner.statistics`; the memory is that of all ranks."""

@@ -1,17 +1,20 @@
 """The learner: policy, reference, optimiser, checkpoints. The same object runs in the driver's process, as a Ray actor, or as one rank of several."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
-from samepath.model.files.policy_files import file_tensors, load_policy, policy_tensors
-from samepath.model.json_file import read_json
+from samepath.model.files.policy_files import file_tensors, load_policy, policy_tensors, write_settings
+from samepath.model.json_file import read_json, write_json
 from samepath.model.manifest import require_whole
 from samepath.model.network.network import CausalLM
-from samepath.model.network.placement import place
+from samepath.model.network.placement import place, rounded
 from samepath.model.policy import Policy
 from samepath.model.text.renderer import Renderer
 from samepath.model.text.tokenizer import load_tokenizer
@@ -19,12 +22,16 @@ from samepath.model.transformers.lora import adapter_tensors, add_adapters, load
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.gpu import GpuMeter
 from samepath.rl.learner.checkpoint_writer import CheckpointWriter
-from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder, write_folder
+from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder
 from samepath.rl.learner.cold_start import ColdStart
-from samepath.rl.learner.model_source import build_model, resolve_folder, save_model
+from samepath.rl.learner.master_weights import as_held
+from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.ranks import ALONE, Ranks
+from samepath.rl.learner.shard_files import Rest, ShardSnapshot, holds_shards, read_shards, shard_snapshot
+from samepath.rl.learner.sharded_runner import runner_of
+from samepath.rl.learner.sharding import named_weights, shard, write_whole
 from samepath.rl.learner.snapshot import STATE_FILE, Snapshot, in_host_memory
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.learner.worked_batches import WorkedBatches
@@ -62,11 +69,14 @@ class Learner:
             model, self._tokenizer = build_model(recipe, recipe_dir)
         else:
             require_whole(self.reference_dir)
-            # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to.
-            source = self.reference_dir if recipe.learner.lora.enabled else resume_from
+            # A checkpoint holds the merged weights; adapters continue from the frozen ones that they were added to. Shards are filled in below.
+            first = recipe.learner.lora.enabled or holds_shards(resume_from)
+            source = self.reference_dir if first else resume_from
             model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
         check_policy(model.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
         self._model = self._placed(model, trained=True)
+        if recipe.learner.shard == "full":
+            ranks.open_files(recipe.learner.update_timeout_s)
         self._cold_start: ColdStart | None = None
         self._updater: PolicyUpdater | None = None
         self._optimizer: Optimizer | None = None
@@ -80,12 +90,13 @@ class Learner:
         if self._cold_start is None:
             task = build_task(self._recipe.task, self._recipe_dir)
             settings, learner = self._recipe.cold_start, self._recipe.learner
+            self._spread(self._model)
             self._cold_start = ColdStart(
                 self._model,
                 WorkedBatches(self._tokenizer, task, settings, self._recipe.seed, renderer=self._renderer()),
                 settings,
                 learner,
-                self._ranks,
+                runner_of(self._ranks, self._model, None, learner, train_indexer=True),
             )
         metrics = [self._cold_start.step(step) for step in range(first, first + count)]
         self._require_equal(f"cold-start step {first + count - 1}")
@@ -99,12 +110,7 @@ class Learner:
     def start_rl(self) -> None:
         """End the cold start: freeze a copy of the policy as the reference and write it as the first checkpoint."""
         self._cold_start = None
-
-        def write() -> None:
-            if self._ranks.rank == 0:
-                write_folder(self.reference_dir, lambda partial: save_model(self._model, self._tokenizer, partial))
-
-        self._ranks.together(write)
+        self._ranks.together(lambda: write_whole(self._model, self._tokenizer, self.reference_dir, self._ranks))
         self._begin_rl()
 
     @property
@@ -126,32 +132,47 @@ class Learner:
 
     def _require_equal(self, after: str) -> None:
         """Hold all ranks to the same weights."""
-        self._ranks.require_equal(f"weights after {after}", list(self._model.parameters()))
+        whole = not isinstance(self._model, FSDPModule)
+        self._ranks.require_equal(
+            f"weights after {after}", list(self._model.parameters() if whole else self._model.buffers())
+        )
 
     def advance(self) -> None:
         """Count a rollout batch that gave nothing to learn from, so that versions and steps stay together."""
         self.version += 1
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights under their published names, one after the other: views where they can be, so whoever keeps one copies it."""
+        """All weights under their published names, one after the other: views where they can be, so whoever keeps one copies it.
+
+        Of shards a layer is gathered at a time, in step on all ranks, each of which takes all; what is given is a copy.
+        """
+        if isinstance(self._model, FSDPModule):
+            return ((name, tensor.clone()) for name, tensor in named_weights(self._model))
         return ((name, tensor.detach()) for name, tensor in policy_tensors(self._model).items())
 
     def weights(self) -> Publication:
-        """The weights where they stand, for a pool of this process."""
+        """The weights where they stand, for a pool of this process; of shards copies, on rank 0."""
         started = time.perf_counter()
-        tensors = dict(self.named_weights())
+        tensors: dict[str, Tensor] = {}
+        if self._ranks.rank > 0 and isinstance(self._model, FSDPModule):
+            deque(named_weights(self._model), 0)
+        else:
+            tensors = dict(self.named_weights())
         head = header(self.version, tensors)
         return Publication(
             version=self.version,
             header=head,
             tensors=tensors,
-            policy=self._model,
+            policy=None if isinstance(self._model, FSDPModule) else self._model,
             bucket_bytes=self._recipe.learner.weight_bucket_bytes,
             seconds=time.perf_counter() - started,
         )
 
     def published(self) -> Iterator[Bucket | Header]:
-        """The weights bucket by bucket, for an object store that takes each before the next is made, and last what is known of them all."""
+        """The weights bucket by bucket, for an object store that takes each before the next is made, and last what is known of them all.
+
+        Other ranks that hold shards call `weights` meanwhile.
+        """
         outgoing = Outgoing(self.named_weights(), self._recipe.learner.weight_bucket_bytes)
         yield from outgoing
         yield outgoing.header(self.version)
@@ -165,7 +186,12 @@ class Learner:
         """
         folder = checkpoint_folder(self._run_dir, step)
         if folder != self._saved:
-            self._writer.begin(folder, lambda: self._snapshot(step).write)
+            if self._recipe.learner.shard == "none":
+                self._writer.begin(folder, lambda: self._snapshot(step).write)
+            elif self._ranks.rank == 0:
+                self._writer.begin(folder, lambda: self._shard_snapshot(step).write)
+            else:
+                self._writer.take_part(lambda: self._shard_snapshot(step).take_part)
             self._saved = folder
         return folder
 
@@ -198,14 +224,30 @@ class Learner:
             ready=ready,
         )
 
+    def _shard_snapshot(self, step: int) -> ShardSnapshot:
+        model, lora, version = self._recipe.model, self._recipe.learner.lora, self.version
+
+        def write(folder: Path) -> None:
+            write_settings(self._model, folder)
+            self._tokenizer.save(folder)
+            write_json(folder / STEP_FILE, {"step": step, "version": version})
+
+        said = {"implementation": model.implementation, "dtype": model.dtype}
+        rest = Rest(said={**said, "lora": lora.model_dump() if lora.enabled else None}, write=write)
+        copied = self._recipe.checkpoint.asynchronous
+        return shard_snapshot(self._ranks, self._model, self._optimizer, copied=copied, rest=rest)
+
     def _load(self, folder: Path) -> Policy:
         return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)
 
     def _placed(self, model: Policy, *, trained: bool) -> Policy:
         """The own network goes where the recipe says, foreign models where accelerate puts them."""
         model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
+        placement = self._recipe.model.placement
         if isinstance(model, CausalLM):
-            return place(model, self._recipe.model.placement)
+            if self._recipe.learner.shard == "none":
+                return place(model, placement)
+            return rounded(place(model, replace(placement, dtype="float32")), placement.dtype)
         # Late: importing accelerate takes seconds that no run of the own network needs.
         from samepath.rl.learner.acceleration import accelerated
 
@@ -219,7 +261,13 @@ class Learner:
         if learner.lora.enabled:
             if reference is not None:
                 share_weights(reference, self._model)
+            if isinstance(self._model, FSDPModule):
+                # Adapters must be there before the layers are spread; the cold start's weights are the reference's.
+                self._model = self._placed(self._load(self.reference_dir), trained=True)
             add_adapters(self._model, learner.lora, self._recipe.seed)
+        self._spread(self._model)
+        if reference is not None:
+            self._spread(reference)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
         self._optimizer = Optimizer(
@@ -230,10 +278,21 @@ class Learner:
         )
         self._updater = PolicyUpdater(self._model, reference, rl, learner, self._ranks)
 
+    def _spread(self, model: Policy) -> None:
+        """Shard a model over the ranks, once, where the recipe says so."""
+        if self._recipe.learner.shard == "full" and not isinstance(model, FSDPModule):
+            shard(model, self._ranks, self._recipe.model.dtype)
+
     def _restore(self, folder: Path) -> None:
         assert self._optimizer is not None
-        state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
-        self._optimizer.restore(state)
-        if self._recipe.learner.lora.enabled:
-            load_adapters(self._model, state["adapters"])
+        if holds_shards(folder):
+            read_shards(folder, self._model, self._optimizer)
+        else:
+            state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+            self._optimizer.restore(state)
+            if self._recipe.learner.lora.enabled:
+                held = adapter_tensors(self._model)
+                load_adapters(
+                    self._model, {name: as_held(one, held.get(name, one)) for name, one in state["adapters"].items()}
+                )
         self.version = int(read_json(folder / STEP_FILE)["version"])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 
 
@@ -40,14 +41,25 @@ class MasterWeights:
     def restore(self, state: Sequence[Tensor]) -> None:
         """Take the masters of a checkpoint. Raises ValueError if there are more or fewer than here."""
         apart = self._apart()
+        if not apart and any(isinstance(master, DTensor) for master in self.masters):
+            # Shards are masters themselves, and one process that computed in bfloat16 has left its own beside its weights.
+            apart = list(zip(self.parameters, self.masters)) if state else []
         if len(state) != len(apart):
             raise ValueError(
                 f"the checkpoint must hold {len(apart)} float32 masters for this model.dtype; got {len(state)}. "
                 "Resume with the recipe that wrote it."
             )
         for (_, master), saved in zip(apart, state):
-            master.copy_(saved)
+            master.copy_(as_held(saved, master))
         self.publish()
 
     def _apart(self) -> list[tuple[Parameter, Parameter]]:
         return [pair for pair in zip(self.parameters, self.masters) if pair[0] is not pair[1]]
+
+
+def as_held(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every rank has, as ranks hold `like`: this rank's shard of it, or as it is."""
+    if not isinstance(like, DTensor):
+        return whole
+    moved = whole.to(like.device_mesh.device_type)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)

@@ -19,10 +19,9 @@ from samepath.rl.batch.pack import PackedBatch, TrainSequence, pack
 from samepath.rl.batch.route_check import RouteError
 from samepath.rl.batch.shared_rows import Placed
 from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.learner.pass_runner import PassRunner
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import run_policy
-from samepath.rl.learner.ranks import Ranks
-from samepath.rl.learner.shares import Shares
 from samepath.rl.objective.aggregation import token_weights
 from samepath.rl.objective.kl import beta_per_rollout
 from samepath.rl.objective.loss_inputs import LossInputs
@@ -79,27 +78,44 @@ class MiniBatch:
 class Preparation:
     """Makes the mini-batches of one step, at the weights of its start."""
 
-    def __init__(self, model: Policy, rl: AlgorithmSettings, learner: LearnerSettings, ranks: Ranks) -> None:
-        self._model, self._rl, self._learner, self._ranks = model, rl, learner, ranks
-        self.shares = Shares.of(ranks.size, model)
+    def __init__(self, model: Policy, rl: AlgorithmSettings, learner: LearnerSettings, runner: PassRunner) -> None:
+        self._model, self._rl, self._learner, self._runner = model, rl, learner, runner
 
     def mini_batches(self, batch: TrainBatch, version: int) -> list[MiniBatch]:
         """The passes of each mini-batch; `version` is the learner's. Raises RouteError, on all ranks, for unusable routes."""
         plans = [self._plans(batch, indices) for indices in split_groups(batch.group_B, self._rl.updates_per_rollout)]
-        own: list[dict[int, MicroBatch]] = []
+        packed: dict[tuple[int, int], PackedBatch] = {}
+        ranks = self._runner.ranks
 
-        def prepare() -> None:
+        def pack_own() -> None:
             for number, passes in enumerate(plans):
-                own.append(
-                    {
-                        place: self._packed(batch, plan, version, next_up=number == 0)
-                        for place, plan in enumerate(passes)
-                        if plan.rank == self._ranks.rank
-                    }
-                )
+                for place, plan in enumerate(passes):
+                    if plan.rank == ranks.rank:
+                        packed[number, place] = self._packed(batch, plan)
 
-        self._ranks.together(prepare)
-        return [MiniBatch(plans=passes, own=parts) for passes, parts in zip(plans, own, strict=True)]
+        ranks.together(pack_own)
+        scored = [
+            (number, place)
+            for number, passes in enumerate(plans)
+            for place, plan in enumerate(passes)
+            if self._scored_first(batch, plan, version, next_up=number == 0)
+        ]
+        found = self._runner.run(
+            [plans[number][place].rank for number, place in scored],
+            lambda index: self._first_pass(packed[scored[index]]),
+        )
+        firsts = {scored[index]: first for index, first in found.items()}
+        return [
+            MiniBatch(
+                plans=passes,
+                own={
+                    place: self._micro_batch(batch, plan, packed[number, place], firsts.get((number, place)))
+                    for place, plan in enumerate(passes)
+                    if plan.rank == ranks.rank
+                },
+            )
+            for number, passes in enumerate(plans)
+        ]
 
     def _plans(self, batch: TrainBatch, rollouts: list[int]) -> tuple[PassPlan, ...]:
         """The passes of the mini-batch of these rollouts."""
@@ -110,14 +126,14 @@ class Preparation:
             sequences,
             learner.max_tokens_per_pass,
             learner.min_passes,
-            multiple_of=self._ranks.size,
+            multiple_of=self._runner.ranks.size,
             rollout_S=rollout_S,
         )
         weights_M = self._token_weights(sequences, np.searchsorted(rollouts, rollout_S), batch.group_B[rollouts])
         tokens_S = [_trained_tokens(entry) for entry in sequences]
         num_rows = sum(len(entry.segment.token_ids) - 1 for entry in sequences)
         weights = torch.split(weights_M, [sum(tokens_S[place] for place in part.indices) for part in parts])
-        owners = self.shares.owners([part.num_rows for part in parts])
+        owners = self._runner.owners([part.num_rows for part in parts])
         plans = []
         for part, part_weights_M, rank in zip(parts, weights, owners, strict=True):
             places = tuple(indices[place] for place in part.indices)
@@ -135,14 +151,45 @@ class Preparation:
             )
         return tuple(plans)
 
-    @torch.no_grad()
-    def _packed(self, batch: TrainBatch, plan: PassPlan, version: int, *, next_up: bool) -> MicroBatch:
-        """`next_up` marks the mini-batch whose training passes come first, and so are at the weights of the step's start themselves."""
-        own, own_S = np.unique(batch.rollout_S[list(plan.sequences)], return_inverse=True)
+    def _packed(self, batch: TrainBatch, plan: PassPlan) -> PackedBatch:
+        """The rows of a pass. Raises RouteError for unusable routes."""
+        own_S = np.unique(batch.rollout_S[list(plan.sequences)], return_inverse=True)[1]
         sequences = [batch.sequences[place] for place in plan.sequences]
         packed = pack(sequences, self._model.shape, own_S.tolist(), plan.placed)
         self._check_missing(packed)
-        routes_LNX, first_M = self._first_pass(packed, version, next_up)
+        return packed
+
+    def _scored_first(self, batch: TrainBatch, plan: PassPlan, version: int, *, next_up: bool) -> bool:
+        """Whether a pass runs at the weights of the step's start before any trains: for the old policy, or to compare with the sampler.
+
+        `next_up` marks the mini-batch whose training passes come first, and so are at these weights themselves.
+        """
+        if self._rl.objective.old_policy == "learner":
+            return True
+        if next_up or not same_path(self._rl, self._model.shape):
+            return False
+        segments = (batch.sequences[place].segment for place in plan.sequences)
+        return any(bool((one.weight_version[1:][one.trained[1:]] == version).any()) for one in segments)
+
+    @torch.no_grad()
+    def _first_pass(self, packed: PackedBatch) -> tuple[Tensor | None, Tensor]:
+        """(routes to follow, the learner's log-probabilities) of a pass that runs before any trains."""
+        routes_LNX = self._recorded_routes(packed)
+        use_support = self._rl.keep_sampling_mask == "on"
+        first = run_policy(self._model, packed, routes_LNX=routes_LNX, use_support=use_support)
+        if self._rl.keep_routing == "learner":
+            routes_LNX = torch.stack(first.trace.routes)
+        return routes_LNX, first.logprobs_M
+
+    def _recorded_routes(self, packed: PackedBatch) -> Tensor | None:
+        return packed.routes_LNX if self._rl.keep_routing == "sampler" else None
+
+    def _micro_batch(
+        self, batch: TrainBatch, plan: PassPlan, packed: PackedBatch, first: tuple[Tensor | None, Tensor] | None
+    ) -> MicroBatch:
+        """`first` is what `_first_pass` gave, if it ran."""
+        routes_LNX, first_M = (self._recorded_routes(packed), None) if first is None else first
+        own = np.unique(batch.rollout_S[list(plan.sequences)])
         return MicroBatch(
             plan=plan,
             packed=packed,
@@ -150,18 +197,6 @@ class Preparation:
             inputs=self._loss_inputs(batch, own, packed, first_M, plan.weights_M),
             first_M=first_M,
         )
-
-    def _first_pass(self, packed: PackedBatch, version: int, next_up: bool) -> tuple[Tensor | None, Tensor | None]:
-        """(routes to follow, log-probabilities of the learner's first pass): the old policy, or what the sampler is compared with."""
-        routes_LNX = packed.routes_LNX if self._rl.keep_routing == "sampler" else None
-        compared = not next_up and same_path(self._rl, self._model.shape) and bool((packed.version_M == version).any())
-        if self._rl.objective.old_policy == "sampler" and not compared:
-            return routes_LNX, None
-        use_support = self._rl.keep_sampling_mask == "on"
-        first = run_policy(self._model, packed, routes_LNX=routes_LNX, use_support=use_support)
-        if self._rl.keep_routing == "learner":
-            routes_LNX = torch.stack(first.trace.routes)
-        return routes_LNX, first.logprobs_M
 
     def _check_missing(self, packed: PackedBatch) -> None:
         entries = len(packed.rows_R) * len(self._model.shape.moe_layers)

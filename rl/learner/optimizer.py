@@ -4,17 +4,18 @@ The indexer learns from a loss of its own, so its gradients are clipped by a nor
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from samepath.model.policy import Policy
 from samepath.rl.learner.gradients import add_gradients
-from samepath.rl.learner.master_weights import MasterWeights
+from samepath.rl.learner.master_weights import MasterWeights, as_held
 from samepath.rl.learner.schedule import learning_rate
 from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.optimizer import OptimizerSettings
@@ -63,7 +64,8 @@ class Optimizer:
         indexer_lr_scale: float = 1.0,
     ) -> None:
         """`total_updates` is how many are planned: the schedule of the learning rate ends there."""
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.parameters, self._names = list(trained.values()), list(trained)
         self.updates = 0
         self._max_norm = settings.max_grad_norm
         self._settings, self._total_updates = settings, total_updates
@@ -112,12 +114,36 @@ class Optimizer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's `state`. Raises ValueError if it is of other weights."""
         self._weights.restore(state["masters"])
-        self._adamw.load_state_dict(state["optimizer"])
+        moments, stepped = state["optimizer"], [one for group in self._adamw.param_groups for one in group["params"]]
+        placed = {
+            index: {name: as_held(value, stepped[index]) if value.ndim else value for name, value in values.items()}
+            for index, values in moments["state"].items()
+        }
+        self._adamw.load_state_dict({**moments, "state": placed})
         self.updates = int(state["updates"])
+
+    def named_masters(self) -> dict[str, Parameter]:
+        """What is stepped on, by the names of the parameters."""
+        return dict(zip(self._names, self._weights.masters, strict=True))
+
+    def named_moments(self) -> dict[str, dict[str, Tensor]]:
+        """Both moments and the count of steps of each parameter that was stepped on, by its name."""
+        state = self._adamw.state
+        return {name: dict(state[master]) for name, master in self.named_masters().items() if state.get(master)}
+
+    @torch.no_grad()
+    def take_moments(self, moments: Mapping[str, Mapping[str, Tensor]], updates: int) -> None:
+        """Go on from these `named_moments`, and from masters that were changed in place."""
+        masters = self.named_masters()
+        for name, values in moments.items():
+            self._adamw.state[masters[name]] = dict(values)
+        self.updates = updates
+        self._weights.publish()
 
     def _clipped(self, name: str, masters: list[Parameter]) -> float:
         total_norm = torch.nn.utils.get_total_norm([one.grad for one in masters if one.grad is not None])
-        norm = float(total_norm)
+        # Of shards each rank knows its part of the sum alone.
+        norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm)
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"the norm of the {name}'s gradient must be finite; got {norm}. No weight was changed. Look at the rewards and at learner/grad_norm, "

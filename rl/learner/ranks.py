@@ -49,9 +49,10 @@ class _Outcome(Generic[Result]):
 class Ranks:
     """This process among `size`. Alone it talks to nobody."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        """See `joined`, which makes those that are not alone."""
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, *, met: bool = False) -> None:
+        """See `joined`, which makes those that have met, be it one."""
+        self.rank, self.size, self._met = rank, size, met
+        self._files: dist.ProcessGroup | None = None
         torch.set_num_threads(1)
 
     def together(self, compute: Callable[[], Result]) -> list[Result]:
@@ -68,7 +69,7 @@ class Ranks:
         except TOLD as error:
             mine = _Outcome(error=error)
         outcomes: list[_Outcome[Result]] = [_Outcome()] * self.size
-        with self._heard("what they found"):
+        with self.heard("what they found"):
             dist.all_gather_object(outcomes, mine)
         for rank, outcome in enumerate(outcomes):
             if outcome.error is not None:
@@ -81,14 +82,14 @@ class Ranks:
     def exchange(self, parts: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Numbers from every rank, those of rank 0 first: `sent[r]` of `parts`, which lie in order, go to rank r, `received[r]` come from it."""
         arrived = parts.new_empty(sum(received))
-        with self._heard("gradients"):
+        with self.heard("gradients"):
             dist.all_to_all_single(arrived, parts, list(received), list(sent))
         return arrived
 
     def gathered(self, part: Tensor) -> list[Tensor]:
         """The tensor of each rank; all have one shape and type."""
         parts = [torch.empty_like(part) for _ in range(self.size)]
-        with self._heard("sums"):
+        with self.heard("sums"):
             dist.all_gather(parts, part.contiguous())
         return parts
 
@@ -108,17 +109,28 @@ class Ranks:
                 f"processor, with the same libraries? {GO_ON}"
             )
 
+    @property
+    def files(self) -> dist.ProcessGroup:
+        """A group of CPUs of its own for what is written while the others learn; `open_files` came before on all ranks."""
+        assert self._files is not None
+        return self._files
+
+    def open_files(self, timeout_s: float) -> None:
+        """Make the group of `files`. Raises LearnerLostError."""
+        with self.heard("a group for files"):
+            self._files = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
     def wait(self) -> None:
         """Until all are here."""
         self.together(lambda: None)
 
     def leave(self) -> None:
         """Part from the others."""
-        if self.size > 1 and dist.is_initialized():
+        if self._met and dist.is_initialized():
             dist.destroy_process_group()
 
     @contextlib.contextmanager
-    def _heard(self, what: str) -> Iterator[None]:
+    def heard(self, what: str) -> Iterator[None]:
         """Turn what the group raises, where a rank is gone or late, into a sentence."""
         try:
             yield
@@ -172,7 +184,7 @@ def joined(meeting: Meeting, rank: int, device: str, store: TCPStore | None = No
             f"learner rank {rank} waited up to learner.update_timeout_s={meeting.timeout_s:.0f} s at {meeting.host}:{meeting.port} for all "
             f"{meeting.size} ranks to meet: {reason}. {GO_ON}"
         ) from error
-    return Ranks(rank, meeting.size)
+    return Ranks(rank, meeting.size, met=True)
 
 
 def _digest(tensor: Tensor) -> Tensor:

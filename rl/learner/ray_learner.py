@@ -33,6 +33,7 @@ class RayLearner:
         remote = ray.remote(**options, runtime_env={"env_vars": environment})(RankHost)
         self._timeout_s = recipe.learner.update_timeout_s
         self._lost: LearnerLostError | ClusterLostError | None = None
+        self._sharded = recipe.learner.shard == "full"
         source = resume_from.resolve() if resume_from else None
         self._actors = [
             ask(
@@ -43,7 +44,7 @@ class RayLearner:
             for _ in range(recipe.learner.ranks)
         ]
         meeting = None
-        if len(self._actors) > 1:
+        if len(self._actors) > 1 or self._sharded:
             (meeting,) = self._wait("opening a meeting of its ranks", lambda: [self._actors[0].open.remote()])
         self._wait(
             "loading its model",
@@ -76,7 +77,8 @@ class RayLearner:
         started = time.perf_counter()
         publish = self._actors[0].published.options(num_returns="streaming")
         stream = ask("Ray to take the order for the weights", self._timeout_s, publish.remote)
-        self._wait("its weights", lambda: [stream.completed()])
+        others = self._actors[1:] if self._sharded else []
+        self._wait("its weights", lambda: [stream.completed(), *(actor.call.remote("weights") for actor in others)])
         *buckets, last = ask("references to the weights", self._timeout_s, lambda: list(stream))
         (head,) = self._wait("the digests of its weights", lambda: [last])
         return Publication(
@@ -89,7 +91,8 @@ class RayLearner:
 
     def save(self, step: int) -> Path:
         """See `Learner.save`."""
-        return Path(self._first(f"writing the checkpoint of step {step}", "save", step))
+        asked = self._all if self._sharded else self._first
+        return Path(asked(f"writing the checkpoint of step {step}", "save", step)[0])
 
     def saved(self, step: int, *, wait: bool) -> bool:
         """See `Learner.saved`."""
@@ -111,9 +114,9 @@ class RayLearner:
         """What a call gives every rank; those after the first say nothing."""
         return self._wait(what, lambda: [actor.call.remote(method, *arguments) for actor in self._actors])
 
-    def _first(self, what: str, method: str, *arguments: Any) -> Any:
+    def _first(self, what: str, method: str, *arguments: Any) -> list[Any]:
         """What a call on rank 0 alone gives."""
-        return self._wait(what, lambda: [self._actors[0].call.remote(method, *arguments)])[0]
+        return self._wait(what, lambda: [self._actors[0].call.remote(method, *arguments)])
 
     def _wait(self, what: str, call: Callable[[], list[Any]]) -> list[Any]:
         """What the calls, which are made here, give. Raises LearnerLostError, or ClusterLostError with the cluster."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from samepath.rl.diagnostics.spread import once_each
 from samepath.rl.diagnostics.step import joined
 from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, PassPlan
-from samepath.rl.learner.ranks import ALONE, Ranks
+from samepath.rl.learner.pass_runner import BY_ITSELF, PassRunner
 from samepath.rl.objective.aggregation import rollout_mean
 from samepath.rl.objective.importance_ratio import at_least_float32, importance_weight
 from samepath.rl.objective.loss_inputs import LossInputs, RolloutSums
@@ -26,7 +26,7 @@ def with_sums(
     passes: MiniBatch,
     settings: ObjectiveSettings,
     scored: Callable[[MicroBatch], Tensor],
-    ranks: Ranks = ALONE,
+    runner: PassRunner = BY_ITSELF,
 ) -> MiniBatch:
     """The passes of one optimiser step; those that hold a part of a rollout know the sums over all of it.
 
@@ -38,14 +38,13 @@ def with_sums(
     if not held:
         return passes
 
-    def own_part() -> dict[int, _Scored]:
-        return {
-            index: _Scored(inputs=part.inputs, logprobs_M=scored(part))
-            for index in held
-            if (part := passes.own.get(index)) is not None
-        }
-
-    found = {index: one for part in ranks.together(own_part) for index, one in part.items()}
+    own_parts = {index: part for index in held if (part := passes.own.get(index)) is not None}
+    scores = runner.run([passes.plans[index].rank for index in held], lambda place: scored(own_parts[held[place]]))
+    own_scores = {
+        held[place]: _Scored(inputs=own_parts[held[place]].inputs, logprobs_M=logprobs_M)
+        for place, logprobs_M in scores.items()
+    }
+    found = {index: one for part in runner.ranks.together(lambda: own_scores) for index, one in part.items()}
     sums = _sums_of_passes([passes.plans[index] for index in held], [found[index] for index in held], settings)
     by_place = dict(zip(held, sums, strict=True))
     own = {

@@ -11,15 +11,14 @@ from torch import Tensor
 from samepath.model.policy import Policy
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.numerics import NumericsGap, SameWeights
-from samepath.rl.learner.gradients import gradients_of
 from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, Preparation
 from samepath.rl.learner.optimizer import GradientStep
 from samepath.rl.learner.pass_report import PassReport, TrainedPass, first_tokens, report_of
 from samepath.rl.learner.policy_checks import same_path
 from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
 from samepath.rl.learner.ranks import ALONE, Ranks
+from samepath.rl.learner.sharded_runner import runner_of
 from samepath.rl.learner.spread_rollouts import with_sums
-from samepath.rl.learner.trained_passes import trained
 from samepath.rl.learner.update_report import StepReport
 from samepath.rl.objective.objective import NonFiniteError, policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -38,8 +37,8 @@ class PolicyUpdater:
         ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
-        self._ranks = ranks
-        self._preparation = Preparation(model, rl, learner, ranks)
+        self._runner = runner_of(ranks, model, reference, learner, train_indexer=learner.indexer == "trained")
+        self._preparation = Preparation(model, rl, learner, self._runner)
         self._gap: NumericsGap | None = None
 
     def run(self, batch: TrainBatch, version: int, optimizer: GradientStep) -> UpdateReport:
@@ -54,7 +53,7 @@ class PolicyUpdater:
         for tokens in self._first_tokens(mini_batches, version):
             report.add_first(tokens)
         for number, passes in enumerate(mini_batches):
-            known = with_sums(passes, self.rl.objective, self._score, self._ranks)
+            known = with_sums(passes, self.rl.objective, self._score, self._runner)
             done = self._trained(known, version, optimizer)
             for plan, one in zip(known.plans, done, strict=True):
                 report.add_pass(plan, one)
@@ -75,19 +74,18 @@ class PolicyUpdater:
                 for place, part in passes.own.items()
             }
 
-        found = {place: one for part in self._ranks.together(own_part) for place, one in part.items()}
+        found = {place: one for part in self._runner.ranks.together(own_part) for place, one in part.items()}
         return [tokens for _, tokens in sorted(found.items(), key=lambda one: one[0]) if tokens is not None]
 
     def _trained(self, passes: MiniBatch, version: int, optimizer: GradientStep) -> list[PassReport]:
         """The training passes of one update, whose gradients the optimiser takes."""
 
-        def run(place: int) -> tuple[PassReport, list[Tensor | None]]:
+        def run(place: int) -> tuple[PassReport, Tensor]:
             part = passes.own[place]
-            done, gradients = self._pass(part, optimizer.parameters)
-            return report_of(part, done, self.model.shape, version), gradients
+            done, loss = self._pass(part)
+            return report_of(part, done, self.model.shape, version), loss
 
-        owners = [plan.rank for plan in passes.plans]
-        return trained(self._ranks, self._preparation.shares, owners, run, optimizer)
+        return self._runner.train([plan.rank for plan in passes.plans], run, optimizer)
 
     @torch.no_grad()
     def _score(self, part: MicroBatch) -> Tensor:
@@ -114,8 +112,8 @@ class PolicyUpdater:
             optimizer.forget()
             report.skip_update("nonfinite")
 
-    def _pass(self, part: MicroBatch, parameters: list[torch.nn.Parameter]) -> tuple[TrainedPass, list[Tensor | None]]:
-        """Forward, loss and gradients of one micro-batch."""
+    def _pass(self, part: MicroBatch) -> tuple[TrainedPass, Tensor]:
+        """Forward of one micro-batch, and the loss to differentiate; of one that is not finite nothing is in it."""
         use_support = self.rl.keep_sampling_mask == "on"
         reference = self._reference_pass(part, use_support and self.rl.reference_support == "sampled")
         train_indexer = self.learner.indexer == "trained"
@@ -144,7 +142,6 @@ class PolicyUpdater:
         indexer_kl = (
             result.trace.indexer_loss(part.packed.rows_R, part.plan.num_rows) if train_indexer else torch.zeros(())
         )
-        gradients = gradients_of(loss + indexer_kl if train_indexer else loss, parameters) if finite else []
         done = TrainedPass(
             logprobs_M=result.logprobs_M.detach(),
             inputs=inputs,
@@ -155,7 +152,7 @@ class PolicyUpdater:
             indexer_kl=float(indexer_kl.detach()),
             finite=finite,
         )
-        return done, gradients
+        return done, loss + indexer_kl if train_indexer else loss
 
     @torch.no_grad()
     def _reference_pass(self, part: MicroBatch, use_support: bool) -> PolicyPass | None:

@@ -18,6 +18,11 @@ class LearnerSettings(BaseModel):
         le=64,
         description="processes that learn together, one CPU core or GPU each; each runs a share of the passes",
     )
+    shard: Literal["none", "full"] = Field(
+        "none",
+        description="what a rank holds: everything, or with `full` its share of weights, gradients, optimiser and reference (FSDP); layers are gathered "
+        "one by one",
+    )
     min_passes: int = Field(
         1,
         ge=1,

@@ -16,6 +16,7 @@ from transformers import DeepseekV32ForCausalLM
 
 from samepath.model.files import checkpoint
 from samepath.model.files.checkpoint import load_checkpoint, load_published, published_tensors, save_checkpoint
+from samepath.model.files.weight_files import INDEX_FILE, WEIGHTS_FILE
 from samepath.model.network import attention
 from samepath.model.network.network import CausalLM
 from samepath.model.rope_parameters import RopeParameters
@@ -143,7 +144,7 @@ def test_save_checkpoint_large_model_is_sharded_with_an_index(tmp_path: Path, mo
     monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100_000)
     model = tiny_model(1)
     save_checkpoint(model, tmp_path)
-    weight_map = json.loads((tmp_path / checkpoint.INDEX_FILE).read_text())["weight_map"]
+    weight_map = json.loads((tmp_path / INDEX_FILE).read_text())["weight_map"]
     assert weight_map.keys() == published_tensors(model).keys()
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2
@@ -198,6 +199,6 @@ def test_load_published_multi_token_prediction_layer_is_left_out() -> None:
 
 def test_load_checkpoint_folder_without_weights_is_named(tmp_path: Path) -> None:
     save_checkpoint(tiny_model(1), tmp_path)
-    (tmp_path / checkpoint.WEIGHTS_FILE).unlink()
+    (tmp_path / WEIGHTS_FILE).unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         load_checkpoint(tmp_path)

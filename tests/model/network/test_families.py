@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from samepath.model.files.checkpoint import WEIGHTS_FILE, load_checkpoint, published_tensors, save_checkpoint
+from samepath.model.files.checkpoint import load_checkpoint, published_tensors, save_checkpoint
 from samepath.model.files.config_file import CONFIG_FILE
+from samepath.model.files.weight_files import WEIGHTS_FILE
 from samepath.model.key_store import PackedKeys
 from samepath.model.network import rope
 from samepath.model.network.network import CausalLM

@@ -13,7 +13,7 @@ from torch import Tensor
 from samepath.rl.batch.pack import TrainSequence
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, Preparation
-from samepath.rl.learner.ranks import ALONE
+from samepath.rl.learner.pass_runner import BY_ITSELF
 from samepath.rl.learner.spread_rollouts import with_sums
 from samepath.rl.objective.objective import LossTerms, policy_loss
 from samepath.rl.recipe.algorithm import AlgorithmSettings
@@ -52,7 +52,7 @@ def batch_of(rollouts: Sequence[Sequence[Segment]], cut: Cut) -> TrainBatch:
 
 def mini_batch(batch: TrainBatch, rl: AlgorithmSettings, max_tokens: int) -> MiniBatch:
     learner = LearnerSettings(max_tokens_per_pass=max_tokens)
-    (passes,) = Preparation(MODEL, rl, learner, ALONE).mini_batches(batch, 0)
+    (passes,) = Preparation(MODEL, rl, learner, BY_ITSELF).mini_batches(batch, 0)
     return passes
 
 

@@ -9,7 +9,7 @@ import torch
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.mini_batches import MicroBatch, Preparation, split_groups
-from samepath.rl.learner.ranks import ALONE
+from samepath.rl.learner.pass_runner import BY_ITSELF
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from tests.conftest import ALPHABET, tiny_model
@@ -32,7 +32,9 @@ def batch() -> TrainBatch:
 def prepared(batch: TrainBatch, rl: dict[str, object], **learner: object) -> list[list[MicroBatch]]:
     settings = AlgorithmSettings.model_validate({"prompts_per_step": GROUPS, "group_size": SAMPLES, **rl})
     chosen = LearnerSettings.model_validate(learner)
-    return [list(one.own.values()) for one in Preparation(tiny_model(), settings, chosen, ALONE).mini_batches(batch, 0)]
+    return [
+        list(one.own.values()) for one in Preparation(tiny_model(), settings, chosen, BY_ITSELF).mini_batches(batch, 0)
+    ]
 
 
 @pytest.mark.parametrize("max_tokens", [40, 10_000])

@@ -1,0 +1,146 @@
+"""What tests let several ranks do that hold a policy in shards (see `tests/ranks.py`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo  # What activation checkpointing imports late: once here, not in every rank.
+import torch.distributed.checkpoint  # The same of a checkpoint's shards.
+from torch.distributed.tensor import DTensor
+
+from samepath.model.files.policy_files import policy_tensors
+from samepath.model.policy import Policy
+from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.optimizer import GradientNorms, Optimizer
+from samepath.rl.learner.ranks import ALONE, Ranks
+from samepath.rl.learner.sharded_runner import ShardedRunner
+from samepath.rl.learner.sharding import named_weights, shard, shards
+from samepath.rl.learner.update import PolicyUpdater
+from samepath.rl.objective.objective import NonFiniteError
+from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.learner import LearnerSettings
+from samepath.rl.recipe.optimizer import OptimizerSettings
+from samepath.rl.recipe.recipe import Recipe
+from tests.conftest import tiny_model
+from tests.update_runs import GROUPS, SAMPLES
+
+Tensors = dict[str, torch.Tensor]
+Updated = tuple[dict[str, float], list[float], Tensors, Tensors]
+
+
+class Watched(Optimizer):
+    """AdamW that remembers the first update's gradients, before clipping, and the norms of all."""
+
+    def __init__(self, model: Policy) -> None:
+        # A large epsilon: Adam would divide rounding by rounding where a gradient is 0 but for it.
+        settings = OptimizerSettings(lr=0.01, epsilon=1.0, max_grad_norm=1e-2)
+        super().__init__(model, settings, total_updates=10)
+        self.first: Tensors = {}
+        self.norms: list[GradientNorms] = []
+
+    def step(self) -> GradientNorms:
+        """Remember, and step."""
+        if not self.norms:
+            self.first = {
+                name: whole(one.grad).clone() for name, one in self.named_masters().items() if one.grad is not None
+            }
+        self.norms.append(super().step())
+        return self.norms[-1]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of it, on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def update(ranks: Ranks, batch: TrainBatch, rl: dict[str, Any], learner: dict[str, Any]) -> Updated:
+    """Metrics of a step of AdamW, its norms, its first gradients and the weights afterwards; in shards unless there is one process."""
+    model, reference = tiny_model(), tiny_model().requires_grad_(False)
+    model.activation_checkpointing = bool(learner.get("activation_checkpointing"))
+    settings = LearnerSettings.model_validate({**learner, "shard": "none" if ranks is ALONE else "full"})
+    if ranks is not ALONE:
+        shard(model, ranks, "float32")
+        shard(reference, ranks, "float32")
+    for parameter in model.indexer_parameters():
+        parameter.requires_grad_(settings.indexer == "trained")
+    watched = Watched(model)
+    algorithm = AlgorithmSettings.model_validate({"prompts_per_step": GROUPS, "group_size": SAMPLES, **rl})
+    report = PolicyUpdater(model, reference, algorithm, settings, ranks).run(batch, 0, watched)
+    weights = policy_tensors(model).items() if ranks is ALONE else named_weights(model)
+    return (
+        report.metrics,
+        [norm for norms in watched.norms for norm in (norms.policy, norms.indexer or 0.0)],
+        watched.first,
+        {name: tensor.clone() for name, tensor in weights},
+    )
+
+
+def held(ranks: Ranks) -> dict[str, int]:
+    """Bytes of weights, gradients and both moments that this rank holds after an update, and of all weights."""
+    model = tiny_model()
+    total = sum(one.nbytes for one in model.parameters())
+    shard(model, ranks, "float32")
+    optimizer = Watched(model)
+    runner = ShardedRunner(ranks, model, None, train_indexer=True)
+    runner.train([0], lambda place: ("", runner._blank_loss()), optimizer)
+    gradients = sum(one.grad.to_local().nbytes for one in model.parameters() if one.grad is not None)
+    optimizer.step()
+    moments = [
+        one for values in optimizer.named_moments().values() for one in (values["exp_avg"], values["exp_avg_sq"])
+    ]
+    return {
+        "weights": sum(one.untyped_storage().nbytes() for one in shards(model).values()),
+        "gradients": gradients,
+        "moments": sum(one.to_local().nbytes for one in moments),
+        "all": total,
+    }
+
+
+def failing(ranks: Ranks, bad: int) -> None:
+    """Raise on one rank alone, between forward and backward."""
+    model = tiny_model()
+    shard(model, ranks, "float32")
+    runner = ShardedRunner(ranks, model, None, train_indexer=False)
+
+    def compute(place: int) -> tuple[int, torch.Tensor]:
+        loss = runner._blank_loss()
+        if ranks.rank == bad:
+            raise NonFiniteError("no number")
+        return place, loss
+
+    runner.train(list(range(ranks.size)), compute, Watched(model))
+
+
+Learned = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]
+
+
+def learn_and_go_on(ranks: Ranks, recipe: Recipe, folder: Path, batch: TrainBatch) -> tuple[Learned, Learned]:
+    """`learn` from the beginning, and from the checkpoint that it leaves."""
+    first = learn(ranks, recipe, folder, None, batch)
+    return first, learn(ranks, recipe, folder, recipe.run_dir / "checkpoints" / "step-000001", batch)
+
+
+def learn(ranks: Ranks, recipe: Recipe, folder: Path, resume_from: Path | None, batch: TrainBatch) -> Learned:
+    """Weights before and after an update of a learner that begins, or goes on from a checkpoint, and its metrics; it leaves one of step 1."""
+    learner = Learner(recipe, folder, recipe.run_dir, resume_from, ranks)
+    if resume_from is None:
+        if recipe.cold_start.steps:
+            learner.cold_start(0, 2)
+        learner.start_rl()
+        learner.update(batch)
+        learner.save(1)
+        learner.saved(1, wait=True)
+        # The folder is whole once rank 0 says so.
+        ranks.wait()
+    before = copies(learner)
+    report = learner.update(batch)
+    return before, copies(learner), report.metrics
+
+
+def copies(learner: Learner) -> dict[str, np.ndarray]:
+    """The weights of rank 0; nothing on another."""
+    tensors = learner.weights().tensors
+    assert tensors is not None
+    return {name: tensor.float().numpy().copy() for name, tensor in tensors.items()}
