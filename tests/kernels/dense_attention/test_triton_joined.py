@@ -20,7 +20,7 @@ from samepath.model.plan import Span, plan_decode, plan_spans
 SHAPES = [(6, 2, 16, 16), (4, 4, 48, 32), (7, 1, 24, 80), (32, 1, 16, 16)]
 """Query heads, key heads, key width, value width; the value stands behind the key."""
 
-LENGTHS = (21, 1, 37, 6)
+LENGTHS = (5, 1, 33)
 
 
 def packed_plan(lengths: tuple[int, ...], heads: int) -> AttentionPlan:
@@ -80,21 +80,23 @@ def test_dense_attend_float32_equals_the_reference_with_gradients(
     monkeypatch.setattr(triton_dense_forward, "SEGMENT", 32)
     plan = packed_plan(LENGTHS, shape[0])
     assert {window.rows_BT.shape[0] > 1 for window in plan.windows} == {True, False}
-    inputs = random_inputs(80, shape)
+    inputs = random_inputs(48, shape)
     wanted = run(*inputs, plan, shape, "reference", torch.float64)
     poison_fresh_memory(monkeypatch)
     for value, truth in zip(run(*inputs, plan, shape, "triton", torch.float32), wanted, strict=True):
         assert_near(value, truth, 1e-5)
 
 
-@pytest.mark.parametrize(("groups", "elements"), [(2, 1 << 24), (1, 32 * 25), (2, 48 * 5)])
+@pytest.mark.parametrize(
+    ("groups", "lengths", "elements"), [(2, LENGTHS, 1 << 24), (1, (9, 5), 16 * 10), (2, (9, 5), 16 * 4)]
+)
 def test_dense_attend_of_a_value_inside_the_key_equals_the_reference_with_gradients(
-    monkeypatch: pytest.MonkeyPatch, groups: int, elements: int
+    monkeypatch: pytest.MonkeyPatch, groups: int, lengths: tuple[int, ...], elements: int
 ) -> None:
-    """The latent of MLA; a window whose key lists do not fit at once is cut by queries and by sequences."""
+    """The latent of MLA; a window whose key lists do not fit at once is cut by sequences, and then by queries."""
     shape = (4, groups, 48, 32)
-    plan = packed_plan(LENGTHS, 4)
-    inputs = random_inputs(80, shape)
+    plan = packed_plan(lengths, 4)
+    inputs = random_inputs(round_up(sum(lengths)), shape)
     wanted = run(*inputs, plan, shape, "reference", torch.float64, value_start=0)
     poison_fresh_memory(monkeypatch)
     monkeypatch.setattr(triton_dense_latent, "INDEX_ELEMENTS", elements)
@@ -105,13 +107,13 @@ def test_dense_attend_of_a_value_inside_the_key_equals_the_reference_with_gradie
 
 @pytest.mark.parametrize("value_start", [None, 0])
 def test_dense_attend_sequences_that_share_a_prompt_teach_the_same_rows(value_start: int | None) -> None:
-    """Rows 0 to 19 are a prompt; two responses follow it in one window and add to its gradient in their order."""
+    """Rows 0 to 17 are a prompt; two responses follow it in one window and add to its gradient in their order."""
     shape = (4, 2, 16, 16)
-    keys = [torch.cat([torch.arange(20), torch.arange(start, start + 10)]) for start in (20, 30)]
-    spans = [Span(row=0, first=0, count=20, keys=torch.arange(20))]
-    spans += [Span(row=start, first=20, count=10, keys=part) for start, part in zip((20, 30), keys)]
-    plan = plan_spans(spans, 48, 4)
-    inputs = random_inputs(48, shape)
+    keys = [torch.cat([torch.arange(18), torch.arange(start, start + 5)]) for start in (18, 23)]
+    spans = [Span(row=0, first=0, count=18, keys=torch.arange(18))]
+    spans += [Span(row=start, first=18, count=5, keys=part) for start, part in zip((18, 23), keys)]
+    plan = plan_spans(spans, 32, 4)
+    inputs = random_inputs(32, shape)
     wanted = run(*inputs, plan, shape, "reference", torch.float64, value_start)
     got = run(*inputs, plan, shape, "triton", torch.float32, value_start)
     again = run(*inputs, plan, shape, "triton", torch.float32, value_start)
@@ -122,7 +124,7 @@ def test_dense_attend_sequences_that_share_a_prompt_teach_the_same_rows(value_st
 
 def test_dense_attend_pieces_of_a_window_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = SHAPES[0]
-    plan, inputs = packed_plan(LENGTHS, shape[0]), random_inputs(80, shape)
+    plan, inputs = packed_plan(LENGTHS, shape[0]), random_inputs(48, shape)
     whole = run(*inputs, plan, shape, "triton", torch.float32)
     monkeypatch.setattr(triton_dense_backward, "PAIR_BYTES", 1)
     for value, wanted in zip(run(*inputs, plan, shape, "triton", torch.float32), whole, strict=True):
@@ -162,9 +164,9 @@ def test_dense_attend_decoded_rows_are_those_of_the_packed_pass(
 ) -> None:
     """Within rounding in the interpreter, whose products round by a row's place in the tile; to the bit on a GPU (below)."""
     monkeypatch.setattr(triton_dense_forward, "SEGMENT", segment)
-    q_NHK, rows_GSW = random_inputs(112, shape)
-    packed = run(q_NHK, rows_GSW, packed_plan((112,), shape[0]), shape, "triton", torch.float32)[0]
-    ends = [1, 16, 31, 32, 33, 70, 112]
+    q_NHK, rows_GSW = random_inputs(80, shape)
+    packed = run(q_NHK, rows_GSW, packed_plan((70,), shape[0]), shape, "triton", torch.float32)[0]
+    ends = [1, 16, 31, 32, 33, 70]
     poison_fresh_memory(monkeypatch)
     got = decoded(q_NHK, rows_GSW, ends, shape, torch.float32, shape[2])
     assert_near(got, packed[[end - 1 for end in ends]].double(), 1e-6)

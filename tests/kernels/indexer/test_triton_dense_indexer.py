@@ -22,7 +22,7 @@ from samepath.model.plan import Span, plan_spans
 SHAPES = [(3, 48, 2, 16), (20, 16, 5, 24), (2, 80, 32, 16)]
 """Attention heads, key width, index heads, index width."""
 
-LENGTHS = (21, 1, 37, 6)
+LENGTHS = (5, 1, 33)
 
 
 def packed_plan(lengths: tuple[int, ...], heads: int) -> AttentionPlan:
@@ -150,10 +150,10 @@ def test_dense_indexer_loss_pieces_change_no_loss_and_no_gradient(monkeypatch: p
 
 
 def test_dense_indexer_loss_sequences_that_share_a_prompt_teach_the_same_keys() -> None:
-    keys = [torch.cat([torch.arange(20), torch.arange(start, start + 10)]) for start in (20, 30)]
-    spans = [Span(row=0, first=0, count=20, keys=torch.arange(20))]
-    spans += [Span(row=start, first=20, count=10, keys=part) for start, part in zip((20, 30), keys)]
-    problem = Problem(SHAPES[0], plan=plan_spans(spans, 48, 1))
+    keys = [torch.cat([torch.arange(18), torch.arange(start, start + 5)]) for start in (18, 23)]
+    spans = [Span(row=0, first=0, count=18, keys=torch.arange(18))]
+    spans += [Span(row=start, first=18, count=5, keys=part) for start, part in zip((18, 23), keys)]
+    problem = Problem(SHAPES[0], plan=plan_spans(spans, 32, 1))
     got, again = problem.run(torch.float32), problem.run(torch.float32)
     for value, second, truth in zip(got, again, problem.defined(), strict=True):
         assert torch.equal(value, second)
