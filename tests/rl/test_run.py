@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.learner.learner import Learner
 from samepath.rl.loop import Loop
+from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.run_folder import RunFolderError
 from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
+from tests.rl.conftest import TINY
 
 TIMED = (
     "time/",
@@ -36,26 +40,32 @@ def comparable(run_dir: Path) -> dict[int, dict[str, str]]:
     }
 
 
-def test_start_run_twice_with_one_seed_gives_identical_metrics(tiny_recipe, tmp_path: Path) -> None:
-    first = start_run(tiny_recipe("name=a"), tmp_path)
-    start_run(tiny_recipe("name=b"), tmp_path)
-    assert comparable(tmp_path / "runs" / "a") == comparable(tmp_path / "runs" / "b")
-    assert first["gap_at_lag_0"] == 0.0
-    steps = comparable(tmp_path / "runs" / "a")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    recipe = load_recipe(folder / "tiny.yaml", [f"runs_dir={folder / 'runs'}"], Recipe)
+    start_run(recipe, folder)
+    return recipe.run_dir
+
+
+def test_start_run_again_with_its_seed_gives_identical_metrics(tiny_recipe, tmp_path: Path, whole: Path) -> None:
+    summary = start_run(tiny_recipe("name=again"), tmp_path)
+    assert comparable(tmp_path / "runs" / "again") == comparable(whole)
+    assert summary["gap_at_lag_0"] == 0.0
+    steps = comparable(whole)
     assert float(steps[3]["learner/grad_norm"]) > 0
     assert float(steps[3]["policy/off_policy_max"]) != 0, "the second update of a step must be off-policy"
 
 
-def test_start_run_with_another_seed_gives_other_metrics(tiny_recipe, tmp_path: Path) -> None:
-    start_run(tiny_recipe("name=a"), tmp_path)
-    start_run(tiny_recipe("name=b", "seed=1"), tmp_path)
-    assert comparable(tmp_path / "runs" / "a") != comparable(tmp_path / "runs" / "b")
+def test_start_run_with_another_seed_gives_other_metrics(tiny_recipe, tmp_path: Path, whole: Path) -> None:
+    start_run(tiny_recipe("name=other", "seed=1"), tmp_path)
+    assert comparable(tmp_path / "runs" / "other") != comparable(whole)
 
 
-def test_start_run_writes_summary_plot_rollouts_and_checkpoint(tiny_recipe, tmp_path: Path) -> None:
-    start_run(tiny_recipe(), tmp_path)
-    run_dir = tmp_path / "runs" / "tiny"
-    summary = json.loads((run_dir / "summary.json").read_text())
+def test_start_run_writes_summary_plot_rollouts_and_checkpoint(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
     assert {
         "accuracy_before",
         "accuracy_after",
@@ -65,11 +75,11 @@ def test_start_run_writes_summary_plot_rollouts_and_checkpoint(tiny_recipe, tmp_
         "peak_memory_gib",
         "mlflow_run_id",
     } <= set(summary)
-    assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
-    rollouts = read_rollouts(run_dir / "rollouts" / "step-00003.jsonl")
+    assert (whole / "training.png").read_bytes().endswith(b"IEND\xaeB`\x82"), "painted to its end"
+    rollouts = read_rollouts(whole / "rollouts" / "step-00003.jsonl")
     assert len(rollouts) == 16
     assert abs(sum(rollout.advantage for rollout in rollouts)) < 1e-4
-    found = latest_checkpoint(run_dir)
+    found = latest_checkpoint(whole)
     assert found is not None
     assert found[1] == 3
 
@@ -81,9 +91,8 @@ def test_start_run_in_a_used_folder_is_refused(tiny_recipe, tmp_path: Path) -> N
 
 
 def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(
-    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    start_run(tiny_recipe("name=whole"), tmp_path)
     original = Loop.one_step
 
     def interrupted(self: Loop, step: int) -> dict[str, float]:
@@ -101,8 +110,7 @@ def test_resume_run_after_interruption_ends_like_an_uninterrupted_run(
     assert found is not None
     assert found[1] == 2
     resume_run(recipe, recipe.run_dir)
-    whole, cut = comparable(tmp_path / "runs" / "whole"), comparable(recipe.run_dir)
-    assert cut[3] == whole[3]
+    assert comparable(recipe.run_dir)[3] == comparable(whole)[3]
     assert json.loads((recipe.run_dir / "summary.json").read_text())["steps"] == 3
 
 
@@ -192,7 +200,7 @@ def test_run_command_under_ray_on_a_signal_leaves_a_checkpoint_and_no_process(
 
 
 def test_resume_run_interrupted_in_the_cold_start_begins_again(
-    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     def interrupted(self: Learner, first: int, count: int) -> None:
         raise KeyboardInterrupt
@@ -203,8 +211,7 @@ def test_resume_run_interrupted_in_the_cold_start_begins_again(
         start_run(recipe, tmp_path)
     monkeypatch.undo()
     resume_run(recipe, recipe.run_dir)
-    start_run(tiny_recipe("name=whole"), tmp_path)
-    assert comparable(recipe.run_dir) == comparable(tmp_path / "runs" / "whole")
+    assert comparable(recipe.run_dir) == comparable(whole)
 
 
 FAULTY_REWARD = """

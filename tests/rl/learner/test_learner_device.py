@@ -18,6 +18,12 @@ from tests.cuda_stand_in import gpu_stand_in
 from tests.families import family_model
 
 ON_GPU = ("model.device=cuda", "rl.max_gap_at_lag_0=1e-3")
+SHORT = (
+    "cold_start={steps: 2, batch_size: 4, dense_warmup_steps: 1}",
+    "task.num_held_out=4",
+    "rl.prompts_per_step=2",
+    "sampling.max_new_tokens=10",
+)
 
 
 def checked_policy(recipe: Recipe, policy: Policy) -> None:
@@ -28,16 +34,16 @@ def test_start_run_with_the_network_on_a_gpu_equals_the_run_on_the_cpu(
     tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stand-in computes on the CPU, so whatever differs was left on the wrong device or lost on the way."""
-    wanted = start_run(tiny_recipe("name=cpu", "rl.steps=2"), tmp_path)
+    wanted = start_run(tiny_recipe("name=cpu", "rl.steps=1", *SHORT), tmp_path)
     with gpu_stand_in(monkeypatch):
-        got = start_run(tiny_recipe("name=gpu", "rl.steps=2", *ON_GPU), tmp_path)
-        again = resume_run(tiny_recipe("name=gpu", "rl.steps=3", *ON_GPU), tmp_path / "runs" / "gpu")
+        got = start_run(tiny_recipe("name=gpu", "rl.steps=1", *SHORT, *ON_GPU), tmp_path)
+        again = resume_run(tiny_recipe("name=gpu", "rl.steps=2", *SHORT, *ON_GPU), tmp_path / "runs" / "gpu")
     for name in ("accuracy_before", "accuracy_after", "gap_at_lag_0", "held_out_responses"):
         assert got[name] == wanted[name]
-    assert again["steps"] == 3
+    assert again["steps"] == 2
     assert again["peak_gpu_memory_gib"] == 1
     assert "peak_gpu_memory_gib" not in wanted
-    metrics = read_metrics(tmp_path / "runs" / "gpu" / "metrics.jsonl")[2]
+    metrics = read_metrics(tmp_path / "runs" / "gpu" / "metrics.jsonl")[1]
     assert metrics["learner/mfu"] == pytest.approx(metrics["learner/tflops"] * 1e12 / 989e12)
 
 

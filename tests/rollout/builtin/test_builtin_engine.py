@@ -62,7 +62,7 @@ engine_settings = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(workload=workloads(), sizes=engine_settings)
 def test_engine_any_schedule_equals_the_learner_and_every_other_schedule_bit_for_bit(
     workload: Workload, sizes: BuiltinSettings
@@ -185,7 +185,7 @@ def test_load_weights_misfit_leaves_the_engine_as_it_was() -> None:
     assert_same_samples(engine.run(long_requests(1))[0], wanted)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(workload=workloads(), sizes=engine_settings, steps=st.integers(0, 25))
 def test_abort_returns_every_group_as_far_as_it_got_and_leaks_nothing(
     workload: Workload, sizes: BuiltinSettings, steps: int

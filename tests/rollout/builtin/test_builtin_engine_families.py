@@ -11,12 +11,13 @@ from tests.engine_runs import TOKENIZER, assert_learner_walks_the_same_path, ass
 from tests.families import FAMILIES, family_model
 from tests.tiny_runs import random_prompt, request
 
-SAMPLING = SamplingSettings(max_new_tokens=60, ignore_stop=True)
+SAMPLING = SamplingSettings(max_new_tokens=24, ignore_stop=True)
+LONG = SamplingSettings(max_new_tokens=60, ignore_stop=True)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_engine_any_batch_equals_the_learner_bit_for_bit(name: str) -> None:
-    """Responses of 60 tokens after prompts of 1 to 47, in one batch, one by one, and with prompts in chunks of 16."""
+    """Responses of 24 tokens after prompts of 1 to 47, in one batch, one by one, and with prompts in chunks of 16."""
     rng = np.random.default_rng(3)
     requests = [
         request(f"g{number}", random_prompt(rng, 18, length), SAMPLING, tuple(range(number, number + samples)))
@@ -47,7 +48,7 @@ def test_engine_past_a_block_of_keys_and_of_the_vocabulary_equals_the_learner_bi
     sizes = {"vocab_size": 1500, "max_position_embeddings": 512}
     rng = np.random.default_rng(5)
     requests = [
-        request(f"g{number}", random_prompt(rng, 1500, length), SAMPLING, tuple(range(number, number + samples)))
+        request(f"g{number}", random_prompt(rng, 1500, length), LONG, tuple(range(number, number + samples)))
         for number, (length, samples) in enumerate([(300, 3), (90, 2), (120, 4), (7, 1)])
     ]
     groups = BuiltinEngine(family_model(name, **sizes), TOKENIZER, BuiltinSettings()).run(requests)
