@@ -21,6 +21,8 @@ ON_GPU = ("model.device=cuda", "rl.max_gap_at_lag_0=1e-3")
 SHORT = (
     "cold_start={steps: 2, batch_size: 4, dense_warmup_steps: 1}",
     "task.num_held_out=4",
+    "model.config.num_hidden_layers=2",
+    "rl.group_size=2",
     "rl.prompts_per_step=2",
     "sampling.max_new_tokens=10",
 )
