@@ -208,6 +208,29 @@ def replay(
     return 1 if resent.problem else 0
 
 
+@app.command(name="replay-run")
+def replay_run(
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run with rl.max_weight_lag above 0")],
+    from_rollouts: Annotated[
+        bool, typer.Option("--from-rollouts", help="train the kept groups (checkpoint.keep_sampled), sample nothing")
+    ] = False,
+) -> None:
+    """Make a run that sampled while it learned again from its history; status 1 where tokens, rewards or weights are not the same to the bit."""
+    # Late: torch.
+    from samepath.rl.history import StepLine
+    from samepath.rl.replay_run import replay_run as make_again
+
+    def said(line: StepLine) -> None:
+        tokens = sum(count for group in line.groups for sample in group.samples for _, count in sample.drawn)
+        sys.stdout.write(
+            f"step {line.step + 1}: {len(line.groups)} groups, {tokens} tokens, weights {line.weights}, as recorded\n"
+        )
+        sys.stdout.flush()
+
+    steps = make_again(run_dir, from_rollouts=from_rollouts, on_step=said)
+    sys.stdout.write(f"{steps} steps, all equal to the bit\n")
+
+
 def _load(path: Path, overrides: Sequence[str]) -> "Recipe":
     # Late: building the checks of every setting takes time that `--help` does not need.
     from samepath.rl.recipe.file import load_recipe

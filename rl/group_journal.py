@@ -3,31 +3,18 @@
 `sampled/step-000012.groups` holds the groups of step 12, each as length, SHA-256 and content; what a kill left open at the end is not read.
 """
 
-import hashlib
-import io
-import pickle
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from samepath.model.durable_file import replace_file
+from samepath.rl.record_file import append, framed, unframed
 from samepath.rl.run_folder import SAMPLED, step_of
+from samepath.rollout.record_bytes import RecordError, as_bytes, from_bytes
 from samepath.rollout.types import Group
 
-_HEAD = struct.Struct("<Q32s")
-_OWN_MODULES = (
-    "samepath.rollout.types",
-    "samepath.rollout.sampling_settings",
-    "samepath.rewards.score",
-    "samepath.model.text.conversation",
-)
-_ARRAYS = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"}
-
-
-class JournalError(RuntimeError):
-    """A sampled group cannot be written; the message says what to do."""
+MOST_KEPT_BYTES = 4 << 30
+"""Groups since the newest checkpoint may take this much of the disk: beyond it a run that goes on samples those of later weights again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +50,7 @@ class GroupJournal:
 
     def append(self, step: int, entry: SampledGroup) -> None:
         """Keep a group of a step. Raises JournalError; what stood there before stays."""
-        path, record = self._path(step), _record(entry)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab", buffering=0) as file:
-                size = file.tell()
-                if file.write(record) != len(record):
-                    file.truncate(size)
-                    raise OSError("the disk is full")
-        except OSError as error:
-            raise JournalError(
-                f"{path} cannot be written: {error}. Make room, then go on with `samepath resume`."
-            ) from error
+        append(self._path(step), _record(entry))
 
     def entries(self, step: int) -> list[SampledGroup]:
         """The groups of a step that are whole on the disk, each once."""
@@ -82,26 +58,36 @@ class GroupJournal:
         found = {entry.number: entry for entry in _entries(path.read_bytes())} if path.is_file() else {}
         return list(found.values())
 
-    def rewind(self, step: int) -> int:
-        """Leave what a run that goes on from the checkpoint of `step` can train; returns how many sampled tokens that leaves out.
+    def mend(self) -> None:
+        """Take off what a kill left open at the end of a file: more is appended there."""
+        for path in self._files():
+            replace_file(path, b"".join(map(_record, _entries(path.read_bytes()))))
 
-        Tokens of later weights are left out: those weights are made anew, and may be others.
-        """
+    def rewind(self, step: int) -> int:
+        """Leave what weights up to version `step` drew; returns how many sampled tokens of steps from `step` on that leaves out."""
         lost = 0
         for path in self._files():
             entries = self.entries(step_of(path))
             kept = [entry for entry in entries if entry.newest_version <= step]
             if step_of(path) >= step:
                 lost += sum(entry.num_tokens for entry in entries) - sum(entry.num_tokens for entry in kept)
-            # Also where nothing goes: what a kill left open must not stand in the middle.
             replace_file(path, b"".join(map(_record, kept)))
         return lost
 
     def prune(self, done: int, checkpoints: Collection[int], max_weight_lag: int) -> None:
-        """Remove the groups of the first `done` steps, but for those that one of the checkpoints goes on with: of its own weights or older ones."""
+        """Remove the groups of the first `done` steps that no run which goes on from one of the checkpoints can train.
+
+        From the newest one on it trains all of them again; unless they take more than MOST_KEPT_BYTES; of an older one those that its own
+        weights, or older ones, drew.
+        """
+        newest = max(checkpoints)
+        kept = [path for path in self._files() if step_of(path) >= newest]
+        if sum(path.stat().st_size for path in kept) > MOST_KEPT_BYTES:
+            newest = done
         for path in self._files():
             step = step_of(path)
-            if step < done and not any(step - max_weight_lag <= one <= step for one in checkpoints):
+            needed = step >= newest or any(step - max_weight_lag <= one <= step for one in checkpoints)
+            if step < done and not needed:
                 path.unlink()
 
     def _path(self, step: int) -> Path:
@@ -111,33 +97,15 @@ class GroupJournal:
         return sorted(self._folder.glob("step-*.groups"))
 
 
-class _Reader(pickle.Unpickler):
-    """Makes records and plain data alone: a file from elsewhere runs no code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class of a record, or an array's parts. Raises UnpicklingError for anything else."""
-        own = module in _OWN_MODULES and "." not in name
-        if own or (module.split(".")[0] == "numpy" and name in _ARRAYS):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a sampled group")
-
-
 def _record(entry: SampledGroup) -> bytes:
-    content = pickle.dumps((entry.number, entry.group), pickle.HIGHEST_PROTOCOL)
-    return _HEAD.pack(len(content), hashlib.sha256(content).digest()) + content
+    return framed(as_bytes((entry.number, entry.group)))
 
 
 def _entries(data: bytes) -> Iterator[SampledGroup]:
     """The records as far as they are whole; one that holds anything but records and plain data is passed over."""
-    place = 0
-    while place + _HEAD.size <= len(data):
-        length, digest = _HEAD.unpack_from(data, place)
-        content = data[place + _HEAD.size : place + _HEAD.size + length]
-        if len(content) < length or hashlib.sha256(content).digest() != digest:
-            return
-        place += _HEAD.size + length
+    for content in unframed(data):
         try:
-            number, group = _Reader(io.BytesIO(content)).load()
-        except (pickle.UnpicklingError, AttributeError):
+            number, group = from_bytes(content)
+        except RecordError:
             continue
         yield SampledGroup(number=number, group=group)

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.evaluation.held_out import Evaluations
 from samepath.rl.group_journal import GroupJournal
+from samepath.rl.history import History, step_line
 from samepath.rl.loop import Loop, PhaseClock, speeds
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.rollout_stream import RolloutStream
 from samepath.rl.run_folder import CHECKPOINTS, step_of
 from samepath.rl.step_batch import StepBatch, step_batch
 from samepath.rollout.bounded_call import Begun
+from samepath.rollout.weights.publication import Publication
 
 LOOK_S = 0.02
 """How often the driver looks at sampler and learner, seconds."""
@@ -93,6 +96,7 @@ class OverlappedLoop(Loop):
     """As `Loop`, but for how a step comes about: evaluations, checkpoints and records are the same."""
 
     stream: RolloutStream = field(init=False)
+    history: History = field(init=False)
     _since: _SinceLast = field(default_factory=_SinceLast, init=False)
     _records: _Records = field(default_factory=_Records, init=False)
     _ahead: _Ahead = field(default_factory=_Ahead, init=False)
@@ -104,8 +108,10 @@ class OverlappedLoop(Loop):
             scorer=self.scorer,
             on_new_weights=self.recipe.rl.on_new_weights,
             journal=GroupJournal(self.recipe.run_dir),
+            begun=BegunJournal(self.recipe.run_dir),
         )
         object.__setattr__(self, "stream", stream)
+        object.__setattr__(self, "history", History(self.recipe.run_dir))
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """See `Loop.run`. Whatever ends it, and before a checkpoint is begun, the rollouts of all steps that are done are written."""
@@ -144,7 +150,7 @@ class OverlappedLoop(Loop):
         clock.start("syncing")
         arrived = self.pool.handover()
         published = self.learner.weights()
-        self.stream.offer(published, step + 1)
+        lost = self._offered(step, ready, published)
 
         clock.start("recording")
         metrics = self.recorded(step, ready, report)
@@ -155,6 +161,7 @@ class OverlappedLoop(Loop):
             **metrics,
             **weight_metrics(published, arrived),
             **speeds(ready, seconds, sampling_s=wall_s),
+            "rollout/tokens_lost": float(lost),
             "rollout/idle_s": idle_s,
             "rollout/idle_share": min(1.0, idle_s / max(wall_s, 1e-9)),
             "rollout/groups_waiting": float(self.stream.waiting + self._ahead.groups),
@@ -190,11 +197,26 @@ class OverlappedLoop(Loop):
                 self._ahead.begin(self.recipe, self.stream, following)
         return update.result(0.0)
 
+    def _offered(self, step: int, ready: StepBatch, published: Publication) -> int:
+        """Note the step, and hand its weights over; returns how many tokens are lost because a step made again gave other ones."""
+        version, before = step + 1, self.history.weights(step + 1)
+        numbers = self.stream.feed.batch(step)
+        # Before anything is drawn with these weights, which is theirs only as long as their name is known.
+        self.history.note(step_line(step, numbers, ready.groups, published.fingerprint))
+        lost = self.stream.offer(published, version, known=before == published.fingerprint)
+        if lost:
+            again = f"{lost} tokens that the earlier ones drew are drawn again"
+            self._warn([f"step {version}, made again, has other weights than before: {again}"])
+        return lost
+
     def _prune(self, done: int) -> None:
         """Let go of trained groups that no checkpoint needs; the reference is that of step 0."""
+        self.stream.begun.prune(done)
+        if self.recipe.checkpoint.keep_sampled:
+            return
         folder = self.recipe.run_dir / CHECKPOINTS
         written = {step_of(path) for path in [*folder.glob("step-*"), *folder.glob(".step-*.replaced")]}
-        self.stream.journal.prune(done, {0, self.saving.newest, *written}, self.recipe.rl.max_weight_lag)
+        self.stream.journal.prune(done, {0, *written}, self.recipe.rl.max_weight_lag)
 
     def _measured(self) -> tuple[float, float]:
         """Seconds since the last call, and those of them in which workers had nothing to sample."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.durable_file import replace_file
+from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.group_journal import GroupJournal
+from samepath.rl.history import History
 from samepath.rl.learner.checkpoints import checkpoint_of_step, latest_checkpoint
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
@@ -115,10 +117,7 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
         said.append(f"what came after step {plan.first_step}, and the summary, are in {folder} now")
     for path in [*steps_after(run_dir / ROLLOUTS, plan.first_step), *(run_dir / CHECKPOINTS).glob(".*.partial")]:
         remove(path)
-    if lost := GroupJournal(run_dir).rewind(plan.first_step):
-        said.append(
-            f"{lost} tokens were sampled with weights later than step {plan.first_step}, which are made anew: their groups are sampled again"
-        )
+    said += _rewind_samples(plan, run_dir)
     if plan.source is None:
         keep_bytes = 0
     else:
@@ -132,6 +131,20 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
         state.phase = "training"
     state.save(run_dir)
     return said
+
+
+def _rewind_samples(plan: Resumption, run_dir: Path) -> list[str]:
+    """What was sampled stays, because steps that are made again give the same weights; where a step was asked for, they may be others."""
+    groups, begun = GroupJournal(run_dir), BegunJournal(run_dir)
+    if not plan.later_set_aside:
+        groups.mend()
+        begun.mend()
+        return []
+    History(run_dir).rewind(plan.first_step)
+    begun.rewind(plan.first_step)
+    lost = groups.rewind(plan.first_step)
+    again = "which are made anew: their groups are sampled again"
+    return [f"{lost} tokens were sampled with weights later than step {plan.first_step}, {again}"] if lost else []
 
 
 def _source(run_dir: Path, state: RunState, step: int | None) -> tuple[Path | None, int]:

@@ -3,10 +3,15 @@
 from dataclasses import dataclass, field
 
 from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal, SampledGroup
+from samepath.rl.kept_samples import KeptSamples
+from samepath.rollout.begun import going_on
+from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.pool.settings import OnNewWeights
+from samepath.rollout.request import GroupRequest
 from samepath.rollout.types import Group
 from samepath.rollout.weights.publication import Weights
 
@@ -20,6 +25,10 @@ class RolloutStream:
     scorer: GroupScorer
     on_new_weights: OnNewWeights
     journal: GroupJournal
+    begun: BegunJournal
+    _kept: KeptSamples = field(init=False)
+    _held: set[int] = field(default_factory=set, init=False)
+    """Numbers below `_next` that are not handed out: what was drawn for them waits for its weights."""
     _version: int = field(default=0, init=False)
     """The newest that the pool was given."""
     _next: int = field(default=0, init=False)
@@ -29,17 +38,27 @@ class RolloutStream:
     _finished: dict[int, Group] = field(default_factory=dict, init=False)
     """Groups that wait to be trained, by number."""
 
+    def __post_init__(self) -> None:
+        self._kept = KeptSamples(feed=self.feed, journal=self.journal, begun_journal=self.begun)
+
     def begin(self, step: int) -> None:
-        """Go on with the groups of `step`, whose weights the pool has; of them, and of those ahead, the journal may have some."""
+        """Go on with the groups of `step`, whose weights the pool has; of them, and of those ahead, the journals may have some."""
         self._version, self._next = step, self.feed.batch(step).start
-        for later in self.feed.steps_ahead(step):
-            for entry in self.journal.entries(later):
-                self._take(entry.number, entry.group)
+        self._kept.read(range(step, self.feed.recipe.rl.steps))
         self._hand_out()
 
     def pump(self, wait_s: float) -> None:
-        """Take what has ended; waits for the first group, `wait_s` seconds at most."""
-        for group in self.pool.poll(wait_s):
+        """Take what has ended, and note what is under way; waits for the first group, `wait_s` seconds at most."""
+        groups = self.pool.poll(wait_s)
+        ended = {group.group_id for group in groups}
+        told: dict[int, list[tuple[int, bytes]]] = {}
+        for group_id, content in self.pool.progress():
+            if group_id in self._under_way and group_id not in ended:
+                number = self._under_way[group_id]
+                told.setdefault(self.feed.step(number), []).append((number, content))
+        for step, entries in told.items():
+            self.begun.append(step, entries)
+        for group in groups:
             number = self._under_way.pop(group.group_id)
             self.journal.append(self.feed.step(number), SampledGroup(number=number, group=group))
             self._take(number, group)
@@ -53,11 +72,16 @@ class RolloutStream:
         """The groups of a step that is complete, in order and without their scores; the stream lets go of them."""
         return [self._finished.pop(number) for number in self.feed.batch(step)]
 
-    def offer(self, weights: Weights, version: int) -> None:
-        """Hand new weights to the pool, and the groups that they allow."""
+    def offer(self, weights: Weights, version: int, *, known: bool = True) -> int:
+        """Hand new weights to the pool, and the groups that they allow; returns how many tokens this loses.
+
+        `known` says that they are those which drew what the journals have of this version; else that is drawn again.
+        """
         self.pool.offer_weights(weights, version, self.on_new_weights)
         self._version = version
+        lost = 0 if known else self._kept.drop(version)
         self._hand_out()
+        return lost
 
     @property
     def waiting(self) -> int:
@@ -74,16 +98,26 @@ class RolloutStream:
         self.scorer.submit(group)
 
     def _hand_out(self) -> None:
-        requests, limit = [], self.feed.limit(self._version)
-        for number in range(self._next, limit):
-            if number in self._finished:
+        for entry in self._kept.ready(self._version):
+            self._take(entry.number, entry.group)
+        limit = self.feed.limit(self._version)
+        numbers = sorted({*self._held, *range(self._next, limit)} - set(self._finished))
+        self._held = {number for number in numbers if self._kept.waits(number, self._version)}
+        self._next = max(self._next, limit)
+        requests = []
+        for number in numbers:
+            if number in self._held:
                 continue
             request = self.feed.request(number)
             if isinstance(request, Group):
                 self._finished[number] = request
             else:
                 self._under_way[request.group_id] = number
-                requests.append(request)
-        self._next = max(self._next, limit)
+                requests.append(self._gone_on(number, request))
         if requests:
             self.pool.submit(requests)
+
+    def _gone_on(self, number: int, request: Request) -> Request:
+        """The request behind what was drawn for it before; conversations begin again."""
+        told = self._kept.taken(number)
+        return going_on(request, told) if isinstance(request, GroupRequest) else request

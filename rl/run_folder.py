@@ -21,7 +21,9 @@ REFERENCE = "reference"
 CHECKPOINTS = "checkpoints"
 ROLLOUTS = "rollouts"
 SAMPLED = "sampled"
-"""Groups that were sampled ahead of the learner."""
+"""Groups that were sampled ahead of the learner, and samples under way."""
+HISTORY = "history.jsonl"
+"""What time decided in a run that samples while it learns."""
 FAULTS_FILE = "faults.jsonl"
 """What was broken on purpose (`faults` of the recipe)."""
 OUTCOME = ("summary.json", "training.png", "rollouts.html")
@@ -32,6 +34,7 @@ BELONGINGS = (
     METRICS_FILE,
     ROLLOUTS,
     SAMPLED,
+    HISTORY,
     REFERENCE,
     CHECKPOINTS,
     "tracking.json",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from samepath.model.placement import ON_CPU, Placement
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rollout.begun import Progress
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.request import GroupRequest
@@ -34,7 +35,7 @@ class Engine(Protocol):
     def submit(self, request: GroupRequest) -> Group | None:
         """Queue a group. A request that can never run comes back at once as a group of failed rollouts.
 
-        Raises ValueError for `keep_keys` where no key can be found again.
+        Raises ValueError for `keep_keys` where no key can be found again, and for `begun` without `Capability.GO_ON`.
         """
         ...
 
@@ -51,6 +52,10 @@ class Engine(Protocol):
 
         Of samples that come apart those that had not come back yet, each by itself.
         """
+        ...
+
+    def progress(self) -> list[Progress]:
+        """What samples under way drew since the last call, of groups whose samples do not come apart; nothing without `Capability.GO_ON`."""
         ...
 
     def load_weights(self, tensors: Mapping[str, Tensor], version: int, *, recompute: bool = False) -> None:

@@ -37,6 +37,7 @@ class Capability(StrEnum):
     CONTINUE = "`rl.on_new_weights: continue`: answers go on with new weights behind the keys of the old ones"
     RECOMPUTE = "`rl.on_new_weights: recompute`: answers go on behind a context that new weights computed anew"
     ABORT = "abort gives back what was sampled"
+    GO_ON = "a sample that was interrupted goes on from its tokens, also in another process"
     OWN_NETWORK = "this package's network: models with an indexer, and the families it knows"
     PUBLISHED_MODELS = "Hugging Face checkpoints of any other family"
     LOW_PRECISION = "bfloat16"

@@ -62,10 +62,7 @@ def sampled_rollout(
     """
     request = state.request
     seconds = time.monotonic() - state.submitted_s
-    segments: list[Segment] = []
-    for part in parts:
-        first = len(segments[-1].token_ids) if segments else len(request.prompt.token_ids)
-        segments.append(_segment(request.prompt.token_ids, first, sampled, part, len(segments)))
+    segments = laid_out(request.prompt.token_ids, sampled, parts)
     last = replace(segments[-1].calls[0], seconds=seconds)
     segments[-1] = replace(segments[-1], calls=(last,))
     return Rollout(
@@ -76,6 +73,15 @@ def sampled_rollout(
         text=_response_text(sampled.token_ids.tolist(), request.sampling, tokenizer),
         generate_s=seconds,
     )
+
+
+def laid_out(prompt_ids: Sequence[int], sampled: SampledTokens, parts: Sequence[SegmentParts]) -> list[Segment]:
+    """A segment for each of `parts`: see `sampled_rollout`."""
+    segments: list[Segment] = []
+    for part in parts:
+        first = len(segments[-1].token_ids) if segments else len(prompt_ids)
+        segments.append(_segment(prompt_ids, first, sampled, part, len(segments)))
+    return segments
 
 
 def _segment(prompt_ids: Sequence[int], first: int, sampled: SampledTokens, parts: SegmentParts, index: int) -> Segment:
@@ -149,14 +155,19 @@ def failed_rollouts(request: Asked, failure: str, detail: str = "") -> Group:
     return Group(group_id=request.group_id, prompt=request.prompt, sampling=request.sampling, rollouts=rollouts)
 
 
-def groups_at_end(state: GroupState, index: int) -> list[Group]:
-    """What the end of sample `index`, now in `state.rollouts`, gives back: that sample if they come apart, else the group with its last one."""
-    whole = Group(
+def whole_group(state: GroupState) -> Group:
+    """All samples that have ended, in order."""
+    return Group(
         group_id=state.request.group_id,
         prompt=state.request.prompt,
         sampling=state.request.sampling,
         rollouts=tuple(state.rollouts[number] for number in sorted(state.rollouts)),
     )
+
+
+def groups_at_end(state: GroupState, index: int) -> list[Group]:
+    """What the end of sample `index`, now in `state.rollouts`, gives back: that sample if they come apart, else the group with its last one."""
+    whole = whole_group(state)
     if state.request.apart:
         return [replace(whole, rollouts=(state.rollouts[index],))]
     return [whole] if state.complete else []
@@ -168,9 +179,11 @@ def groups_at_abort(state: GroupState) -> list[Group]:
     Of samples that come apart only these, each in a group of its own: the others were given back at their ends.
     """
     group = failed_rollouts(state.request, "aborted")
+    # What had begun elsewhere and has not gone on here stands as it was.
+    known = {**{one.sample_index: one for one in state.request.begun}, **state.rollouts}
     if state.request.apart:
         return [replace(group, rollouts=(one,)) for one in group.rollouts if one.sample_index not in state.rollouts]
-    return [replace(group, rollouts=tuple(state.rollouts.get(one.sample_index, one) for one in group.rollouts))]
+    return [replace(group, rollouts=tuple(known.get(one.sample_index, one) for one in group.rollouts))]
 
 
 def joined_group(parts: Sequence[Group]) -> Group:

@@ -29,9 +29,18 @@ class GroupRequest:
     """Samples come back as they end, each in a group of its own under this group's id, instead of all together. For who steps the engine
     itself: `run` puts them together again. A request that can never run comes back at once and whole."""
 
+    begun: tuple[Rollout, ...] = ()
+    """Samples that were interrupted, in sample order, one for each seed: those whose last segment ends with `abort` go on behind their tokens, the
+    others have ended. None: all begin with their first token. An engine that cannot (Capability.GO_ON) raises ValueError."""
+
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError(f"a group needs at least one seed, one for each sample; {self.group_id} has none")
+        if self.begun and (len(self.begun) != len(self.seeds) or not all(one.num_trained for one in self.begun)):
+            raise ValueError(
+                f"{self.group_id}: either no sample has begun, or each of the {len(self.seeds)} has a token; got "
+                f"{[one.num_trained for one in self.begun]} tokens"
+            )
         object.__setattr__(self, "sampling", resolve_sampling(self.sampling, self.prompt.sampling))
 
 
@@ -47,6 +56,8 @@ class GroupState:
     """False once the weights change while the group is in the cache: its keys are then not the new weights' own."""
     rollouts: dict[int, Rollout] = field(default_factory=dict)
     """Finished samples by index."""
+    fresh_ends: list[int] = field(default_factory=list)
+    """Of these, the ones that `Engine.progress` has not told yet."""
 
     @property
     def complete(self) -> bool:

@@ -34,7 +34,8 @@ HOUSE: dict[str, str] = {
     "rollout": """
         sampling_settings
         token_digest seeds
-        types segments conservation sampling request record stop_strings engine_errors bounded_call counters engine_description stepped_engine
+        types segments conservation sampling request record begun record_bytes stop_strings engine_errors bounded_call
+        counters engine_description stepped_engine
         builtin/
         vllm/
         engine_settings
@@ -46,18 +47,19 @@ HOUSE: dict[str, str] = {
     "rl": """
         machine run_state interruption file_errors
         recipe/
-        run_folder group_journal
+        run_folder record_file group_journal begun_journal history
         objective/
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
         validate/ preparation resume saving feed faults/
+        kept_samples
         rollout_stream step_batch
         loop
         overlapped_loop
         training
         run
-        preview preview_conversation measure
+        preview preview_conversation measure resampling replay_run
         eval_command sample_command export_command completion/
         cli
     """,

@@ -162,6 +162,7 @@ class Learner:
         return Publication(
             version=self.version,
             header=head,
+            fingerprint=head.fingerprint,
             tensors=tensors,
             policy=None if isinstance(self._model, FSDPModule) else self._model,
             bucket_bytes=self._recipe.learner.weight_bucket_bytes,

@@ -84,6 +84,7 @@ class RayLearner:
         return Publication(
             version=head.version,
             header=last,
+            fingerprint=head.fingerprint,
             buckets=tuple(buckets),
             sent_bytes=head.size_bytes,
             seconds=time.perf_counter() - started,

@@ -15,3 +15,8 @@ class CheckpointSettings(BaseModel):
         description="write checkpoints while training goes on, from a copy of weights and optimiser state in host memory that lives until it is written "
         "(12 bytes a parameter in float32, 14 in bfloat16 with its masters); false writes them between two steps, without the copy",
     )
+    keep_sampled: bool = Field(
+        False,
+        description="with rl.max_weight_lag ≥ 1: keep every sampled group in the run's folder, so that `samepath replay-run --from-rollouts` trains "
+        "them again; else they go once no checkpoint needs them",
+    )

@@ -96,6 +96,11 @@ class Recipe(BaseModel):
             and "keep_sampling_mask" not in self.rl.model_fields_set
         ):
             problems.append("sampling truncates and rl.keep_sampling_mask is off without the recipe saying so")
+        if self.checkpoint.keep_sampled and not self.rl.max_weight_lag:
+            problems.append(
+                "checkpoint.keep_sampled keeps groups that were sampled ahead of the learner; with rl.max_weight_lag=0 there are none. Leave it out, or "
+                "set rl.max_weight_lag=1 or more."
+            )
         problems += unmet_demands(
             EngineUse(
                 engine=self.engine,

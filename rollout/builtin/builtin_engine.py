@@ -22,8 +22,10 @@ from samepath.model.key_store import SlotCache
 from samepath.model.network.network import CausalLM
 from samepath.model.network.sharing import part_tensors, share_tensors
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rollout.begun import Progress
 from samepath.rollout.builtin.decode_graph import DecodeGraphs
 from samepath.rollout.builtin.drawing import HostDrawn, draw_rows
+from samepath.rollout.builtin.going_on import ended_before, progress
 from samepath.rollout.builtin.graph_capture import Capture, CudaCapture, wants_graphs
 from samepath.rollout.builtin.mixed_pass import PromptPiece, mixed_pass
 from samepath.rollout.builtin.pages import PagePool
@@ -34,7 +36,7 @@ from samepath.rollout.builtin.sample import Prefill, SampleState
 from samepath.rollout.builtin.sample_rows import SampleRows
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.counters import EngineCounters
-from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
+from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end, whole_group
 from samepath.rollout.request import GroupRequest, GroupState
 from samepath.rollout.stepped_engine import SteppedEngine
 from samepath.rollout.types import Group
@@ -95,8 +97,16 @@ class BuiltinEngine(SteppedEngine):
         failure = impossible(request, self.model.config, self.settings, self._pages.num_pages)
         if failure:
             return failed_rollouts(request, failure)
-        self._queue.append(GroupState(request=request, submitted_s=time.monotonic()))
+        state = GroupState(request=request, submitted_s=time.monotonic())
+        ended_before(state)
+        if state.complete:
+            return whole_group(state)
+        self._queue.append(state)
         return None
+
+    def progress(self) -> list[Progress]:
+        """See `Engine.progress`."""
+        return progress([*self._residents.samples, *self._queue.samples()], self._cache, self._tables)
 
     def abort(self) -> list[Group]:
         """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`.
@@ -140,7 +150,7 @@ class BuiltinEngine(SteppedEngine):
         if self._graphs is not None:
             self._graphs.check_addresses()
         self._pages.forget_all()
-        self._queue.forget_weights()
+        self._queue.forget_weights(version)
         self._residents.forget_weights()
         self.weight_version = version
 
@@ -261,6 +271,7 @@ class BuiltinEngine(SteppedEngine):
             group = sample.group
             sampled, record = tables.sampled(sample.row), record.behind(sample.kept)
             group.rollouts[sample.index] = finished_rollout(sample, reason, sampled, record, self.tokenizer)
+            group.fresh_ends.append(sample.index)
             groups += groups_at_end(group, sample.index)
         self._residents.leave([sample for sample, _ in ended], records)
         return groups

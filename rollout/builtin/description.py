@@ -37,6 +37,7 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         Capability.CONTINUE: yes(),
         Capability.RECOMPUTE: yes("a segment for each version, each with a gap of exactly 0"),
         Capability.ABORT: yes(),
+        Capability.GO_ON: yes("behind a context that is prefilled anew"),
         Capability.OWN_NETWORK: yes(),
         Capability.PUBLISHED_MODELS: no("it runs this package's network"),
         Capability.LOW_PRECISION: yes("with `model.dtype: bfloat16`, float32 masters in the optimiser"),

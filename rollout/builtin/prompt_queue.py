@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from samepath.model.shape import ModelShape
+from samepath.rollout.builtin.going_on import resumed
 from samepath.rollout.builtin.mixed_pass import PromptPiece
 from samepath.rollout.builtin.page_demand import first_pages, most_pages
 from samepath.rollout.builtin.pages import PagePool
@@ -41,6 +42,7 @@ class PromptQueue:
         self._pages, self._tables, self._settings = pages, tables, settings
         self._waiting: deque[GroupState | SampleState] = deque()
         self._running: deque[Prefill] = deque()
+        self._weight_version = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._running)
@@ -80,8 +82,12 @@ class PromptQueue:
             alone = not (decoding or self._running)
             if isinstance(head, SampleState):
                 prefill = self._again(head, reserved_pages, alone)
-            elif len(head.request.seeds) > len(self._tables.free) - reserved_rows:
+            elif self._needed_rows(head) > len(self._tables.free) - reserved_rows:
                 prefill = None
+            elif head.request.begun:
+                self._waiting.popleft()
+                self._waiting.extendleft(reversed(resumed(head, self._tables, self._weight_version)))
+                continue
             elif alone or self._fits(head, self._pages.available - reserved_pages):
                 prefill = self._begin(head, counters)
                 reserved_rows += len(head.request.seeds) - 1
@@ -122,8 +128,9 @@ class PromptQueue:
                 done.append((one, row - 1))
         return done
 
-    def forget_weights(self) -> None:
-        """The weights change: what has run is not the new weights' own."""
+    def forget_weights(self, version: int) -> None:
+        """The weights change to those of `version`: what has run is not the new weights' own."""
+        self._weight_version = version
         for one in self._running:
             one.group.publishable = False
 
@@ -137,6 +144,11 @@ class PromptQueue:
             self._release(prefill)
             self._waiting.appendleft(prefill.group if prefill.sample is None else prefill.sample)
         return [one for one in self._waiting if isinstance(one, SampleState)]
+
+    def samples(self) -> list[SampleState]:
+        """Samples that have begun and wait, or are prefilled again."""
+        running = [one.sample for one in self._running if one.sample is not None]
+        return running + [one for one in self._waiting if isinstance(one, SampleState)]
 
     def clear(self) -> tuple[list[SampleState], list[GroupState]]:
         """Drop everything; returns samples that have begun, now without pages, and groups of which none has."""
@@ -162,6 +174,9 @@ class PromptQueue:
 
     def _prompts(self) -> Iterator[Prefill]:
         return (one for one in self._running if one.sample is None)
+
+    def _needed_rows(self, state: GroupState) -> int:
+        return len(state.request.seeds) - len(state.rollouts)
 
     def _first_pages(self, state: GroupState) -> int:
         return first_pages(len(state.request.prompt.token_ids), len(state.request.seeds), self._settings.page_size)

@@ -28,6 +28,31 @@ class SlotRecord:
             fingerprints=np.concatenate([kept.fingerprints, self.fingerprints[count:]]),
         )
 
+    def from_row(self, first: int, behind: "SlotRecord") -> "SlotRecord":
+        """This record from row `first` on, then that of the rows behind it."""
+        if first >= len(self.routes):
+            return behind
+        return SlotRecord(
+            routes=np.concatenate([self.routes[first:], behind.routes]),
+            fingerprints=np.concatenate([self.fingerprints[first:], behind.fingerprints]),
+        )
+
+    def after(self, first: int) -> "SlotRecord":
+        """This record from row `first` on."""
+        return SlotRecord(routes=self.routes[first:], fingerprints=self.fingerprints[first:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """How much of a sample somebody has been told (`Engine.progress`)."""
+
+    segment: int = 0
+    """Segment that the last token told stands in."""
+    rows: int = 0
+    """Rows of that segment's context whose record was told."""
+    drawn: int = 0
+    """Tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
@@ -57,6 +82,8 @@ class SampleState:
     """Of the tokens that had run when it last gave its pages back: the record of the pass that each was drawn from, whatever weights come."""
     cuts: list[Cut] = field(default_factory=list)
     """Where its context was dropped for new weights: a segment of its record ends at each."""
+    told: Told = field(default_factory=Told)
+    """What has been told of it."""
 
     def cut(self, drawn: int, record: SlotRecord | None) -> None:
         """New weights compute the context of all `drawn` tokens anew; `record` is that of the weights before, unless it stands in `kept`."""

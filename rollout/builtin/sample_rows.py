@@ -74,6 +74,15 @@ class SampleRows:
         self._last_R[rows] = tokens
         self.drawn_R[rows] = place + 1
 
+    def restore(self, row: int, sampled: SampledTokens, length: int) -> None:
+        """Let the row's sample, whose prompt has `length` tokens, stand behind what it drew before; none of its tokens has a slot."""
+        drawn = len(sampled.token_ids)
+        self._tokens_RS[row, :drawn] = sampled.token_ids
+        self._logprobs_RS[row, :drawn] = sampled.logprobs
+        self._versions_RS[row, :drawn] = sampled.versions
+        self._last_R[row], self.drawn_R[row], self.lengths_R[row] = sampled.token_ids[-1], drawn, length + drawn - 1
+        self.room_R[row] = 0
+
     def may_end(self, rows: NDArray[np.int64], ends_V: NDArray[np.bool_]) -> list[int]:
         """Places among the rows of those that may end with their last token, by `ends_V` or their own settings: the others go on."""
         ends = ends_V[self._last_R[rows]] | self._own_stops_R[rows]

@@ -53,6 +53,13 @@ class RolloutPool(Protocol):
         """Groups that were finished since the last call; without any, waits for the first, `wait_s` seconds at most."""
         ...
 
+    def progress(self) -> list[tuple[str, bytes]]:
+        """What samples under way were said to have drawn since the last call: (group id, a `Progress` as bytes), each group's in order.
+
+        Nothing from a pool whose engine works only while it is polled, or cannot go on behind tokens drawn elsewhere.
+        """
+        ...
+
     def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order; `on_group` is called as each is finished."""
         ...
@@ -105,6 +112,7 @@ class PolledPool(ABC):
 
     def __init__(self) -> None:
         self._others: list[Group] = []
+        self._fresh_progress: list[tuple[str, bytes]] = []
 
     @abstractmethod
     def submit(self, requests: Sequence[Request]) -> None:
@@ -118,6 +126,11 @@ class PolledPool(ABC):
         """See `RolloutPool.poll`."""
         others, self._others = self._others, []
         return others or self._poll(wait_s)
+
+    def progress(self) -> list[tuple[str, bytes]]:
+        """See `RolloutPool.progress`."""
+        progress, self._fresh_progress = self._fresh_progress, []
+        return progress
 
     def sample(self, requests: Sequence[Request], on_group: Callable[[Group], None]) -> list[Group]:
         """Answer all requests, in request order. Groups that were finished before a worker failed are kept."""

@@ -1,4 +1,4 @@
-"""A pool of rollout actors under Ray: they drain one queue of groups; a dead or silent one is replaced and its groups run again.
+"""A pool of rollout actors under Ray: they drain one queue of groups; a dead or silent one is replaced and its groups go on, or run again.
 
 Ray is imported here, in `ray_calls.py` and in `rl/learner/ray_*.py` only, because `runtime: inline` must work without it.
 """
@@ -15,14 +15,16 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from samepath.model.placement import ON_CPU, Placement
+from samepath.rollout.begun import going_on
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
-from samepath.rollout.environments.request import Request
+from samepath.rollout.environments.request import EpisodeRequest, Request
 from samepath.rollout.pool.pool import SLICE_S, Handover, IdleClock, PolledPool, worker_environment
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
-from samepath.rollout.pool.steady_worker import SteadyWorker
+from samepath.rollout.pool.steady_worker import SteadyWorker, Worked
 from samepath.rollout.pool.worker import RolloutWorker
+from samepath.rollout.record_bytes import from_bytes
 from samepath.rollout.types import Group
 from samepath.rollout.weights.bucket import Outgoing
 from samepath.rollout.weights.publication import Publication, Weights, publication
@@ -45,7 +47,10 @@ class _Actor:
 
 
 class RayPool(PolledPool):
-    """Rollout actors with an engine each. Equal seeds give equal samples on any actor, so a group may be run again anywhere."""
+    """Rollout actors with an engine each. Equal seeds give equal samples on any actor, so a group may be run again anywhere.
+
+    Steady ones tell what they have drawn, so that their groups go on from there.
+    """
 
     def __init__(
         self,
@@ -59,9 +64,12 @@ class RayPool(PolledPool):
     ) -> None:
         """`steady`: engines go on while nobody polls (`SteadyWorker`)."""
         super().__init__()
+        self._steady = steady
         self._worker_class = SteadyWorker if steady else RolloutWorker
         self._slice_s = STEADY_SLICE_S if steady else SLICE_S
         self._queue = deque[Request]()
+        self._told: dict[str, list[bytes]] = {}
+        """What was told of each group under way, since it was last handed out."""
         self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
         self._environment = worker_environment(engine, settings, environment)
         self._weights: Publication | None = None
@@ -189,7 +197,7 @@ class RayPool(PolledPool):
             actor.groups[request.group_id] = request
             fresh.append(request)
         if actor.groups:
-            work, slice_s = actor.handle.work, self._slice_s
+            work, slice_s = actor.handle.look if self._steady else actor.handle.work, self._slice_s
             actor.call = ask(
                 "Ray to hand groups to a worker", self._settings.stall_timeout_s, lambda: work.remote(fresh, slice_s)
             )
@@ -217,7 +225,7 @@ class RayPool(PolledPool):
 
     def _collect(self, actor: _Actor) -> list[Group]:
         try:
-            groups: list[Group] = self._result("a worker's groups", actor.call, self._settings.stall_timeout_s)
+            result = self._result("a worker's groups", actor.call, self._settings.stall_timeout_s)
         except RayActorError as error:
             self._replace(actor, f"died ({type(error).__name__})")
             return []
@@ -225,13 +233,21 @@ class RayPool(PolledPool):
             self._replace(actor, f"has groups that cannot be fetched{stopped()}")
             return []
         actor.call = None
+        groups: list[Group] = result
+        if isinstance(result, Worked):
+            groups = result.groups
+            self._fresh_progress += result.progress
+            for group_id, content in result.progress:
+                self._told.setdefault(group_id, []).append(content)
         for group in groups:
             del actor.groups[group.group_id]
+            self._told.pop(group.group_id, None)
         actor.clock.set(idle=not actor.groups)
         return groups
 
     def _replace(self, actor: _Actor, reason: str) -> None:
-        """Start a fresh actor with the current weights; the old one's unfinished groups go back to the front of the queue."""
+        """Start a fresh actor with the current weights; the old one's unfinished groups, as far as they were told, go back to the front of the
+        queue."""
         self._replaced += 1
         if self._replaced > self._settings.max_replacements:
             raise RolloutPoolError(
@@ -239,11 +255,18 @@ class RayPool(PolledPool):
                 "Look at its log in the Ray session folder; too little memory is the usual cause."
             )
         end_actor(actor.handle)
-        self._queue.extendleft(reversed(list(actor.groups.values())))
+        self._queue.extendleft(reversed([self._gone_on(request) for request in actor.groups.values()]))
         fresh = self._start()
         self._await_start(fresh)
         actor.handle, actor.groups, actor.call, actor.last_answer_s = fresh.handle, {}, None, time.monotonic()
         actor.loading = []
+
+    def _gone_on(self, request: Request) -> Request:
+        """The request as far as its answer was told; conversations begin again."""
+        told = self._told.pop(request.group_id, [])
+        if isinstance(request, EpisodeRequest):
+            return request
+        return going_on(request, [from_bytes(content) for content in told])
 
     def _first_ready(self, calls: Sequence[Any], wait_s: float) -> list[Any]:
         """The first of the calls that has its result, or none after `wait_s`."""

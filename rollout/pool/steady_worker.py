@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.model.placement import ON_CPU, Placement
+from samepath.rollout.capabilities import refusal
+from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.pool.worker import RolloutWorker
+from samepath.rollout.record_bytes import as_bytes
 from samepath.rollout.types import Group
 from samepath.rollout.weights.publication import Arrived
 
 LOOK_S = 0.5
 """How often who waits looks whether the thread has failed."""
+
+
+TELL_S = 0.1
+"""How often what samples under way have drawn is told: what a worker that is lost had drawn since is drawn again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worked:
+    """What a steady worker has done since the last look.
+
+    Example:
+        Worked(groups=[group], progress=[("s3-g1", as_bytes(progress))])
+    """
+
+    groups: list[Group]
+    """Groups that have ended."""
+    progress: list[tuple[str, bytes]]
+    """Of groups under way, by id: a `Progress` each, in order."""
 
 
 class SteadyWorker(RolloutWorker):
@@ -34,12 +56,19 @@ class SteadyWorker(RolloutWorker):
         self._orders: list[Callable[[], list[Group]]] = []
         """What is to be done between two steps, in order."""
         self._finished: list[Group] = []
+        self._progress: list[tuple[str, bytes]] = []
+        self._tells = not refusal(Capability.GO_ON, settings)
+        self._told_s = time.monotonic()
         self._idle = True
         self._error: BaseException | None = None
         threading.Thread(target=self._run, name="samepath-engine", daemon=True).start()
 
     def work(self, requests: Sequence[Request], slice_s: float) -> list[Group]:
-        """Queue `requests`; returns what was finished since the last call, as soon as there is anything, nothing is left, or after `slice_s`."""
+        """As `look`; returns the groups alone."""
+        return self.look(requests, slice_s).groups
+
+    def look(self, requests: Sequence[Request], slice_s: float) -> Worked:
+        """Queue `requests`; returns what was done since the last call, as soon as a group is finished, nothing is left, or after `slice_s`."""
         if requests:
             self._order(lambda: self._submitted(requests))
         deadline = time.monotonic() + slice_s
@@ -48,8 +77,9 @@ class SteadyWorker(RolloutWorker):
                 self._check()
                 self._wait(deadline - time.monotonic())
             self._check()
-            finished, self._finished = self._finished, []
-        return finished
+            worked = Worked(groups=self._finished, progress=self._progress)
+            self._finished, self._progress = [], []
+        return worked
 
     def load_weights(
         self,
@@ -107,6 +137,16 @@ class SteadyWorker(RolloutWorker):
             groups = [group for order in orders for group in order()]
             if self._runner.busy:
                 groups += self._stepped()
+            told = self._told()
             with self._changed:
+                self._progress += told
                 self._finished += groups
                 self._changed.notify_all()
+
+    def _told(self) -> list[tuple[str, bytes]]:
+        """What samples under way drew, every TELL_S."""
+        now = time.monotonic()
+        if not self._tells or now < self._told_s + TELL_S:
+            return []
+        self._told_s = now
+        return [(one.group_id, as_bytes(one)) for one in self.engine.progress()]

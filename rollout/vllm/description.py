@@ -40,6 +40,7 @@ class VllmEngineDescription(EngineDescription[VllmSettings]):
         Capability.CONTINUE: no("it computes the keys of answers in flight anew with every new weights"),
         Capability.RECOMPUTE: no("its records hold one set of routes for all weights that an answer was drawn with"),
         Capability.ABORT: yes(),
+        Capability.GO_ON: no("its records come at the end of a sample; it begins again from its seed"),
         Capability.OWN_NETWORK: needs("network", "own", "on CPU in float32"),
         Capability.PUBLISHED_MODELS: yes(
             "tested: Qwen3-MoE, OLMoE, Mixtral, DeepSeek-V3, Llama; on CPU head sizes are multiples of 32"

@@ -14,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rollout.begun import Progress
 from samepath.rollout.counters import EngineCounters
 from samepath.rollout.engine_errors import EngineRecordError, EngineUnavailableError
 from samepath.rollout.record import failed_rollouts, groups_at_abort, groups_at_end
@@ -69,6 +70,10 @@ class VllmEngine(SteppedEngine):
                 f"{request.group_id}: keep_keys leaves keys for later prompts to find, which engine.prefix_cache=false never looks for. "
                 "Set engine.prefix_cache=true, or ask without keep_keys."
             )
+        if request.begun:
+            raise ValueError(
+                f"{request.group_id}: vLLM cannot go on behind tokens that were drawn elsewhere; ask without begun."
+            )
         model = self._llm.model_config
         prompt_ids, sampling = request.prompt.token_ids, request.sampling
         vocab_size = model.get_vocab_size()
@@ -115,6 +120,10 @@ class VllmEngine(SteppedEngine):
         self.counters.steps += 1
         self.counters.seconds += time.perf_counter() - started
         return finished
+
+    def progress(self) -> list[Progress]:
+        """Nothing: vLLM's record of a sample comes at its end."""
+        return []
 
     def abort(self) -> list[Group]:
         """Drop all unfinished work; groups come back with what was sampled so far, finish reason `abort`.

@@ -27,6 +27,8 @@ class Publication:
     """Counts rollout batches learned from."""
     header: Any
     """The `Header`, or a reference to it."""
+    fingerprint: str = ""
+    """Of all tensors (`Header.fingerprint`)."""
     tensors: Mapping[str, Tensor] | None = None
     """In the learner's own process the weights where they stand: whoever keeps them past the next update copies them."""
     policy: nn.Module | None = None
@@ -78,7 +80,8 @@ def publication(weights: Weights, version: int) -> Publication:
         name: array.detach() if isinstance(array, Tensor) else torch.from_numpy(array)
         for name, array in weights.items()
     }
-    return Publication(version=version, header=header(version, tensors), tensors=tensors)
+    head = header(version, tensors)
+    return Publication(version=version, header=head, fingerprint=head.fingerprint, tensors=tensors)
 
 
 def arrived(head: Header, buckets: Iterable[Bucket], *, stays: bool) -> Arrived:

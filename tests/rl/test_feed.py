@@ -102,6 +102,7 @@ def test_feed_asks_for_what_the_synchronous_loop_asks_for(tiny_recipe, tokenizer
             r"on_new_weights=recompute says .*with max_weight_lag=0 there are none\. Set rl\.max_weight_lag=1 or more",
         ),
         (("rl.on_new_weights=restart",), "finish"),
+        (("checkpoint.keep_sampled=true",), r"keep_sampled keeps groups .*with rl\.max_weight_lag=0 there are none"),
     ],
 )
 def test_recipe_that_cannot_sample_ahead_is_refused_with_the_cure(tiny_recipe, overrides, message: str) -> None:

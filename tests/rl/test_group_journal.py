@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from samepath.rl import group_journal
-from samepath.rl.group_journal import GroupJournal, JournalError, SampledGroup
+from samepath.rl.group_journal import GroupJournal, SampledGroup
+from samepath.rl.record_file import JournalError
 from samepath.rollout.types import Group
 from tests.engine_runs import SAMPLINGS, assert_same_samples, make_engine
 from tests.rl.sampled import group
@@ -56,7 +57,7 @@ def test_entries_end_where_the_file_is_not_whole(tmp_path: Path, damage: str) ->
         data[-5] ^= 1
     path.write_bytes(bytes(data))
     assert numbers(journal, 1) == [4]
-    journal.rewind(1)
+    journal.mend()
     journal.append(1, SampledGroup(number=5, group=drawn_by(1)))
     assert numbers(journal, 1) == [4, 5], "what comes later must not stand behind the damage"
 
@@ -70,7 +71,7 @@ def test_entries_make_records_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return subprocess.call, ("touch", str(tmp_path / "touched"))
 
     content = pickle.dumps((7, Evil()))
-    monkeypatch.setattr(group_journal.pickle, "dumps", lambda *arguments: content)
+    monkeypatch.setattr(group_journal, "as_bytes", lambda record: content)
     journal.append(1, SampledGroup(number=7, group=drawn_by(0)))
     monkeypatch.undo()
     journal.append(1, SampledGroup(number=8, group=drawn_by(0)))
@@ -88,13 +89,17 @@ def test_rewind_leaves_what_the_checkpoint_goes_on_with(tmp_path: Path) -> None:
     assert journal.rewind(2) == 0
 
 
-def test_prune_keeps_what_a_checkpoint_goes_on_with(tmp_path: Path) -> None:
+def test_prune_keeps_what_a_checkpoint_goes_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = GroupJournal(tmp_path)
     for step in range(8):
         journal.append(step, SampledGroup(number=step, group=drawn_by(step)))
-    journal.prune(7, {0, 3}, 2)
-    # Of checkpoint 3 the steps 3 to 5, of the reference those up to 2; step 7 is not trained yet.
-    assert [step for step in range(8) if numbers(journal, step)] == [0, 1, 2, 3, 4, 5, 7]
+    journal.prune(7, {0, 4}, 1)
+    # Of the reference the steps 0 and 1, and all from the newest checkpoint on.
+    assert [step for step in range(8) if numbers(journal, step)] == [0, 1, 4, 5, 6, 7]
+    monkeypatch.setattr(group_journal, "MOST_KEPT_BYTES", 100)
+    journal.prune(7, {0, 4}, 1)
+    # Too much: of the newest checkpoint too only what its own weights drew; step 7 is not trained yet.
+    assert [step for step in range(8) if numbers(journal, step)] == [0, 1, 4, 5, 7]
     journal.prune(8, {6}, 1)
     assert [step for step in range(8) if numbers(journal, step)] == [7]
 

@@ -8,12 +8,15 @@ import pytest
 from samepath.model.files.checkpoint import published_tensors
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.learner.model_source import save_model
+from samepath.rollout.begun import Progress, going_on
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.settings import BuiltinSettings
+from samepath.rollout.pool import steady_worker
 from samepath.rollout.pool.pool import InlinePool
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.pool.steady_worker import SteadyWorker
 from samepath.rollout.pool.worker import RolloutWorker
+from samepath.rollout.record_bytes import from_bytes
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_model
@@ -108,6 +111,26 @@ def test_steady_worker_goes_on_while_nobody_asks_and_takes_weights_meanwhile(fol
         assert worker._changed.wait_for(lambda: bool(worker._finished), timeout=60)
     (group,) = worker.work([], 0.0)
     assert {version for versions in drawn_by(group) for version in versions} <= {0, 1}
+
+
+def test_look_tells_what_is_under_way_so_that_another_worker_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady_worker, "TELL_S", 0.0)
+    long = request("g", (2, 3), SamplingSettings(max_new_tokens=40, ignore_stop=True))
+    first, told = SteadyWorker(folder, BuiltinSettings(), 1), list[Progress]()
+    worked = first.look([long], 0.0)
+    while not worked.progress and not worked.groups:
+        worked = first.look([], 0.05)
+    told = [from_bytes(content) for group_id, content in worked.progress if group_id == "g"]
+    asked = going_on(long, told)
+    assert all(one.num_trained for one in asked.begun)
+    other, whole = SteadyWorker(folder, BuiltinSettings(), 1), RolloutWorker(folder, BuiltinSettings(), 1)
+    other.look([asked], 0.0)
+    whole.work([long], 0.0)
+    assert_same_samples(finished(other, 1)["g"], finished(whole, 1)["g"])
+    drawn = other.statistics()["sampled_tokens"]
+    assert drawn == 80 - sum(one.num_trained for one in asked.begun), "none is drawn again"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
