@@ -111,6 +111,7 @@ class Kept:
 
     def look(self, run_dir: Path) -> None:
         """After a kill: records of groups that have ended, and the weights of each token of samples that have not."""
+        self.begun.clear()
         for step in range(STEPS):
             groups = {entry.number: entry.group for entry in GroupJournal(run_dir).entries(step)}
             for number, group in groups.items():
