@@ -33,7 +33,7 @@ if __name__ == "__main__":
         (GroupJournal, "prune"),
         (GroupJournal, "rewind"),
         (RolloutStream, "begin"),
-        (RolloutStream, "batch"),
+        (RolloutStream, "taken"),
         (RolloutStream, "offer"),
     ]
     killed_runs.serve(Path(sys.argv[1]), Path(sys.argv[2]))

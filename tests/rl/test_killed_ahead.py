@@ -221,7 +221,7 @@ def test_command_under_ray_killed_in_three_steps_and_resumed_trains_every_group_
     )
     run_dir = tmp_path / "runs" / "tiny"
     command = ["run", str(recipe), f"runs_dir={tmp_path / 'runs'}"]
-    for method, count, status in (("offer", 1, -9), ("pump", 9, -9), ("batch", 3, -9), ("offer", 0, 0)):
+    for method, count, status in (("offer", 1, -9), ("pump", 9, -9), ("taken", 3, -9), ("offer", 0, 0)):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "tests.rl.killed_command", method, str(count), *command],
             capture_output=True,

@@ -18,8 +18,8 @@ from samepath.rl.batch.score_groups import training_batch  # noqa: E402
 from samepath.rl.group_journal import GroupJournal  # noqa: E402
 from samepath.rl.learner.policy_pass import run_policy  # noqa: E402
 from samepath.rl.overlapped_loop import OverlappedLoop  # noqa: E402
-from samepath.rl.rollout_stream import RolloutStream  # noqa: E402
 from samepath.rl.run import resume_run, start_run  # noqa: E402
+from samepath.rl.step_batch import StepBatch  # noqa: E402
 from samepath.rl.tracking.jsonl import read_metrics  # noqa: E402
 from samepath.rollout.types import Group  # noqa: E402
 from tests.engine_runs import assert_same_samples  # noqa: E402
@@ -128,15 +128,15 @@ def test_overlapped_run_goes_on_when_its_worker_is_killed(
     cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen(monkeypatch)
-    original, killed = RolloutStream.batch, []
+    original, killed = OverlappedLoop._ready, []
 
-    def killing(self: RolloutStream, step: int, wait_s: float) -> list[Group]:
+    def killing(self: OverlappedLoop, step: int) -> StepBatch:
         if step == 2:
             killed.append(self.pool.process_ids()[0])
             os.kill(killed[0], signal.SIGKILL)
-        return original(self, step, wait_s)
+        return original(self, step)
 
-    monkeypatch.setattr(RolloutStream, "batch", killing)
+    monkeypatch.setattr(OverlappedLoop, "_ready", killing)
     recipe = tiny_recipe(*SLOW_ANSWERS, "rl.max_weight_lag=2", "rl.on_new_weights=recompute")
     summary = start_run(recipe, tmp_path)
     assert killed
@@ -154,19 +154,19 @@ def test_run_that_is_cut_trains_the_groups_that_were_sampled_ahead_when_it_goes_
     cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(*SLOW_ANSWERS, "rl.max_weight_lag=2", "rl.on_new_weights=recompute", "rl.steps=5")
-    original = RolloutStream.batch
+    original = OverlappedLoop._ready
 
-    def cutting(self: RolloutStream, step: int, wait_s: float) -> list[Group]:
+    def cutting(self: OverlappedLoop, step: int) -> StepBatch:
         if step == 3:
-            while self.under_way:
-                self.pump(0.05)
+            while self.stream.under_way:
+                self.stream.pump(0.05)
             raise Cut
-        return original(self, step, wait_s)
+        return original(self, step)
 
-    monkeypatch.setattr(RolloutStream, "batch", cutting)
+    monkeypatch.setattr(OverlappedLoop, "_ready", cutting)
     with pytest.raises(Cut):
         start_run(recipe, tmp_path)
-    monkeypatch.setattr(RolloutStream, "batch", original)
+    monkeypatch.setattr(OverlappedLoop, "_ready", original)
     kept = {
         entry.group.group_id: entry.group for step in (3, 4) for entry in GroupJournal(recipe.run_dir).entries(step)
     }
@@ -208,7 +208,7 @@ def test_overlapped_loop_at_lag_0_is_the_synchronous_one_to_the_bit(
     start_run(tiny_recipe("name=other", *short), tmp_path)
     assert used == [0, 1]
     one, other = (comparable(tmp_path / "runs" / name) for name in ("one", "other"))
-    new = ("rollout/groups_", "rollout/idle_", "learner/idle_")
+    new = ("rollout/groups_", "rollout/idle_", "rollout/tokens_lost", "learner/idle_")
     for step, metrics in other.items():
         assert {name: value for name, value in metrics.items() if not name.startswith(new)} == one[step]
     for step in (1, 2):
