@@ -1,16 +1,22 @@
 """What tests let several ranks do that hold a policy in shards (see `tests/ranks.py`)."""
 
+import os
+import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch._dynamo  # What activation checkpointing imports late: once here, not in every rank.
 import torch.distributed.checkpoint  # The same of a checkpoint's shards.
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
 from samepath.model.files.policy_files import policy_tensors
 from samepath.model.policy import Policy
+from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.optimizer import GradientNorms, Optimizer
@@ -61,8 +67,8 @@ def update(ranks: Ranks, batch: TrainBatch, rl: dict[str, Any], learner: dict[st
     model.activation_checkpointing = bool(learner.get("activation_checkpointing"))
     settings = LearnerSettings.model_validate({**learner, "shard": "none" if ranks is ALONE else "full"})
     if ranks is not ALONE:
-        shard(model, ranks, "float32")
-        shard(reference, ranks, "float32")
+        shard(model, ranks)
+        shard(reference, ranks)
     for parameter in model.indexer_parameters():
         parameter.requires_grad_(settings.indexer == "trained")
     watched = Watched(model)
@@ -81,7 +87,7 @@ def held(ranks: Ranks) -> dict[str, int]:
     """Bytes of weights, gradients and both moments that this rank holds after an update, and of all weights."""
     model = tiny_model()
     total = sum(one.nbytes for one in model.parameters())
-    shard(model, ranks, "float32")
+    shard(model, ranks)
     optimizer = Watched(model)
     runner = ShardedRunner(ranks, model, None, train_indexer=True)
     runner.train([0], lambda place: ("", runner._blank_loss()), optimizer)
@@ -101,7 +107,7 @@ def held(ranks: Ranks) -> dict[str, int]:
 def failing(ranks: Ranks, bad: int) -> None:
     """Raise on one rank alone, between forward and backward."""
     model = tiny_model()
-    shard(model, ranks, "float32")
+    shard(model, ranks)
     runner = ShardedRunner(ranks, model, None, train_indexer=False)
 
     def compute(place: int) -> tuple[int, torch.Tensor]:
@@ -144,3 +150,59 @@ def copies(learner: Learner) -> dict[str, np.ndarray]:
     tensors = learner.weights().tensors
     assert tensors is not None
     return {name: tensor.float().numpy().copy() for name, tensor in tensors.items()}
+
+
+def failing_inside(ranks: Ranks, bad: int) -> None:
+    """Raise on one rank alone, in the middle of its network."""
+    model = tiny_model()
+    shard(model, ranks)
+    runner = ShardedRunner(ranks, model, None, train_indexer=False)
+    if ranks.rank == bad:
+
+        def broken(*_: Any) -> None:
+            raise ValueError("no such layer")
+
+        model.layers[1].register_forward_pre_hook(broken)
+    runner.train([0] * ranks.size, lambda place: (place, runner._blank_loss()), Watched(model))
+
+
+def killed_inside(ranks: Ranks, victim: int) -> None:
+    """Lose a rank in the middle of its network."""
+    model = tiny_model()
+    shard(model, ranks)
+    runner = ShardedRunner(ranks, model, None, train_indexer=False)
+    if ranks.rank == victim:
+        model.layers[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    runner.train([0] * ranks.size, lambda place: (place, runner._blank_loss()), Watched(model))
+
+
+def saving(ranks: Ranks, recipe: Recipe, folder: Path, bad: int, what: str) -> tuple[str, list[str], str]:
+    """What a save says that fails on one rank, the checkpoints that there are then, and what the next save says."""
+    learner = Learner(recipe, folder, recipe.run_dir, None, ranks)
+    learner.start_rl()
+    said = [_saved(learner, ranks, 1)]
+    writer = "write_data" if what == "shards" else "finish"
+    with ExitStack() as failing:
+        if ranks.rank == bad and what == "tokenizer":
+            failing.enter_context(
+                mock.patch.object(Tokenizer, "save", side_effect=OSError(28, "No space left on device"))
+            )
+        elif ranks.rank == bad:
+            failing.enter_context(
+                mock.patch.object(FileSystemWriter, writer, side_effect=OSError(28, "No space left on device"))
+            )
+        said.append(_saved(learner, ranks, 2))
+    ranks.wait()
+    there = sorted(path.name for path in (recipe.run_dir / "checkpoints").iterdir())
+    ranks.wait()
+    again = Learner(recipe, folder, recipe.run_dir, recipe.run_dir / "checkpoints" / "step-000001", ranks)
+    return said[1], there, _saved(again, ranks, 3)
+
+
+def _saved(learner: Learner, ranks: Ranks, step: int) -> str:
+    try:
+        learner.save(step)
+        whole = learner.saved(step, wait=True)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+    return "whole" if whole else "not whole"

@@ -42,23 +42,26 @@ def place(model: CausalLM, placement: Placement) -> CausalLM:
 
     Warns where MKL's mode lets a row of the CPU's products depend on its batch. Raises PlacementError.
     """
-    require(placement)
-    if placement.device == "cpu" and (problem := row_mode_problem()):
-        warnings.warn(f"Sampler and learner may differ in the last bits: {problem}.", RuntimeWarning, stacklevel=2)
-    if not placement.batch_invariant:
-        model.let_rows_depend_on_their_batch()
+    made_ready(model, placement)
     if (placement.device, placement.dtype) == ("cpu", "float32"):
         return model
     model.to(torch.device("cuda", 0) if placement.device == "cuda" else torch.device("cpu"))
-    if placement.dtype != "float32":
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(TYPES[placement.dtype])
+    return rounded(model, placement.dtype)
+
+
+def made_ready(model: CausalLM, placement: Placement) -> CausalLM:
+    """What `place` does but for moving and rounding."""
+    require(placement)
+    if placement.device == "cpu" and (problem := row_mode_problem()):
+        warnings.warn(f"Sampler and learner may differ in the last bits: {problem}.", RuntimeWarning, stacklevel=3)
+    if not placement.batch_invariant:
+        model.let_rows_depend_on_their_batch()
     return model
 
 
 def rounded(model: CausalLM, dtype: TypeName) -> CausalLM:
-    """Let the float32 weights of a network be numbers of a type."""
+    """Round the weights of a network to a type."""
     if dtype != "float32":
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(TYPES[dtype]).float()
+            parameter.data = parameter.data.to(TYPES[dtype])
     return model

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +12,6 @@ from torch.distributed.fsdp import FSDPModule
 from samepath.model.files.policy_files import file_tensors, load_policy, policy_tensors, write_settings
 from samepath.model.json_file import read_json, write_json
 from samepath.model.manifest import require_whole
-from samepath.model.network.network import CausalLM
-from samepath.model.network.placement import place, rounded
 from samepath.model.policy import Policy
 from samepath.model.text.renderer import Renderer
 from samepath.model.text.tokenizer import load_tokenizer
@@ -27,11 +24,12 @@ from samepath.rl.learner.cold_start import ColdStart
 from samepath.rl.learner.master_weights import as_held
 from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.learner.optimizer import Optimizer
+from samepath.rl.learner.placing import placed, spread
 from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
 from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.shard_files import Rest, ShardSnapshot, holds_shards, read_shards, shard_snapshot
 from samepath.rl.learner.sharded_runner import runner_of
-from samepath.rl.learner.sharding import named_weights, shard, write_whole
+from samepath.rl.learner.sharding import named_weights, write_whole
 from samepath.rl.learner.snapshot import STATE_FILE, Snapshot, in_host_memory
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.learner.worked_batches import WorkedBatches
@@ -74,7 +72,7 @@ class Learner:
             source = self.reference_dir if first else resume_from
             model, self._tokenizer = self._load(source), load_tokenizer(resume_from)
         check_policy(model.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
-        self._model = self._placed(model, trained=True)
+        self._model = placed(model, recipe, trained=True)
         if recipe.learner.shard == "full":
             ranks.open_files(recipe.learner.update_timeout_s)
         self._cold_start: ColdStart | None = None
@@ -90,7 +88,7 @@ class Learner:
         if self._cold_start is None:
             task = build_task(self._recipe.task, self._recipe_dir)
             settings, learner = self._recipe.cold_start, self._recipe.learner
-            self._spread(self._model)
+            spread(self._model, self._recipe, self._ranks, trained=True)
             self._cold_start = ColdStart(
                 self._model,
                 WorkedBatches(self._tokenizer, task, settings, self._recipe.seed, renderer=self._renderer()),
@@ -241,34 +239,21 @@ class Learner:
     def _load(self, folder: Path) -> Policy:
         return load_policy(folder, self._recipe.model.implementation, self._recipe.model.backend)
 
-    def _placed(self, model: Policy, *, trained: bool) -> Policy:
-        """The own network goes where the recipe says, foreign models where accelerate puts them."""
-        model.activation_checkpointing = trained and self._recipe.learner.activation_checkpointing
-        placement = self._recipe.model.placement
-        if isinstance(model, CausalLM):
-            if self._recipe.learner.shard == "none":
-                return place(model, placement)
-            return rounded(place(model, replace(placement, dtype="float32")), placement.dtype)
-        # Late: importing accelerate takes seconds that no run of the own network needs.
-        from samepath.rl.learner.acceleration import accelerated
-
-        return accelerated(model, self._recipe.learner, trained=trained)
-
     def _begin_rl(self) -> None:
         rl, learner = self._recipe.rl, self._recipe.learner
         reference = None
         if rl.objective.kl.needs_reference:
-            reference = self._placed(self._load(self.reference_dir), trained=False).requires_grad_(False)
+            reference = placed(self._load(self.reference_dir), self._recipe, trained=False).requires_grad_(False)
         if learner.lora.enabled:
             if reference is not None:
                 share_weights(reference, self._model)
             if isinstance(self._model, FSDPModule):
                 # Adapters must be there before the layers are spread; the cold start's weights are the reference's.
-                self._model = self._placed(self._load(self.reference_dir), trained=True)
+                self._model = placed(self._load(self.reference_dir), self._recipe, trained=True)
             add_adapters(self._model, learner.lora, self._recipe.seed)
-        self._spread(self._model)
+        spread(self._model, self._recipe, self._ranks, trained=True)
         if reference is not None:
-            self._spread(reference)
+            spread(reference, self._recipe, self._ranks, trained=False)
         for parameter in self._model.indexer_parameters():
             parameter.requires_grad_(learner.indexer == "trained")
         self._optimizer = Optimizer(
@@ -278,11 +263,6 @@ class Learner:
             indexer_lr_scale=learner.indexer_lr_scale,
         )
         self._updater = PolicyUpdater(self._model, reference, rl, learner, self._ranks)
-
-    def _spread(self, model: Policy) -> None:
-        """Shard a model over the ranks, once, where the recipe says so."""
-        if self._recipe.learner.shard == "full" and not isinstance(model, FSDPModule):
-            shard(model, self._ranks, self._recipe.model.dtype)
 
     def _restore(self, folder: Path) -> None:
         assert self._optimizer is not None

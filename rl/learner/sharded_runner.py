@@ -18,9 +18,10 @@ from samepath.model.plan import Span, plan_spans
 from samepath.model.policy import Policy
 from samepath.model.shape import ModelShape
 from samepath.model.trace import ForwardTrace
+from samepath.rl.learner.lost import GO_ON, LearnerLostError
 from samepath.rl.learner.optimizer import GradientStep
 from samepath.rl.learner.pass_runner import PassRunner, WholeRunner
-from samepath.rl.learner.ranks import Ranks
+from samepath.rl.learner.ranks import TOLD, Ranks
 from samepath.rl.recipe.learner import LearnerSettings
 
 Result = TypeVar("Result")
@@ -34,6 +35,13 @@ class ShardedRunner:
         self.ranks = ranks
         self._policy, self._reference, self._train_indexer = policy, reference, train_indexer
         self._inputs = blank_input(policy.shape)
+        self._inside = False
+        models: tuple[Policy | None, ...] = (policy, reference)
+        for model in models:
+            if model is not None:
+                # Between these two the other ranks wait for this one at every layer.
+                model.register_forward_pre_hook(lambda *_: self._enter(inside=True), prepend=True)
+                model.register_forward_hook(lambda *_: self._enter(inside=False))
 
     def owners(self, costs: Sequence[int]) -> list[int]:
         """The costliest first, in turn to all ranks: passes of one round cost about the same, for each waits for the others.
@@ -57,7 +65,7 @@ class ShardedRunner:
                 with torch.no_grad():
                     self._policy(self._inputs, PackedKeys(), ForwardTrace())
 
-            self.ranks.together(own_part)
+            self.ranks.together(lambda part=own_part: self._whole(part))  # type: ignore[misc]
             self._settle()
         return found
 
@@ -77,12 +85,28 @@ class ShardedRunner:
                 losses.append(loss)
                 return {place: report}
 
-            for part in self.ranks.together(own_part):
-                found |= part
+            for told in self.ranks.together(lambda part=own_part: self._whole(part)):  # type: ignore[misc]
+                found |= told
             with self.ranks.heard("gradients"):
                 losses.pop().backward()  # type: ignore[no-untyped-call]
             self._settle()
         return [found[place] for place in range(len(owners))]
+
+    def _enter(self, *, inside: bool) -> None:
+        self._inside = inside
+
+    def _whole(self, part: Callable[[], Result]) -> Result:
+        """What a part gives. Raises LearnerLostError for an error inside a network, which cannot be told: the others stand at another layer."""
+        self._inside = False
+        try:
+            return part()
+        except TOLD as error:
+            if self._inside and self.ranks.size > 1:
+                raise LearnerLostError(
+                    f"learner rank {self.ranks.rank} of {self.ranks.size} failed in the middle of a pass, where the others wait for it: "
+                    f"{type(error).__name__}: {error}. {GO_ON}"
+                ) from error
+            raise
 
     def _rounds(self, owners: Sequence[int]) -> Iterator[int | None]:
         """This rank's pass of each round, or None: the rank that has most passes says how many rounds there are."""

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from samepath.model.files.policy_files import policy_parts, write_named
 from samepath.model.key_store import PackedKeys
 from samepath.model.network.network import CausalLM
-from samepath.model.placement import TypeName
+from samepath.model.placement import DeviceName, TypeName
 from samepath.model.policy import Policy
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.model.trace import ForwardTrace
@@ -27,15 +27,15 @@ from samepath.rl.learner.ranks import Ranks
 from samepath.rl.learner.sharded_runner import blank_input
 
 
-def shard(policy: Policy, ranks: Ranks, computes_in: TypeName) -> None:
-    """Spread the float32 weights of a policy over the ranks, layer by layer, and run a blank pass. All ranks hold the same weights before.
+def shard(policy: Policy, ranks: Ranks, device: DeviceName = "cpu", gathered_in: TypeName = "float32") -> None:
+    """Spread a policy over the ranks, layer by layer, on its way to the device, and run a blank pass. All ranks hold the same weights before.
 
-    Gradients of several ranks are added, not averaged: denominators are those of the whole mini-batch.
+    `gathered_in` bfloat16 rounds float32 shards where they are gathered. Gradients of several ranks are added, not averaged: denominators are
+    those of the whole mini-batch.
     """
-    device = next(policy.parameters()).device
-    mesh = init_device_mesh(device.type, (ranks.size,))
+    mesh = init_device_mesh(device, (ranks.size,))
     bfloat16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    precision = bfloat16 if computes_in == "bfloat16" else MixedPrecisionPolicy(cast_forward_inputs=False)
+    precision = bfloat16 if gathered_in == "bfloat16" else MixedPrecisionPolicy(cast_forward_inputs=False)
     if isinstance(policy, CausalLM):
         for layer in policy.layers:
             layer.register_forward_hook(_loss_behind_output)

@@ -22,11 +22,12 @@ def memory_findings(model: NewModel | CheckpointModel, engine: AnyEngine, plan: 
 
 
 def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
-    alone, *sharded = plan.learners.values()
-    needed, memory = alone.per_device(1), memory_bytes()
+    asked, *sharded = plan.learners.values()
+    needed, memory = asked.per_device(plan.ranks), memory_bytes()
     name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
-    said = f"the learner needs {needed / 1e9:,.1f} GB"
-    if needed > (largest * LEARNER_SHARE if on_gpu else memory):
+    said = f"the learner needs {needed / 1e9:,.1f} GB" + (f" on each of {plan.ranks} ranks" if plan.ranks > 1 else "")
+    # Ranks without devices of their own share this machine.
+    if needed > largest * LEARNER_SHARE if on_gpu else needed * plan.ranks > memory:
         here = "" if on_gpu else f"; this machine has {memory / 1e9:,.1f} GB"
         if needed > largest * LEARNER_SHARE:
             counts = [entry.least_devices(largest) for entry in sharded]
@@ -36,7 +37,7 @@ def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
                 if devices
                 else "no number of devices is enough, sharded"
             )
-            here = f", {apart}; the learner runs on one process in this version{here}"
+            here = f", {apart}: set learner.shard=full and learner.ranks{here}"
         return Finding(name="memory", outcome="obstacle", detail=said + here)
     engine = plan.engine.per_device(1) / 1e9
     detail = f"{said} and an engine {engine:,.2f} GB; this machine has {memory / 1e9:,.1f} GB"

@@ -38,7 +38,9 @@ class MemoryPlan:
     cache_tokens: int
     """Tokens that one engine's cache holds."""
     learners: dict[str, LearnerMemory]
-    """By the way of training; the first is what this version does."""
+    """By the way of training; the first is what the recipe asks for."""
+    ranks: int
+    """Devices that share the first; 1 where each holds all of it."""
     engine: EngineMemory
     """One rollout worker's."""
     engine_type: str
@@ -52,13 +54,12 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
     # What a rank holds, but no more than an update has; the prompt of a group runs once.
     update_tokens = groups * (prompt_tokens + recipe.rl.group_size * recipe.sampling.max_new_tokens)
     pass_tokens = min(max(recipe.learner.max_tokens_per_pass, longest), update_tokens)
-    model = recipe.model
-    numbers = model.dtype if model.implementation == "own" else recipe.learner.precision
-    learners = {
-        f"one process, {numbers}": one_process(
-            sizes, model, recipe.learner, pass_tokens, recipe.rl.objective.kl.needs_reference
-        )
-    }
+    model, learner = recipe.model, recipe.learner
+    numbers = model.dtype if model.implementation == "own" else learner.precision
+    ranks = learner.ranks if learner.shard == "full" else 1
+    asked = in_shards if learner.shard == "full" else one_process
+    way = f"{ranks} ranks in shards" if learner.shard == "full" else "one process"
+    learners = {f"{way}, {numbers}": asked(sizes, model, learner, pass_tokens, recipe.rl.objective.kl.needs_reference)}
     for gather_experts in (True, False) if sizes.num_moe_layers else (True,):
         learners["sharded" if gather_experts else "sharded, experts in place"] = learner_memory(
             sizes,
@@ -78,6 +79,7 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
         pass_tokens=pass_tokens,
         cache_tokens=cache_tokens,
         learners=learners,
+        ranks=ranks,
         engine=engine_memory(sizes, 4 if engine_type == "float32" else 2, cache_tokens, unfolded=unfolded),
         engine_type=engine_type,
     )
@@ -90,7 +92,7 @@ def one_process(
     pass_tokens: int,
     needs_reference: bool,
 ) -> LearnerMemory:
-    """The learner as this version runs it, whole on one device. Low-rank adapters themselves are not counted."""
+    """The learner of ranks that each hold everything. Low-rank adapters themselves are not counted."""
     cast = model.implementation == "transformers" and learner.precision == "bf16"
     precision = replace(FLOAT32, compute=2) if cast else FLOAT32 if model.dtype == "float32" else MASTERS
     memory = learner_memory(
@@ -100,16 +102,42 @@ def one_process(
         checkpointing=learner.activation_checkpointing,
         # With adapters policy and reference share the frozen weights.
         reference=needs_reference and not learner.lora.enabled,
-        frozen=sizes.parameters
-        if learner.lora.enabled
-        else sizes.parts["indexer"]
-        if learner.indexer == "frozen"
-        else 0,
+        frozen=_frozen(sizes, learner),
     )
     # Automatic casting keeps the weights' bfloat16 copies for the length of a pass.
     copies = {"bfloat16 copies": sizes.parameters * 2 if cast else 0}
     each = {name: size for name, size in memory.each.items() if name != GATHERED}
     return LearnerMemory(sharded=memory.sharded, each={**each, **copies, GATHERED: 0})
+
+
+def in_shards(
+    sizes: PublishedSizes,
+    model: NewModel | CheckpointModel,
+    learner: LearnerSettings,
+    pass_tokens: int,
+    needs_reference: bool,
+) -> LearnerMemory:
+    """The learner of ranks that share everything; with adapters policy and reference each have their frozen weights."""
+    precision = FLOAT32 if model.dtype == "float32" else MIXED
+    cast = model.implementation == "transformers" and learner.precision == "bf16"
+    memory = learner_memory(
+        sizes,
+        replace(precision, compute=2) if cast else precision,
+        pass_tokens=pass_tokens,
+        checkpointing=learner.activation_checkpointing,
+        reference=needs_reference,
+        frozen=_frozen(sizes, learner),
+    )
+    # Automatic casting gathers float32, and keeps the bfloat16 copies of all layers for the length of a pass.
+    copies = {"bfloat16 copies": sizes.parameters * 2, GATHERED: 2 * memory.each[GATHERED]} if cast else {}
+    return LearnerMemory(sharded=memory.sharded, each={**memory.each, **copies})
+
+
+def _frozen(sizes: PublishedSizes, learner: LearnerSettings) -> int:
+    """Parameters that are not trained."""
+    if learner.lora.enabled:
+        return sizes.parameters
+    return sizes.parts["indexer"] if learner.indexer == "frozen" else 0
 
 
 def memory_lines(plan: MemoryPlan) -> list[str]:
@@ -131,11 +159,15 @@ def memory_lines(plan: MemoryPlan) -> list[str]:
         rows.append([f"{part}, each device", *(_size(memory.each.get(part, 0)) for memory in memories), ""])
     rows.append([f"cache, {plan.cache_tokens:,} tokens", *("" for _ in memories), _size(engine.cache)])
     rows.append(["on one device", *(_size(memory.per_device(1)) for memory in everything)])
+    if plan.ranks > 1:
+        rows.append(
+            [f"on each of {plan.ranks}", _size(memories[0].per_device(plan.ranks)), *("" for _ in everything[1:])]
+        )
     for name, size in DEVICES.items():
         rows.append(
             [
                 f"least devices of {name}",
-                _alone(memories[0], size),
+                _asked(plan, size),
                 *(_devices(memory, size) for memory in everything[1:]),
             ]
         )
@@ -147,7 +179,10 @@ def memory_lines(plan: MemoryPlan) -> list[str]:
     ]
 
 
-def _alone(memory: LearnerMemory, device_bytes: int) -> str:
+def _asked(plan: MemoryPlan, device_bytes: int) -> str:
+    memory = next(iter(plan.learners.values()))
+    if plan.ranks > 1:
+        return _devices(memory, device_bytes)
     return "1" if memory.least_devices(device_bytes) == 1 else "does not fit one"
 
 

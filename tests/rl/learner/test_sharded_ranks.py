@@ -195,3 +195,17 @@ def test_foreign_model_in_shards_learns_what_one_process_learns(
     (model_file,) = exported.folder.glob("*.safetensors")
     for name, tensor in load_file(model_file).items():
         assert np.array_equal(tensor.float().numpy(), seen[0][name]), name
+
+
+def test_error_inside_a_network_ends_the_other_ranks_at_once() -> None:
+    """They wait for this one at a layer, where nothing can be told them."""
+    first, second = on_ranks(2, sharded_cases.failing_inside, 1)
+    assert second.startswith("LearnerLostError: learner rank 1 of 2 failed in the middle of a pass")
+    assert "ValueError: no such layer" in second
+    assert first.startswith("LearnerLostError: learner rank 0 of 2")
+
+
+def test_rank_that_is_killed_inside_a_network_is_noticed_by_the_others_at_once() -> None:
+    for text in on_ranks(3, sharded_cases.killed_inside, 1, lost=1):
+        assert text.startswith("LearnerLostError: learner rank ")
+        assert "samepath resume" in text
