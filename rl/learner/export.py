@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from samepath.model.files.config_file import CONFIG_FILE, read_config
@@ -52,7 +52,7 @@ def export(source: Path, out: Path, max_bytes: int) -> Exported:
     """Write a run's newest whole checkpoint, or a checkpoint folder, into `out`; weights in files of at most `max_bytes`.
 
     `out` is there whole or not at all. Raises ExportError if there is no checkpoint or `out` is taken, BrokenFolderError, with the file's
-    name, if the checkpoint is torn, CheckpointError if none of the run's is whole.
+    name, if the checkpoint is torn, CheckpointError if none of the run's is whole, OSError if the disk does not take it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"OUT must be a new or an empty folder; {out} holds something. Name another.")
@@ -69,6 +69,8 @@ def export(source: Path, out: Path, max_bytes: int) -> Exported:
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
+    except SafetensorError as error:
+        raise OSError(f"{out}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     files = weight_files(out)

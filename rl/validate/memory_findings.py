@@ -30,14 +30,10 @@ def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
     if needed > largest * LEARNER_SHARE if on_gpu else needed * plan.ranks > memory:
         here = "" if on_gpu else f"; this machine has {memory / 1e9:,.1f} GB"
         if needed > largest * LEARNER_SHARE:
-            counts = [entry.least_devices(largest) for entry in sharded]
-            devices = min((count for count in counts if count is not None), default=None)
-            apart = (
-                f"sharded at least {devices} devices of {name}"
-                if devices
-                else "no number of devices is enough, sharded"
-            )
-            here = f", {apart}: set learner.shard=full and learner.ranks{here}"
+            # Experts that stay in place are arithmetic: the learner gathers whole layers.
+            devices = sharded[0].least_devices(largest)
+            apart = f"at least {devices} devices of {name}" if devices else "no number of devices is enough"
+            here = f", with learner.shard=full {apart}{here}"
         return Finding(name="memory", outcome="obstacle", detail=said + here)
     engine = plan.engine.per_device(1) / 1e9
     detail = f"{said} and an engine {engine:,.2f} GB; this machine has {memory / 1e9:,.1f} GB"

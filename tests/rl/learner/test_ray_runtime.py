@@ -13,6 +13,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from samepath.model.files.checkpoint import load_checkpoint, published_tensors  # noqa: E402
+from samepath.model.manifest import require_whole  # noqa: E402
 from samepath.model.text.tokenizer import Tokenizer  # noqa: E402
 from samepath.rl.learner.model_source import save_model  # noqa: E402
 from samepath.rl.learner.ray_cluster import running_cluster  # noqa: E402
@@ -156,10 +157,14 @@ def test_start_run_under_ray_equals_inline_and_listens_on_loopback_alone(
     assert listened == [{"127.0.0.1"}] * 3
 
 
+SHARDED = pytest.param(("learner.ranks=2", "learner.shard=full"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("ranks", [(), SHARDED])
 def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_not_read(
-    cluster: None, tiny_recipe, tmp_path: Path
+    cluster: None, tiny_recipe, tmp_path: Path, ranks: tuple[str, ...]
 ) -> None:
-    recipe = tiny_recipe("learner.weight_bucket_bytes=8192", "rollout.num_workers=1")
+    recipe = tiny_recipe("learner.weight_bucket_bytes=8192", "rollout.num_workers=1", *ranks)
     learner = RayLearner(recipe, tmp_path, recipe.run_dir, None)
     try:
         learner.start_rl()
@@ -177,6 +182,9 @@ def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_no
         assert sum(piece.values.nbytes for one in buckets for piece in one) == published.sent_bytes == head.size_bytes
         written = dict(published_tensors(load_checkpoint(recipe.run_dir / "reference")))
         require_equal(head, written, "this test")
+        folder = learner.save(1)
+        assert learner.saved(1, wait=True)
+        require_whole(folder)
     finally:
         learner.close()
 

@@ -150,9 +150,31 @@ def test_validate_large_model_needs_devices_that_the_learner_does_not_use(tmp_pa
     }
     result, found = checked(tmp_path, model={"kind": "checkpoint", "path": "someone/something", "expected": expected})
     assert found["memory"].outcome == "obstacle"
-    assert "the learner runs on one process in this version" in found["memory"].detail
+    assert "with learner.shard=full" in found["memory"].detail
     assert result.passed(strict=False)
     assert not result.passed(strict=True)
+
+
+def test_validate_counts_what_a_rank_of_so_many_holds(tmp_path: Path) -> None:
+    """About 16 billion parameters of 20 bytes, and what each rank needs for itself: too much for one device, and not for eight."""
+    experts = {"n_routed_experts": 64, "moe_intermediate_size": 1024}
+    expected = {**SIZES, **experts, "num_hidden_layers": 40, "hidden_size": 2048}
+    model = {
+        "kind": "checkpoint",
+        "path": "someone/something",
+        "expected": expected,
+        "device": "cuda",
+        "backend": "triton",
+    }
+    _, alone = checked(tmp_path, model=model)
+    assert alone["memory"].outcome == "obstacle"
+    _, shared = checked(tmp_path, model=model, learner={"ranks": 8, "shard": "full"})
+    assert shared["memory"].outcome == "ok"
+    assert " GB on each of 8 ranks and an engine" in shared["memory"].detail
+    needed = [
+        float(found["memory"].detail.split("needs ")[1].split(" GB")[0].replace(",", "")) for found in (alone, shared)
+    ]
+    assert needed[0] / 8 < needed[1] < needed[0] / 4
 
 
 def test_validate_dataset_offline_is_not_checked(tmp_path: Path) -> None:
