@@ -13,14 +13,15 @@ from samepath.rollout.types import Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """The endless order of groups: number n is the (n mod P)-th of step ⌊n / P⌋.
+    """The endless order of groups: number n is the (n mod (P + R))-th of step ⌊n / (P + R)⌋, of which the last R (`rl.refill`) are asked for only
+    where others have no spread.
 
     Example:
         feed.request(35).group_id == "s3-g3"  # with 16 prompts a step
     """
 
     recipe: Recipe
-    """Its seed, sampling, group size and prompts a step (P) count."""
+    """Its seed, sampling, group size, prompts a step (P) and refill (R) count."""
     task: Task
     """Whose rows are asked."""
     tokenizer: Tokenizer
@@ -29,7 +30,7 @@ class Feed:
     def request(self, number: int) -> Request | Group:
         """The group of a number with a seed for every sample; where its row cannot be asked, the group of its failed samples."""
         rl, seed = self.recipe.rl, self.recipe.seed
-        step, index = divmod(number, rl.prompts_per_step)
+        step, index = divmod(number, rl.prompts_per_step + rl.refill)
         return train_request(
             self.task,
             number,
@@ -40,27 +41,29 @@ class Feed:
         )
 
     def step(self, number: int) -> int:
-        """The step that trains a group."""
-        return number // self.recipe.rl.prompts_per_step
+        """The step that asks for a group."""
+        return number // (self.recipe.rl.prompts_per_step + self.recipe.rl.refill)
 
-    def steps_ahead(self, step: int) -> range:
-        """The steps whose groups may be sampled, or under way, when `step` is learned from."""
-        rl = self.recipe.rl
-        return range(step, min(step + rl.max_weight_lag + 1, rl.steps))
+    def number(self, group_id: str) -> int:
+        """Number of the group that has this id."""
+        step, index = group_id.removeprefix("s").split("-g")
+        return self.batch(int(step) - 1).start + int(index)
 
     def batch(self, step: int) -> range:
-        """Numbers of the groups that a step trains on."""
-        return batch_of(step, self.recipe.rl.prompts_per_step)
+        """Numbers of the groups that a step asks for first, and trains on unless one is replaced."""
+        rl = self.recipe.rl
+        first = step * (rl.prompts_per_step + rl.refill)
+        return range(first, first + rl.prompts_per_step)
+
+    def refills(self, step: int) -> range:
+        """Numbers of the groups that may replace some of them, in the order in which they are asked for."""
+        end = self.batch(step).stop
+        return range(end, end + self.recipe.rl.refill)
 
     def limit(self, version: int) -> int:
-        """Numbers below this may be handed out to engines that have this version, or get it before: see `admitted`."""
+        """Steps below this may ask engines that have this version, or get it before: see `admitted`."""
         rl = self.recipe.rl
-        return admitted(version, rl.prompts_per_step, rl.max_weight_lag, rl.steps)
-
-
-def batch_of(step: int, prompts_per_step: int) -> range:
-    """Numbers of the groups that a step trains on."""
-    return range(step * prompts_per_step, (step + 1) * prompts_per_step)
+        return admitted(version, rl.prompts_per_step, rl.max_weight_lag, rl.steps) // rl.prompts_per_step
 
 
 def admitted(version: int, prompts_per_step: int, max_weight_lag: int, steps: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.failed_share import TooManyFailuresError
+from samepath.rl.batch.refill import has_spread
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.diagnostics.conversations import cache_share
@@ -83,7 +84,7 @@ class Loop:
 
         clock.start("sampling")
         before = self.pool.statistics()
-        sampled = answered(self.pool, asked, self.scorer.submit)
+        sampled = self._refilled(step, answered(self.pool, asked, self.scorer.submit))
         cached = cache_share(before, self.pool.statistics())
 
         clock.start("scoring")
@@ -136,6 +137,18 @@ class Loop:
     def feed(self) -> Feed:
         """The order of groups."""
         return Feed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer)
+
+    def _refilled(self, step: int, sampled: list[Group]) -> list[Group]:
+        """The groups, and behind them those that replace some without spread (`rl.refill`), until enough have it or no more may be asked."""
+        rl, feed = self.recipe.rl, self.feed()
+        left = [*feed.refills(step)]
+        while left:
+            spread = sum(has_spread(self.scorer.peek(group), rl) for group in sampled)
+            asked, left = left[: rl.prompts_per_step - spread], left[rl.prompts_per_step - spread :]
+            if not asked:
+                break
+            sampled = sampled + answered(self.pool, [feed.request(number) for number in asked], self.scorer.submit)
+        return sampled
 
     def evaluate(self) -> Evaluations:
         """Accuracy on every set with the pool's current weights."""

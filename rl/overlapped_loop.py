@@ -200,7 +200,7 @@ class OverlappedLoop(Loop):
     def _offered(self, step: int, ready: StepBatch, published: Publication) -> int:
         """Note the step, and hand its weights over; returns how many tokens are lost because a step made again gave other ones."""
         version, before = step + 1, self.history.weights(step + 1)
-        numbers = self.stream.feed.batch(step)
+        numbers = [self.stream.feed.number(group.group_id) for group in ready.groups]
         # Before anything is drawn with these weights, which is theirs only as long as their name is known.
         self.history.note(step_line(step, numbers, ready.groups, published.fingerprint))
         lost = self.stream.offer(published, version, known=before == published.fingerprint)

@@ -1,7 +1,9 @@
 """Groups that are sampled ahead of the learner: handed out as the feed allows, scored as they end, taken in the order of their numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from samepath.rl.batch.refill import has_spread
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.feed import Feed
@@ -18,7 +20,7 @@ from samepath.rollout.weights.publication import Weights
 
 @dataclass(slots=True, kw_only=True)
 class RolloutStream:
-    """The groups from the feed to the learner. Nothing is dropped: whatever was handed out is trained."""
+    """The groups from the feed to the learner. Nothing is dropped: whatever was handed out is trained, but for what `rl.refill` replaces."""
 
     feed: Feed
     pool: RolloutPool
@@ -28,11 +30,15 @@ class RolloutStream:
     begun: BegunJournal
     _kept: KeptSamples = field(init=False)
     _held: set[int] = field(default_factory=set, init=False)
-    """Numbers below `_next` that are not handed out: what was drawn for them waits for its weights."""
+    """Numbers that may be handed out and are not: what was drawn for them waits for its weights."""
     _version: int = field(default=0, init=False)
     """The newest that the pool was given."""
     _next: int = field(default=0, init=False)
-    """Number of the group that is handed out next."""
+    """Step whose groups are handed out next."""
+    _granted: dict[int, list[int]] = field(default_factory=dict, init=False)
+    """Numbers of the groups that replace some without spread, by step."""
+    _judged: set[int] = field(default_factory=set, init=False)
+    """Numbers of the groups whose spread is known."""
     _under_way: dict[str, int] = field(default_factory=dict, init=False)
     """Number of each group that is being sampled, by its id."""
     _finished: dict[int, Group] = field(default_factory=dict, init=False)
@@ -43,7 +49,7 @@ class RolloutStream:
 
     def begin(self, step: int) -> None:
         """Go on with the groups of `step`, whose weights the pool has; of them, and of those ahead, the journals may have some."""
-        self._version, self._next = step, self.feed.batch(step).start
+        self._version, self._next = step, step
         self._kept.read(range(step, self.feed.recipe.rl.steps))
         self._hand_out()
 
@@ -64,13 +70,41 @@ class RolloutStream:
             self._take(number, group)
 
     def complete(self, step: int) -> bool:
-        """Whether all groups of a step have ended and all their scores are there."""
-        wanted = self.feed.batch(step)
-        return all(number in self._finished and self.scorer.known(self._finished[number]) for number in wanted)
+        """Whether all groups of a step have ended and all their scores are there; what lacks spread is replaced meanwhile (`rl.refill`)."""
+        self._refill()
+        numbers = self._asked(step)
+        if self.feed.recipe.rl.refill:
+            return self._judged.issuperset(numbers)
+        return all(number in self._finished and self.scorer.known(self._finished[number]) for number in numbers)
 
     def taken(self, step: int) -> list[Group]:
-        """The groups of a step that is complete, in order and without their scores; the stream lets go of them."""
-        return [self._finished.pop(number) for number in self.feed.batch(step)]
+        """The groups of a step that is complete, in order and without their scores, replacements last; the stream lets go of them."""
+        numbers = self._asked(step)
+        self._granted.pop(step, None)
+        self._judged.difference_update(numbers)
+        return [self._finished.pop(number) for number in numbers]
+
+    def _asked(self, step: int) -> list[int]:
+        """Numbers of the groups that a step has asked for, replacements last."""
+        return [*self.feed.batch(step), *self._granted.get(step, [])]
+
+    def _refill(self) -> None:
+        """Hand out a group for each that has no spread, as far as its step may (`rl.refill`)."""
+        rl = self.feed.recipe.rl
+        if not rl.refill:
+            return
+        fresh: list[int] = []
+        for number, group in sorted(self._finished.items()):
+            if number in self._judged or not self.scorer.known(group):
+                continue
+            self._judged.add(number)
+            step = self.feed.step(number)
+            granted = self._granted.setdefault(step, [])
+            if len(granted) < rl.refill and not has_spread(self.scorer.peek(group), rl):
+                granted.append(self.feed.refills(step)[len(granted)])
+                fresh.append(granted[-1])
+        if fresh:
+            self._hand_out(fresh)
 
     def offer(self, weights: Weights, version: int, *, known: bool = True) -> int:
         """Hand new weights to the pool, and the groups that they allow; returns how many tokens this loses.
@@ -97,13 +131,15 @@ class RolloutStream:
         self._finished[number] = group
         self.scorer.submit(group)
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, more: Sequence[int] = ()) -> None:
+        """Hand out groups of steps that may begin, `more`, and what has waited for its weights."""
         for entry in self._kept.ready(self._version):
             self._take(entry.number, entry.group)
-        limit = self.feed.limit(self._version)
-        numbers = sorted({*self._held, *range(self._next, limit)} - set(self._finished))
+        limit = max(self._next, self.feed.limit(self._version))
+        fresh = [number for step in range(self._next, limit) for number in self.feed.batch(step)]
+        numbers = sorted({*self._held, *fresh, *more} - set(self._finished))
         self._held = {number for number in numbers if self._kept.waits(number, self._version)}
-        self._next = max(self._next, limit)
+        self._next = limit
         requests = []
         for number in numbers:
             if number in self._held:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samepath.rl.batch.refill import trained_groups
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.diagnostics.rollouts import rollout_metrics
@@ -21,21 +22,22 @@ class StepBatch:
     """
 
     groups: list[Group]
-    """In order, with their scores."""
+    """Those that it trains, in order, with their scores."""
     batch: TrainBatch | None
     """What the learner gets; None if there is nothing to learn."""
     advantages_by_group: dict[str, np.ndarray]
     """Each sample's advantage, by the group's id."""
     metrics: Mapping[str, float]
-    """Of the rollouts (`rollout_metrics`)."""
+    """Of the rollouts that are trained (`rollout_metrics`), and how many groups were replaced."""
 
 
 def step_batch(groups: Sequence[Group], step: int, recipe: Recipe) -> StepBatch:
-    """Make a step of scored groups ready. Raises what `training_batch` raises."""
-    batch, advantages_by_group = training_batch(groups, recipe.rl)
+    """Make a step of scored groups, replacements last, ready. Raises what `training_batch` raises."""
+    trained = trained_groups(groups, recipe.rl)
+    batch, advantages_by_group = training_batch(trained.groups, recipe.rl)
     return StepBatch(
-        groups=list(groups),
+        groups=trained.groups,
         batch=batch,
         advantages_by_group=advantages_by_group,
-        metrics=rollout_metrics(groups, step, recipe.evaluation.full_reward),
+        metrics={**rollout_metrics(trained.groups, step, recipe.evaluation.full_reward), **trained.metrics()},
     )

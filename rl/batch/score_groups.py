@@ -57,6 +57,15 @@ class GroupScorer:
         keys = [(rollout.group_id, rollout.sample_index) for rollout in group.rollouts]
         return all(self._pending[key].done() for key in keys if key in self._pending)
 
+    def peek(self, group: Group) -> Group:
+        """The group with its scores, which `collect` gives once more; waits for them within the runner's own limits."""
+        keys = [(rollout.group_id, rollout.sample_index) for rollout in group.rollouts]
+        scored = [
+            replace(rollout, score=self._pending[key].result()) if key in self._pending else rollout
+            for key, rollout in zip(keys, group.rollouts, strict=True)
+        ]
+        return replace(group, rollouts=tuple(scored))
+
     def collect(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their scores. The runner's own limits bound the wait: every future ends as a typed status.
 

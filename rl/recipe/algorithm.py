@@ -53,7 +53,15 @@ class AlgorithmSettings(BaseModel):
         "sampled", description="renormalise the reference too, or leave it over the full vocabulary"
     )
     drop_uninformative: bool = Field(
-        False, description="leave out groups whose rewards are all equal (dynamic sampling without refill)"
+        False,
+        description="leave out groups whose rewards are all equal (dynamic sampling without refill); with refill only what it could not replace",
+    )
+    refill: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="R, groups that a step may sample beside its P, in place of groups whose rewards are all equal (dynamic sampling, arXiv:2503.14476): "
+        "each such group is replaced by the next prompt, until P have spread or R are asked; 0 replaces none",
     )
     max_missing_routes: float = Field(
         0.01, ge=0, le=1, description="largest share of (row, layer) without a recorded route before the run stops"
@@ -88,6 +96,11 @@ class AlgorithmSettings(BaseModel):
             raise ValueError(
                 f"give one of steps and epochs; got {self.steps} steps and {self.epochs:g} epochs. Take the other out "
                 "(~rl.steps on the command line)."
+            )
+        if self.epochs and self.refill:
+            raise ValueError(
+                f"epochs counts {self.prompts_per_step} rows a step, and with refill a step may ask for more; got epochs={self.epochs:g}, "
+                f"refill={self.refill}. Set rl.steps in place of rl.epochs."
             )
         if self.updates_per_rollout > self.prompts_per_step:
             raise ValueError(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.feed import Feed, admitted, batch_of
+from samepath.rl.feed import Feed, admitted
 from samepath.rl.loop import Loop
 from samepath.rl.tasks.row import Task, TaskRow
 from tests.rl.test_loop import loop
@@ -17,7 +17,6 @@ from tests.rl.test_loop import loop
 def test_admitted_by_hand() -> None:
     assert [admitted(version, 4, 0, 3) for version in range(4)] == [4, 8, 12, 12]
     assert [admitted(version, 4, 2, 5) for version in range(4)] == [12, 16, 20, 20]
-    assert list(batch_of(2, 4)) == [8, 9, 10, 11]
 
 
 @given(st.integers(0, 2**32), st.integers(0, 4), st.integers(1, 5), st.integers(1, 8), st.integers(1, 3))
@@ -34,7 +33,7 @@ def test_no_group_is_older_than_the_lag_whatever_the_workers_do(
             under_way.append((number, version))
         next_number = max(next_number, admitted(version, prompts, lag, steps))
         assert len(under_way) + len(finished) <= (lag + 1) * prompts, "the queue is bounded"
-        wanted = batch_of(trained, prompts)
+        wanted = range(trained * prompts, (trained + 1) * prompts)
         if set(wanted) <= set(finished) and (not under_way or rng.random() < 0.5):
             ages = [trained - finished.pop(number) for number in wanted]
             assert min(ages) >= 0
@@ -67,8 +66,8 @@ def test_feed_asks_for_what_the_synchronous_loop_asks_for(tiny_recipe, tokenizer
     made = replace(loop(Loop, recipe, tokenizer), task=task)
     assert [feed.request(number) for number in range(12)] == [one for step in range(3) for one in made.requests(step)]
     assert feed.request(5) == Feed(recipe=recipe, task=task, tokenizer=tokenizer).request(5)
-    assert feed.limit(1) == 8
-    assert Feed(recipe=tiny_recipe("runtime=ray", "rl.max_weight_lag=1"), task=task, tokenizer=tokenizer).limit(1) == 12
+    assert feed.limit(1) == 2
+    assert Feed(recipe=tiny_recipe("runtime=ray", "rl.max_weight_lag=1"), task=task, tokenizer=tokenizer).limit(1) == 3
 
 
 @pytest.mark.parametrize(
@@ -102,12 +101,28 @@ def test_feed_asks_for_what_the_synchronous_loop_asks_for(tiny_recipe, tokenizer
             r"on_new_weights=recompute says .*with max_weight_lag=0 there are none\. Set rl\.max_weight_lag=1 or more",
         ),
         (("rl.on_new_weights=restart",), "finish"),
+        (
+            ("rl.steps=0", "rl.epochs=1", "rl.refill=2"),
+            r"epochs counts 4 rows a step, and with refill a step may ask for more",
+        ),
         (("checkpoint.keep_sampled=true",), r"keep_sampled keeps groups .*with rl\.max_weight_lag=0 there are none"),
     ],
 )
 def test_recipe_that_cannot_sample_ahead_is_refused_with_the_cure(tiny_recipe, overrides, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_recipe(*overrides)
+
+
+def test_numbers_of_replacements_stand_behind_those_of_their_step(tiny_recipe, tokenizer: Tokenizer) -> None:
+    rows = [TaskRow(row_id=f"train-{n}", question="", text="1+2=", dataset="sums", row=n) for n in range(30)]
+    task = Task(name="sums", train=rows, held_out=[], seed=0)
+    feed = Feed(recipe=tiny_recipe("rl.refill=2", "rl.prompts_per_step=3"), task=task, tokenizer=tokenizer)
+    assert ([*feed.batch(2)], [*feed.refills(2)]) == ([10, 11, 12], [13, 14])
+    assert [feed.step(number) for number in (9, 10, 14, 15)] == [1, 2, 2, 3]
+    request = feed.request(13)
+    assert request.group_id == "s3-g3"
+    plain = Feed(recipe=tiny_recipe("rl.prompts_per_step=3"), task=task, tokenizer=tokenizer)
+    assert feed.request(10).seeds == plain.request(6).seeds, "the seeds of a step's own groups are what they were"
 
 
 def test_recipes_that_can_sample_ahead_are_accepted(tiny_recipe) -> None:

@@ -42,6 +42,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "keep_sampling_mask": UPDATE,
         "reference_support": UPDATE,
         "drop_uninformative": f"{BATCH}_drop_uninformative_leaves_out_groups_without_spread_and_only_where_asked",
+        "refill": "rl/test_rollout_stream.py::test_synchronous_loop_replaces_the_same_groups",
         "max_missing_routes": "rl/learner/test_update.py::test_run_with_too_many_missing_routes_is_stopped",
         "max_gap_at_lag_0": "rl/learner/test_cuts.py::test_step_in_any_passes_has_the_report_and_the_gradient_of_one",
         "strict_segments": f"{BATCH}_conversation_that_drifted_stops_the_run_or_is_cut_as_set",
