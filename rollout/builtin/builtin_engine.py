@@ -160,7 +160,7 @@ class BuiltinEngine(SteppedEngine):
         started = time.perf_counter()
         grown = self._residents.make_room(self.counters)
         samples = self._residents.samples
-        admitted = self._queue.admit(len(samples), self.counters)
+        admitted = self._queue.admit(samples, self.counters)
         self._place([*grown, *(prefill.row for prefill in admitted)])
         pieces = self._queue.pieces(self.settings.max_batch_tokens - len(samples))
         if not pieces and not samples:

@@ -68,20 +68,20 @@ class PromptQueue:
         self._release(prefill)
         self._waiting.appendleft(prefill.group if prefill.sample is None else prefill.sample)
 
-    def admit(self, decoding: int, counters: EngineCounters) -> list[Prefill]:
+    def admit(self, decoding: Sequence[SampleState], counters: EngineCounters) -> list[Prefill]:
         """Start what waits, in order, while rows and pages last; returns it, with the slots of its tokens in its row of the tables.
 
-        A page for each sample that decodes (`decoding` of them) and those that prompts come to need are left over. Where nothing else runs, the
+        A page for each sample that decodes and those that prompts come to need are left over. Where nothing else runs, the
         first that waits starts with what there is.
         """
         admitted = []
         reserved_rows = sum(len(one.group.request.seeds) - 1 for one in self._running if one.sample is None)
-        reserved_pages = decoding + sum(self._first_pages(one.group) - len(one.pages) for one in self._prompts())
+        reserved_pages = len(decoding) + sum(self._first_pages(one.group) - len(one.pages) for one in self._prompts())
         while self._waiting:
             head = self._waiting[0]
             alone = not (decoding or self._running)
             if isinstance(head, SampleState):
-                prefill = self._again(head, reserved_pages, alone)
+                prefill = self._again(head, decoding, reserved_pages, alone)
             elif self._needed_rows(head) > len(self._tables.free) - reserved_rows:
                 prefill = None
             elif head.request.begun:
@@ -143,7 +143,10 @@ class PromptQueue:
             prefill = self._running.pop()
             self._release(prefill)
             self._waiting.appendleft(prefill.group if prefill.sample is None else prefill.sample)
-        return [one for one in self._waiting if isinstance(one, SampleState)]
+        samples = [one for one in self._waiting if isinstance(one, SampleState)]
+        for sample in samples:
+            sample.group.publishable = True
+        return samples
 
     def samples(self) -> list[SampleState]:
         """Samples that have begun and wait, or are prefilled again."""
@@ -191,19 +194,21 @@ class PromptQueue:
         # Of a prompt that gave its pages back nothing is left that older weights made.
         state.publishable = True
         token_ids, row = state.request.prompt.token_ids, self._tables.free.pop()
-        pages, computed = self._take(token_ids, row, -(-len(token_ids) // self._settings.page_size))
+        pages, computed = self._take(self._find(token_ids), row, -(-len(token_ids) // self._settings.page_size))
         counters.reused_tokens += computed
         return Prefill(group=state, sample=None, token_ids=token_ids, row=row, pages=pages, computed=computed)
 
-    def _again(self, sample: SampleState, reserved_pages: int, alone: bool) -> Prefill | None:
+    def _again(
+        self, sample: SampleState, decoding: Sequence[SampleState], reserved_pages: int, alone: bool
+    ) -> Prefill | None:
         """Prefill what a sample had run, with room for its next token; None if there are not pages enough now."""
         drawn = self._tables.sampled(sample.row).token_ids.tolist()
         token_ids = [*sample.group.request.prompt.token_ids, *drawn][: self._tables.lengths_R[sample.row]]
         needed = len(token_ids) // self._settings.page_size + 1
-        shared = self._pages.used(self._find(token_ids))
-        if not alone and needed - shared > self._pages.available - reserved_pages:
+        prefix = self._prefix_of(sample, token_ids, decoding)
+        if not alone and needed - self._pages.used(prefix) > self._pages.available - reserved_pages:
             return None
-        sample.pages, computed = self._take(token_ids, sample.row, needed)
+        sample.pages, computed = self._take(prefix, sample.row, needed)
         return Prefill(
             group=sample.group,
             sample=sample,
@@ -216,9 +221,23 @@ class PromptQueue:
     def _find(self, token_ids: Sequence[int]) -> list[int]:
         return self._pages.find_prefix(token_ids) if self._settings.prefix_cache else []
 
-    def _take(self, token_ids: Sequence[int], row: int, count: int) -> tuple[list[int], int]:
-        """`count` pages for these tokens, put down in the row of the tables, and how many of the tokens stand in them already."""
-        prefix = self._find(token_ids)
+    def _prefix_of(self, sample: SampleState, token_ids: Sequence[int], decoding: Sequence[SampleState]) -> list[int]:
+        """Full pages of a sample's first tokens that need not be run for it: found in the cache, or its prompt's as an older sample of its group
+        has them. That one may still wait for its prefill to run: of two, the older one's rows are never in a later pass, and a pass writes all
+        its keys before it reads any.
+        """
+        found, size = self._find(token_ids), self._settings.page_size
+        if not sample.group.publishable:
+            return found
+        running = (one.sample for one in self._running if one.sample is not None)
+        older = (one for one in (*decoding, *running) if one.group is sample.group and one.pages)
+        # The last token must be run.
+        count = min(len(sample.group.request.prompt.token_ids), len(token_ids) - 1) // size
+        held = next((one.pages[:count] for one in older), [])
+        return held if len(held) > len(found) else found
+
+    def _take(self, prefix: list[int], row: int, count: int) -> tuple[list[int], int]:
+        """`count` pages that begin with those of `prefix`, put down in the row of the tables, and how many tokens stand in them already."""
         self._pages.share(prefix)
         pages = prefix + self._pages.take(count - len(prefix))
         self._tables.place(row, self._pages.slots(pages))

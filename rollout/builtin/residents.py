@@ -124,6 +124,8 @@ class Residents:
             sample.cut(int(self._tables.drawn_R[sample.row]), records.get(id(sample)))
             self._pages.release(sample.pages)
             sample.pages = []
+            # Nothing that older weights made is left of its group, so that what is made now may be shared.
+            sample.group.publishable = True
             self._queue.put_back(sample)
         self.samples = []
 

@@ -12,6 +12,7 @@ from samepath.model.network.network import CausalLM
 from samepath.rl.batch.pack import pack
 from samepath.rl.learner.policy_pass import run_policy
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
+from samepath.rollout.builtin.prompt_queue import PromptQueue
 from samepath.rollout.conservation import check_conservation, drift_cuts
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
@@ -159,3 +160,62 @@ def test_abort_right_behind_new_weights_gives_back_what_the_old_ones_drew() -> N
         assert [(one.finish_reason, one.num_trained) for one in rollout.segments] == [("abort", 5)]
         check_conservation(rollout.segments, "here")
     assert_nothing_leaked(engine)
+
+
+@pytest.mark.parametrize(("prompt", "shared"), [(37, 32), (32, 32), (7, 0)])
+@pytest.mark.parametrize("changes", [{}, {"prefix_cache": False}])
+def test_recompute_runs_a_groups_prompt_once_with_the_bits_of_running_it_for_each_sample(
+    changes: dict[str, int], prompt: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [request(f"g{n}", [2 + (n + place) % 9 for place in range(prompt)], LONG, range(4)) for n in range(2)]
+
+    def sampled() -> tuple[list[Group], int]:
+        engine = make_engine(page_size=8, **changes)
+        for entry in entries:
+            engine.submit(entry)
+        groups = sampled_over(engine, versions(3), 12, recompute=True)
+        assert_nothing_leaked(engine)
+        return sorted(groups, key=lambda group: group.group_id), engine.counters.rerun_tokens
+
+    groups, ran = sampled()
+    assert gap(groups, versions(3)) == 0.0
+    monkeypatch.setattr(PromptQueue, "_prefix_of", lambda *arguments: [])
+    alone, ran_for_each = sampled()
+    for group, other in zip(groups, alone, strict=True):
+        assert_same_samples(group, other)
+    # Of four samples of each of two groups three find the prompt's full pages, at each of two updates.
+    assert ran_for_each - ran == 2 * 2 * 3 * shared
+
+
+def test_recompute_shares_a_prompt_whose_prefill_takes_several_passes() -> None:
+    """Samples are admitted while the pages that they share are still to be run, and some of them in another pass than the oldest."""
+    engine = make_engine(page_size=8, max_batch_tokens=16, cache_tokens=256)
+    for number in range(2):
+        engine.submit(request(f"g{number}", [2 + (number + place) % 9 for place in range(37)], LONG, range(4)))
+    groups = sampled_over(engine, versions(3), 12, recompute=True)
+    assert gap(groups, versions(3)) == 0.0
+    assert_nothing_leaked(engine)
+    contexts = sum(len(one.token_ids) for group in groups for rollout in group.rollouts for one in rollout.segments[1:])
+    assert 0 < engine.counters.rerun_tokens < contexts / 2
+
+
+def test_prompt_that_older_weights_ran_is_not_shared_with_a_sample_that_runs_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights that come with `continue`: who had given its pages back is computed anew beside others whose prompt is of the old ones."""
+
+    def sampled() -> Group:
+        engine = make_engine(page_size=4, cache_tokens=96, prefix_cache=False)
+        short = LONG.model_copy(update={"max_new_tokens": 12})
+        engine.submit(request("short", (2, 3, 4), short, range(4)))
+        engine.submit(request("g", tuple(range(2, 15)), LONG, range(3)))
+        while engine.counters.preempted == 0:
+            assert engine.step() == []
+        engine.load_weights(published_tensors(tiny_model(7)), 1)
+        groups = {group.group_id: group for group in steps_until_done(engine)}
+        assert engine.counters.rerun_tokens > 0
+        return groups["g"]
+
+    group = sampled()
+    monkeypatch.setattr(PromptQueue, "_prefix_of", lambda *arguments: [])
+    assert_same_samples(group, sampled())
