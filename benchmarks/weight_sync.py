@@ -10,12 +10,15 @@ programs may use the machine.
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
 from samepath.rl.learner.handle import InlineLearner, LearnerHandle
@@ -55,7 +58,7 @@ def main() -> None:
         f"{os.cpu_count()} cores, torch {torch.__version__}, {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
     )
     print(
-        "| way | dtype | MB sent | copy, GB/s | hand out, s | of the copy's rate | put together, s | of the copy's rate | both, s |"
+        "| way | dtype | MB sent | a copy, s | handed out, s | of the copy's rate | put together, s | of the copy's rate | both, s |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for way in arguments.ways:
@@ -63,27 +66,60 @@ def main() -> None:
 
 
 def _measured(way: str, path: Path, rounds: int) -> str:
+    """A row of the table: seconds by the clock, the fastest round's, and in brackets of processor time, the rounds' mean."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         recipe = _recipe(way, path, Path(folder))
         with _parts(way, recipe, path.parent) as (learner, pool):
             size = int(learner.statistics()["parameters"]) * (2 if recipe.model.dtype == "bfloat16" else 4)
-            copy = Copy(size)
+            copy, processes = Copy(size), _processes(way, pool)
             for _ in range(rounds + 1):
+                spent = [process.cpu_times() for process in processes]
                 started = time.perf_counter()
                 published = learner.weights()
                 pool.load_weights(published, published.version)
                 whole_s, handover = time.perf_counter() - started, pool.handover()
+                out_cpu_s, load_cpu_s = (
+                    _since(process, before) for process, before in zip(processes, spent, strict=True)
+                )
                 sent = published.sent_bytes or handover.sent_bytes
-                rows.append((published.seconds, handover.load_s, whole_s, copy.seconds()))
-    out_s, load_s, whole_s, copy_s = (min(column) for column in zip(*rows[1:], strict=True))
-    if way == "child":
-        # What the learner's process does: it writes the shared memory before the worker reads it.
-        out_s = whole_s - load_s
-    cells = [way, recipe.model.dtype, f"{sent / 1e6:.0f} of {size / 1e6:.0f}", f"{size / copy_s / 1e9:.1f}"]
-    for seconds in (out_s, load_s):
-        cells += [f"{seconds:.3f}", f"{copy_s / seconds:.2f}" if sent and seconds else "–"]
+                # A child's learner writes the shared memory after it has handed its tensors to the pool.
+                out_s = whole_s - handover.load_s if way == "child" else published.seconds
+                before_s = time.process_time()
+                copy_s = copy.seconds()
+                clock = (copy_s, out_s, handover.load_s, whole_s)
+                rows.append((*clock, time.process_time() - before_s, out_cpu_s, load_cpu_s))
+    copy_s, out_s, load_s, whole_s = (min(column) for column in list(zip(*rows[1:], strict=True))[:4])
+    copy_cpu_s, out_cpu_s, load_cpu_s = (statistics.fmean(column) for column in list(zip(*rows[1:], strict=True))[4:])
+    cells = [way, recipe.model.dtype, f"{sent / 1e6:.0f} of {size / 1e6:.0f}", f"{copy_s:.3f} ({copy_cpu_s:.3f})"]
+    for seconds, cpu_s in ((out_s, out_cpu_s), (load_s, load_cpu_s)):
+        shares = f"{copy_s / seconds:.2f} ({copy_cpu_s / cpu_s:.2f})" if sent else "–"
+        cells += [f"{seconds:.3f} ({cpu_s:.3f})", shares]
     return f"| {' | '.join([*cells, f'{whole_s:.3f}'])} |"
+
+
+def _processes(way: str, pool: RolloutPool) -> tuple[psutil.Process, psutil.Process]:
+    """The processes of the learner and of the worker."""
+    own = psutil.Process()
+    if isinstance(pool, InlinePool):
+        return own, own
+    assert isinstance(pool, ProcessPool | RayPool)
+    worker = psutil.Process(pool.process_ids()[0])
+    if way == "child":
+        return own, worker
+    # Ray names a process after the actor in it.
+    named = [
+        one
+        for one in own.children(recursive=True)
+        if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::RankHost")
+    ]
+    return named[0], worker
+
+
+def _since(process: psutil.Process, before: Any) -> float:
+    """Processor time of a process since `before`, seconds, of user and system."""
+    now = process.cpu_times()
+    return (now.user - before.user) + (now.system - before.system)
 
 
 def _recipe(way: str, path: Path, folder: Path) -> Recipe:

@@ -16,7 +16,7 @@ from samepath.rollout.pool.pool import Handover, IdleClock, PolledPool
 from samepath.rollout.pool.process_calls import Answer, Call
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.types import Group
-from samepath.rollout.weights.bucket import Outgoing
+from samepath.rollout.weights.bucket import buckets
 from samepath.rollout.weights.mark import Header
 from samepath.rollout.weights.publication import Weights, publication
 from samepath.rollout.weights.shared_memory import SharedBuckets
@@ -111,7 +111,7 @@ class ProcessPool(PolledPool):
         """See `RolloutPool.offer_weights`."""
         given = publication(weights, version)
         assert given.tensors is not None
-        self._shared.write(Outgoing(given.tensors.items(), given.bucket_bytes))
+        self._shared.write(buckets(given.tensors.items(), given.bucket_bytes))
         self._header, load_s = given.header, 0.0
         if self._fresh:
             # What was submitted before is sampled with the weights before.

@@ -26,7 +26,7 @@ from samepath.rollout.pool.steady_worker import SteadyWorker, Worked
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.record_bytes import from_bytes
 from samepath.rollout.types import Group
-from samepath.rollout.weights.bucket import Outgoing
+from samepath.rollout.weights.bucket import buckets
 from samepath.rollout.weights.publication import Publication, Weights, publication
 
 STEADY_SLICE_S = 0.2
@@ -287,9 +287,10 @@ class RayPool(PolledPool):
 def _stored(given: Publication, limit_s: float) -> Publication:
     """A publication of this process, in the object store."""
     assert given.tensors is not None
-    outgoing = Outgoing(given.tensors.items(), given.bucket_bytes)
     what = "Ray's object store to take the weights"
-    buckets = tuple(ask(what, limit_s, partial(ray.put, bucket)) for bucket in outgoing)
+    stored = tuple(
+        ask(what, limit_s, partial(ray.put, bucket)) for bucket in buckets(given.tensors.items(), given.bucket_bytes)
+    )
     head = ask(what, limit_s, lambda: ray.put(given.header))
     sent_bytes = given.header.size_bytes
-    return replace(given, tensors=None, policy=None, buckets=buckets, header=head, sent_bytes=sent_bytes)
+    return replace(given, tensors=None, policy=None, buckets=stored, header=head, sent_bytes=sent_bytes)

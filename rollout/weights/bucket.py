@@ -52,30 +52,38 @@ def piece(name: str, tensor: Tensor) -> Piece:
     )
 
 
-class Outgoing:
+def buckets(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[Bucket]:
     """Named tensors as buckets of at most `bucket_bytes`, in their order; a tensor that is larger has one of its own.
 
-    They are taken one after the other, so that no more than a bucket of them need exist at any time. What is known of them all (`header`) is
-    known once they have been through.
+    They are taken one after the other, so that no more than a bucket of them need exist at any time.
     """
+    bucket: list[Piece] = []
+    size = 0
+    for name, tensor in tensors:
+        one = piece(name, tensor)
+        if bucket and size + one.values.nbytes > bucket_bytes:
+            yield tuple(bucket)
+            bucket, size = [], 0
+        bucket.append(one)
+        size += one.values.nbytes
+    if bucket:
+        yield tuple(bucket)
+
+
+class Outgoing:
+    """The same (see `buckets`), of which everything that a header says is known once they have been through."""
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> None:
         self._tensors, self._bucket_bytes = tensors, bucket_bytes
         self._marks: dict[str, Mark] = {}
 
     def __iter__(self) -> Iterator[Bucket]:
-        bucket: list[Piece] = []
-        size = 0
+        return buckets(self._marked(), self._bucket_bytes)
+
+    def _marked(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._tensors:
-            one = piece(name, tensor)
             self._marks[name] = mark(tensor)
-            if bucket and size + one.values.nbytes > self._bucket_bytes:
-                yield tuple(bucket)
-                bucket, size = [], 0
-            bucket.append(one)
-            size += one.values.nbytes
-        if bucket:
-            yield tuple(bucket)
+            yield name, tensor
 
     def header(self, version: int) -> Header:
         """What is known of the tensors, all of which have gone."""
