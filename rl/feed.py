@@ -47,13 +47,23 @@ class Feed:
     def number(self, group_id: str) -> int:
         """Number of the group that has this id."""
         step, index = group_id.removeprefix("s").split("-g")
-        return self.batch(int(step) - 1).start + int(index)
+        return (int(step) - 1) * (self.recipe.rl.prompts_per_step + self.recipe.rl.refill) + int(index)
 
     def batch(self, step: int) -> range:
-        """Numbers of the groups that a step asks for first, and trains on unless one is replaced."""
+        """Numbers of the groups that a step asks for first, and trains on unless one is replaced or left over.
+
+        With E = `rl.oversample` they are E ahead of the step's own, and it trains of them the first that are done.
+        """
         rl = self.recipe.rl
+        if rl.oversample:
+            return range(self._asked_by(step - 1), self._asked_by(step))
         first = step * (rl.prompts_per_step + rl.refill)
         return range(first, first + rl.prompts_per_step)
+
+    def _asked_by(self, step: int) -> int:
+        """Groups, by number, that the steps up to this one have asked for, with `rl.oversample`."""
+        rl = self.recipe.rl
+        return min((step + 1) * rl.prompts_per_step + rl.oversample, rl.steps * rl.prompts_per_step) if step >= 0 else 0
 
     def refills(self, step: int) -> range:
         """Numbers of the groups that may replace some of them, in the order in which they are asked for."""
@@ -61,9 +71,10 @@ class Feed:
         return range(end, end + self.recipe.rl.refill)
 
     def limit(self, version: int) -> int:
-        """Steps below this may ask engines that have this version, or get it before: see `admitted`."""
+        """Steps below this may ask engines that have this version, or get it before: see `admitted`. What may be left over is trained a step later."""
         rl = self.recipe.rl
-        return admitted(version, rl.prompts_per_step, rl.max_weight_lag, rl.steps) // rl.prompts_per_step
+        lag = rl.max_weight_lag - (rl.oversample > 0)
+        return admitted(version, rl.prompts_per_step, lag, rl.steps) // rl.prompts_per_step
 
 
 def admitted(version: int, prompts_per_step: int, max_weight_lag: int, steps: int) -> int:

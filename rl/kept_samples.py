@@ -1,6 +1,6 @@
 """What a killed run had sampled and not trained, until the weights that drew it are there again."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -23,13 +23,15 @@ class KeptSamples:
     begun: dict[int, list[Progress]] = field(default_factory=dict, init=False)
     """What was told of the others, by number."""
 
-    def read(self, steps: Iterable[int]) -> None:
-        """Take what stands on the disk of these steps."""
+    def read(self, steps: Iterable[int], wanted: Callable[[int], bool]) -> None:
+        """Take what stands on the disk of these steps, of groups with a number that is still to be trained."""
         for step in steps:
-            entries = {entry.number: entry for entry in self.journal.entries(step)}
+            entries = {entry.number: entry for entry in self.journal.entries(step) if wanted(entry.number)}
             self.groups |= entries
             told = self.begun_journal.entries(step)
-            self.begun |= {number: one for number, one in told.items() if number not in entries and one}
+            self.begun |= {
+                number: one for number, one in told.items() if wanted(number) and number not in entries and one
+            }
 
     def ready(self, version: int) -> list[SampledGroup]:
         """Groups of which no token was drawn by weights later than `version`; they are let go."""

@@ -102,6 +102,7 @@ class OverlappedLoop(Loop):
     _ahead: _Ahead = field(default_factory=_Ahead, init=False)
 
     def __post_init__(self) -> None:
+        history = History(self.recipe.run_dir)
         stream = RolloutStream(
             feed=self.feed(),
             pool=self.pool,
@@ -109,9 +110,10 @@ class OverlappedLoop(Loop):
             on_new_weights=self.recipe.rl.on_new_weights,
             journal=GroupJournal(self.recipe.run_dir),
             begun=BegunJournal(self.recipe.run_dir),
+            history=history,
         )
         object.__setattr__(self, "stream", stream)
-        object.__setattr__(self, "history", History(self.recipe.run_dir))
+        object.__setattr__(self, "history", history)
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """See `Loop.run`. Whatever ends it, and before a checkpoint is begun, the rollouts of all steps that are done are written."""
@@ -211,12 +213,15 @@ class OverlappedLoop(Loop):
 
     def _prune(self, done: int) -> None:
         """Let go of trained groups that no checkpoint needs; the reference is that of step 0."""
-        self.stream.begun.prune(done)
+        # What is left over stands with the step that asked for it.
+        later = int(self.recipe.rl.oversample > 0)
+        self.stream.begun.prune(done - later)
         if self.recipe.checkpoint.keep_sampled:
             return
         folder = self.recipe.run_dir / CHECKPOINTS
         written = {step_of(path) for path in [*folder.glob("step-*"), *folder.glob(".step-*.replaced")]}
-        self.stream.journal.prune(done, {0, *written}, self.recipe.rl.max_weight_lag)
+        needed = {step - later for step in (0, *written)}
+        self.stream.journal.prune(done - later, needed, self.recipe.rl.max_weight_lag + later)
 
     def _measured(self) -> tuple[float, float]:
         """Seconds since the last call, and those of them in which workers had nothing to sample."""

@@ -8,7 +8,9 @@ from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal, SampledGroup
+from samepath.rl.history import History
 from samepath.rl.kept_samples import KeptSamples
+from samepath.rl.leftovers import Leftovers
 from samepath.rollout.begun import going_on
 from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import RolloutPool
@@ -28,6 +30,8 @@ class RolloutStream:
     on_new_weights: OnNewWeights
     journal: GroupJournal
     begun: BegunJournal
+    history: History
+    _left: Leftovers = field(init=False)
     _kept: KeptSamples = field(init=False)
     _held: set[int] = field(default_factory=set, init=False)
     """Numbers that may be handed out and are not: what was drawn for them waits for its weights."""
@@ -46,12 +50,17 @@ class RolloutStream:
 
     def __post_init__(self) -> None:
         self._kept = KeptSamples(feed=self.feed, journal=self.journal, begun_journal=self.begun)
+        self._left = Leftovers(feed=self.feed, history=self.history)
 
     def begin(self, step: int) -> None:
         """Go on with the groups of `step`, whose weights the pool has; of them, and of those ahead, the journals may have some."""
         self._version, self._next = step, step
-        self._kept.read(range(step, self.feed.recipe.rl.steps))
-        self._hand_out()
+        self._left.begin(step)
+        left, ahead = self._left.left(step), self.feed.batch(step).start
+        self._kept.read(
+            range(max(0, step - 1), self.feed.recipe.rl.steps), lambda number: number in left or number >= ahead
+        )
+        self._hand_out(left)
 
     def pump(self, wait_s: float) -> None:
         """Take what has ended, and note what is under way; waits for the first group, `wait_s` seconds at most."""
@@ -70,19 +79,24 @@ class RolloutStream:
             self._take(number, group)
 
     def complete(self, step: int) -> bool:
-        """Whether all groups of a step have ended and all their scores are there; what lacks spread is replaced meanwhile (`rl.refill`)."""
+        """Whether the groups that a step trains have ended and their scores are there; what lacks spread is replaced meanwhile (`rl.refill`)."""
+        if not self.feed.recipe.rl.refill:
+            return self._left.choice(step, self._done) is not None
         self._refill()
-        numbers = self._asked(step)
-        if self.feed.recipe.rl.refill:
-            return self._judged.issuperset(numbers)
-        return all(number in self._finished and self.scorer.known(self._finished[number]) for number in numbers)
+        return self._judged.issuperset(self._asked(step))
 
     def taken(self, step: int) -> list[Group]:
         """The groups of a step that is complete, in order and without their scores, replacements last; the stream lets go of them."""
-        numbers = self._asked(step)
-        self._granted.pop(step, None)
-        self._judged.difference_update(numbers)
+        if self.feed.recipe.rl.refill:
+            numbers = self._asked(step)
+            self._granted.pop(step, None)
+            self._judged.difference_update(numbers)
+        else:
+            numbers = self._left.taken(step)
         return [self._finished.pop(number) for number in numbers]
+
+    def _done(self, number: int) -> bool:
+        return number in self._finished and self.scorer.known(self._finished[number])
 
     def _asked(self, step: int) -> list[int]:
         """Numbers of the groups that a step has asked for, replacements last."""

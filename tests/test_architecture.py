@@ -53,7 +53,7 @@ HOUSE: dict[str, str] = {
         diagnostics/ tracking/ evaluation/
         learner/ report/
         validate/ preparation resume saving feed faults/
-        kept_samples
+        kept_samples leftovers
         rollout_stream step_batch
         loop
         overlapped_loop

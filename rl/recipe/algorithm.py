@@ -63,6 +63,13 @@ class AlgorithmSettings(BaseModel):
         description="R, groups that a step may sample beside its P, in place of groups whose rewards are all equal (dynamic sampling, arXiv:2503.14476): "
         "each such group is replaced by the next prompt, until P have spread or R are asked; 0 replaces none",
     )
+    oversample: int = Field(
+        0,
+        ge=0,
+        description="E, groups that are sampled beside the P of a step, so that a batch does not wait for its slowest: a step trains the groups that the one "
+        "before left over, and of the next P the first P − E that are done. None is dropped, and none is left over twice. Needs max_weight_lag ≥ 1, of "
+        "which it takes one version",
+    )
     max_missing_routes: float = Field(
         0.01, ge=0, le=1, description="largest share of (row, layer) without a recorded route before the run stops"
     )
@@ -102,6 +109,8 @@ class AlgorithmSettings(BaseModel):
                 f"epochs counts {self.prompts_per_step} rows a step, and with refill a step may ask for more; got epochs={self.epochs:g}, "
                 f"refill={self.refill}. Set rl.steps in place of rl.epochs."
             )
+        if problem := self._oversample_problem():
+            raise ValueError(problem)
         if self.updates_per_rollout > self.prompts_per_step:
             raise ValueError(
                 f"updates_per_rollout must be at most prompts_per_step={self.prompts_per_step}, because mini-batches hold whole groups; "
@@ -119,6 +128,24 @@ class AlgorithmSettings(BaseModel):
                 "there are none. Set rl.max_weight_lag=1 or more, or leave rl.on_new_weights out."
             )
         return self
+
+    def _oversample_problem(self) -> str:
+        """Why groups cannot be left over to the next step; empty if they can, or none is."""
+        if not self.oversample:
+            return ""
+        if not self.max_weight_lag:
+            return (
+                f"oversample={self.oversample} leaves groups over to the next step, whose weights are others; with max_weight_lag=0 they would have to be "
+                "dropped, and a model that is trained on what is done first learns to answer briefly. Set rl.max_weight_lag=1 or more, or rl.oversample=0."
+            )
+        if self.oversample >= self.prompts_per_step:
+            return (
+                f"oversample must be below prompts_per_step={self.prompts_per_step}: that many groups are left over to the next step, which trains some new "
+                f"ones too; got {self.oversample}"
+            )
+        if self.refill:
+            return f"give one of oversample and refill: which groups a step may ask for follows from one of them; got {self.oversample} and {self.refill}"
+        return ""
 
     @property
     def trains(self) -> bool:

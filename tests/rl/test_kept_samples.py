@@ -87,7 +87,7 @@ def test_groups_wait_for_the_weights_that_drew_them(tmp_path: Path) -> None:
         made.journal.append(number // 2, SampledGroup(number=number, group=drawn_by(version)))
     made.begun_journal.append(2, [(4, as_bytes(told(2, 3)))])
     made.begun_journal.append(1, [(2, as_bytes(told(1, 1)))])
-    made.read(range(1, 4))
+    made.read(range(1, 4), lambda number: True)
     assert [entry.number for entry in made.ready(1)] == [2]
     assert [number for number in range(6) if made.waits(number, 1)] == [3, 4, 5]
     assert [entry.number for entry in made.ready(2)] == [3]
@@ -103,7 +103,7 @@ def test_other_weights_cost_what_they_and_later_ones_drew_and_no_more(tmp_path: 
     made.begun_journal.append(2, [(4, as_bytes(told(1, 1))), (5, as_bytes(told(1, 2))), (5, as_bytes(told(2, 4)))])
     ended = Progress(group_id="g", drawn=(), ended=(rollout("g", 3),))
     made.begun_journal.append(3, [(6, as_bytes(told(1, 2, sample=3))), (6, as_bytes(ended)), (7, as_bytes(told(1, 1)))])
-    made.read(range(2, 5))
+    made.read(range(2, 5), lambda number: True)
     # Of group 4 the one token of three that was told under version 1 stays; of group 5 two of six; groups 6 and 7 are of older weights.
     assert made.drop(2) == 2 + 4
     assert not made.groups

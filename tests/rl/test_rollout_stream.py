@@ -14,6 +14,7 @@ from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.feed import Feed
 from samepath.rl.group_journal import GroupJournal
+from samepath.rl.history import History, step_line
 from samepath.rl.loop import Loop
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.rollout_stream import RolloutStream
@@ -26,6 +27,9 @@ from tests.rl.sampled import Children, group
 from tests.rl.test_loop import loop
 
 STEPS, PROMPTS, REFILL = 4, 3, 3
+
+
+AHEAD = ("runtime=ray", f"rl.prompts_per_step={PROMPTS}", f"rl.steps={STEPS}")
 
 
 class ScriptedPool(PolledPool):
@@ -75,6 +79,7 @@ def made_stream(recipe: Recipe, tokenizer: Tokenizer, dull: set[str], seed: int)
         on_new_weights="recompute",
         journal=GroupJournal(recipe.run_dir),
         begun=BegunJournal(recipe.run_dir),
+        history=History(recipe.run_dir),
     )
 
 
@@ -151,3 +156,73 @@ def test_stream_that_goes_on_takes_replacements_from_the_journal(
     assert trained(again, 0) == WANTED[0]
     pool: Any = again.pool
     assert not [name for name in pool.asked if name.startswith("s1-")]
+
+
+@pytest.mark.parametrize(("lag", "extra"), [(1, 1), (1, 2), (3, 1)])
+@pytest.mark.parametrize("seed", range(6))
+def test_stream_with_leftovers_trains_every_group_once_and_leaves_none_over_twice(
+    seed: int, lag: int, extra: int, tiny_recipe, tokenizer: Tokenizer
+) -> None:
+    recipe = tiny_recipe(*AHEAD, f"rl.max_weight_lag={lag}", f"rl.oversample={extra}")
+    stream = made_stream(recipe, tokenizer, set(), seed)
+    stream.begin(0)
+    seen: list[int] = []
+    asked_at: dict[str, int] = {}
+    pool: Any = stream.pool
+    for step in range(STEPS):
+        asked_at |= {name: step for name in pool.asked if name not in asked_at}
+        names = trained(stream, step)
+        numbers = [stream.feed.number(name) for name in names]
+        seen += numbers
+        assert len(numbers) == PROMPTS
+        assert max(numbers) < min((step + 1) * PROMPTS + extra, STEPS * PROMPTS)
+        assert all(step - asked_at[name] <= lag for name in names), "as old as its weights may be"
+        # All that the steps before asked for is trained by now.
+        assert set(range(min(step * PROMPTS + extra, STEPS * PROMPTS) if step else 0)) <= set(seen)
+        if seed == 3 and step == 2:
+            # Who goes on here knows from the history what was left over, and trains the rest alone.
+            stream = made_stream(recipe, tokenizer, set(), 9)
+            groups = [group(name, 1.0, 0.0) for name in names]
+            stream.history.note(step_line(step, numbers, groups, "w"))
+            stream.begin(step + 1)
+            pool = stream.pool
+        stream.offer({}, step + 1)
+    assert sorted(seen) == list(range(STEPS * PROMPTS))
+    assert not pool.under_way
+
+
+def test_batch_does_not_wait_for_its_slowest_group_but_the_next_one_does(tiny_recipe, tokenizer: Tokenizer) -> None:
+    stream = made_stream(tiny_recipe(*AHEAD, "rl.max_weight_lag=1", "rl.oversample=1"), tokenizer, set(), 0)
+    stream.begin(0)
+    pool: Any = stream.pool
+    slow = pool.under_way.pop(0)
+    assert slow == "s1-g0"
+    assert trained(stream, 0) == ["s1-g1", "s1-g2", "s2-g0"]
+    stream.offer({}, 1)
+    while pool.under_way:
+        stream.pump(0.0)
+        assert not stream.complete(1)
+    pool.under_way.append(slow)
+    assert trained(stream, 1) == ["s1-g0", "s2-g1", "s2-g2"]
+
+
+def test_step_that_is_made_again_trains_what_it_trained(tiny_recipe, tokenizer: Tokenizer) -> None:
+    recipe = tiny_recipe(*AHEAD, "rl.max_weight_lag=1", "rl.oversample=1")
+    for seed in range(4):
+        stream = made_stream(recipe, tokenizer, set(), seed)
+        stream.history.note(step_line(0, [0, 1, 3], [group(name, 1.0, 0.0) for name in ("a", "b", "c")], "w"))
+        stream.begin(0)
+        assert trained(stream, 0) == ["s1-g0", "s1-g1", "s2-g0"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("rl.oversample=1",), r"with max_weight_lag=0 they would have to be dropped.*Set rl\.max_weight_lag=1"),
+        (("runtime=ray", "rl.max_weight_lag=1", "rl.oversample=4"), "must be below prompts_per_step=4"),
+        (("runtime=ray", "rl.max_weight_lag=1", "rl.oversample=1", "rl.refill=1"), "give one of oversample and refill"),
+    ],
+)
+def test_oversample_that_cannot_be_is_refused(overrides: tuple[str, ...], message: str, tiny_recipe) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(*overrides)

@@ -43,6 +43,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "reference_support": UPDATE,
         "drop_uninformative": f"{BATCH}_drop_uninformative_leaves_out_groups_without_spread_and_only_where_asked",
         "refill": "rl/test_rollout_stream.py::test_synchronous_loop_replaces_the_same_groups",
+        "oversample": "rl/test_rollout_stream.py::test_batch_does_not_wait_for_its_slowest_group_but_the_next_one_does",
         "max_missing_routes": "rl/learner/test_update.py::test_run_with_too_many_missing_routes_is_stopped",
         "max_gap_at_lag_0": "rl/learner/test_cuts.py::test_step_in_any_passes_has_the_report_and_the_gradient_of_one",
         "strict_segments": f"{BATCH}_conversation_that_drifted_stops_the_run_or_is_cut_as_set",
