@@ -268,7 +268,9 @@ def _status() -> int:
         return error.exit_code
     except USER_ERRORS as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2 if isinstance(error, LearnerLostError) else 1
+        # A checkpoint or a sampled group that the disk refused is an error of its file.
+        of_a_file = isinstance(error.__cause__, OSError)
+        return 2 if of_a_file or isinstance(error, LearnerLostError) else 1
     except OSError as error:
         Console(stderr=True).print(
             f"error: {said(error)}.{advice(error)}", style="red", markup=False, highlight=False, soft_wrap=True

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from samepath.rl import cli
+from samepath.rl.learner.checkpoints import CheckpointError
 from samepath.rl.learner.lost import LearnerLostError
 
 HEAVY = {"torch", "transformers", "numpy", "ray", "mlflow", "vllm", "triton", "accelerate", "pyarrow", "datasets"}
@@ -96,6 +97,23 @@ def test_main_with_a_thread_that_hangs_in_foreign_code_ends_at_once_with_the_com
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.strip()) == (2, "error: the cluster is gone.")
+
+
+def test_checkpoint_that_the_disk_refuses_is_exit_status_2_as_any_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses = []
+    for cause in (OSError(28, "No space left on device"), None):
+
+        def refused(*, why: OSError | None = cause, **options: object) -> None:
+            raise CheckpointError("runs/a/checkpoints/step-000002 cannot be written") from why
+
+        monkeypatch.setattr(cli, "app", refused)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        statuses.append(ended.value.code)
+    assert statuses == [2, 1]
+    assert capsys.readouterr().err == 2 * "error: runs/a/checkpoints/step-000002 cannot be written\n"
 
 
 def test_learner_that_loses_a_process_is_exit_status_2(
