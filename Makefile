@@ -13,7 +13,7 @@ VERIFIERS_VENV ?= .venv-verifiers
 # Where pip would choose torch's CUDA build: PIP_OPTIONS='--extra-index-url …' of PyTorch's CPU wheels.
 PIP_OPTIONS ?=
 
-.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 test test-slow lint format check bench bench-setup bench-engines clean
+.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 test test-slow lint format check bench bench-setup bench-engines soak clean
 
 setup: $(VENV)/.ready
 
@@ -85,6 +85,10 @@ bench-engines: setup-vllm
 
 bench: bench-setup
 	$(BIN)/python -m benchmarks.against_trl
+
+# An hour, with a fault every minute: ARGS="--minutes 10" for less.
+soak: setup
+	$(THREADS) $(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
