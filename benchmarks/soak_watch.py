@@ -76,8 +76,9 @@ class Watch:
     def report(self) -> dict[str, Any]:
         """Slopes of the longest attempt, which shows most of what grows, and what was left behind."""
         longest = max(self._attempts, key=lambda attempt: len(attempt.looks))
-        first = longest.looks[0].step if longest.looks else 0
-        looks = [look for look in longest.looks if look.step >= first + WARM_STEPS]
+        first, last = (longest.looks[0].step, longest.looks[-1].step) if longest.looks else (0, 0)
+        # Behind the last checkpoint the driver may have been ending already.
+        looks = [look for look in longest.looks if first + WARM_STEPS <= look.step < last]
         slopes = {} if len(looks) < LEAST_LOOKS else _slopes(looks)
         return {
             "processes left": self._left,

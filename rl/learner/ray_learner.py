@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 from ray._private import state as ray_state
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.ended_ranks import ended_ranks
@@ -16,6 +16,7 @@ from samepath.rl.learner.rank_host import RankHost, summed
 from samepath.rl.machine import import_path
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.engine_errors import ClusterLostError
+from samepath.rollout.pool.ray_bundles import RayBundles
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 from samepath.rollout.weights.publication import Publication
 
@@ -28,20 +29,29 @@ class RayLearner:
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
         environment = {**import_path(recipe_dir), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        gpus = recipe.ray.learner_gpus if recipe.model.device == "cuda" else 0
-        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
-        remote = ray.remote(**options, runtime_env={"env_vars": environment})(RankHost)
         self._timeout_s = recipe.learner.update_timeout_s
+        self._room = RayBundles(
+            "learner ranks (learner.ranks, ray.learner_cpus)",
+            recipe.learner.ranks,
+            {"CPU": recipe.ray.learner_cpus, "GPU": recipe.ray.learner_gpus if recipe.model.device == "cuda" else 0},
+            recipe.ray.learner_placing,
+            self._timeout_s,
+        )
         self._lost: LearnerLostError | ClusterLostError | None = None
         self._sharded = recipe.learner.shard == "full"
-        source = resume_from.resolve() if resume_from else None
+        arguments = recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from.resolve() if resume_from else None
+        variables = {"env_vars": environment}
+        kinds = [
+            ray.remote(**self._room.options(rank), runtime_env=variables)(RankHost)
+            for rank in range(recipe.learner.ranks)
+        ]
         self._actors = [
             ask(
                 "Ray to take the order for the learner",
                 self._timeout_s,
-                lambda: remote.remote(recipe, recipe_dir.resolve(), run_dir.resolve(), source),
+                lambda kind=kind: kind.remote(*arguments),  # type: ignore[misc]
             )
-            for _ in range(recipe.learner.ranks)
+            for kind in kinds
         ]
         meeting = None
         if len(self._actors) > 1 or self._sharded:
@@ -110,6 +120,7 @@ class RayLearner:
         """End the actors."""
         for actor in self._actors:
             end_actor(actor)
+        self._room.close()
 
     def _all(self, what: str, method: str, *arguments: Any) -> list[Any]:
         """What a call gives every rank; those after the first say nothing."""
@@ -139,7 +150,7 @@ class RayLearner:
         except ClusterLostError as error:
             self._lost = error
             raise
-        except (RayActorError, LearnerLostError) as error:
+        except (RayActorError, ObjectLostError, LearnerLostError) as error:
             self._lost = self._why(what, made, error)
             raise self._lost from error
         except RayTaskError as error:
@@ -164,10 +175,15 @@ class RayLearner:
         for rank, reference in enumerate(made):
             try:
                 ask("a learner rank's answer", END_WAIT_S, lambda one=reference: ray.get(one, timeout=0))  # type: ignore[misc]
-            except (GetTimeoutError, RayActorError, LearnerLostError):
+            except (GetTimeoutError, RayActorError, ObjectLostError, LearnerLostError):
                 continue
             except RayTaskError as error:
                 return LearnerLostError(f"learner rank {rank} failed during {what}: {error}")
+        if isinstance(first, ActorUnavailableError):
+            reason = str(first).strip().splitlines()[0]
+            return LearnerLostError(
+                f"a rank of the learner cannot be reached during {what}; the node that it stands on may be lost. {GO_ON} Ray says: {reason}"
+            )
         return LearnerLostError(
             f"the learner's ranks lost each other during {what}, and all of their processes are there. {GO_ON} The first to say so: {first}"
         )

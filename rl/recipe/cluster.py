@@ -4,6 +4,8 @@ import ipaddress
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from samepath.rollout.pool.settings import RESERVED_CPUS, Placing
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -30,6 +32,21 @@ class RaySettings(BaseModel):
         le=1,
         description="with `model.device: cuda`: GPUs of the learner; a fraction shares one with workers",
     )
+
+    learner_placing: Placing = Field(
+        "any", description="nodes for the learner's ranks, as `rollout.placing` for workers"
+    )
+    learner_cpus: float = Field(
+        RESERVED_CPUS, gt=0, description="with `learner_placing` other than `any`: CPUs that a rank reserves"
+    )
+
+    @model_validator(mode="after")
+    def _reserves(self) -> "RaySettings":
+        if self.learner_placing == "any" and self.learner_cpus != RESERVED_CPUS:
+            raise ValueError(
+                f"ray.learner_cpus={self.learner_cpus:g} is reserved with ray.learner_placing pack or spread; got any, which reserves none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _listens_where_it_says(self) -> "RaySettings":

@@ -1,25 +1,27 @@
 """A pool of rollout actors under Ray: they drain one queue of groups; a dead or silent one is replaced and its groups go on, or run again.
 
-Ray is imported here, in `ray_calls.py` and in `rl/learner/ray_*.py` only, because `runtime: inline` must work without it.
+Ray is imported in the files `ray_*.py` of this room and of `rl/learner` only, because `runtime: inline` must work without it.
 """
 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 
 from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.begun import going_on
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
 from samepath.rollout.environments.request import EpisodeRequest, Request
-from samepath.rollout.pool.pool import SLICE_S, Handover, IdleClock, PolledPool, worker_environment
+from samepath.rollout.pool.pool import SLICE_S, Handover, PolledPool, worker_environment
+from samepath.rollout.pool.ray_actor import GONE, RolloutActor, first_ready
+from samepath.rollout.pool.ray_bundles import RayBundles
 from samepath.rollout.pool.ray_calls import ask, end_actor, stopped
 from samepath.rollout.pool.settings import OnNewWeights, RolloutSettings
 from samepath.rollout.pool.steady_worker import SteadyWorker, Worked
@@ -31,19 +33,6 @@ from samepath.rollout.weights.publication import Publication, Weights, publicati
 
 STEADY_SLICE_S = 0.2
 """The same of a steady worker, whose engine goes on between the calls: how long new groups and weights may have to wait for their turn."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Actor:
-    """One actor and what it is working on."""
-
-    handle: Any
-    groups: dict[str, Request] = field(default_factory=dict)
-    call: Any = None
-    loading: list[Any] = field(default_factory=list)
-    """Calls that hand it weights, as far as they have not been heard of."""
-    last_answer_s: float = 0.0
-    clock: IdleClock = field(default_factory=IdleClock)
 
 
 class RayPool(PolledPool):
@@ -76,7 +65,15 @@ class RayPool(PolledPool):
         self._load_s = 0.0
         self._replaced = 0
         self._retired: dict[str, float] = {}
-        self._actors = [self._start() for _ in range(settings.num_workers)]
+        gpus = settings.gpus if placement.device == "cuda" else 0
+        self._room = RayBundles(
+            "rollout workers (rollout.num_workers, rollout.cpus)",
+            settings.num_workers,
+            {"CPU": settings.cpus, "GPU": gpus},
+            settings.placing,
+            settings.start_timeout_s,
+        )
+        self._actors = [self._start(number) for number in range(settings.num_workers)]
         for actor in self._actors:
             self._await_start(actor)
 
@@ -102,7 +99,7 @@ class RayPool(PolledPool):
         calls = {actor.call: actor for actor in self._actors if actor.call is not None}
         if not calls:
             time.sleep(wait_s)
-        groups = [group for call in self._first_ready(list(calls), wait_s) for group in self._collect(calls[call])]
+        groups = [group for call in first_ready(list(calls), wait_s) for group in self._collect(calls[call])]
         limit_s = self._settings.stall_timeout_s
         for actor in self._actors:
             if actor.call is not None and time.monotonic() - actor.last_answer_s > limit_s:
@@ -150,7 +147,7 @@ class RayPool(PolledPool):
         for actor in self._actors:
             try:
                 counters = self._get("a worker's statistics", actor.handle.statistics, self._settings.stall_timeout_s)
-            except (RayActorError, GetTimeoutError):
+            except (*GONE, GetTimeoutError):
                 continue
             for name, value in counters.items():
                 total[name] = total.get(name, 0.0) + value
@@ -160,19 +157,20 @@ class RayPool(PolledPool):
         """End the actors."""
         for actor in self._actors:
             end_actor(actor.handle)
+        self._room.close()
 
-    def _start(self) -> _Actor:
-        gpus = self._settings.gpus if self._placement.device == "cuda" else 0
-        options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
-        remote = ray.remote(**options, runtime_env={"env_vars": self._environment})(self._worker_class)
+    def _start(self, number: int) -> RolloutActor:
+        """Order the worker with this number, whose place stays that of its number."""
+        options, variables = self._room.options(number), {"env_vars": self._environment}
+        remote = ray.remote(**options, runtime_env=variables)(self._worker_class)
         handle = ask(
             "Ray to take the order for a rollout worker",
             self._settings.start_timeout_s,
             lambda: remote.remote(self._folder, self._engine, self._settings.threads, self._placement),
         )
-        return _Actor(handle=handle, last_answer_s=time.monotonic())
+        return RolloutActor(handle=handle, number=number, last_answer_s=time.monotonic())
 
-    def _await_start(self, actor: _Actor) -> None:
+    def _await_start(self, actor: RolloutActor) -> None:
         """Wait until the actor has its model, and the current weights if there are any."""
         try:
             self._get("a worker to load its model", actor.handle.process_id, self._settings.start_timeout_s)
@@ -180,12 +178,12 @@ class RayPool(PolledPool):
                 load, limit_s, given = actor.handle.take_buckets, self._settings.start_timeout_s, self._weights
                 arguments = (given.version, "continue", given.header, *given.buckets)
                 self._get("a fresh worker to load the weights", load, limit_s, *arguments)
-        except (RayActorError, GetTimeoutError) as error:
+        except (*GONE, GetTimeoutError) as error:
             raise RolloutPoolError(
                 f"a rollout worker must load {self._folder} within rollout.start_timeout_s={self._settings.start_timeout_s:.0f} s; got {error}{stopped()}"
             ) from error
 
-    def _give_work(self, actor: _Actor) -> None:
+    def _give_work(self, actor: RolloutActor) -> None:
         """Fill the actor up to its engine's rows and a few groups more, then let it work for a slice."""
         fresh, queue = [], self._queue
         share = -(-(len(queue) + sum(len(other.groups) for other in self._actors)) // len(self._actors))
@@ -204,7 +202,7 @@ class RayPool(PolledPool):
             actor.last_answer_s = time.monotonic()
         actor.clock.set(idle=not actor.groups)
 
-    def _heard(self, actor: _Actor) -> None:
+    def _heard(self, actor: RolloutActor) -> None:
         """Raise what handing over weights raised, and let go of calls that have their result."""
         if not actor.loading:
             return
@@ -215,18 +213,18 @@ class RayPool(PolledPool):
                 actor.loading.remove(call)
                 self._loaded(actor, call)
 
-    def _loaded(self, actor: _Actor, call: Any) -> None:
+    def _loaded(self, actor: RolloutActor, call: Any) -> None:
         """Wait for a call that hands over weights; an actor that does not take them is replaced."""
         try:
             took_s: float = self._result("a worker to load weights", call, self._settings.stall_timeout_s)
             self._load_s = max(self._load_s, took_s)
-        except (RayActorError, GetTimeoutError) as error:
+        except (*GONE, GetTimeoutError) as error:
             self._replace(actor, f"failed to load weights: {type(error).__name__}")
 
-    def _collect(self, actor: _Actor) -> list[Group]:
+    def _collect(self, actor: RolloutActor) -> list[Group]:
         try:
             result = self._result("a worker's groups", actor.call, self._settings.stall_timeout_s)
-        except RayActorError as error:
+        except GONE as error:
             self._replace(actor, f"died ({type(error).__name__})")
             return []
         except GetTimeoutError:
@@ -245,21 +243,29 @@ class RayPool(PolledPool):
         actor.clock.set(idle=not actor.groups)
         return groups
 
-    def _replace(self, actor: _Actor, reason: str) -> None:
+    def _replace(self, actor: RolloutActor, reason: str) -> None:
         """Start a fresh actor with the current weights; the old one's unfinished groups, as far as they were told, go back to the front of the
         queue."""
-        self._replaced += 1
-        if self._replaced > self._settings.max_replacements:
-            raise RolloutPoolError(
-                f"rollout workers may be replaced rollout.max_replacements={self._settings.max_replacements} times; the last one {reason}. "
-                "Look at its log in the Ray session folder; too little memory is the usual cause."
-            )
-        end_actor(actor.handle)
         self._queue.extendleft(reversed([self._gone_on(request) for request in actor.groups.values()]))
-        fresh = self._start()
-        self._await_start(fresh)
-        actor.handle, actor.groups, actor.call, actor.last_answer_s = fresh.handle, {}, None, time.monotonic()
-        actor.loading = []
+        actor.groups, actor.loading = {}, []
+        while reason:
+            self._replaced += 1
+            if self._replaced > self._settings.max_replacements:
+                raise RolloutPoolError(
+                    f"rollout workers may be replaced rollout.max_replacements={self._settings.max_replacements} times; the last one {reason}. "
+                    "Look at its log in the Ray session folder; too little memory is the usual cause."
+                )
+            end_actor(actor.handle)
+            fresh, reason = self._start(actor.number), ""
+            actor.handle = fresh.handle
+            try:
+                self._await_start(fresh)
+            except RolloutPoolError as error:
+                if not isinstance(error.__cause__, GONE):
+                    raise
+                # Ray may have put it on a node that is lost, before it knew of the loss.
+                reason = f"did not start: {error}"
+        actor.call, actor.last_answer_s = None, time.monotonic()
 
     def _gone_on(self, request: Request) -> Request:
         """The request as far as its answer was told; conversations begin again."""
@@ -267,13 +273,6 @@ class RayPool(PolledPool):
         if isinstance(request, EpisodeRequest):
             return request
         return going_on(request, [from_bytes(content) for content in told])
-
-    def _first_ready(self, calls: Sequence[Any], wait_s: float) -> list[Any]:
-        """The first of the calls that has its result, or none after `wait_s`."""
-        if not calls:
-            return []
-        ready, _ = ask("a rollout worker", wait_s, lambda: ray.wait(list(calls), num_returns=1, timeout=wait_s))
-        return list(ready)
 
     def _get(self, what: str, method: Any, limit_s: float, *arguments: Any) -> Any:
         """Result of one call of an actor's method."""

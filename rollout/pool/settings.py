@@ -1,12 +1,18 @@
 """Settings of the rollout workers."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OnNewWeights = Literal["finish", "continue", "recompute"]
 """What becomes of samples that are under way when weights come: they end on the old ones and only then these are taken, they go on behind
 their old keys, or they go on behind a context that the new weights computed."""
+
+
+Placing = Literal["any", "pack", "spread"]
+"""Where actors stand on a cluster of several nodes: wherever Ray puts them, with nothing reserved; on as few nodes as have room; on as many as there are."""
+RESERVED_CPUS = 1.0
+"""What an actor that has its room reserves, if the recipe does not say."""
 
 
 class RolloutSettings(BaseModel):
@@ -24,3 +30,17 @@ class RolloutSettings(BaseModel):
     gpus: float = Field(
         1.0, gt=0, le=1, description="under Ray with `model.device: cuda`: GPUs of a worker; a fraction shares one"
     )
+    placing: Placing = Field(
+        "any",
+        description="nodes of a Ray cluster: `any` leaves it to Ray and reserves no CPUs; `pack` on as few as have room, `spread` on as many as "
+        "there are. A worker whose node is lost goes to another one that has room",
+    )
+    cpus: float = Field(RESERVED_CPUS, gt=0, description="with `placing` other than `any`: CPUs that a worker reserves")
+
+    @model_validator(mode="after")
+    def _reserves(self) -> Self:
+        if self.placing == "any" and self.cpus != RESERVED_CPUS:
+            raise ValueError(
+                f"cpus={self.cpus:g} is reserved with placing pack or spread; got placing=any, which reserves none"
+            )
+        return self

@@ -52,7 +52,7 @@ def test_watch_reports_growth_of_the_longest_attempt_and_processes_that_stay() -
     report = watch.report()
     assert report["processes left"] == 1
     slopes = report["longest attempt"]
-    assert slopes["looks"] == 108
+    assert slopes["looks"] == 106
     assert slopes["memory_mib"]["a minute"] == pytest.approx(2.0)
     assert slopes["threads"] == {"first": 9.0, "last": 9.0, "a minute": 0.0}
     assert abs(slopes["files"]["a minute"]) < 0.05

@@ -24,6 +24,7 @@ from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.run import start_run  # noqa: E402
 from samepath.rollout.builtin.settings import BuiltinSettings  # noqa: E402
 from samepath.rollout.engine_errors import RolloutPoolError  # noqa: E402
+from samepath.rollout.pool import ray_pool  # noqa: E402
 from samepath.rollout.pool.pool import InlinePool  # noqa: E402
 from samepath.rollout.pool.ray_pool import RayPool  # noqa: E402
 from samepath.rollout.pool.settings import RolloutSettings  # noqa: E402
@@ -34,6 +35,7 @@ from samepath.rollout.weights.mark import require_equal  # noqa: E402
 from tests.conftest import tiny_model  # noqa: E402
 from tests.engine_runs import assert_same_samples  # noqa: E402
 from tests.random_conversations import episodes, talking_tokenizer  # noqa: E402
+from tests.rl.hungry_worker import FULL, HungryWorker  # noqa: E402
 from tests.rl.test_run import comparable  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -98,6 +100,24 @@ def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
     os.kill(after[0], signal.SIGKILL)
     with pytest.raises(RolloutPoolError, match="max_replacements=1"):
         pool.sample(asked, lambda group: None)
+    pool.close()
+
+
+@pytest.mark.slow
+def test_sample_with_a_worker_that_is_stopped_and_one_without_memory_gives_equal_samples(
+    cluster: None, folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked = BuiltinSettings(max_sequences=6), requests(tokenizer, 8)
+    wanted = texts(InlinePool(folder, engine, RolloutSettings()).sample(asked, lambda group: None))
+    monkeypatch.setattr(ray_pool, "RolloutWorker", HungryWorker)
+    settings = RolloutSettings(num_workers=2, max_replacements=2, stall_timeout_s=30)
+    pool = RayPool(folder, engine, settings, import_path(Path.cwd()))
+    assert texts(pool.sample(asked, lambda group: None)) == wanted
+    assert (folder / FULL).exists()
+    assert pool.statistics()["replaced_workers"] == 1
+    os.kill(pool.process_ids()[0], signal.SIGSTOP)
+    assert texts(pool.sample(asked, lambda group: None)) == wanted
+    assert pool.statistics()["replaced_workers"] == 2
     pool.close()
 
 
