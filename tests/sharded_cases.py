@@ -15,13 +15,16 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
 from samepath.model.files.policy_files import policy_tensors
+from samepath.model.key_store import PackedKeys
+from samepath.model.network.placement import rounded
 from samepath.model.policy import Policy
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.optimizer import GradientNorms, Optimizer
 from samepath.rl.learner.ranks import ALONE, Ranks
-from samepath.rl.learner.sharded_runner import ShardedRunner
+from samepath.rl.learner.sharded_runner import ShardedRunner, blank_input
 from samepath.rl.learner.sharding import named_weights, shard, shards
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.objective.objective import NonFiniteError
@@ -30,6 +33,7 @@ from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.optimizer import OptimizerSettings
 from samepath.rl.recipe.recipe import Recipe
 from tests.conftest import tiny_model
+from tests.families import family_model
 from tests.update_runs import GROUPS, SAMPLES
 
 Tensors = dict[str, torch.Tensor]
@@ -206,3 +210,35 @@ def _saved(learner: Learner, ranks: Ranks, step: int) -> str:
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}"
     return "whole" if whole else "not whole"
+
+
+def rounding(ranks: Ranks) -> tuple[bool, bool, bool, list[torch.dtype]]:
+    """A pass of bfloat16 weights in shards against whole ones, weights handed out against masters, whether a step moved less than they round, and
+    the types of gradients."""
+    # Neither experts nor an indexer: on CPUs these have no bfloat16.
+    whole_model = rounded(family_model("llama"), "bfloat16")
+    model = rounded(family_model("llama"), "bfloat16").float()
+    shard(model, ranks, gathered_in="bfloat16")
+    inputs = blank_input(model.shape)
+    with torch.no_grad():
+        hidden = [one(inputs, PackedKeys(), ForwardTrace()) for one in (whole_model, model)]
+    model.reshard()  # type: ignore[operator]
+    optimizer = Watched(model)
+    runner = ShardedRunner(ranks, model, None, train_indexer=False)
+
+    def compute(place: int) -> tuple[int, torch.Tensor]:
+        hidden_ND = model(inputs, PackedKeys(), ForwardTrace())
+        return place, (hidden_ND @ model.head_weight.T).float().log_softmax(-1)[:, 0].sum() * 1e-3
+
+    runner.train([0], compute, optimizer)
+    types = sorted({one.grad.dtype for one in optimizer.parameters if one.grad is not None}, key=str)
+    optimizer.step()
+    masters = {name: whole(one.detach()) for name, one in optimizer.named_masters().items()}
+    published = {name: tensor.clone() for name, tensor in named_weights(model)}
+    head = masters["head"]
+    return (
+        torch.equal(*hidden),
+        torch.equal(published["lm_head.weight"], head.bfloat16()),
+        not torch.equal(head, head.bfloat16().float()),
+        types,
+    )

@@ -61,8 +61,8 @@ FEATURES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 
 
 ALL, PIECES, LIVE = FEATURES
-CASES = [(ALL, 1), (ALL, 2), (ALL, 4), (PIECES, 2)]
-SLOW = [(PIECES, 4), (LIVE, 2), (LIVE, 4)]
+CASES = [(ALL, 2), (ALL, 4), (PIECES, 2)]
+SLOW = [(ALL, 1), (PIECES, 4), (LIVE, 2), (LIVE, 4)]
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,17 @@ def test_rank_holds_its_share_of_weights_gradients_and_moments(size: int) -> Non
         assert share * 1.9 <= seen["moments"] <= share * 2.06
 
 
+def test_weights_gathered_in_bfloat16_are_masters_rounded() -> None:
+    """A pass has the bits of whole bfloat16 weights, gradients come as float32, and a step smaller than a rounding is kept."""
+    for seen in on_ranks(2, sharded_cases.rounding):
+        assert seen == (True, True, True, [torch.float32])
+
+
 CHANGES = [
     (("1", "none"), ("2", "full")),
     (("2", "full"), ("1", "none")),
-    (("4", "full"), ("1", "full")),
-    (("1", "full"), ("2", "full")),
+    pytest.param(("4", "full"), ("1", "full"), marks=pytest.mark.slow),
+    pytest.param(("1", "full"), ("2", "full"), marks=pytest.mark.slow),
 ]
 
 
@@ -184,13 +190,14 @@ def test_foreign_model_in_shards_learns_what_one_process_learns(
     recipe = foreign_recipe(family, *common, "learner.ranks=2", "learner.shard=full", "name=sharded")
     checkpoint = recipe.run_dir / "checkpoints" / "step-000001"
     (seen, again), _ = on_ranks(2, sharded_cases.learn_and_go_on, recipe, tmp_path, batch)
+    # Of bfloat16 a pass with other rows beside it has other last bits.
     bound = 1e-3 if "learner.precision=bf16" in settings else 1e-6
     assert seen[1].keys() == whole[1].keys()
     for name, values in whole[1].items():
         np.testing.assert_allclose(seen[1][name], values, rtol=bound, atol=bound)
         assert np.array_equal(again[0][name], seen[0][name])
         assert np.array_equal(again[1][name], seen[1][name])
-    assert seen[2]["learner/loss"] == pytest.approx(whole[2]["learner/loss"], rel=100 * bound)
+    assert seen[2]["learner/loss"] == pytest.approx(whole[2]["learner/loss"], rel=1e-4, abs=bound)
     exported = export(checkpoint, tmp_path / "exported", 1 << 30)
     (model_file,) = exported.folder.glob("*.safetensors")
     for name, tensor in load_file(model_file).items():
