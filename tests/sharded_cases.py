@@ -242,3 +242,18 @@ def rounding(ranks: Ranks) -> tuple[bool, bool, bool, list[torch.dtype]]:
         not torch.equal(head, head.bfloat16().float()),
         types,
     )
+
+
+def entries(ranks: Ranks) -> list[tuple[bool, bool]]:
+    """Of each layer, whether the indexer's loss and what the next layer sees are of one step of the backward, and whether that is the hook's."""
+    model = tiny_model()
+    shard(model, ranks)
+    outputs: list[torch.Tensor] = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _, __, output_ND: outputs.append(output_ND))
+    trace = ForwardTrace(train_indexer=True)
+    model(blank_input(model.shape), PackedKeys(), trace)
+    return [
+        (loss.grad_fn is output_ND.grad_fn, "Together" in str(loss.grad_fn))
+        for loss, output_ND in zip(trace.indexer_losses, outputs, strict=True)
+    ]

@@ -85,6 +85,11 @@ def test_update_in_shards_is_that_of_one_process(batch: TrainBatch, features: st
             torch.testing.assert_close(seen[3][name], weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
 
 
+def test_indexers_loss_enters_a_layer_with_the_gradient_of_its_output() -> None:
+    """For that the layer's weights are gathered again; on a GPU the loss's own could be there before it, because sums on the CPU run beside."""
+    assert on_ranks(1, sharded_cases.entries) == [[(True, True)] * len(tiny_model().layers)]
+
+
 def test_rank_with_nothing_to_do_takes_part(batch: TrainBatch) -> None:
     """One rollout, so one pass, on three ranks."""
     alone = rank_cases.one_rollout(batch)
