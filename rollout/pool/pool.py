@@ -137,7 +137,10 @@ class PolledPool(ABC):
         self.submit(requests)
         wanted, done = {request.group_id for request in requests}, dict[str, Group]()
         while len(done) < len(requests):
-            for group in self._poll(SLICE_S):
+            groups = self._poll(SLICE_S)
+            # Who waits for whole groups asks for nothing before: it would only pile up.
+            self._fresh_progress = [one for one in self._fresh_progress if one[0] not in wanted]
+            for group in groups:
                 if group.group_id in wanted:
                     done[group.group_id] = group
                     on_group(group)

@@ -27,7 +27,7 @@ LOOK_S = 0.5
 """How often who waits looks whether the thread has failed."""
 
 
-TELL_S = 0.1
+TELL_S = 0.2
 """How often what samples under way have drawn is told: what a worker that is lost had drawn since is drawn again."""
 
 

@@ -47,8 +47,8 @@ AHEAD: dict[str, Any] = {
 class AheadKiller:
     """Talks to `tests/rl/killed_ahead.py`."""
 
-    def __init__(self, folder: Path, **rl: Any) -> None:
-        (folder / "ahead.yaml").write_text(yaml.safe_dump({**AHEAD, "rl": {**AHEAD["rl"], **rl}}))
+    def __init__(self, folder: Path, rl: dict[str, Any] | None = None, **others: Any) -> None:
+        (folder / "ahead.yaml").write_text(yaml.safe_dump({**AHEAD, **others, "rl": {**AHEAD["rl"], **(rl or {})}}))
         self.runs = folder / "runs"
         self._program = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.rl.killed_ahead", folder / "ahead.yaml", self.runs],
@@ -214,7 +214,7 @@ def test_run_that_samples_ahead_killed_at_twenty_moments_trains_every_group_once
 @pytest.mark.slow
 def test_run_that_leaves_groups_over_killed_twice_trains_each_once_and_is_made_again(tmp_path: Path) -> None:
     """Batches are what time made of them."""
-    killer = AheadKiller(tmp_path, oversample=1)
+    killer = AheadKiller(tmp_path, {"oversample": 1})
     try:
         moments, kept, run_dir = killer.attempt("whole"), Kept(), killer.runs / "left"
         for moment in (moments // 3, moments // 2):

@@ -21,6 +21,9 @@ from samepath.rl.overlapped_loop import OverlappedLoop  # noqa: E402
 from samepath.rl.run import resume_run, start_run  # noqa: E402
 from samepath.rl.step_batch import StepBatch  # noqa: E402
 from samepath.rl.tracking.jsonl import read_metrics  # noqa: E402
+from samepath.rollout.begun import Progress, going_on, sampled_tokens  # noqa: E402
+from samepath.rollout.pool import ray_pool  # noqa: E402
+from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.types import Group  # noqa: E402
 from tests.engine_runs import assert_same_samples  # noqa: E402
 
@@ -128,7 +131,13 @@ def test_overlapped_run_goes_on_when_its_worker_is_killed(
     cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen(monkeypatch)
-    original, killed = OverlappedLoop._ready, []
+    original, killed, begun = OverlappedLoop._ready, [], []
+
+    def watched(request: GroupRequest, progress: list[Progress]) -> GroupRequest:
+        begun.append(going_on(request, progress))
+        return begun[-1]
+
+    monkeypatch.setattr(ray_pool, "going_on", watched)
 
     def killing(self: OverlappedLoop, step: int) -> StepBatch:
         if step == 2:
@@ -144,6 +153,16 @@ def test_overlapped_run_goes_on_when_its_worker_is_killed(
     assert len(seen.groups) == 6
     seen.check(2, 2)
     assert seen.gap(recipe.run_dir)[0] == 0.0
+    # What the worker had told went on in the other one: trained answers begin with it, drawn by the weights that drew it.
+    told = [(request.group_id, one) for request in begun for one in request.begun]
+    assert told
+    trained = {
+        (one.group_id, one.sample_index): one for groups in seen.groups for group in groups for one in group.rollouts
+    }
+    for group_id, before in told:
+        one, drawn = sampled_tokens(before), sampled_tokens(trained[group_id, before.sample_index])
+        for name in ("token_ids", "logprobs", "versions"):
+            assert np.array_equal(getattr(drawn, name)[: len(one.token_ids)], getattr(one, name))
 
 
 class Cut(BaseException):

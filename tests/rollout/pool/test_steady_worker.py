@@ -21,6 +21,7 @@ from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
 from tests.conftest import tiny_model
 from tests.engine_runs import assert_same_samples
+from tests.steady_pool import SteadyPool
 from tests.tiny_runs import request
 
 FREE = SamplingSettings(max_new_tokens=20, ignore_stop=True)
@@ -131,6 +132,18 @@ def test_look_tells_what_is_under_way_so_that_another_worker_goes_on(
     assert_same_samples(finished(other, 1)["g"], finished(whole, 1)["g"])
     drawn = other.statistics()["sampled_tokens"]
     assert drawn == 80 - sum(one.num_trained for one in asked.begun), "none is drawn again"
+
+
+def test_sample_leaves_no_progress_of_its_own_groups_and_that_of_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady_worker, "TELL_S", 0.0)
+    pool = SteadyPool(folder, BuiltinSettings())
+    long = SamplingSettings(max_new_tokens=60, ignore_stop=True)
+    pool.submit([request("theirs", (2, 3), long)])
+    pool.sample([request("own", (2, 3), FREE)], lambda group: None)
+    assert {group_id for group_id, _ in pool.progress()} == {"theirs"}
+    assert pool.progress() == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
