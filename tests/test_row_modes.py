@@ -40,7 +40,7 @@ def row_modes(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", MODES)
 def test_rows_stand_alone_in_every_mode_of_the_libraries(name: str) -> None:
     if "intel" in name and processor_maker() == "GenuineIntel":
-        name = name.replace("intel", "own").removeprefix("own ")
+        pytest.skip("what MKL keeps for Intel's processors is this one's own")
     done = row_modes(name)
     assert done.returncode == 0, done.stdout + done.stderr
     capability = "AVX2" if "avx2" in name else torch.backends.cpu.get_cpu_capability()
