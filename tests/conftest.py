@@ -22,6 +22,15 @@ if not torch.cuda.is_available():
 ALPHABET = "0123456789+-=#; "
 
 
+def pytest_configure() -> None:
+    """No example that Hypothesis makes has a time limit, which a busy machine would not keep."""
+    # Late: programs that tests start take their models from this file.
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
+
 def tiny_config(**changes: object) -> ModelConfig:
     """Every mechanism, smallest widths: dense and sparse layers, groups, shared expert, top-k below the sequence length."""
     sizes: dict[str, object] = {
