@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "learner.restarts",
     "learner.update_timeout_s",
     "learner.weight_bucket_bytes",
+    "learner.weight_deltas",
     "reward.num_workers",
     "reward.start_timeout_s",
     "faults",

@@ -39,8 +39,10 @@ from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.tasks import build_task
 from samepath.rollout.environments.form import renderer_of
 from samepath.rollout.pool.worker import gpu_statistics, peak_memory_bytes
-from samepath.rollout.weights.bucket import Bucket, Outgoing
+from samepath.rollout.weights.bucket import Bucket
+from samepath.rollout.weights.changes import LastVersion
 from samepath.rollout.weights.mark import Header, header
+from samepath.rollout.weights.outgoing import Outgoing
 from samepath.rollout.weights.publication import Publication
 
 
@@ -58,6 +60,7 @@ class Learner:
         self._recipe, self._recipe_dir, self._run_dir = recipe, recipe_dir, run_dir
         self._ranks = ranks
         self.version = 0
+        self._last_version = LastVersion() if recipe.learner.weight_deltas else None
         self._saved = resume_from
         self._writer = CheckpointWriter(asynchronous=recipe.checkpoint.asynchronous, keep=recipe.checkpoint.keep)
         if resume_from is None:
@@ -172,7 +175,7 @@ class Learner:
 
         Other ranks that hold shards call `weights` meanwhile.
         """
-        outgoing = Outgoing(self.named_weights(), self._recipe.learner.weight_bucket_bytes)
+        outgoing = Outgoing(self.named_weights(), self._recipe.learner.weight_bucket_bytes, self._last_version)
         yield from outgoing
         yield outgoing.header(self.version)
 

@@ -95,8 +95,9 @@ class RayLearner:
             version=head.version,
             header=last,
             fingerprint=head.fingerprint,
+            base=head.base,
             buckets=tuple(buckets),
-            sent_bytes=head.size_bytes,
+            sent_bytes=head.sent_bytes,
             seconds=time.perf_counter() - started,
         )
 

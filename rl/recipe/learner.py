@@ -57,6 +57,11 @@ class LearnerSettings(BaseModel):
         le=4 << 30,
         description="new weights cross to workers in other processes in pieces of so many bytes; a larger tensor crosses alone",
     )
+    weight_deltas: bool = Field(
+        False,
+        description="under Ray, of each tensor only the numbers that changed cross to the built-in engines, where that is less than all of it; costs the "
+        "learner's process one more copy of the weights. A low learning rate leaves most bfloat16 numbers as they were, and hardly one in float32",
+    )
     indexer: Literal["frozen", "trained"] = Field(
         "frozen", description="train the indexer with its own loss during RL, or not"
     )

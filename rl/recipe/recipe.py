@@ -112,6 +112,11 @@ class Recipe(BaseModel):
                 conversations=isinstance(self.task, EnvironmentTask),
             )
         )
+        if self.learner.weight_deltas and (self.runtime, self.engine.kind) != ("ray", "builtin"):
+            problems.append(
+                f"learner.weight_deltas needs runtime: ray and engine.kind: builtin, whose weights can be changed number by number; got {self.runtime} "
+                f"and {self.engine.kind}. Leave it out: inline no byte is sent, and vLLM takes whole tensors."
+            )
         problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)
         if isinstance(self.model, NewModel):
             shape = self.model.shape

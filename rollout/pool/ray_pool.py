@@ -61,7 +61,7 @@ class RayPool(PolledPool):
         """What was told of each group under way, since it was last handed out."""
         self._folder, self._engine, self._settings, self._placement = model_folder, engine, settings, placement
         self._environment = worker_environment(engine, settings, environment)
-        self._weights: Publication | None = None
+        self._weights: list[Publication] = []
         self._load_s = 0.0
         self._replaced = 0
         self._retired: dict[str, float] = {}
@@ -121,7 +121,8 @@ class RayPool(PolledPool):
         given = publication(weights, version)
         if given.tensors is not None:
             given = _stored(given, limit_s)
-        self._weights, self._load_s = given, 0.0
+        # Whoever comes late takes the last whole version and what changed since.
+        self._weights, self._load_s = [*(self._weights if given.base else []), given], 0.0
         calls = ask(
             "Ray to hand the weights to the workers",
             limit_s,
@@ -135,7 +136,7 @@ class RayPool(PolledPool):
 
     def handover(self) -> Handover:
         """See `RolloutPool.handover`."""
-        return Handover(load_s=self._load_s, sent_bytes=0 if self._weights is None else self._weights.sent_bytes)
+        return Handover(load_s=self._load_s, sent_bytes=self._weights[-1].sent_bytes if self._weights else 0)
 
     def idle_s(self) -> float:
         """See `RolloutPool.idle_s`."""
@@ -174,8 +175,8 @@ class RayPool(PolledPool):
         """Wait until the actor has its model, and the current weights if there are any."""
         try:
             self._get("a worker to load its model", actor.handle.process_id, self._settings.start_timeout_s)
-            if self._weights is not None:
-                load, limit_s, given = actor.handle.take_buckets, self._settings.start_timeout_s, self._weights
+            for given in self._weights:
+                load, limit_s = actor.handle.take_buckets, self._settings.start_timeout_s
                 arguments = (given.version, "continue", given.header, *given.buckets)
                 self._get("a fresh worker to load the weights", load, limit_s, *arguments)
         except (*GONE, GetTimeoutError) as error:

@@ -23,7 +23,7 @@ from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.settings import OnNewWeights
 from samepath.rollout.types import Group
 from samepath.rollout.weights.bucket import Bucket
-from samepath.rollout.weights.mark import Header, require_equal
+from samepath.rollout.weights.mark import Header, WeightsError, require_equal
 from samepath.rollout.weights.publication import Arrived, arrived, here, publication
 from samepath.rollout.weights.shared_memory import Held
 
@@ -42,8 +42,10 @@ class RolloutWorker:
         self.engine = build_engine(model_folder, settings, placement)
         exact = placement.batch_invariant and not refusal(Capability.BATCH_INVARIANT, settings)
         self._runner = EpisodeRunner(self.engine, exact=exact)
-        self._next: Arrived | None = None
-        """Weights that wait until nothing is under way."""
+        self._waiting: list[Arrived] = []
+        """Weights that wait until nothing is under way: one version, or one and the changes of it that came since."""
+        self._fingerprint = ""
+        """Of the weights that the engine holds, as far as they were published."""
         self._held: list[Request] = []
         """What is to be sampled with them."""
 
@@ -59,11 +61,12 @@ class RolloutWorker:
         hold what was published.
         """
         arrival = weights if isinstance(weights, Arrived) else here(publication(weights, version))
+        before = self._waiting if arrival.header.base else []
         if on_new_weights == "finish" and self._runner.busy:
-            self._next = arrival.kept()
+            self._waiting = [*before, arrival.kept()]
             return 0.0
-        self._next = None
-        return self._take(arrival, recompute=on_new_weights == "recompute")
+        self._waiting = [*before, arrival]
+        return self._take_waiting(recompute=on_new_weights == "recompute")
 
     def take_buckets(self, version: int, on_new_weights: OnNewWeights, head: Header, *buckets: Bucket) -> float:
         """See `load_weights`: weights from an object store."""
@@ -77,17 +80,36 @@ class RolloutWorker:
         """Let the engine sample from the tensors of the learner's policy themselves, in the same process; False where it has to copy."""
         return not self._runner.busy and self.engine.share_weights(policy, version)
 
+    def _take_waiting(self, *, recompute: bool = False) -> float:
+        """Take what waits, in order; returns the seconds."""
+        waiting, self._waiting = self._waiting, []
+        return sum(self._take(arrival, recompute=recompute) for arrival in waiting)
+
     def _take(self, arrival: Arrived, *, recompute: bool = False) -> float:
         """Put weights together in the engine, and hold them against what the learner knows of them."""
         started = time.perf_counter()
         head, who = arrival.header, f"rollout worker (process {self.process_id()} on {socket.gethostname()})"
         at_first = self.engine.held_weights()
+        tensors = self._completed(arrival, at_first, who) if head.base else arrival.tensors
         if at_first is None:
-            require_equal(head, arrival.tensors, who)
-        self.engine.load_weights(arrival.tensors, head.version, recompute=recompute)
+            require_equal(head, tensors, who)
+        self.engine.load_weights(tensors, head.version, recompute=recompute)
         if at_first is not None:
-            require_equal(head, _comparable(arrival, self.engine.held_weights() or {}), who)
+            require_equal(head, _comparable(tensors, self.engine.held_weights() or {}), who)
+        self._fingerprint = head.fingerprint
         return time.perf_counter() - started
+
+    def _completed(self, arrival: Arrived, held: Mapping[str, Tensor] | None, who: str) -> Mapping[str, Tensor]:
+        """All tensors of a version that is told as changes, which are written into the engine's own."""
+        head = arrival.header
+        if held is None or self._fingerprint != head.base:
+            raise WeightsError(
+                f"{who} must hold the weights with fingerprint {head.base}, whose changes version {head.version} is told as; it holds "
+                f"{self._fingerprint or 'others'}. Set learner.weight_deltas=false."
+            )
+        for name, change in arrival.changes.items():
+            change.write(held[name])
+        return {name: arrival.tensors[name] if name in arrival.tensors else held[name] for name in head.marks}
 
     def work(self, requests: Sequence[Request], slice_s: float) -> list[Group]:
         """Queue `requests`, then step until a group is finished, nothing is left, or `slice_s` seconds have passed."""
@@ -101,7 +123,7 @@ class RolloutWorker:
 
     def _submitted(self, requests: Sequence[Request]) -> list[Group]:
         """Queue requests, behind the weights that wait if there are any; returns groups that can never run."""
-        if self._next is not None:
+        if self._waiting:
             self._held += requests
             return []
         return [group for group in map(self._runner.submit, requests) if group is not None]
@@ -109,9 +131,8 @@ class RolloutWorker:
     def _stepped(self) -> list[Group]:
         """One step; where it ends what was under way, weights that waited are taken, and what waited for them is queued."""
         finished = self._runner.step()
-        if self._next is not None and not self._runner.busy:
-            arrival, self._next = self._next, None
-            self._take(arrival)
+        if self._waiting and not self._runner.busy:
+            self._take_waiting()
             held, self._held = self._held, []
             finished += self._submitted(held)
         return finished
@@ -134,13 +155,13 @@ class RolloutWorker:
         return os.getpid()
 
 
-def _comparable(arrival: Arrived, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _comparable(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What an engine holds of the published tensors; in place of those that it rounds or lays out otherwise, what arrived."""
     return {
         name: held[name]
         if name in held and (held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape)
         else tensor
-        for name, tensor in arrival.tensors.items()
+        for name, tensor in tensors.items()
     }
 
 

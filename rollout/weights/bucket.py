@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samepath.rollout.weights.mark import Header, Mark, mark
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -28,6 +26,13 @@ class Piece:
     """Of the tensor."""
     values: NDArray[np.uint8]
     """Its bytes, row by row; where it stands on a CPU, no copy."""
+    places: NDArray[np.int32] | None = None
+    """None, or places in the tensor of those of its numbers that `values` has: the others are as before."""
+
+    @property
+    def size_bytes(self) -> int:
+        """That cross."""
+        return self.values.nbytes + (0 if self.places is None else self.places.nbytes)
 
     def tensor(self) -> Tensor:
         """The tensor, on the same memory, to be read alone."""
@@ -57,34 +62,18 @@ def buckets(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterato
 
     They are taken one after the other, so that no more than a bucket of them need exist at any time.
     """
+    return bucketed((piece(name, tensor) for name, tensor in tensors), bucket_bytes)
+
+
+def bucketed(pieces: Iterable[Piece], bucket_bytes: int) -> Iterator[Bucket]:
+    """See `buckets`."""
     bucket: list[Piece] = []
     size = 0
-    for name, tensor in tensors:
-        one = piece(name, tensor)
-        if bucket and size + one.values.nbytes > bucket_bytes:
+    for one in pieces:
+        if bucket and size + one.size_bytes > bucket_bytes:
             yield tuple(bucket)
             bucket, size = [], 0
         bucket.append(one)
-        size += one.values.nbytes
+        size += one.size_bytes
     if bucket:
         yield tuple(bucket)
-
-
-class Outgoing:
-    """The same (see `buckets`), of which everything that a header says is known once they have been through."""
-
-    def __init__(self, tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> None:
-        self._tensors, self._bucket_bytes = tensors, bucket_bytes
-        self._marks: dict[str, Mark] = {}
-
-    def __iter__(self) -> Iterator[Bucket]:
-        return buckets(self._marked(), self._bucket_bytes)
-
-    def _marked(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._tensors:
-            self._marks[name] = mark(tensor)
-            yield name, tensor
-
-    def header(self, version: int) -> Header:
-        """What is known of the tensors, all of which have gone."""
-        return Header(version=version, marks=self._marks)

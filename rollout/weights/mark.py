@@ -45,6 +45,10 @@ class Header:
     """Of the weights."""
     marks: Mapping[str, Mark]
     """By published name."""
+    base: str = ""
+    """Fingerprint of the version that it is told as changes of; "" where it is told whole."""
+    sent_bytes: int = 0
+    """That it crosses with; 0 in the learner's own process."""
 
     @property
     def fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """One version of the weights on its way from the learner to the engines: what pools are given, and what a worker is given of it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samepath.rollout.weights.bucket import Bucket
+from samepath.rollout.weights.changes import Changes, changes_of
 from samepath.rollout.weights.mark import Header, header
 
 DEFAULT_BUCKET_BYTES = 64 << 20
@@ -29,6 +30,8 @@ class Publication:
     """The `Header`, or a reference to it."""
     fingerprint: str = ""
     """Of all tensors (`Header.fingerprint`)."""
+    base: str = ""
+    """Fingerprint of the version that a worker must hold, because this one is told as changes of it; "" where it is whole."""
     tensors: Mapping[str, Tensor] | None = None
     """In the learner's own process the weights where they stand: whoever keeps them past the next update copies them."""
     policy: nn.Module | None = None
@@ -54,7 +57,9 @@ class Arrived:
     header: Header
     """What the learner knows of them."""
     tensors: Mapping[str, Tensor]
-    """By published name, to be read alone."""
+    """By published name, to be read alone: those that came whole."""
+    changes: Mapping[str, Changes] = field(default_factory=dict)
+    """Of tensors that came as changes of `header.base`. One without either is as it was there."""
     stays: bool
     """Whether nobody changes them as long as they are held."""
 
@@ -86,7 +91,13 @@ def publication(weights: Weights, version: int) -> Publication:
 
 def arrived(head: Header, buckets: Iterable[Bucket], *, stays: bool) -> Arrived:
     """Weights from buckets; `stays`: nobody writes to these as long as they are held."""
-    return Arrived(header=head, tensors={one.name: one.tensor() for bucket in buckets for one in bucket}, stays=stays)
+    pieces = [one for bucket in buckets for one in bucket]
+    return Arrived(
+        header=head,
+        tensors={one.name: one.tensor() for one in pieces if one.places is None},
+        changes={one.name: changes_of(one) for one in pieces if one.places is not None},
+        stays=stays,
+    )
 
 
 def here(published: Publication) -> Arrived:

@@ -76,5 +76,28 @@ def test_learner_hands_its_weights_out_in_buckets_as_set(tiny_recipe, tmp_path: 
         require_equal(head, dict(learner.named_weights()), "this test")
         counts.append(len(buckets))
         assert learner.weights().bucket_bytes == limit
-        assert learner.weights().header == head
+        assert learner.weights().header.marks == head.marks
     assert counts[0] > counts[1]
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_learner_hands_out_what_changed_where_asked(deltas: bool, tiny_recipe, tmp_path: Path) -> None:
+    changed = f"learner.weight_deltas={str(deltas).lower()}"
+    learner = InlineLearner(tiny_recipe("runtime=ray", changed), Path(), tmp_path, None)
+    *_, first = learner.published()
+    with torch.no_grad():
+        dict(learner.named_weights())["model.norm.weight"][2] += 1.0
+    *buckets, second = learner.published()
+    pieces = [one for bucket in buckets for one in bucket]
+    assert second.base == (first.fingerprint if deltas else "")
+    assert second.sent_bytes == (8 if deltas else first.size_bytes)
+    assert len(pieces) == (1 if deltas else len(first.marks))
+    assert [name for name in first.marks if first.marks[name] != second.marks[name]] == ["model.norm.weight"]
+
+
+@pytest.mark.parametrize("other", [["runtime=inline"], ["runtime=ray", "engine.kind=vllm", "engine.max_model_len=64"]])
+def test_weight_deltas_where_nothing_can_be_told_as_changes_are_refused(other: list[str], tiny_recipe) -> None:
+    with pytest.raises(
+        ValueError, match=r"learner\.weight_deltas needs runtime: ray and engine\.kind: builtin.*got (inline|ray)"
+    ):
+        tiny_recipe("learner.weight_deltas=true", *other)

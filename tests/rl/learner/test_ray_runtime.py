@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 ray = pytest.importorskip("ray")
 
@@ -22,6 +23,7 @@ from samepath.rl.loop import Loop  # noqa: E402
 from samepath.rl.machine import import_path  # noqa: E402
 from samepath.rl.recipe.cluster import RaySettings  # noqa: E402
 from samepath.rl.run import start_run  # noqa: E402
+from samepath.rl.tracking.jsonl import read_metrics  # noqa: E402
 from samepath.rollout.builtin.settings import BuiltinSettings  # noqa: E402
 from samepath.rollout.engine_errors import RolloutPoolError  # noqa: E402
 from samepath.rollout.pool import ray_pool  # noqa: E402
@@ -31,7 +33,10 @@ from samepath.rollout.pool.settings import RolloutSettings  # noqa: E402
 from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.sampling_settings import SamplingSettings  # noqa: E402
 from samepath.rollout.types import Group, Prompt  # noqa: E402
+from samepath.rollout.weights.changes import LastVersion  # noqa: E402
 from samepath.rollout.weights.mark import require_equal  # noqa: E402
+from samepath.rollout.weights.outgoing import Outgoing  # noqa: E402
+from samepath.rollout.weights.publication import Publication  # noqa: E402
 from tests.conftest import tiny_model  # noqa: E402
 from tests.engine_runs import assert_same_samples  # noqa: E402
 from tests.random_conversations import episodes, talking_tokenizer  # noqa: E402
@@ -207,6 +212,45 @@ def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_no
         require_whole(folder)
     finally:
         learner.close()
+
+
+def test_worker_that_comes_late_takes_the_last_whole_version_and_what_changed_since(
+    cluster: None, folder: Path, tokenizer: Tokenizer
+) -> None:
+    engine, model, last = BuiltinSettings(max_sequences=6), tiny_model(seed=5), LastVersion()
+    pool = RayPool(folder, engine, RolloutSettings(num_workers=1, max_replacements=1), {})
+    try:
+        for version in (1, 2, 3):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.view(-1)[version] += 0.25
+            outgoing = Outgoing(published_tensors(model).items(), 8192, last)
+            buckets = tuple(ray.put(bucket) for bucket in outgoing)
+            head = outgoing.header(version)
+            assert bool(head.base) == (version > 1)
+            pool.load_weights(
+                Publication(version=version, header=ray.put(head), base=head.base, buckets=buckets), version
+            )
+        asked = requests(tokenizer, 3)
+        inline = InlinePool(folder, engine, RolloutSettings())
+        inline.load_weights(dict(published_tensors(model)), 3)
+        wanted = texts(inline.sample(asked, lambda group: None))
+        assert texts(pool.sample(asked, lambda group: None)) == wanted
+        os.kill(pool.process_ids()[0], signal.SIGKILL)
+        assert texts(pool.sample(asked, lambda group: None)) == wanted
+        assert pool.statistics()["replaced_workers"] == 1
+    finally:
+        pool.close()
+
+
+def test_run_told_as_changes_is_the_run_told_whole(cluster: None, tiny_recipe, tmp_path: Path) -> None:
+    """Of a frozen indexer nothing changes, so that every other version is told as changes."""
+    start_run(tiny_recipe("name=whole"), tmp_path)
+    start_run(tiny_recipe("name=told", "runtime=ray", "learner.weight_deltas=true"), tmp_path)
+    assert comparable(tmp_path / "runs" / "whole") == comparable(tmp_path / "runs" / "told")
+    steps = read_metrics(tmp_path / "runs" / "told" / "metrics.jsonl")
+    told = [metrics["weights/told_as_changes"] for _, metrics in sorted(steps.items()) if "weights/load_s" in metrics]
+    assert {0.0, 1.0} == set(told)
 
 
 def test_running_cluster_joins_one_on_loopback_by_its_address_and_leaves_it_running(cluster: None) -> None:

@@ -75,6 +75,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "activation_checkpointing": "rl/learner/test_learner.py::test_learner_recomputes_activations_of_the_trained_model_alone",
         "lora": f"{FOREIGN}_lora_trains_its_adapters_alone_and_merges_them",
         "weight_bucket_bytes": "rl/learner/test_learner.py::test_learner_hands_its_weights_out_in_buckets_as_set",
+        "weight_deltas": "rl/learner/test_learner.py::test_learner_hands_out_what_changed_where_asked",
         "indexer": "rl/learner/test_learner.py::test_learner_trains_the_indexer_only_if_asked",
         "indexer_lr_scale": OPTIMIZER,
         "update_timeout_s": "rl/learner/test_ray_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",

@@ -18,8 +18,8 @@ from samepath.rollout.pool.settings import RolloutSettings
 from samepath.rollout.pool.worker import RolloutWorker
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group
-from samepath.rollout.weights.bucket import Outgoing
 from samepath.rollout.weights.mark import Header, WeightsError, header
+from samepath.rollout.weights.outgoing import Outgoing
 from samepath.rollout.weights.publication import Publication
 from tests.conftest import tiny_model
 from tests.engine_runs import assert_same_samples
