@@ -12,12 +12,12 @@ method, limit, *arguments = sys.argv[1:]
 original, calls = getattr(RolloutStream, method), 0
 
 
-def counted(self: RolloutStream, *given: Any) -> Any:
+def counted(self: RolloutStream, *given: Any, **named: Any) -> Any:
     global calls
     calls += 1
     if calls == int(limit):
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, *given)
+    return original(self, *given, **named)
 
 
 if __name__ == "__main__":

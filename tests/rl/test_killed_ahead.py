@@ -248,3 +248,5 @@ def test_command_under_ray_killed_in_three_steps_and_resumed_trains_every_group_
         assert done.returncode == status, done.stdout + done.stderr
         command = ["resume", str(run_dir)]
     assert_every_step_once(run_dir)
+    # Made again in one process.
+    assert replayed(run_dir) == list(range(STEPS))

@@ -13,7 +13,7 @@ from samepath.rl.batch.refill import trained_groups
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.feed import Feed
-from samepath.rl.group_journal import GroupJournal
+from samepath.rl.group_journal import GroupJournal, SampledGroup
 from samepath.rl.history import History, step_line
 from samepath.rl.loop import Loop
 from samepath.rl.recipe.recipe import Recipe
@@ -24,6 +24,7 @@ from samepath.rollout.environments.request import Request
 from samepath.rollout.pool.pool import PolledPool
 from samepath.rollout.types import Group
 from tests.rl.sampled import Children, group
+from tests.rl.test_group_journal import drawn_by
 from tests.rl.test_loop import loop
 
 STEPS, PROMPTS, REFILL = 4, 3, 3
@@ -226,3 +227,19 @@ def test_step_that_is_made_again_trains_what_it_trained(tiny_recipe, tokenizer: 
 def test_oversample_that_cannot_be_is_refused(overrides: tuple[str, ...], message: str, tiny_recipe) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_recipe(*overrides)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_later_weights_drew_is_trained_if_they_come_again_and_else_drawn_again(
+    known: bool, tiny_recipe, tokenizer: Tokenizer
+) -> None:
+    stream = made_stream(tiny_recipe(*AHEAD, "rl.max_weight_lag=1"), tokenizer, set(), 0)
+    kept = drawn_by(1, "s2-g0")
+    stream.journal.append(1, SampledGroup(number=PROMPTS, group=kept))
+    stream.begin(0)
+    pool: Any = stream.pool
+    assert "s2-g0" not in pool.asked, "its weights are not there yet"
+    trained(stream, 0)
+    assert stream.offer({}, 1, known=known) == (0 if known else 3)
+    assert ("s2-g0" in pool.asked) is not known
+    assert trained(stream, 1)[0] == "s2-g0"
