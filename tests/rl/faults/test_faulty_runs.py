@@ -19,7 +19,7 @@ RUN: dict[str, Any] = {
     "evaluation": {"every": 0},
     "checkpoint": {"every": 1, "keep": 2},
 }
-ON_RAY = ("runtime=ray", "ray.object_store_bytes=104857600", "rollout.num_workers=1", "rollout.stall_timeout_s=5")
+ON_RAY = ("runtime=ray", "ray.object_store_bytes=104857600", "rollout.num_workers=1", "rollout.stall_timeout_s=20")
 
 
 class Runs:
@@ -102,7 +102,7 @@ def test_run_killed_in_its_writes_and_broken_by_nans_goes_on_to_the_weights_of_a
     ]
     ends = runs.to_its_end("writes", plan)
     assert [end["status"] for end in ends] == [-9, 1, -9, 2, -9, 0]
-    assert "error: a log-probability" in ends[1]["output"]
+    assert "log-probability of every trained token must be finite; got " in ends[1]["output"]
     assert runs.weights("writes") == runs.weights("whole")
 
 
@@ -129,8 +129,8 @@ def test_run_under_ray_loses_a_worker_and_a_rank_and_has_one_stopped_and_ends_wi
         {"fault": "worker_stopped", "step": 2},
         {"fault": "rank_killed", "step": 3, "during": "learning"},
     ]
-    (end,) = runs.to_its_end("ray", plan, *ON_RAY, "learner.restarts=1")
-    assert end["status"] == 0, end["output"]
+    end, *more = runs.to_its_end("ray", plan, *ON_RAY, "learner.restarts=1")
+    assert (end["status"], more) == (0, []), end["output"]
     assert "restart 1 of learner.restarts=1" in end["output"]
     assert met(runs, "ray") == [(one["fault"], one["step"], one.get("during", "begin")) for one in plan]
     summary = json.loads((runs.folder / "ray" / "summary.json").read_text())
@@ -142,7 +142,7 @@ def test_run_under_ray_loses_a_worker_and_a_rank_and_has_one_stopped_and_ends_wi
 def test_run_whose_mlflow_is_away_for_a_while_sends_everything_afterwards(runs: Runs) -> None:
     store = f"sqlite:///{runs.folder / 'mlflow.db'}"
     settings = ("tracking.kind=mlflow", f"tracking.uri={store}", "tracking.close_timeout_s=60")
-    (end,) = runs.to_its_end("away", [{"fault": "store_gone", "step": 1, "for_s": 2}], *settings)
+    (end,) = runs.to_its_end("away", [{"fault": "store_gone", "step": 1, "for_s": 20}], *settings)
     assert end["status"] == 0
     assert "does not answer; training goes on and tracking events wait" in end["output"]
     assert "it is away on purpose (faults of the recipe)" in end["output"]
