@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12, help="measured steps of an arm")
+    parser.add_argument("--cases", nargs="+", choices=get_args(CaseName), default=list(get_args(CaseName)))
     parser.add_argument("--lags", default="1,2")
     parser.add_argument("--modes", default="finish,recompute,continue")
     options = parser.parse_args()
@@ -192,8 +193,7 @@ def main() -> None:
             result = run_arm(OverlapCase.model_validate_json(case_file.read_text()), Path(folder))
         result_file.write_text(result.model_dump_json())
         return
-    names: tuple[CaseName, ...] = ("constant", "heavy-tailed")
-    for name in names:
+    for name in options.cases:
         chosen = arms([int(lag) for lag in options.lags.split(",")], options.modes.split(","))
         results: dict[Arm, list[OverlapResult]] = {arm: [] for arm in chosen}
         for _ in range(options.rounds):
