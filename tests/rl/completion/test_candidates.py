@@ -28,7 +28,7 @@ def offered(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("re", ["replay", "resume"]),
+        ("re", ["replay", "replay-run", "resume"]),
         ("--v", ["--version"]),
         ("comp", ["completion"]),
         ("validate --", ["--strict", "--quiet", "--help"]),

@@ -5,6 +5,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,15 @@ def failure(kind: str, match: str, body: Callable[[Child], Awaitable[Any]], **ch
 
 
 def gone(pid: int) -> bool:
-    """True once a process has ended; whoever adopted it may not have reaped it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    """True once a process has ended; whoever adopted it may not have reaped it. The kernel has five seconds for a signal that was sent."""
+    for _ in range(500):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_answers_come_in_any_order_to_those_who_asked() -> None:
