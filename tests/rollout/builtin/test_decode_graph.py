@@ -50,7 +50,7 @@ def graph_engine(sizes: BuiltinSettings | None = None) -> BuiltinEngine:
     return BuiltinEngine(tiny_model(), TOKENIZER, sizes or BuiltinSettings(), repeat)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(workload=workloads(), sizes=engine_settings)
 def test_static_passes_any_schedule_equal_ordinary_ones_bit_for_bit(workload: Workload, sizes: BuiltinSettings) -> None:
     engine, plain = graph_engine(sizes), BuiltinEngine(tiny_model(), TOKENIZER, sizes)
