@@ -15,30 +15,18 @@ from typing import Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.case import Case, CaseName, prompt_texts, response_lengths
+from benchmarks.case import Case, CaseName
 from benchmarks.off_policy import Arm, arms
 from benchmarks.process import peer_environment, run_process
-from benchmarks.samepath import bench_recipe
-from samepath.model.text.tokenizer import load_tokenizer
+from benchmarks.samepath import BenchFeed, BenchLoop, bench_recipe, loop_parts
 from samepath.rewards.runner import RewardRunner
-from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.feed import Feed
 from samepath.rl.learner.handle import build_learner
 from samepath.rl.learner.ray_cluster import running_cluster
-from samepath.rl.loop import Loop
 from samepath.rl.machine import import_path
 from samepath.rl.overlapped_loop import OverlappedLoop
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_folder import REFERENCE
-from samepath.rl.run_state import RunState
-from samepath.rl.saving import Saving
-from samepath.rl.tasks.row import Task
-from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.pool.ray_pool import RayPool
-from samepath.rollout.request import GroupRequest
-from samepath.rollout.seeds import seed_of
-from samepath.rollout.types import Prompt
 
 
 class OverlapCase(BaseModel):
@@ -62,41 +50,12 @@ class OverlapResult(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchFeed(Feed):
-    """The case's prompts and forced lengths in place of a task's."""
-
-    case: Case
-
-    def request(self, number: int) -> GroupRequest:
-        """One group, every sample of which has the length of its place."""
-        step, index = divmod(number, self.recipe.rl.prompts_per_step)
-        text, length = prompt_texts(self.case, step)[index], response_lengths(self.case, step)[index]
-        return GroupRequest(
-            group_id=f"s{step + 1}-g{index}",
-            prompt=Prompt(prompt_id=f"s{step}-{index}", text=text, token_ids=self.tokenizer.encode(text)),
-            sampling=self.recipe.sampling.model_copy(update={"max_new_tokens": length}),
-            seeds=tuple(seed_of(self.case.seed, step, index, sample) for sample in range(self.case.group_size)),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InTurn(Loop):
-    """Sampling, then learning."""
-
-    case: Case
-
-    def feed(self) -> Feed:
-        """See `BenchFeed`."""
-        return BenchFeed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer, case=self.case)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlapped(OverlappedLoop):
     """Sampling while learning."""
 
     case: Case
 
-    def feed(self) -> Feed:
+    def feed(self) -> BenchFeed:
         """See `BenchFeed`."""
         return BenchFeed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer, case=self.case)
 
@@ -124,22 +83,8 @@ def run_arm(asked: OverlapCase, folder: Path) -> OverlapResult:
         )
         try:
             pool.load_weights(learner.weights(), 0)
-            tracker, display = Tracker([]), ProgressDisplay(total_steps=1)
-            loop = (Overlapped if asked.lag else InTurn)(
-                case=case,
-                recipe=recipe,
-                task=Task(name="bench", train=[], held_out=[], seed=0),
-                sets=(),
-                tokenizer=load_tokenizer(reference),
-                learner=learner,
-                pool=pool,
-                scorer=GroupScorer(runner),
-                saving=Saving(
-                    recipe=recipe, learner=learner, tracker=tracker, display=display, state=RunState(), newest=-1
-                ),
-                tracker=tracker,
-                display=display,
-            )
+            kind = Overlapped if asked.lag else BenchLoop
+            loop = kind(case=case, **loop_parts(recipe, reference, learner, pool, runner))
             ends, steps = [], []
             for step in range(recipe.rl.steps):
                 steps.append(loop.one_step(step))

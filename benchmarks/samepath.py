@@ -8,6 +8,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,7 +19,8 @@ from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
-from samepath.rl.learner.handle import InlineLearner
+from samepath.rl.feed import Feed
+from samepath.rl.learner.handle import InlineLearner, LearnerHandle
 from samepath.rl.loop import Loop
 from samepath.rl.machine import package_versions
 from samepath.rl.recipe.recipe import Recipe
@@ -27,7 +29,7 @@ from samepath.rl.run_state import RunState
 from samepath.rl.saving import Saving
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.tracker import Tracker
-from samepath.rollout.pool.pool import InlinePool
+from samepath.rollout.pool.pool import InlinePool, RolloutPool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Prompt
@@ -89,23 +91,51 @@ def bench_recipe(case: Case, runs_dir: Path) -> Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchFeed(Feed):
+    """The case's prompts and forced lengths in place of a task's."""
+
+    case: Case
+
+    def request(self, number: int) -> GroupRequest:
+        """One group, every sample of which has the length of its place."""
+        step, index = divmod(number, self.recipe.rl.prompts_per_step)
+        text, length = prompt_texts(self.case, step)[index], response_lengths(self.case, step)[index]
+        return GroupRequest(
+            group_id=f"s{step + 1}-g{index}",
+            prompt=Prompt(prompt_id=f"s{step}-{index}", text=text, token_ids=self.tokenizer.encode(text)),
+            sampling=self.recipe.sampling.model_copy(update={"max_new_tokens": length}),
+            seeds=tuple(seed_of(self.case.seed, step, index, sample) for sample in range(self.case.group_size)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchLoop(Loop):
     """The loop with the case's prompts and lengths in place of a task's."""
 
     case: Case
 
-    def requests(self, step: int) -> list[GroupRequest]:
-        """One group a prompt, each with its own forced length."""
-        places = zip(prompt_texts(self.case, step), response_lengths(self.case, step), strict=True)
-        return [
-            GroupRequest(
-                group_id=f"s{step + 1}-g{index}",
-                prompt=Prompt(prompt_id=f"s{step}-{index}", text=text, token_ids=self.tokenizer.encode(text)),
-                sampling=self.recipe.sampling.model_copy(update={"max_new_tokens": length}),
-                seeds=tuple(seed_of(self.case.seed, step, index, sample) for sample in range(self.case.group_size)),
-            )
-            for index, (text, length) in enumerate(places)
-        ]
+    def feed(self) -> BenchFeed:
+        """See `BenchFeed`."""
+        return BenchFeed(recipe=self.recipe, task=self.task, tokenizer=self.tokenizer, case=self.case)
+
+
+def loop_parts(
+    recipe: Recipe, reference: Path, learner: LearnerHandle, pool: RolloutPool, runner: RewardRunner
+) -> dict[str, Any]:
+    """A loop's fields. Nothing is kept, as with the peer's `report_to="none"`, nothing saved and nothing evaluated."""
+    tracker, display = Tracker([]), ProgressDisplay(total_steps=1)
+    return {
+        "recipe": recipe,
+        "task": Task(name="bench", train=[], held_out=[], seed=0),
+        "sets": (),
+        "tokenizer": load_tokenizer(reference),
+        "learner": learner,
+        "pool": pool,
+        "scorer": GroupScorer(runner),
+        "saving": Saving(recipe=recipe, learner=learner, tracker=tracker, display=display, state=RunState(), newest=-1),
+        "tracker": tracker,
+        "display": display,
+    }
 
 
 def active_parameters(config: ModelConfig) -> tuple[int, int]:
@@ -125,23 +155,7 @@ def run_case(case: Case, folder: Path, idle_bytes: int) -> PeerResult:
     pool.load_weights(learner.weights(), 0)
     config = read_config(learner.reference_dir / CONFIG_FILE)
     with RewardRunner(recipe.reward) as runner:
-        # Nothing is kept, as with the peer's `report_to="none"`, nothing saved and nothing evaluated.
-        tracker, display = Tracker([]), ProgressDisplay(total_steps=1)
-        loop = BenchLoop(
-            case=case,
-            recipe=recipe,
-            task=Task(name="bench", train=[], held_out=[], seed=0),
-            sets=(),
-            tokenizer=load_tokenizer(learner.reference_dir),
-            learner=learner,
-            pool=pool,
-            scorer=GroupScorer(runner),
-            saving=Saving(
-                recipe=recipe, learner=learner, tracker=tracker, display=display, state=RunState(), newest=-1
-            ),
-            tracker=tracker,
-            display=display,
-        )
+        loop = BenchLoop(case=case, **loop_parts(recipe, learner.reference_dir, learner, pool, runner))
         steps, step_s = [], []
         for step in range(case.warmup_steps + case.measured_steps):
             started = time.perf_counter()

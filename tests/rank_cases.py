@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch._dynamo  # What activation checkpointing imports late: once here, not in every rank.
 
+from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.ranks import Ranks
 from samepath.rl.learner.shares import Shares
@@ -15,10 +16,18 @@ from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
-from tests.conftest import tiny_model
-from tests.update_runs import GROUPS, SAMPLES, Descent
+from tests.conftest import ALPHABET, tiny_model
+from tests.update_runs import GROUPS, SAMPLES, Descent, rollout_batch
 
 Gradients = list[torch.Tensor | None]
+
+
+def uneven_batch() -> TrainBatch:
+    """Four groups of unequal lengths with truncated supports; a sequence is out of the loss."""
+    batch = rollout_batch(character_tokenizer(ALPHABET), top_p=0.9)
+    in_loss_B = batch.in_loss_B.copy()
+    in_loss_B[2] = False
+    return replace(batch, in_loss_B=in_loss_B)
 
 
 def update(

@@ -10,6 +10,15 @@ from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
 from tests.conftest import ALPHABET, tiny_config
 
+TIMED = (
+    "time/",
+    "weights/",
+    "rollout/tokens_per_s",
+    "learner/tokens_per_s",
+    "rollout/cache_share",
+    "rollout/rerun_share",
+)
+"""How metrics begin in which two equal runs may differ: times, and the cache, which a resumed run does not find as an evaluation left it."""
 TINY: dict[str, Any] = {
     "name": "tiny",
     "runtime": "inline",

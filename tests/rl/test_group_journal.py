@@ -13,6 +13,7 @@ from samepath.rl.group_journal import GroupJournal, SampledGroup
 from samepath.rl.record_file import JournalError
 from samepath.rollout.types import Group
 from tests.engine_runs import SAMPLINGS, assert_same_samples, make_engine
+from tests.rl.damage import damage_end
 from tests.rl.sampled import group
 from tests.tiny_runs import request
 
@@ -49,13 +50,7 @@ def test_entries_end_where_the_file_is_not_whole(tmp_path: Path, damage: str) ->
     journal = GroupJournal(tmp_path)
     for number in (4, 5):
         journal.append(1, SampledGroup(number=number, group=drawn_by(0)))
-    path = tmp_path / "sampled" / "step-000001.groups"
-    data = bytearray(path.read_bytes())
-    if damage == "cut":
-        del data[-1:]
-    else:
-        data[-5] ^= 1
-    path.write_bytes(bytes(data))
+    damage_end(tmp_path / "sampled" / "step-000001.groups", damage)
     assert numbers(journal, 1) == [4]
     journal.mend()
     journal.append(1, SampledGroup(number=5, group=drawn_by(1)))

@@ -10,6 +10,7 @@ from samepath.rl.group_journal import GroupJournal, SampledGroup
 from samepath.rl.kept_samples import KeptSamples
 from samepath.rollout.begun import Drawn, Progress
 from samepath.rollout.record_bytes import as_bytes
+from tests.rl.damage import damage_end
 from tests.rl.sampled import rollout
 from tests.rl.test_group_journal import drawn_by
 
@@ -51,13 +52,7 @@ def test_begun_journal_gives_back_what_was_told_in_order_as_far_as_it_is_whole(t
     journal.append(1, [(2, as_bytes(told(0, 3))), (3, as_bytes(told(1, 1)))])
     journal.append(1, [(2, as_bytes(told(2, 1)))])
     assert {number: versions([*one]) for number, one in journal.entries(1).items()} == {2: [0, 2], 3: [1]}
-    path = tmp_path / "sampled" / "step-000001.begun"
-    data = bytearray(path.read_bytes())
-    if damage == "cut":
-        del data[-1:]
-    else:
-        data[-5] ^= 1
-    path.write_bytes(bytes(data))
+    damage_end(tmp_path / "sampled" / "step-000001.begun", damage)
     journal.mend()
     journal.append(1, [(2, as_bytes(told(3, 1)))])
     assert {number: versions([*one]) for number, one in journal.entries(1).items()} == {2: [0, 3], 3: [1]}

@@ -20,7 +20,7 @@ from samepath.rl.replay_run import ReplayError, replay_run
 from samepath.rl.tracking.jsonl import read_rollouts
 from samepath.rollout.weights.mark import header
 from tests.rl.conftest import TINY
-from tests.rl.test_killed_runs import ROOT
+from tests.rl.killer import ROOT, Killer
 
 STEPS, PROMPTS, SAMPLES = 5, 2, 3
 AHEAD: dict[str, Any] = {
@@ -44,34 +44,12 @@ AHEAD: dict[str, Any] = {
 }
 
 
-class AheadKiller:
+class AheadKiller(Killer):
     """Talks to `tests/rl/killed_ahead.py`."""
 
     def __init__(self, folder: Path, rl: dict[str, Any] | None = None, **others: Any) -> None:
         (folder / "ahead.yaml").write_text(yaml.safe_dump({**AHEAD, **others, "rl": {**AHEAD["rl"], **(rl or {})}}))
-        self.runs = folder / "runs"
-        self._program = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.rl.killed_ahead", folder / "ahead.yaml", self.runs],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-
-    def attempt(self, name: str, moment: int = 0) -> int:
-        """Start or resume a run until a moment (0: to its end; a run may have fewer); returns how many went by."""
-        assert self._program.stdin is not None
-        assert self._program.stdout is not None
-        self._program.stdin.write(f"{name} {moment}\n")
-        self._program.stdin.flush()
-        status, seen = map(int, self._program.stdout.readline().split())
-        assert status == (-9 if moment and seen == moment else 0), (
-            f"attempt of {name} ended with {status} at moment {seen}"
-        )
-        return seen
-
-    def close(self) -> None:
-        self._program.communicate(timeout=60)
+        super().__init__("tests.rl.killed_ahead", folder / "ahead.yaml", folder / "runs")
 
 
 def replayed(run_dir: Path, *, from_rollouts: bool = False) -> list[int]:

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +13,10 @@ import yaml
 from safetensors.torch import load_file
 
 from samepath.rl.tracking.jsonl import read_rollouts
-from tests.rl.conftest import TINY
+from tests.rl.conftest import TIMED, TINY
+from tests.rl.killer import Killer
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMED = (
-    "time/",
-    "weights/",
-    "rollout/tokens_per_s",
-    "learner/tokens_per_s",
-    "rollout/cache_share",
-    "rollout/rerun_share",
-)
-"""What may differ: an evaluation before a kill leaves prompts in the cache that a resumed run does not find."""
 REWARD = """
 def shorter(request):
     if request.rollout_key.endswith("/1"):
@@ -45,38 +35,16 @@ SMALL: dict[str, Any] = {
 }
 
 
-class Killer:
-    """Talks to `tests/rl/killed_runs.py`."""
+class WholeAndKilled(Killer):
+    """Killed runs beside one that nobody kills."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "own.py").write_text(REWARD)
         reward = {"parts": {"short": {"function": "own:shorter"}}, "search_path": str(folder), "num_workers": 1}
         (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "reward": reward}))
-        self.runs = folder / "runs"
-        self._program = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.rl.killed_runs", folder / "small.yaml", self.runs],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        super().__init__("tests.rl.killed_runs", folder / "small.yaml", folder / "runs")
         self.moments = self.attempt("whole")
         """Of a run that nobody kills."""
-
-    def attempt(self, name: str, moment: int = 0) -> int:
-        """Start or resume a run until a moment (0: to its end); returns how many moments went by."""
-        assert self._program.stdin is not None
-        assert self._program.stdout is not None
-        self._program.stdin.write(f"{name} {moment}\n")
-        self._program.stdin.flush()
-        status, seen = map(int, self._program.stdout.readline().split())
-        assert status == (-9 if moment and seen == moment else 0), (
-            f"attempt of {name} ended with {status} at moment {seen}"
-        )
-        return seen
-
-    def close(self) -> None:
-        self._program.communicate(timeout=60)
 
     def assert_like_whole(self, name: str) -> None:
         """Weights to the bit; lines of metrics, rollouts and totals of failures, each once."""
@@ -114,13 +82,13 @@ def rollouts(run_dir: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
-    made = Killer(tmp_path_factory.mktemp("killed"))
+def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeAndKilled]:
+    made = WholeAndKilled(tmp_path_factory.mktemp("killed"))
     yield made
     made.close()
 
 
-def test_run_killed_again_and_again_ends_like_one_that_was_not(killer: Killer) -> None:
+def test_run_killed_again_and_again_ends_like_one_that_was_not(killer: WholeAndKilled) -> None:
     """Later and later moments, so that each attempt gets further than its resume."""
     rng = random.Random(3)
     for number in range(3):
@@ -130,7 +98,7 @@ def test_run_killed_again_and_again_ends_like_one_that_was_not(killer: Killer) -
 
 
 @pytest.mark.slow
-def test_run_killed_at_any_moment_ends_like_one_that_was_not(killer: Killer) -> None:
+def test_run_killed_at_any_moment_ends_like_one_that_was_not(killer: WholeAndKilled) -> None:
     for moment in range(1, killer.moments + 1):
         killer.attempt(f"at-{moment}", moment)
         killer.attempt(f"at-{moment}")

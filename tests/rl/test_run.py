@@ -19,16 +19,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import resume_run, start_run
 from samepath.rl.run_folder import RunFolderError
 from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
-from tests.rl.conftest import TINY
-
-TIMED = (
-    "time/",
-    "weights/",
-    "rollout/tokens_per_s",
-    "learner/tokens_per_s",
-    "rollout/cache_share",
-    "rollout/rerun_share",
-)
+from tests.rl.conftest import TIMED, TINY
 
 
 def comparable(run_dir: Path) -> dict[int, dict[str, str]]:

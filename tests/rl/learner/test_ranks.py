@@ -28,11 +28,8 @@ from tests.update_runs import rollout_batch
 
 @pytest.fixture(scope="module")
 def batch() -> TrainBatch:
-    """Four groups of unequal lengths with truncated supports; a sequence is out of the loss."""
-    batch = rollout_batch(character_tokenizer(ALPHABET), top_p=0.9)
-    in_loss_B = batch.in_loss_B.copy()
-    in_loss_B[2] = False
-    return replace(batch, in_loss_B=in_loss_B)
+    """See `rank_cases.uneven_batch`."""
+    return rank_cases.uneven_batch()
 
 
 def test_shares_worked_by_hand() -> None:

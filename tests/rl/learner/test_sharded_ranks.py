@@ -9,26 +9,21 @@ import torch
 from safetensors.torch import load_file
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
-from samepath.model.text.tokenizer import character_tokenizer
 from samepath.model.transformers.policy import TransformersPolicy
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.export import export
 from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.sharded_runner import ShardedRunner
 from tests import rank_cases, sharded_cases
-from tests.conftest import ALPHABET, tiny_model
+from tests.conftest import tiny_model
 from tests.ranks import on_ranks
 from tests.rl.learner.test_transformers_learner import sampled_batch
-from tests.update_runs import rollout_batch
 
 
 @pytest.fixture(scope="module")
 def batch() -> TrainBatch:
-    """Four groups of unequal lengths with truncated supports; a sequence is out of the loss."""
-    batch = rollout_batch(character_tokenizer(ALPHABET), top_p=0.9)
-    in_loss_B = batch.in_loss_B.copy()
-    in_loss_B[2] = False
-    return replace(batch, in_loss_B=in_loss_B)
+    """See `rank_cases.uneven_batch`."""
+    return rank_cases.uneven_batch()
 
 
 def test_owners_worked_by_hand() -> None:
