@@ -2,7 +2,9 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from samepath.rl import run as run_module
 from samepath.rl.group_journal import GroupJournal
@@ -19,11 +21,11 @@ def pool(training: Training, reference: Path) -> RolloutPool:
     return SteadyPool(reference, training.recipe.engine, training.recipe.model.placement)
 
 
-def without_ray() -> None:
-    """Let `runtime: ray` be one process."""
-    run_module._cluster = lambda runtime, settings: contextlib.nullcontext()  # type: ignore[assignment]
-    run_module.build_learner = InlineLearner
-    Training._pool = pool  # type: ignore[method-assign]
+def without_ray(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let `runtime: ray` be one process; `put` may be what a test takes back at its end."""
+    put(run_module, "_cluster", lambda runtime, settings: contextlib.nullcontext())
+    put(run_module, "build_learner", InlineLearner)
+    put(Training, "_pool", pool)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs that sample while they learn, under Ray: exact at every lag, nothing thrown away, and a killed worker costs nothing but time."""
+"""Runs that sample while they learn: exact at every lag, nothing thrown away, and a killed worker costs nothing but time."""
 
 import os
 import signal
@@ -26,6 +26,7 @@ from samepath.rollout.pool import ray_pool  # noqa: E402
 from samepath.rollout.request import GroupRequest  # noqa: E402
 from samepath.rollout.types import Group  # noqa: E402
 from tests.engine_runs import assert_same_samples  # noqa: E402
+from tests.rl.killed_ahead import without_ray  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -170,8 +171,10 @@ class Cut(BaseException):
 
 
 def test_run_that_is_cut_trains_the_groups_that_were_sampled_ahead_when_it_goes_on(
-    cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In one process: what goes on stands on the disk, whoever sampled it."""
+    without_ray(monkeypatch.setattr)
     recipe = tiny_recipe(*SLOW_ANSWERS, "rl.max_weight_lag=2", "rl.on_new_weights=recompute", "rl.steps=5")
     original = OverlappedLoop._ready
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -71,15 +72,46 @@ def texts(groups: list[Group]) -> list[list[str]]:
     return [[rollout.text for rollout in group.rollouts] for group in groups]
 
 
-def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
-    cluster: None, folder: Path, tokenizer: Tokenizer
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose model speaks in messages, too."""
+    folder = tmp_path_factory.mktemp("pool") / "model"
+    save_model(tiny_model(), talking_tokenizer(), folder)
+    return folder
+
+
+ENGINE = BuiltinSettings(max_sequences=6, page_size=4)
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: None, model_folder: Path) -> Iterator[RayPool]:
+    """Two workers for the tests that kill one of them: each test loads its weights, and leaves two workers."""
+    settings = RolloutSettings(num_workers=2, max_replacements=3)
+    made = RayPool(model_folder, ENGINE, settings, import_path(Path.cwd()))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def inline(model_folder: Path) -> Iterator[InlinePool]:
+    """The same in this process."""
+    made = InlinePool(model_folder, ENGINE, RolloutSettings())
+    yield made
+    made.close()
+
+
+def replaced(pool: RayPool) -> float:
+    """How many workers were replaced so far."""
+    return pool.statistics()["replaced_workers"]
+
+
+def test_sample_with_a_killed_worker_keeps_finished_groups_and_the_current_weights(
+    pool: RayPool, inline: InlinePool, tokenizer: Tokenizer
 ) -> None:
-    engine = BuiltinSettings(max_sequences=6)
     other = tiny_model(seed=5)
     weights = {name: tensor.detach().numpy().copy() for name, tensor in published_tensors(other).items()}
-    pool = RayPool(folder, engine, RolloutSettings(num_workers=2, max_replacements=1), {})
     pool.load_weights(weights, 7)
-    before = pool.process_ids()
+    before, already = pool.process_ids(), replaced(pool)
     finished: list[str] = []
 
     def on_group(group: Group) -> None:
@@ -90,7 +122,7 @@ def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
     asked = requests(tokenizer, 12)
     groups = pool.sample(asked, on_group)
     assert sorted(finished) == sorted(request.group_id for request in asked), "no finished group may be asked for twice"
-    assert pool.statistics()["replaced_workers"] == 1
+    assert replaced(pool) == already + 1
     after = pool.process_ids()
     assert before[0] not in after
     assert before[1] in after
@@ -98,14 +130,86 @@ def test_sample_with_killed_workers_keeps_finished_groups_until_too_many_died(
         int(v) for group in groups for rollout in group.rollouts for v in rollout.segments[0].weight_version[-5:]
     }
     assert versions == {7}, "the replacement must serve the current weights"
-    inline = InlinePool(folder, engine, RolloutSettings())
     inline.load_weights(weights, 7)
     assert texts(groups) == texts(inline.sample(asked, lambda group: None))
 
-    os.kill(after[0], signal.SIGKILL)
-    with pytest.raises(RolloutPoolError, match="max_replacements=1"):
+
+def test_worker_that_comes_late_takes_the_last_whole_version_and_what_changed_since(
+    pool: RayPool, inline: InlinePool, tokenizer: Tokenizer
+) -> None:
+    model, last, already = tiny_model(seed=5), LastVersion(), replaced(pool)
+    for version in (1, 2, 3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.view(-1)[version] += 0.25
+        outgoing = Outgoing(published_tensors(model).items(), 8192, last)
+        buckets = tuple(ray.put(bucket) for bucket in outgoing)
+        head = outgoing.header(version)
+        assert bool(head.base) == (version > 1)
+        pool.load_weights(Publication(version=version, header=ray.put(head), base=head.base, buckets=buckets), version)
+    asked = requests(tokenizer, 3)
+    inline.load_weights(dict(published_tensors(model)), 3)
+    wanted = texts(inline.sample(asked, lambda group: None))
+    assert texts(pool.sample(asked, lambda group: None)) == wanted
+    os.kill(pool.process_ids()[0], signal.SIGKILL)
+    assert texts(pool.sample(asked, lambda group: None)) == wanted
+    assert replaced(pool) == already + 1
+
+
+def test_conversations_of_a_killed_actor_begin_again_and_are_those_of_any_worker(
+    pool: RayPool, inline: InlinePool, tmp_path: Path
+) -> None:
+    weights, already = dict(published_tensors(tiny_model())), replaced(pool)
+    pool.load_weights(weights, 0)
+    inline.load_weights(weights, 0)
+    wanted = inline.sample(episodes(), lambda group: None)
+    finished: list[str] = []
+    asked = episodes(killed=str(tmp_path / "killed"))
+    groups = pool.sample(asked, lambda group: finished.append(group.group_id))
+    assert replaced(pool) == already + 1
+    assert sorted(finished) == [request.group_id for request in asked]
+    for one, other in zip(wanted, groups, strict=True):
+        assert_same_samples(one, other)
+        assert [left.messages for left in one.rollouts] == [right.messages for right in other.rollouts]
+
+
+SHARDED = pytest.param(("learner.ranks=2", "learner.shard=full"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("ranks", [(), SHARDED])
+def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_not_read(
+    pool: RayPool, tiny_recipe, tmp_path: Path, ranks: tuple[str, ...]
+) -> None:
+    recipe = tiny_recipe("learner.weight_bucket_bytes=8192", *ranks)
+    learner = RayLearner(recipe, tmp_path, recipe.run_dir, None)
+    try:
+        learner.start_rl()
+        published = learner.weights()
+        assert (published.tensors, published.policy) == (None, None)
+        assert len(published.buckets) > 3
+        pool.load_weights(published, 0)
+        assert pool.handover().load_s > 0
+        buckets, head = ray.get(list(published.buckets), timeout=60), ray.get(published.header, timeout=60)
+        assert all(len(one) == 1 or sum(piece.values.nbytes for piece in one) <= 8192 for one in buckets)
+        assert sum(piece.values.nbytes for one in buckets for piece in one) == published.sent_bytes == head.size_bytes
+        written = dict(published_tensors(load_checkpoint(recipe.run_dir / "reference")))
+        require_equal(head, written, "this test")
+        folder = learner.save(1)
+        assert learner.saved(1, wait=True)
+        require_whole(folder)
+    finally:
+        learner.close()
+
+
+def test_sample_with_workers_killed_too_often_says_so(pool: RayPool, tokenizer: Tokenizer) -> None:
+    """The last of the tests that share the pool."""
+    asked = requests(tokenizer, 6)
+    for _ in range(3 - int(replaced(pool))):
+        os.kill(pool.process_ids()[0], signal.SIGKILL)
         pool.sample(asked, lambda group: None)
-    pool.close()
+    os.kill(pool.process_ids()[0], signal.SIGKILL)
+    with pytest.raises(RolloutPoolError, match="max_replacements=3"):
+        pool.sample(asked, lambda group: None)
 
 
 @pytest.mark.slow
@@ -126,28 +230,6 @@ def test_sample_with_a_worker_that_is_stopped_and_one_without_memory_gives_equal
     pool.close()
 
 
-def test_conversations_of_a_killed_actor_begin_again_and_are_those_of_any_worker(cluster: None, tmp_path: Path) -> None:
-    save_model(tiny_model(), talking_tokenizer(), tmp_path / "model")
-    engine = BuiltinSettings(max_sequences=6, page_size=4)
-    inline = InlinePool(tmp_path / "model", engine, RolloutSettings())
-    wanted = inline.sample(episodes(), lambda group: None)
-    inline.close()
-    pool = RayPool(
-        tmp_path / "model", engine, RolloutSettings(num_workers=2, max_replacements=1), import_path(Path.cwd())
-    )
-    finished: list[str] = []
-    asked = episodes(killed=str(tmp_path / "killed"))
-    try:
-        groups = pool.sample(asked, lambda group: finished.append(group.group_id))
-        assert pool.statistics()["replaced_workers"] == 1
-    finally:
-        pool.close()
-    assert sorted(finished) == [request.group_id for request in asked]
-    for one, other in zip(wanted, groups, strict=True):
-        assert_same_samples(one, other)
-        assert [left.messages for left in one.rollouts] == [right.messages for right in other.rollouts]
-
-
 def test_pool_with_an_unloadable_model_names_the_folder(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(RolloutPoolError, match="must load"):
         RayPool(tmp_path / "nothing", BuiltinSettings(), RolloutSettings(num_workers=1), import_path(tmp_path))
@@ -166,9 +248,19 @@ def listening(process: psutil.Process) -> set[str]:
     return found
 
 
+TOLD_WHOLE = pytest.param((), {0.0}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("told", "as_changes"), [(("learner.weight_deltas=true",), {0.0, 1.0}), TOLD_WHOLE])
 def test_start_run_under_ray_equals_inline_and_listens_on_loopback_alone(
-    cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: None,
+    tiny_recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: tuple[str, ...],
+    as_changes: set[float],
 ) -> None:
+    """Weights told as changes, too: of a frozen indexer nothing changes, so that every other version is told so."""
     start_run(tiny_recipe("name=inline"), tmp_path)
     original, listened = Loop.one_step, []
 
@@ -177,80 +269,12 @@ def test_start_run_under_ray_equals_inline_and_listens_on_loopback_alone(
         return original(self, step)
 
     monkeypatch.setattr(Loop, "one_step", looking)
-    start_run(tiny_recipe("name=ray", "runtime=ray"), tmp_path)
+    start_run(tiny_recipe("name=ray", "runtime=ray", *told), tmp_path)
     assert comparable(tmp_path / "runs" / "inline") == comparable(tmp_path / "runs" / "ray")
     assert listened == [{"127.0.0.1"}] * 3
-
-
-SHARDED = pytest.param(("learner.ranks=2", "learner.shard=full"), marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("ranks", [(), SHARDED])
-def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_not_read(
-    cluster: None, tiny_recipe, tmp_path: Path, ranks: tuple[str, ...]
-) -> None:
-    recipe = tiny_recipe("learner.weight_bucket_bytes=8192", "rollout.num_workers=1", *ranks)
-    learner = RayLearner(recipe, tmp_path, recipe.run_dir, None)
-    try:
-        learner.start_rl()
-        published = learner.weights()
-        assert (published.tensors, published.policy) == (None, None)
-        assert len(published.buckets) > 3
-        pool = RayPool((recipe.run_dir / "reference").resolve(), recipe.engine, recipe.rollout, {})
-        try:
-            pool.load_weights(published, 0)
-            assert pool.handover().load_s > 0
-        finally:
-            pool.close()
-        buckets, head = ray.get(list(published.buckets), timeout=60), ray.get(published.header, timeout=60)
-        assert all(len(one) == 1 or sum(piece.values.nbytes for piece in one) <= 8192 for one in buckets)
-        assert sum(piece.values.nbytes for one in buckets for piece in one) == published.sent_bytes == head.size_bytes
-        written = dict(published_tensors(load_checkpoint(recipe.run_dir / "reference")))
-        require_equal(head, written, "this test")
-        folder = learner.save(1)
-        assert learner.saved(1, wait=True)
-        require_whole(folder)
-    finally:
-        learner.close()
-
-
-def test_worker_that_comes_late_takes_the_last_whole_version_and_what_changed_since(
-    cluster: None, folder: Path, tokenizer: Tokenizer
-) -> None:
-    engine, model, last = BuiltinSettings(max_sequences=6), tiny_model(seed=5), LastVersion()
-    pool = RayPool(folder, engine, RolloutSettings(num_workers=1, max_replacements=1), {})
-    try:
-        for version in (1, 2, 3):
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.view(-1)[version] += 0.25
-            outgoing = Outgoing(published_tensors(model).items(), 8192, last)
-            buckets = tuple(ray.put(bucket) for bucket in outgoing)
-            head = outgoing.header(version)
-            assert bool(head.base) == (version > 1)
-            pool.load_weights(
-                Publication(version=version, header=ray.put(head), base=head.base, buckets=buckets), version
-            )
-        asked = requests(tokenizer, 3)
-        inline = InlinePool(folder, engine, RolloutSettings())
-        inline.load_weights(dict(published_tensors(model)), 3)
-        wanted = texts(inline.sample(asked, lambda group: None))
-        assert texts(pool.sample(asked, lambda group: None)) == wanted
-        os.kill(pool.process_ids()[0], signal.SIGKILL)
-        assert texts(pool.sample(asked, lambda group: None)) == wanted
-        assert pool.statistics()["replaced_workers"] == 1
-    finally:
-        pool.close()
-
-
-def test_run_told_as_changes_is_the_run_told_whole(cluster: None, tiny_recipe, tmp_path: Path) -> None:
-    """Of a frozen indexer nothing changes, so that every other version is told as changes."""
-    start_run(tiny_recipe("name=whole"), tmp_path)
-    start_run(tiny_recipe("name=told", "runtime=ray", "learner.weight_deltas=true"), tmp_path)
-    assert comparable(tmp_path / "runs" / "whole") == comparable(tmp_path / "runs" / "told")
-    steps = read_metrics(tmp_path / "runs" / "told" / "metrics.jsonl")
-    told = [metrics["weights/told_as_changes"] for _, metrics in sorted(steps.items()) if "weights/load_s" in metrics]
-    assert {0.0, 1.0} == set(told)
+    steps = read_metrics(tmp_path / "runs" / "ray" / "metrics.jsonl")
+    seen = {metrics["weights/told_as_changes"] for metrics in steps.values() if "weights/load_s" in metrics}
+    assert seen == as_changes
 
 
 def test_running_cluster_joins_one_on_loopback_by_its_address_and_leaves_it_running(cluster: None) -> None:
