@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 END_WAIT_S = 2.0
 """Longest wait for the end of what was cancelled."""
+SIGN_EVERY_S = 0.25
+"""How often the loop is asked for a sign: each one interrupts it and whoever asks."""
 
 
 class ConversationLoop:
@@ -46,10 +48,13 @@ class ConversationLoop:
 
     def blocked_s(self) -> float:
         """For how long the loop has not given the sign that it was asked for last, seconds; to be called again and again."""
-        if self._answered:
+        waited_s = time.monotonic() - self._asked_s
+        if not self._answered:
+            return waited_s
+        if waited_s > SIGN_EVERY_S:
             self._answered, self._asked_s = False, time.monotonic()
             self.call(self._answer)
-        return time.monotonic() - self._asked_s
+        return 0.0
 
     def _answer(self) -> None:
         self._answered = True

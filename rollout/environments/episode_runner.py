@@ -66,6 +66,7 @@ class _Asked:
 
 
 _Event: TypeAlias = "_Asked | _Sample"
+_Answer: TypeAlias = "tuple[asyncio.Future[Rollout], Rollout]"
 
 
 class EpisodeRunner:
@@ -80,6 +81,8 @@ class EpisodeRunner:
         self._waiting: deque[tuple[_GroupState, int]] = deque()
         self._playing: dict[int, _Sample] = {}
         self._drawing: dict[str, dict[int, _Asked]] = {}
+        self._drawn: dict[ConversationLoop, list[_Answer]] = {}
+        """Messages for the conversations, handed over together: a thread that is woken for each takes the interpreter from the engine each time."""
         self._numbered = 0
         self._environments: dict[str, Environment] = {}
         self._renderers: dict[str, Renderer] = {}
@@ -107,12 +110,14 @@ class EpisodeRunner:
             for group in self.engine.step():
                 if not self._handed(group):
                     finished.append(group)
+        self._hand_over()
         return finished
 
     def abort(self) -> list[Group]:
         """Drop unfinished work. Groups of single answers come back as far as they are; conversations are judged as they stand, those that wait
         for a tool are given up."""
         groups = [group for group in self.engine.abort() if not self._handed(group)]
+        self._hand_over()
         states = {id(state): state for state, _ in self._waiting}
         states |= {id(sample.state): sample.state for sample in self._playing.values()}
         self._waiting.clear()
@@ -196,17 +201,23 @@ class EpisodeRunner:
                 self._handed(failed)
 
     def _handed(self, group: Group) -> bool:
-        """Hand a group's messages to the conversations that wait for them; false if none does."""
+        """Put a group's messages by for the conversations that wait for them; false if none does."""
         members = self._drawing.get(group.group_id)
         if members is None:
             return False
         for rollout in group.rollouts:
             one = members.pop(rollout.sample_index, None)
             if one is not None:
-                one.loop.call(_answer, one.future, rollout)
+                self._drawn.setdefault(one.loop, []).append((one.future, rollout))
         if not members:
             del self._drawing[group.group_id]
         return True
+
+    def _hand_over(self) -> None:
+        """Give the conversations what was drawn for them."""
+        for loop, answers in self._drawn.items():
+            loop.call(_answer, answers)
+        self._drawn = {}
 
     def _ended(self, sample: _Sample) -> list[Group]:
         """Note a conversation that is over; a defect in it is raised here."""
@@ -255,9 +266,10 @@ class EpisodeRunner:
         return self._renderers[key]
 
 
-def _answer(future: "asyncio.Future[Rollout]", rollout: Rollout) -> None:
-    if not future.done():
-        future.set_result(rollout)
+def _answer(answers: Sequence[_Answer]) -> None:
+    for future, rollout in answers:
+        if not future.done():
+            future.set_result(rollout)
 
 
 def _group(state: _GroupState) -> Group:
