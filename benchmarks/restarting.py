@@ -1,9 +1,9 @@
 """What becomes of answers' lengths when new weights interrupt them: they go on, or they are thrown away and asked again.
 
-    samepath run recipes/quickstart.yaml rl.steps=1 name=begun
-    python -m benchmarks.restarting runs/begun
+    samepath run recipes/quickstart.yaml
+    python -m benchmarks.restarting runs/quickstart
 
-The run's model answers its own prompts, two batches in flight (a weight lag of 1). Whenever the oldest batch is complete it is taken for training, and new
+The model that the run's RL began with (another one with `--step`) answers the run's prompts, two batches in flight (a weight lag of 1). Whenever the oldest batch is complete it is taken for training, and new
 weights interrupt the other one. The weights are equal each time, so what an answer's length should be does not change: `continue` keeps the tokens
 of unfinished answers, `restart` draws these answers anew with other seeds, as trainers do that discard stale work. Finished answers stay in both. `alone`
 answers each prompt to its end, which nothing can bias. This project has no such mode; the benchmark stops and asks again by itself.
@@ -125,10 +125,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder of recipes/quickstart.yaml")
     parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--step", type=int, default=0, help="whose weights; 0 are those that RL began with")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     recipe = recipe_of_run(asked.run, [])
-    folder, _ = checkpoint_of_run(asked.run, None)
+    folder, _ = checkpoint_of_run(asked.run, asked.step)
     tokenizer = load_tokenizer(folder)
     feed = Feed(recipe=recipe, task=build_task(recipe.task, asked.run), tokenizer=tokenizer)
     per_batch = recipe.rl.prompts_per_step * recipe.rl.group_size
