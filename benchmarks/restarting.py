@@ -3,10 +3,11 @@
     samepath run recipes/quickstart.yaml
     python -m benchmarks.restarting runs/quickstart
 
-The model that the run's RL began with (another one with `--step`) answers the run's prompts, two batches in flight (a weight lag of 1). Whenever the oldest batch is complete it is taken for training, and new
-weights interrupt the other one. The weights are equal each time, so what an answer's length should be does not change: `continue` keeps the tokens
-of unfinished answers, `restart` draws these answers anew with other seeds, as trainers do that discard stale work. Finished answers stay in both. `alone`
-answers each prompt to its end, which nothing can bias. This project has no such mode; the benchmark stops and asks again by itself.
+The model that the run's RL began with (another one with `--step`) answers the run's prompts, two batches in flight (a weight lag of 1).
+Whenever the oldest batch is complete it is taken for training, and new weights interrupt the other one. The weights are equal each time, so what an
+answer's length should be does not change: `continue` keeps the tokens of unfinished answers, `restart` draws these answers anew with other seeds,
+as trainers do that discard stale work. Finished answers stay in both. `alone` answers each prompt to its end, which nothing can bias. This
+project has no such mode; the benchmark stops and asks again by itself.
 """
 
 import argparse
