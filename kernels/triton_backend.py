@@ -6,6 +6,7 @@ This file imports Triton; `kernels/gpu/loading.py` imports it late, and no other
 import samepath.kernels.dense_attention.triton_joined as dense_attention
 import samepath.kernels.experts.triton_choice as triton_choice
 import samepath.kernels.experts.triton_product as triton_product
+import samepath.kernels.experts.triton_rows as triton_rows
 import samepath.kernels.head.triton_logprob as triton_logprob
 import samepath.kernels.indexer.triton_dense_indexer as triton_dense_indexer
 import samepath.kernels.indexer.triton_index_logits as triton_index_logits
@@ -38,6 +39,7 @@ class TritonKernels:
 
     choose_experts = staticmethod(triton_choice.choose)
     expert_product = staticmethod(triton_product.expert_product)
+    gated_sum = staticmethod(triton_rows.gated_sum)
 
     head_logprobs = staticmethod(triton_logprob.head_logprobs)
     row_logprobs = staticmethod(triton_logprob.row_logprobs)

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "rollout",
     "learner.ranks",
     "learner.shard",
+    "learner.expert_parallel",
     "learner.restarts",
     "learner.update_timeout_s",
     "learner.weight_bucket_bytes",
@@ -45,7 +46,7 @@ MAY_CHANGE = (
     "faults",
 )
 """Settings that say how far a run goes, what is kept of it and who waits how long, and what breaks on purpose: the steps that are done would have been the
-same. `learner.ranks` and `learner.shard` alone change last bits."""
+same. `learner.ranks`, `learner.shard` and `learner.expert_parallel` alone change last bits."""
 WHERE = ("runs_dir", "name")
 """Settings that say where the run's folder is: it may have been moved."""
 

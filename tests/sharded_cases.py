@@ -71,8 +71,8 @@ def update(ranks: Ranks, batch: TrainBatch, rl: dict[str, Any], learner: dict[st
     model.activation_checkpointing = bool(learner.get("activation_checkpointing"))
     settings = LearnerSettings.model_validate({**learner, "shard": "none" if ranks is ALONE else "full"})
     if ranks is not ALONE:
-        shard(model, ranks)
-        shard(reference, ranks)
+        shard(model, ranks, expert_parallel=settings.expert_parallel)
+        shard(reference, ranks, expert_parallel=settings.expert_parallel)
     for parameter in model.indexer_parameters():
         parameter.requires_grad_(settings.indexer == "trained")
     watched = Watched(model)
@@ -87,11 +87,11 @@ def update(ranks: Ranks, batch: TrainBatch, rl: dict[str, Any], learner: dict[st
     )
 
 
-def held(ranks: Ranks) -> dict[str, int]:
+def held(ranks: Ranks, expert_parallel: bool = False) -> dict[str, int]:
     """Bytes of weights, gradients and both moments that this rank holds after an update, and of all weights."""
     model = tiny_model()
     total = sum(one.nbytes for one in model.parameters())
-    shard(model, ranks)
+    shard(model, ranks, expert_parallel=expert_parallel)
     optimizer = Watched(model)
     runner = ShardedRunner(ranks, model, None, train_indexer=True)
     runner.train([0], lambda place: ("", runner._blank_loss()), optimizer)

@@ -69,7 +69,7 @@ def test_recipe_that_was_not_run_passes_validate_and_names_its_obstacle(path: Pa
 def test_recipe_that_was_not_run_says_so_and_what_it_needs(path: Path) -> None:
     said, plan = heading(path), plan_of(path)
     assert "NOT RUN" in said
-    assert "the learner has no expert parallelism" in said
+    assert "ran on CPUs only" in said
     counts = {name: plan.learners["sharded, experts in place"].least_devices(size) for name, size in DEVICES.items()}
     engines = {name: plan.engine.least_devices(size) for name, size in DEVICES.items()}
     assert f"at least {counts['80 GB']} GPUs of 80 GB or {counts['141 GB']} of 141 GB" in said

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.backend import Backend, round_up
+from samepath.kernels.experts.expert_rows import add_slots
 from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.gated_unit import sigmoid, swiglu
 from samepath.kernels.rows.pair_product import pair_product
@@ -118,10 +119,7 @@ def _spread(plan: Dispatch, x_ND: Tensor, num_slots: int) -> Tensor:
 def _combine(plan: Dispatch, y_RD: Tensor, gates_NX: Tensor) -> tuple[Tensor, Tensor]:
     """(Σ of the slots' rows times their gates in slot order `[N, D]`, the rows themselves `[N, X, D]`)."""
     y_NXD = y_RD.index_select(0, plan.rows).view(*gates_NX.shape, -1)
-    out_ND = y_NXD[:, 0] * gates_NX[:, :1]
-    for slot in range(1, gates_NX.shape[1]):
-        out_ND = out_ND + y_NXD[:, slot] * gates_NX[:, slot : slot + 1]
-    return out_ND, y_NXD
+    return add_slots(y_NXD, gates_NX), y_NXD
 
 
 class _ExpertProduct(torch.autograd.Function):

@@ -318,7 +318,17 @@ def _combine(
 
 def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout) -> Tensor:
     """[N, D] sum of each token's rows in slot order, times the gates if given."""
-    num_tokens = layout.row_of_pair.shape[0] // layout.num_slots
+    return _combined(rows_RD, gates_NX, layout.row_of_pair, layout.num_slots)
+
+
+def gated_sum(rows_RD: Tensor, gates_NX: Tensor, rows_NX: Tensor) -> Tensor:
+    """`combine` of rows that stand as `rows_NX` says."""
+    rows = rows_NX.to(torch.int32).flatten()
+    return _combined(rows_RD.contiguous(), gates_NX.contiguous(), rows, rows_NX.shape[1])
+
+
+def _combined(rows_RD: Tensor, gates_NX: Tensor | None, row_of_pair: Tensor, num_slots: int) -> Tensor:
+    num_tokens = row_of_pair.shape[0] // num_slots
     width = rows_RD.shape[1]
     out_ND = rows_RD.new_empty(num_tokens, width)
     block = min(1024, triton.next_power_of_2(width))
@@ -326,10 +336,10 @@ def combine(rows_RD: Tensor, gates_NX: Tensor | None, layout: Layout) -> Tensor:
         _combine[(num_tokens, triton.cdiv(width, block))](
             rows_RD,
             rows_RD if gates_NX is None else gates_NX,
-            layout.row_of_pair,
+            row_of_pair,
             out_ND,
             width,
-            SLOTS=layout.num_slots,
+            SLOTS=num_slots,
             WIDTH=block,
             GATED=gates_NX is not None,
         )

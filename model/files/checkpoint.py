@@ -5,7 +5,7 @@ attention are one; on disk each stands under its published name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
 from samepath.model.files.config_file import CONFIG_FILE, read_config, write_config
 from samepath.model.files.weight_files import MAX_SHARD_BYTES, read_weights, write_weights
+from samepath.model.network.moe import MixtureOfExperts
 from samepath.model.network.network import CausalLM
 
 _LATENT = {
@@ -56,30 +57,29 @@ def published_ends(model: CausalLM) -> dict[str, Tensor]:
     return published
 
 
-def published_layer(model: CausalLM, layer: int) -> dict[str, Tensor]:
-    """What of `published_tensors` stands in a layer (global number)."""
+def published_layer(model: CausalLM, layer: int) -> Iterator[tuple[str, Tensor]]:
+    """What of `published_tensors` stands in a layer (global number), one after the other: of experts that are spread over processes a share is there at
+    a time."""
     module, config, stem = model.layers[layer], model.config, f"model.layers.{layer}."
     # Not `state_dict`: a layer that is gathered for a moment would give its shards.
     own = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    published = {
-        stem + "input_layernorm.weight": own["attention_norm"],
-        stem + "post_attention_layernorm.weight": own["feed_forward_norm"],
-    }
+    yield stem + "input_layernorm.weight", own["attention_norm"]
+    yield stem + "post_attention_layernorm.weight", own["feed_forward_norm"]
     attention = {name.removeprefix("attention."): own[name] for name in own if name.startswith("attention.")}
-    published |= {f"{stem}self_attn.{name}": tensor for name, tensor in _attention(attention, config).items()}
-    mlp, gate_up, down = stem + "mlp.", own["feed_forward.gate_up"], own["feed_forward.down"]
-    if layer not in config.moe_layers:
-        _split_feed_forward(published, mlp, gate_up, down)
-        return published
-    published[mlp + "gate.weight"] = own["feed_forward.router"]
+    for name, tensor in _attention(attention, config).items():
+        yield f"{stem}self_attn.{name}", tensor
+    mlp, feed_forward = stem + "mlp.", module.feed_forward
+    if not isinstance(feed_forward, MixtureOfExperts):
+        yield from _split_feed_forward(mlp, own["feed_forward.gate_up"], own["feed_forward.down"])
+        return
+    yield mlp + "gate.weight", own["feed_forward.router"]
     if "feed_forward.selection_bias" in own:
-        published[mlp + "gate.e_score_correction_bias"] = own["feed_forward.selection_bias"]
-    for expert in range(config.n_routed_experts):
-        _split_feed_forward(published, f"{mlp}experts.{expert}.", gate_up[expert], down[expert])
+        yield mlp + "gate.e_score_correction_bias", own["feed_forward.selection_bias"]
+    for expert, (gate_up, down) in enumerate(feed_forward.experts()):
+        yield from _split_feed_forward(f"{mlp}experts.{expert}.", gate_up, down)
     if config.n_shared_experts:
         shared = own["feed_forward.shared.gate_up"], own["feed_forward.shared.down"]
-        _split_feed_forward(published, mlp + "shared_experts.", *shared)
-    return published
+        yield from _split_feed_forward(mlp + "shared_experts.", *shared)
 
 
 def _attention(own: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -101,13 +101,11 @@ def _attention(own: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tens
     return published
 
 
-def _split_feed_forward(published: dict[str, Tensor], stem: str, gate_up: Tensor, down: Tensor) -> None:
+def _split_feed_forward(stem: str, gate_up: Tensor, down: Tensor) -> Iterator[tuple[str, Tensor]]:
     gate, up = gate_up.chunk(2, dim=0)
-    published[stem + "gate_proj.weight"], published[stem + "up_proj.weight"], published[stem + "down_proj.weight"] = (
-        gate,
-        up,
-        down,
-    )
+    yield stem + "gate_proj.weight", gate
+    yield stem + "up_proj.weight", up
+    yield stem + "down_proj.weight", down
 
 
 def save_checkpoint(model: CausalLM, folder: Path) -> None:

@@ -92,10 +92,10 @@ def policy_tensors(policy: Policy) -> Mapping[str, Tensor]:
     return checkpoint_tensors(policy)
 
 
-def policy_parts(policy: Policy) -> Iterator[tuple[nn.Module, Callable[[], Mapping[str, Tensor]]]]:
+def policy_parts(policy: Policy) -> Iterator[tuple[nn.Module, Callable[[], Iterable[tuple[str, Tensor]]]]]:
     """`policy_tensors` in parts: what stands outside the layers, then layer by layer, each with the module that holds its parameters."""
     if isinstance(policy, CausalLM):
-        yield policy, partial(published_ends, policy)
+        yield policy, lambda: published_ends(policy).items()
         for number, layer in enumerate(policy.decoder_layers):
             yield layer, partial(published_layer, policy, number)
         return
@@ -103,6 +103,5 @@ def policy_parts(policy: Policy) -> Iterator[tuple[nn.Module, Callable[[], Mappi
     from samepath.model.transformers.policy import TransformersPolicy, checkpoint_part
 
     assert isinstance(policy, TransformersPolicy)
-    yield policy, partial(checkpoint_part, policy, None)
-    for layer in policy.decoder_layers:
-        yield layer, partial(checkpoint_part, policy, layer)
+    for part in (None, *policy.decoder_layers):
+        yield policy if part is None else part, lambda part=part: checkpoint_part(policy, part).items()  # type: ignore[misc]

@@ -4,8 +4,11 @@ softmax router, with shared experts or without.
 Axes: N tokens, D width, E experts, X experts chosen, G expert groups, F expert width.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.experts.expert_choice import ChoiceRule, choose_with_gates, gate_weights
@@ -13,6 +16,7 @@ from samepath.kernels.experts.expert_product import expert_product
 from samepath.kernels.rows.dense_rows import feed_forward, float32_linear
 from samepath.kernels.rows.gated_unit import sigmoid
 from samepath.model.config import ModelConfig
+from samepath.model.network.expert_exchange import ExpertExchange
 from samepath.model.network.kernel_module import KernelModule
 from samepath.model.trace import ForwardTrace
 
@@ -61,6 +65,7 @@ class MixtureOfExperts(nn.Module):
         self.selection_bias: Tensor | None
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
         self.down = nn.Parameter(torch.empty(experts, width, hidden))
+        self._exchange: ExpertExchange | None = None
         self.shared = FeedForward(width, hidden * config.n_shared_experts, backend) if config.n_shared_experts else None
 
     def forward(self, x_ND: Tensor, trace: ForwardTrace, replayed_NX: Tensor | None) -> Tensor:
@@ -72,5 +77,21 @@ class MixtureOfExperts(nn.Module):
             ids_NX = torch.where(replayed_NX[:, :1] >= 0, replayed_NX, live_NX)
             gates_NX = gate_weights(scores_NE, ids_NX, self.rule)
         trace.record_routes(self.place, ids_NX, live_NX)
-        routed_ND = expert_product(x_ND, gates_NX, ids_NX, self.gate_up, self.down, self.backend)
+        product = expert_product if self._exchange is None else self._exchange.product
+        routed_ND = product(x_ND, gates_NX, ids_NX, _held(self.gate_up), _held(self.down), self.backend)
         return routed_ND if self.shared is None else routed_ND + self.shared(x_ND)
+
+    def experts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each routed expert's stacked gate and up matrix, and its down matrix, without gradient; of spread ones see `ExpertExchange.experts`."""
+        if self._exchange is None:
+            return zip(self.gate_up.detach(), self.down.detach())
+        return self._exchange.experts(_held(self.gate_up), _held(self.down))
+
+    def spread(self, gate_up: nn.Parameter, down: nn.Parameter, exchange: ExpertExchange) -> None:
+        """Hold a share of the routed experts from now on: parameters that are `DTensor`s in shards along the experts, of equal size."""
+        self.gate_up, self.down, self._exchange = gate_up, down, exchange
+
+
+def _held(weight: Tensor) -> Tensor:
+    """What this process holds of a weight."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight

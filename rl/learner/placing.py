@@ -32,7 +32,8 @@ def spread(model: Policy, recipe: Recipe, ranks: Ranks, *, trained: bool) -> Non
         return
     if isinstance(model, CausalLM):
         placement = recipe.model.placement
-        shard(model, ranks, placement.device, placement.dtype if trained else "float32")
+        gathered_in = placement.dtype if trained else "float32"
+        shard(model, ranks, placement.device, gathered_in, expert_parallel=recipe.learner.expert_parallel)
         return
     # Late: as above.
     from samepath.rl.learner.acceleration import device_type

@@ -41,6 +41,22 @@ def same_path(rl: AlgorithmSettings, shape: ModelShape) -> bool:
     return rl.keep_sampling_mask == "on" and (rl.keep_routing == "sampler" or not shape.moe_layers)
 
 
+def check_experts(num_experts: int, learner: LearnerSettings) -> None:
+    """Raise ValueError, with what to do, if `learner.expert_parallel` cannot spread layers of so many routed experts; 0 is a dense model."""
+    if not learner.expert_parallel:
+        return
+    if not num_experts:
+        raise ValueError(
+            "learner.expert_parallel needs a mixture-of-experts model; this one is dense. Leave it out: learner.shard=full shares all of it."
+        )
+    if num_experts % learner.ranks:
+        fitting = ", ".join(str(ranks) for ranks in range(1, min(num_experts, 64) + 1) if num_experts % ranks == 0)
+        raise ValueError(
+            f"learner.expert_parallel gives every rank as many experts: learner.ranks must divide the model's {num_experts} routed experts; got "
+            f"{learner.ranks}. Set learner.ranks to one of {fitting}, or leave expert_parallel out."
+        )
+
+
 def check_policy(
     shape: ModelShape,
     rl: AlgorithmSettings,
@@ -48,7 +64,9 @@ def check_policy(
     model: NewModel | CheckpointModel,
     engine: AnyEngine,
 ) -> None:
-    """Raise ValueError if an indexer is trained that the policy has not, or a gap of 0 asked for that the two sides cannot give."""
+    """Raise ValueError if an indexer is trained that the policy has not, a gap of 0 asked for that the two sides cannot give, or experts are to be
+    spread that cannot."""
+    check_experts(shape.n_routed_experts if shape.moe_layers else 0, learner)
     exact = rl.trains and same_path(rl, shape) and rl.max_gap_at_lag_0 == 0
     if exact and (problem := gap_problem(engine, model)):
         raise ValueError(problem)

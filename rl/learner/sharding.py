@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from samepath.model.files.policy_files import policy_parts, write_named
 from samepath.model.key_store import PackedKeys
+from samepath.model.network.expert_exchange import ExpertExchange
+from samepath.model.network.moe import MixtureOfExperts
 from samepath.model.network.network import CausalLM
 from samepath.model.placement import DeviceName, TypeName
 from samepath.model.policy import Policy
@@ -27,20 +30,30 @@ from samepath.rl.learner.ranks import Ranks
 from samepath.rl.learner.sharded_runner import blank_input
 
 
-def shard(policy: Policy, ranks: Ranks, device: DeviceName = "cpu", gathered_in: TypeName = "float32") -> None:
+def shard(
+    policy: Policy,
+    ranks: Ranks,
+    device: DeviceName = "cpu",
+    gathered_in: TypeName = "float32",
+    *,
+    expert_parallel: bool = False,
+) -> None:
     """Spread a policy over the ranks, layer by layer, on its way to the device, and run a blank pass. All ranks hold the same weights before.
 
     `gathered_in` bfloat16 rounds float32 shards where they are gathered. Gradients of several ranks are added, not averaged: denominators are
-    those of the whole mini-batch.
+    those of the whole mini-batch. `expert_parallel` leaves routed experts where they lie: rows travel to them (`ExpertExchange`).
     """
     mesh = init_device_mesh(device, (ranks.size,))
+    # What is held in bfloat16, as a frozen policy is, computes in it too.
+    computed_in = torch.bfloat16 if gathered_in == "bfloat16" else policy.head_weight.dtype
+    in_place = spread_experts(policy, mesh, computed_in) if expert_parallel else set()
     bfloat16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     precision = bfloat16 if gathered_in == "bfloat16" else MixedPrecisionPolicy(cast_forward_inputs=False)
     if isinstance(policy, CausalLM):
         for layer in policy.layers:
             layer.register_forward_hook(_loss_behind_output)
     for module in (*policy.decoder_layers, policy):
-        sharded = fully_shard(module, mesh=mesh, mp_policy=precision)
+        sharded = fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=in_place)
         sharded.set_gradient_divide_factor(1.0)
         # Gloo can only add, and NCCL adds too with a factor of 1.
         sharded.set_force_sum_reduction_for_comms(True)
@@ -49,16 +62,34 @@ def shard(policy: Policy, ranks: Ranks, device: DeviceName = "cpu", gathered_in:
     _as_sharded(policy).reshard()
 
 
+def spread_experts(policy: Policy, mesh: DeviceMesh, computed_in: torch.dtype) -> set[nn.Parameter]:
+    """Leave each rank its share of every layer's routed experts, equal ones in the ranks' order; returns these parameters.
+
+    They are shards of the same whole as `fully_shard` would make, so optimiser and checkpoints see no difference.
+    """
+    exchange = ExpertExchange(group=mesh.get_group(), dtype=computed_in)
+
+    def share(weight: nn.Parameter) -> nn.Parameter:
+        own = weight.detach().chunk(mesh.size())[mesh.get_local_rank()].clone().to(mesh.device_type)
+        return nn.Parameter(DTensor.from_local(own, mesh, [Shard(0)], run_check=False), weight.requires_grad)
+
+    layers = [module for module in policy.modules() if isinstance(module, MixtureOfExperts)]
+    for experts in layers:
+        experts.spread(share(experts.gate_up), share(experts.down), exchange)
+    return {weight for experts in layers for weight in (experts.gate_up, experts.down)}
+
+
 def named_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """Yield each weight whole, under its published name, in the type that passes compute with; all ranks must take all, in step.
 
-    One layer is gathered at a time, or what stands outside the layers: whoever keeps a tensor past the next one copies it.
+    One layer is gathered at a time, or what stands outside the layers, of experts that lie in place one rank's share: whoever keeps a tensor past
+    the next one copies it.
     """
     for module, tensors in policy_parts(policy):
         unit = _as_sharded(module)
         unit.unshard()
         try:
-            yield from tensors().items()
+            yield from tensors()
         finally:
             unit.reshard()
 

@@ -23,6 +23,11 @@ class LearnerSettings(BaseModel):
         description="what a rank holds: everything, or with `full` its share of weights, gradients, optimiser and reference (FSDP); layers are gathered "
         "one by one",
     )
+    expert_parallel: bool = Field(
+        False,
+        description="own network with `shard: full`: a rank's share of the routed experts is whole experts, which are never gathered: tokens travel to "
+        "the ranks that hold their experts, and back. `ranks` must divide the experts",
+    )
     min_passes: int = Field(
         1,
         ge=1,

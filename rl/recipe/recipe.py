@@ -143,6 +143,10 @@ class Recipe(BaseModel):
                 f"learner.ranks={learner.ranks} needs a whole GPU for each rank, because NCCL takes no two ranks on one; got "
                 f"ray.learner_gpus={self.ray.learner_gpus:g}. Set ray.learner_gpus=1, or learner.ranks=1."
             )
+        if learner.expert_parallel and learner.shard != "full":
+            problems.append(
+                "learner.expert_parallel spreads the experts of ranks that share the model; got learner.shard=none. Set learner.shard=full, or leave it out."
+            )
         if model.implementation == "own":
             for name, used in (
                 ("precision", learner.precision != "fp32"),
@@ -151,6 +155,11 @@ class Recipe(BaseModel):
                 if used:
                     problems.append(f"learner.{name} needs model.implementation: transformers")
             return problems
+        if learner.expert_parallel:
+            problems.append(
+                "learner.expert_parallel needs model.implementation: own; a transformers model runs its experts by itself. Set it, or leave "
+                "expert_parallel out: learner.shard=full gathers them layer by layer."
+            )
         if (model.device, model.dtype, model.batch_invariant) != ("cpu", "float32", True):
             problems.append(
                 "model.device, model.dtype and model.batch_invariant place the own network; a transformers model goes where accelerate puts it, in "

@@ -100,7 +100,9 @@ def learner_memory(
     }
     layer = sizes.largest_layer if gather_experts else sizes.largest_layer_without_experts
     each = {
-        "activations": activation_bytes(sizes, precision.compute, pass_tokens, checkpointing),
+        "activations": activation_bytes(
+            sizes, precision.compute, pass_tokens, checkpointing, exchanged=not gather_experts
+        ),
         "logits": logit_bytes(sizes.vocab_size),
         # The layer at work, the one fetched ahead, and the gradient of the first before it is scattered.
         GATHERED: 3 * layer * precision.compute,
@@ -108,26 +110,31 @@ def learner_memory(
     return LearnerMemory(sharded=sharded, each=each)
 
 
-def layer_elements(sizes: PublishedSizes, *, moe: bool, compute_bytes: int) -> int:
+def layer_elements(sizes: PublishedSizes, *, moe: bool, compute_bytes: int, exchanged: bool = False) -> int:
     """Elements of one token that one layer keeps for its backward pass.
 
     Norms and residuals 6·D (8·D below float32, because norms compute in float32), attention as counted in its sizes, dense
-    feed-forward 4·F (gate, its activation, up, product), experts X·(2·D + 4·F) and 4·E of the router.
+    feed-forward 4·F (gate, its activation, up, product), experts X·(2·D + 4·F) and 4·E of the router. `exchanged` experts lie on other
+    ranks: what they gave is kept here too, X·D, and this rank keeps as many rows of others as others of its own, if the load is even.
     """
     norms = (6 if compute_bytes >= 4 else 8) * sizes.width
     if not moe:
         return norms + sizes.attention_elements + 4 * sizes.dense_width
-    experts = sizes.experts_per_token * (2 * sizes.width + 4 * sizes.expert_width) + 4 * sizes.num_experts
+    rows = 3 if exchanged else 2
+    experts = sizes.experts_per_token * (rows * sizes.width + 4 * sizes.expert_width) + 4 * sizes.num_experts
     return norms + sizes.attention_elements + experts + 4 * sizes.shared_width
 
 
-def activation_bytes(sizes: PublishedSizes, compute_bytes: int, pass_tokens: int, checkpointing: bool) -> int:
+def activation_bytes(
+    sizes: PublishedSizes, compute_bytes: int, pass_tokens: int, checkpointing: bool, *, exchanged: bool = False
+) -> int:
     """Activations of one pass that the backward pass needs.
 
     Without checkpointing every layer keeps its own; with it only the inputs of all layers are kept (L·D), and one layer at a
     time is computed again.
     """
-    moe = layer_elements(sizes, moe=True, compute_bytes=compute_bytes) if sizes.num_moe_layers else 0
+    with_experts = sizes.num_moe_layers > 0
+    moe = layer_elements(sizes, moe=True, compute_bytes=compute_bytes, exchanged=exchanged) if with_experts else 0
     num_dense = sizes.num_layers - sizes.num_moe_layers
     dense = layer_elements(sizes, moe=False, compute_bytes=compute_bytes) if num_dense else 0
     if checkpointing:

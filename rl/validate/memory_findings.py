@@ -14,14 +14,14 @@ from samepath.rollout.engine_settings import AnyEngine, describe
 def memory_findings(model: NewModel | CheckpointModel, engine: AnyEngine, plan: MemoryPlan) -> list[Finding]:
     """Findings on the learner, and on the cache of an engine where that has a size of its own."""
     on_gpu = model.device == "cuda" or (model.implementation == "transformers" and bool(list_gpus()))
-    findings = [_learner(plan, on_gpu)]
+    findings = [_learner(plan, on_gpu, own=model.implementation == "own")]
     cache = describe(engine).fixed_cache(engine)
     if cache is not None:
         findings.append(_cache(cache, engine.max_sequences, plan))
     return findings
 
 
-def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
+def _learner(plan: MemoryPlan, on_gpu: bool, *, own: bool) -> Finding:
     asked, *sharded = plan.learners.values()
     needed, memory = asked.per_device(plan.ranks), memory_bytes()
     name, largest = max(DEVICES.items(), key=lambda entry: entry[1])
@@ -30,10 +30,12 @@ def _learner(plan: MemoryPlan, on_gpu: bool) -> Finding:
     if needed > largest * LEARNER_SHARE if on_gpu else needed * plan.ranks > memory:
         here = "" if on_gpu else f"; this machine has {memory / 1e9:,.1f} GB"
         if needed > largest * LEARNER_SHARE:
-            # Experts that stay in place are arithmetic: the learner gathers whole layers.
             devices = sharded[0].least_devices(largest)
             apart = f"at least {devices} devices of {name}" if devices else "no number of devices is enough"
-            here = f", with learner.shard=full {apart}{here}"
+            # A dense model has no column for experts in place, and transformers models leave none there.
+            in_place = sharded[1].least_devices(largest) if own and len(sharded) > 1 else None
+            fewer = f", with learner.expert_parallel=true too {in_place}" if in_place else ""
+            here = f", with learner.shard=full {apart}{fewer}{here}"
         return Finding(name="memory", outcome="obstacle", detail=said + here)
     engine = plan.engine.per_device(1) / 1e9
     detail = f"{said} and an engine {engine:,.2f} GB; this machine has {memory / 1e9:,.1f} GB"

@@ -58,7 +58,8 @@ def memory_plan(recipe: Recipe, sizes: PublishedSizes, prompt_tokens: int = PROM
     numbers = model.dtype if model.implementation == "own" else learner.precision
     ranks = learner.ranks if learner.shard == "full" else 1
     asked = in_shards if learner.shard == "full" else one_process
-    way = f"{ranks} ranks in shards" if learner.shard == "full" else "one process"
+    in_place = ", experts in place" if learner.expert_parallel else ""
+    way = f"{ranks} ranks in shards{in_place}" if learner.shard == "full" else "one process"
     learners = {f"{way}, {numbers}": asked(sizes, model, learner, pass_tokens, recipe.rl.objective.kl.needs_reference)}
     for gather_experts in (True, False) if sizes.num_moe_layers else (True,):
         learners["sharded" if gather_experts else "sharded, experts in place"] = learner_memory(
@@ -127,6 +128,7 @@ def in_shards(
         checkpointing=learner.activation_checkpointing,
         reference=needs_reference,
         frozen=_frozen(sizes, learner),
+        gather_experts=not learner.expert_parallel,
     )
     # Automatic casting gathers float32, and keeps the bfloat16 copies of all layers for the length of a pass.
     copies = {"bfloat16 copies": sizes.parameters * 2, GATHERED: 2 * memory.each[GATHERED]} if cast else {}

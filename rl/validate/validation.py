@@ -14,7 +14,7 @@ from samepath.model.text.tokenizer import Tokenizer, load_tokenizer
 from samepath.rl.evaluation.sets import build_set, survey_set
 from samepath.rl.learner.model_source import build_policy, check_expected, model_config, resolve_folder
 from samepath.rl.learner.new_tokenizer import new_tokenizer
-from samepath.rl.learner.policy_checks import check_foreign_checkpoint, check_policy
+from samepath.rl.learner.policy_checks import check_experts, check_foreign_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import try_traces
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
@@ -160,6 +160,7 @@ class _Checks:
                 f"parameters of model_type {model_type!r} cannot be counted here; memory is not estimated"
             )
         sizes = self.sizes = published_sizes(self.config)
+        check_experts(sizes.num_experts if sizes.num_moe_layers else 0, self.recipe.learner)
         limit, what = self._room.limit
         if self.recipe.sampling.max_new_tokens >= limit:
             raise ValueError(
@@ -182,10 +183,9 @@ class _Checks:
 
     def _network(self) -> str:
         """Build a small network whose weights are here, because some refusals need it (routers, heads, names of tensors)."""
-        policy = build_policy(self.recipe.model, self.recipe_dir, self.recipe.seed)
         recipe = self.recipe
-        check_policy(policy.shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
-        shape = policy.shape
+        shape = build_policy(recipe.model, self.recipe_dir, recipe.seed).shape
+        check_policy(shape, recipe.rl, recipe.learner, recipe.model, recipe.engine)
         return f"built once: {len(shape.moe_layers)} mixture-of-experts layers, {len(shape.sparse_layers)} that select their keys"
 
     def _device(self) -> None:

@@ -22,9 +22,10 @@ def losses(run_dir: Path) -> list[float]:
     return [metrics["learner/loss"] for line in lines if "learner/loss" in (metrics := json.loads(line)["metrics"])]
 
 
-def test_run_in_shards_has_no_gap_and_its_checkpoint_is_exported(tiny_recipe, tmp_path: Path) -> None:
-    """The gap at equal weights is 0: gathered weights have the bits of whole ones."""
-    recipe = tiny_recipe(*SHORT, *IN_SHARDS)
+@pytest.mark.parametrize("experts", ["gathered", "in place"])
+def test_run_in_shards_has_no_gap_and_its_checkpoint_is_exported(tiny_recipe, tmp_path: Path, experts: str) -> None:
+    """The gap at equal weights is 0: gathered weights have the bits of whole ones, and so have rows that another rank computed."""
+    recipe = tiny_recipe(*SHORT, *IN_SHARDS, f"learner.expert_parallel={str(experts == 'in place').lower()}")
     assert start_run(recipe, tmp_path)["gap_at_lag_0"] == 0.0
     checkpoint, exported = recipe.run_dir / "checkpoints" / "step-000001", tmp_path / "exported"
     with pytest.raises(FileNotFoundError, match=r"samepath export .*step-000001 OUT"):
@@ -35,14 +36,17 @@ def test_run_in_shards_has_no_gap_and_its_checkpoint_is_exported(tiny_recipe, tm
 
 
 @pytest.mark.slow
-def test_run_in_shards_trains_as_one_process_does_and_one_process_goes_on_with_it(tiny_recipe, tmp_path: Path) -> None:
-    recipe = tiny_recipe(*SHORT, *IN_SHARDS, "rl.steps=2", "name=sharded")
+@pytest.mark.parametrize("experts", ["false", "true"])
+def test_run_in_shards_trains_as_one_process_does_and_one_process_goes_on_with_it(
+    tiny_recipe, tmp_path: Path, experts: str
+) -> None:
+    recipe = tiny_recipe(*SHORT, *IN_SHARDS, f"learner.expert_parallel={experts}", "rl.steps=2", "name=sharded")
     alone = tiny_recipe(*SHORT, "rl.steps=2", "name=alone")
     start_run(recipe, tmp_path)
     start_run(alone, tmp_path)
     assert len(losses(recipe.run_dir)) == 2
     assert losses(recipe.run_dir) == pytest.approx(losses(alone.run_dir), rel=1e-4)
-    changes = ["rl.steps=3", "learner.ranks=1", "learner.shard=none"]
+    changes = ["rl.steps=3", "learner.ranks=1", "learner.shard=none", "learner.expert_parallel=false"]
     resume_run(recipe_of_run(recipe.run_dir, changes), recipe.run_dir)
     assert (recipe.run_dir / "checkpoints" / "step-000003" / "model.safetensors").is_file()
     assert len(losses(recipe.run_dir)) == 3

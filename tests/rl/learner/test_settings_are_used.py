@@ -68,6 +68,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
     LearnerSettings: {
         "ranks": "rl/learner/test_ranks.py::test_learner_runs_as_many_processes_as_ranks",
         "shard": "rl/learner/test_sharded_ranks.py::test_rank_holds_its_share_of_weights_gradients_and_moments",
+        "expert_parallel": "rl/learner/test_expert_parallel.py::test_checkpoint_is_read_with_experts_elsewhere",
         "min_passes": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
         "restarts": "rl/test_lost_rank.py::test_run_whose_rank_is_killed_goes_on_by_itself_to_the_weights_of_a_whole_run_on_one_rank",
         "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",

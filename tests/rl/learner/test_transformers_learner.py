@@ -230,6 +230,7 @@ def test_lora_reference_shares_the_frozen_weights_and_stays_the_start(foreign_re
         (["rl.max_gap_at_lag_0=0"], "implementation=transformers rounds differently"),
         (["learner.indexer=trained"], "implementation: own"),
         (["cold_start.dense_warmup_steps=1"], "implementation: own"),
+        (["learner.shard=full", "learner.expert_parallel=true"], "learner.expert_parallel needs model.implementation"),
         (["model.implementation=own", "learner.precision=bf16"], "learner.precision needs model.implementation"),
         (["model.implementation=own", "learner.lora.rank=4"], "learner.lora needs model.implementation"),
     ],

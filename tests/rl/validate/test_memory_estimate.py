@@ -117,6 +117,8 @@ def test_learner_memory_experts_in_place_are_not_gathered() -> None:
         for gather in (True, False)
     )
     assert gathered.sharded == in_place.sharded
+    # Of the one layer that is computed again, what 8 experts of a token gave, which came back from other ranks.
+    assert in_place.each["activations"] - gathered.each["activations"] == 8192 * 8 * 7168 * 2
     around = sizes.moe_layer.attention + sizes.moe_layer.indexer + 2 * 7168
     assert gathered.each[GATHERED] == 3 * 2 * (around + 257 * 44_040_192 + 256 * 7168)
     # Then the dense layers, of 3·7168·18432, are the largest that travel.

@@ -19,6 +19,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.hub_folder import HubUnreachableError
 from samepath.rl.validate import memory_findings, validation
 from samepath.rl.validate.finding import Finding, Validation
+from samepath.rl.validate.memory_estimate import GATHERED
 from samepath.rl.validate.validation import validate_recipe
 from tests.conftest import ALPHABET, tiny_config
 from tests.rl.conftest import TINY
@@ -175,6 +176,27 @@ def test_validate_counts_what_a_rank_of_so_many_holds(tmp_path: Path) -> None:
         float(found["memory"].detail.split("needs ")[1].split(" GB")[0].replace(",", "")) for found in (alone, shared)
     ]
     assert needed[0] / 8 < needed[1] < needed[0] / 4
+
+
+def test_validate_refuses_experts_that_the_ranks_do_not_divide_before_a_weight_is_there(tmp_path: Path) -> None:
+    model = {"kind": "checkpoint", "path": "someone/something", "expected": SIZES}
+    learner = {"ranks": 3, "shard": "full", "expert_parallel": True}
+    result, found = checked(tmp_path, model=model, learner=learner)
+    assert found["sizes"].outcome == "wrong"
+    assert (
+        "learner.ranks must divide the model's 8 routed experts; got 3. Set learner.ranks to one of 1, 2, 4, 8"
+        in found["sizes"].detail
+    )
+    assert not result.passed(strict=False)
+    result, found = checked(tmp_path, model=model, learner={**learner, "ranks": 4})
+    assert found["sizes"].outcome == "ok"
+    assert result.memory is not None
+    asked, whole, in_place = result.memory.learners.items()
+    assert asked[0] == "4 ranks in shards, experts in place, float32"
+    # The table's other columns count bfloat16 passes.
+    assert asked[1].each[GATHERED] == 2 * in_place[1].each[GATHERED] < 2 * whole[1].each[GATHERED]
+    with pytest.raises(RecipeError, match=r"learner.expert_parallel spreads .* Set learner.shard=full"):
+        checked(tmp_path, model=model, learner={"expert_parallel": True})
 
 
 def test_validate_dataset_offline_is_not_checked(tmp_path: Path) -> None:
