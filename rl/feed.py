@@ -1,12 +1,12 @@
 """Which groups are asked for, and when: a function of the recipe and a group's number alone, so that no group is ever too old to be trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.requests import train_request
 from samepath.rl.tasks.row import Task
-from samepath.rollout.environments.request import Request
+from samepath.rollout.environments.request import EpisodeRequest, Request
 from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Group
 
@@ -31,7 +31,7 @@ class Feed:
         """The group of a number with a seed for every sample; where its row cannot be asked, the group of its failed samples."""
         rl, seed = self.recipe.rl, self.recipe.seed
         step, index = divmod(number, rl.prompts_per_step + rl.refill)
-        return train_request(
+        asked = train_request(
             self.task,
             number,
             self.tokenizer,
@@ -39,6 +39,9 @@ class Feed:
             f"s{step + 1}-g{index}",
             tuple(seed_of(seed, step, index, sample) for sample in range(rl.group_size)),
         )
+        if isinstance(asked, EpisodeRequest):
+            return replace(asked, one_version=rl.recomputes)
+        return asked
 
     def step(self, number: int) -> int:
         """The step that asks for a group."""

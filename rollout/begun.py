@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from samepath.rollout.record import SampledTokens, SegmentParts, laid_out
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.types import MISSING_ROUTE, Rollout, Segment, Support
+from samepath.rollout.types import MISSING_ROUTE, WEIGHTS, Rollout, Segment, Support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,5 +181,5 @@ def _segments(prompt_ids: Sequence[int], parts: Sequence[_Part]) -> tuple[Segmen
         versions=np.concatenate([one for part in parts for one in part.versions]),
     )
     last = len(parts) - 1
-    made = [part.parts("abort" if number == last else "weights") for number, part in enumerate(parts)]
+    made = [part.parts("abort" if number == last else WEIGHTS) for number, part in enumerate(parts)]
     return tuple(laid_out(prompt_ids, sampled, made))

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from samepath.rollout.segments import SegmentError
+from samepath.rollout.segments import SegmentError, goes_on
 from samepath.rollout.token_digest import token_digest
-from samepath.rollout.types import Segment
+from samepath.rollout.types import WEIGHTS, Segment
 
 DriftKind = Literal["sampled", "given", "shortened"]
 """What the later prompt changed: a token that was drawn, one that was not, or nothing but its end."""
@@ -20,17 +20,33 @@ DriftKind = Literal["sampled", "given", "shortened"]
 def check_conservation(segments: Sequence[Segment], where: str) -> None:
     """Hold a rollout's segments to the law; `where` names it. Raises SegmentError.
 
-    Every call stands in one segment, in the order in which they were made; what is trained is what the calls drew, nothing else; and up to
-    its end each segment has the tokens that the engine read and drew.
+    Every call stands in one segment, in the order in which they were made; one that new weights cut goes on at the beginning of the next
+    segment, behind the same tokens. What is trained is what the calls drew, nothing else; and up to its end each segment has the tokens that the
+    engine read and drew.
     """
-    indices = [span.index for segment in segments for span in segment.calls]
-    if indices != list(range(len(indices))) or not all(segment.calls for segment in segments):
+    spans = [span for segment in segments for span in segment.calls]
+    indices, ended = [span.index for span in spans], [not span.goes_on for span in spans]
+    wanted = [sum(ended[:place]) for place in range(len(spans))]
+    if indices != wanted or not all(segment.calls for segment in segments):
         raise SegmentError(
             f"{where}: every call of the model must stand in one segment, in the order of the conversation; got calls {indices} in "
             f"{len(segments)} segments. Make segments from all calls with `joined_segments`."
         )
+    _check_cut_calls(segments, where)
     for number, segment in enumerate(segments):
         _check_segment(segment, f"{where}, segment {number}")
+
+
+def _check_cut_calls(segments: Sequence[Segment], where: str) -> None:
+    for before, after in itertools.zip_longest(segments, segments[1:]):
+        last = before.calls[-1]
+        whole = after is not None and after.epoch == before.epoch and after.calls[0].first == last.end
+        rest = whole and token_digest(after.token_ids[: last.end]) == last.digest
+        if any(span.goes_on for span in before.calls[:-1]) or (last.goes_on and not rest):
+            raise SegmentError(
+                f"{where}: a call that new weights cut must go on at the beginning of the next segment, behind all tokens so far; call "
+                f"{next(span.index for span in before.calls if span.goes_on)} does not. Make segments from all calls with `joined_segments`."
+            )
 
 
 def _check_segment(segment: Segment, where: str) -> None:
@@ -65,13 +81,27 @@ def _check_segment(segment: Segment, where: str) -> None:
 def drift_cuts(segments: Sequence[Segment]) -> list[DriftKind]:
     """The cuts that no rule of the context asked for: between segments of one epoch, by what the later prompt has otherwise.
 
-    Where new weights cut an answer, its next segment has all of its tokens: that is no drift.
+    Where new weights cut a conversation (`rl.on_new_weights: recompute`), the next segment has all tokens so far: that is no drift.
     """
     return [
         _drift(before, after)
         for before, after in itertools.pairwise(segments)
-        if before.epoch == after.epoch and before.finish_reason != "weights"
+        if before.epoch == after.epoch and not _cut_by_weights(before, after)
     ]
+
+
+def weight_cuts(segments: Sequence[Segment]) -> int:
+    """How many cuts new weights made: within an answer, or between two calls of an epoch."""
+    return sum(
+        before.epoch == after.epoch and _cut_by_weights(before, after) for before, after in itertools.pairwise(segments)
+    )
+
+
+def _cut_by_weights(before: Segment, after: Segment) -> bool:
+    if before.finish_reason == WEIGHTS:
+        return True
+    last, first = before.weight_version[before.trained][-1:], after.weight_version[after.trained][:1]
+    return goes_on(before, after) and len(last) == len(first) == 1 and last.tolist() != first.tolist()
 
 
 def _drift(before: Segment, after: Segment) -> DriftKind:

@@ -80,12 +80,12 @@ def laid_out(prompt_ids: Sequence[int], sampled: SampledTokens, parts: Sequence[
     segments: list[Segment] = []
     for part in parts:
         first = len(segments[-1].token_ids) if segments else len(prompt_ids)
-        segments.append(_segment(prompt_ids, first, sampled, part, len(segments)))
+        segments.append(_segment(prompt_ids, first, sampled, part))
     return segments
 
 
-def _segment(prompt_ids: Sequence[int], first: int, sampled: SampledTokens, parts: SegmentParts, index: int) -> Segment:
-    """Prompt and drawn tokens as far as the part's routes go; those from position `first` on are trained. `index` is the part's number."""
+def _segment(prompt_ids: Sequence[int], first: int, sampled: SampledTokens, parts: SegmentParts) -> Segment:
+    """Prompt and drawn tokens as far as the part's routes go; those from position `first` on are trained."""
     total = len(parts.routes_TLX)
     drawn = total - len(prompt_ids)
     token_ids = np.concatenate([np.array(prompt_ids, np.int32), sampled.token_ids[:drawn]])
@@ -93,9 +93,7 @@ def _segment(prompt_ids: Sequence[int], first: int, sampled: SampledTokens, part
     logprobs, versions = np.zeros(total, np.float32), np.full(total, -1, np.int32)
     own = slice(first - len(prompt_ids), drawn)
     logprobs[trained], versions[trained] = sampled.logprobs[own], sampled.versions[own]
-    call = CallSpan(
-        index=index, first=first, end=total, finish_reason=parts.finish_reason, digest=token_digest(token_ids)
-    )
+    call = CallSpan(index=0, first=first, end=total, finish_reason=parts.finish_reason, digest=token_digest(token_ids))
     return Segment(
         token_ids=token_ids,
         trained=trained,

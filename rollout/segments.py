@@ -2,7 +2,8 @@
 
 An engine returns each call of the model as a segment of its own: the prompt, then what was drawn behind it. Calls of one epoch, in which the
 text only grows, become one segment: the tokens of the last call, with every call's records at its own positions. A new epoch, in which
-something before was dropped, begins a new segment. Axes: T tokens of a segment.
+something before was dropped, begins a new segment. Where every context is computed anew by the weights that draw (`rl.on_new_weights: recompute`),
+so do new weights, within a call and between two. Axes: T tokens of a segment.
 """
 
 import itertools
@@ -52,9 +53,36 @@ def as_call(
     )
 
 
-def joined_segments(calls: Sequence[Segment], *, exact: bool) -> tuple[Segment, ...]:
-    """The segments of a conversation from its calls (see `as_call`) in their order. Raises SegmentError as `join_calls` does."""
-    return tuple(join_calls(part, exact=exact) for part in cut_epochs(calls))
+def as_calls(
+    segments: Sequence[Segment], *, index: int, epoch: int, kinds: Sequence[PieceKind] | None = None
+) -> tuple[Segment, ...]:
+    """What an engine returned for one request: `as_call` of each of its segments, of which there are several where new weights cut it.
+
+    `kinds` are those of the request's prompt; what earlier weights drew behind it is `sampled`. Raises SegmentError as `as_call` does.
+    """
+    made: list[Segment] = []
+    for segment in segments:
+        drawn: list[PieceKind] = ["sampled"] * sum(one.num_trained for one in made)
+        own = None if kinds is None else [*kinds, *drawn]
+        made.append(as_call(segment, index=index, epoch=epoch, kinds=own))
+    return tuple(made)
+
+
+def joined_segments(calls: Sequence[Segment], *, exact: bool, one_version: bool = False) -> tuple[Segment, ...]:
+    """The segments of a conversation from its calls (see `as_call`, `as_calls`) in their order.
+
+    `one_version` says that whatever drew a call also computed the whole context of it: each segment is then of one weight version, in every row.
+    Raises SegmentError as `join_calls` and `cut_versions` do, and without `one_version` for a call that new weights cut.
+    """
+    parts = cut_epochs(calls)
+    if one_version:
+        parts = [piece for part in parts for piece in cut_versions(part)]
+    elif any(call.calls[0].goes_on for call in calls):
+        raise SegmentError(
+            "new weights may cut a call only where a conversation is cut at them (EpisodeRequest.one_version, rl.on_new_weights=recompute); "
+            f"got {[call.calls[0].index for call in calls if call.calls[0].goes_on]} cut without."
+        )
+    return tuple(join_calls(part, exact=exact) for part in parts)
 
 
 def cut_epochs(calls: Sequence[Segment]) -> list[list[Segment]]:
@@ -69,10 +97,31 @@ def cut_epochs(calls: Sequence[Segment]) -> list[list[Segment]]:
             raise SegmentError(
                 f"epochs of a conversation must never fall; got {call.epoch} behind {before.epoch}. Number them as they begin."
             )
-        if before is None or call.epoch > before.epoch or not _goes_on(before, call):
+        if before is None or call.epoch > before.epoch or not goes_on(before, call):
             parts.append([])
         parts[-1].append(call)
     return parts
+
+
+def cut_versions(calls: Sequence[Segment]) -> list[list[Segment]]:
+    """Calls of one epoch cut where the weights change: those of one version in a row become one segment.
+
+    Raises SegmentError for a call that several versions drew, or none: an engine that computes contexts anew returns a segment for each.
+    """
+    for call in calls:
+        versions = sorted(set(call.weight_version[call.trained].tolist()))
+        if len(versions) != 1:
+            raise SegmentError(
+                f"with rl.on_new_weights=recompute one weight version must have drawn each segment of a call; got {versions} for call "
+                f"{call.calls[0].index}. Its engine must compute the context anew and begin a segment with new weights."
+            )
+    return [list(part) for _, part in itertools.groupby(calls, key=lambda call: int(call.weight_version.max()))]
+
+
+def goes_on(before: Segment, call: Segment) -> bool:
+    """Whether the prompt of a segment's first call begins with every token of the segment before."""
+    count = len(before.token_ids)
+    return call.calls[0].first >= count and np.array_equal(call.token_ids[:count], before.token_ids)
 
 
 def join_calls(calls: Sequence[Segment], *, exact: bool) -> Segment:
@@ -88,7 +137,7 @@ def join_calls(calls: Sequence[Segment], *, exact: bool) -> Segment:
         raise SegmentError("a segment needs at least one call; got none.")
     records = _first_records(calls[0])
     for before, call in itertools.pairwise(calls):
-        if call.epoch != before.epoch or not _goes_on(before, call):
+        if call.epoch != before.epoch or not goes_on(before, call):
             raise SegmentError(
                 f"calls of one segment must share an epoch, and each prompt must go on where the call before ended; got call "
                 f"{call.calls[0].index} of epoch {call.epoch} behind {before.calls[0].index} of {before.epoch}. Cut them with `cut_epochs`."
@@ -123,12 +172,6 @@ def _token_kinds(trained_T: NDArray[np.bool_], kinds: Sequence[PieceKind]) -> ND
     numbers = np.full(len(trained_T), TOKEN_KINDS.index("trained"), np.uint8)
     numbers[: len(kinds)] = [TOKEN_KINDS.index(kind) for kind in kinds]
     return numbers
-
-
-def _goes_on(before: Segment, call: Segment) -> bool:
-    """Whether the call's prompt begins with every token of the one before."""
-    count = len(before.token_ids)
-    return call.calls[0].first >= count and np.array_equal(call.token_ids[:count], before.token_ids)
 
 
 def _first_records(call: Segment) -> _Records:

@@ -57,6 +57,9 @@ class Support:
     """[sum of counts] the kept token ids, ascending within a row."""
 
 
+WEIGHTS = "weights"
+"""Finish reason of a segment that new weights end in mid-answer: it goes on in the next one."""
+
 CallKind = Literal["act", "edit"]
 """A call of the model as the task goes on, or one that rewrites its own context."""
 
@@ -74,7 +77,7 @@ class CallSpan:
     """
 
     index: int
-    """Place among the calls of the rollout, from 0."""
+    """Place among the calls of the rollout, from 0. A call that new weights cut stands in several segments, with one place."""
     first: int
     """Position of its first drawn token; everything before it is what the call read."""
     end: int
@@ -86,7 +89,12 @@ class CallSpan:
     digest: int
     """`token_digest` of all tokens up to `end`, made by the engine's side: the law of `check_conservation` rests on it."""
     seconds: float = field(default=0.0, compare=False)
-    """Time from its submission to its last token."""
+    """Time from its submission to its last token; 0 where it goes on in the next segment."""
+
+    @property
+    def goes_on(self) -> bool:
+        """True if new weights cut it here: the next segment has the rest of it."""
+        return self.finish_reason == WEIGHTS
 
 
 ToolError = Literal["", "bad_arguments", "raised", "timeout"]
@@ -116,7 +124,7 @@ class ToolRecord:
 
 
 TOKEN_KINDS = ("scaffold", "content", "sampled", "trained")
-"""Who made a token of a conversation: its form, somebody who speaks, the model in an earlier epoch, or the model here. `Segment.kinds` are
+"""Who made a token of a conversation: its form, somebody who speaks, the model in an earlier segment, or the model here. `Segment.kinds` are
 places in it."""
 
 
@@ -177,7 +185,8 @@ class Rollout:
     sample_index: int
     """0 … G−1 within the group."""
     segments: tuple[Segment, ...]
-    """One for a single-turn answer; of a conversation one an epoch (see `joined_segments`)."""
+    """One for a single-turn answer; of a conversation one an epoch (see `joined_segments`). With `rl.on_new_weights: recompute` one more
+    wherever new weights came."""
     text: str
     """The sampled tokens decoded for people and reward functions: special tokens by name, the one that ended the response left out."""
     score: Score | None = None

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from samepath.rollout.segments import as_call
+from samepath.model.text.renderer import PieceKind
+from samepath.rollout.segments import as_call, as_calls
 from samepath.rollout.token_digest import token_digest
-from samepath.rollout.types import CallSpan, Segment, Support
+from samepath.rollout.types import WEIGHTS, CallSpan, Segment, Support
 
 LAYERS, CHOSEN, EXPERTS, SPARSE = 2, 2, 8, 3
 """As in `tests.conftest.tiny_config`."""
@@ -53,6 +54,19 @@ def numbered(calls: Sequence[Segment], epochs: Sequence[int]) -> list[Segment]:
     ]
 
 
+def recomputed_call(
+    prompt: Sequence[int], drawn: Sequence[tuple[int, Sequence[int]]], *, truncated: bool = False
+) -> list[Segment]:
+    """What an engine returns that computes contexts anew: a segment for each (version, tokens that it drew)."""
+    context, made = list(prompt), []
+    for place, (version, ids) in enumerate(drawn):
+        one = drawn_call(context, ids, version=version, truncated=truncated)
+        reason = "stop" if place == len(drawn) - 1 else WEIGHTS
+        made.append(replace(one, finish_reason=reason, calls=(replace(one.calls[0], finish_reason=reason),)))
+        context += ids
+    return made
+
+
 tokens = st.lists(st.integers(2, LAST_ID), min_size=1, max_size=4)
 
 
@@ -79,3 +93,28 @@ def conversations(
 def one_segment_a_call(calls: Sequence[Segment]) -> tuple[Segment, ...]:
     """The same conversation cut at every call, as if each began an epoch."""
     return tuple(replace(call, epoch=index) for index, call in enumerate(calls))
+
+
+@st.composite
+def recomputed_conversations(
+    draw: st.DrawFn, *, max_epochs: int = 3, max_calls: int = 3, truncated: bool = False
+) -> list[Segment]:
+    """Calls of a few epochs; new weights come anywhere, within calls and between them, some without drawing a token."""
+    ids, calls, index, version = draw(tokens), [], 0, 0
+    kinds: list[PieceKind] = ["content"] * len(ids)
+    for epoch in range(draw(st.integers(1, max_epochs))):
+        for place in range(draw(st.integers(1, max_calls))):
+            if place or epoch:
+                kept = len(ids) if place else draw(st.integers(1, len(ids)))
+                said = draw(tokens)
+                ids, kinds = [*ids[:kept], *said], [*kinds[:kept], *["content"] * len(said)]
+            version += draw(st.integers(0, 1))
+            drawn = [(version, draw(tokens))]
+            for _ in range(draw(st.integers(0, 2))):
+                version += draw(st.integers(1, 2))
+                drawn.append((version, draw(tokens)))
+            made = recomputed_call(ids, drawn, truncated=truncated)
+            calls += as_calls(made, index=index, epoch=epoch, kinds=kinds)
+            kinds = [*kinds, *["sampled"] * (len(made[-1].token_ids) - len(ids))]
+            ids, index = made[-1].token_ids.tolist(), index + 1
+    return calls

@@ -98,7 +98,7 @@ def training_batch(
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     for rollout in rollouts:
-        check_segments(rollout, strict=settings.strict_segments)
+        check_segments(rollout, strict=settings.strict_segments, one_version=settings.recomputes)
     labels = {group.group_id: number for number, group in enumerate(groups)}
     group_B = torch.tensor([labels[rollout.group_id] for rollout in rollouts])
     scored_B = torch.tensor([rollout.score is not None and rollout.score.status == "ok" for rollout in rollouts])

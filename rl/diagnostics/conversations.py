@@ -49,4 +49,4 @@ def cache_share(before: Mapping[str, float], after: Mapping[str, float]) -> dict
 
 def _turns(rollout: Rollout) -> int:
     """Messages that the model drew."""
-    return sum(span.kind == "act" for segment in rollout.segments for span in segment.calls)
+    return sum(span.kind == "act" and not span.goes_on for segment in rollout.segments for span in segment.calls)

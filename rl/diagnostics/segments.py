@@ -1,11 +1,11 @@
-"""What the conversations of a batch were cut into: segments, calls, cuts that nobody asked for, records that disagree."""
+"""What the rollouts of a batch were cut into: segments, calls, cuts by new weights and such that nobody asked for, records that disagree."""
 
 from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
 
-from samepath.rollout.conservation import DriftKind, drift_cuts
+from samepath.rollout.conservation import DriftKind, drift_cuts, weight_cuts
 from samepath.rollout.types import Group
 
 
@@ -16,11 +16,12 @@ def segment_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if all(len(rollout.segments) == 1 and len(rollout.segments[0].calls) <= 1 for rollout in rollouts):
         return {}
     cuts = [kind for rollout in rollouts for kind in drift_cuts(rollout.segments)]
+    by_weights = sum(weight_cuts(rollout.segments) for rollout in rollouts)
+    calls = [sum(not span.goes_on for one in rollout.segments for span in one.calls) for rollout in rollouts]
     return {
         "segments/per_rollout": len(segments) / len(rollouts),
-        "segments/calls_per_rollout": float(
-            np.mean([sum(len(one.calls) for one in rollout.segments) for rollout in rollouts])
-        ),
+        "segments/calls_per_rollout": float(np.mean(calls)),
+        **({"segments/weight_cuts": by_weights / len(rollouts)} if by_weights else {}),
         "segments/drift": float(len(cuts)),
         **{f"segments/drift.{kind}": float(cuts.count(kind)) for kind in get_args(DriftKind)},
         "segments/route_conflicts": float(sum(segment.route_conflicts for segment in segments)),

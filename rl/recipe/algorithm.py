@@ -92,6 +92,11 @@ class AlgorithmSettings(BaseModel):
     )
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings, description="loss")
 
+    @property
+    def recomputes(self) -> bool:
+        """True if each trained segment is of one weight version in every row."""
+        return self.on_new_weights == "recompute"
+
     @model_validator(mode="before")
     @classmethod
     def _no_default_steps_beside_epochs(cls, data: Any) -> Any:

@@ -127,11 +127,6 @@ def lag_problems(use: EngineUse) -> list[str]:
             "rl.on_new_weights=continue draws tokens behind keys of older weights, so that no learner scores them alike, and "
             "rl.max_gap_at_lag_0=0 stops the run for that. Set rl.on_new_weights=recompute or finish, or a limit that policy/gap_at_lag_0 stays below."
         )
-    if rl.on_new_weights == "recompute" and use.conversations:
-        problems.append(
-            "rl.on_new_weights=recompute cuts an answer into segments, which conversations (task.kind: environment) do not take yet. "
-            "Set rl.on_new_weights=finish or continue."
-        )
     objective = rl.objective
     if (
         objective.old_policy == "learner"

@@ -2,7 +2,7 @@
 "use strict";
 const KINDS = {
   t: ["trained", "drawn here: this alone is trained"],
-  r: ["read again", "drawn in an earlier epoch and read here"],
+  r: ["read again", "drawn in an earlier segment and read here"],
   c: ["content", "said by somebody: a user, a tool, a system text"],
   s: ["scaffold", "the form's own"],
 };
@@ -16,7 +16,13 @@ function conversation(index) {
   return parts;
 }
 function spans(index) {
-  return new Map(columns.segments[index].flatMap(segment => segment.calls).map(span => [span[0], span]));
+  const whole = new Map();
+  for (const span of columns.segments[index].flatMap(segment => segment.calls)) {
+    // New weights may have cut a call: it begins where its first part does.
+    const begun = whole.get(span[0]);
+    whole.set(span[0], begun ? [span[0], begun[1], ...span.slice(2)] : span);
+  }
+  return whole;
 }
 function drawMessage(index, message) {
   const box = make("div", undefined, "message " + (message.role === "assistant" ? "model" : "other")), head = make("div", undefined, "dim");

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -100,24 +100,31 @@ def _in_turn(rollout: TrackedRollout) -> Iterator[list[_Part]]:
     """Spans that run side by side, in the order of time: a call of the model, then the tools that it called."""
     tools = {turn: list(records) for turn, records in groupby(rollout.tool_calls, key=lambda record: record.turn)}
     said = _said(rollout.messages)
-    for segment in rollout.segments:
-        for span in segment.calls:
-            yield [_model_call(span, segment.epoch, *said.get(span.index, ((), {"role": "assistant", "content": ""})))]
-            called = [
-                _Part(
-                    name=record.name,
-                    key=f"tool {span.index} {number}",
-                    seconds=record.seconds,
-                    kind=SpanType.TOOL,
-                    inputs=record.arguments,
-                    outputs={"result": record.text, "error": record.error},
-                    more={"seconds": record.seconds},
-                    failed=record.error,
-                )
-                for number, record in enumerate(tools.get(span.index, ()))
-            ]
-            if called:
-                yield called
+    for epoch, span in _whole_calls(rollout):
+        yield [_model_call(span, epoch, *said.get(span.index, ((), {"role": "assistant", "content": ""})))]
+        called = [
+            _Part(
+                name=record.name,
+                key=f"tool {span.index} {number}",
+                seconds=record.seconds,
+                kind=SpanType.TOOL,
+                inputs=record.arguments,
+                outputs={"result": record.text, "error": record.error},
+                more={"seconds": record.seconds},
+                failed=record.error,
+            )
+            for number, record in enumerate(tools.get(span.index, ()))
+        ]
+        if called:
+            yield called
+
+
+def _whole_calls(rollout: TrackedRollout) -> Iterator[tuple[int, TrackedCall]]:
+    """(epoch, call) in order; one that new weights cut is one call, from its first part's beginning to its last part's end."""
+    spans = [(segment.epoch, span) for segment in rollout.segments for span in segment.calls]
+    for _, parts in groupby(spans, key=lambda one: one[1].index):
+        own = list(parts)
+        yield own[-1][0], replace(own[-1][1], first=own[0][1].first)
 
 
 def _model_call(span: TrackedCall, epoch: int, new: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -> _Part:

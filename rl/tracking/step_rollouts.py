@@ -65,7 +65,7 @@ def _messages(rollout: Rollout) -> tuple[dict[str, Any], ...]:
         span.index
         for segment in rollout.segments
         for span in segment.calls
-        if span.kind == "act" and span.end > span.first
+        if span.kind == "act" and span.end > span.first and not span.goes_on
     )
     drawn = [next(calls, None) if message.sampled else None for message in rollout.messages]
     return tuple(

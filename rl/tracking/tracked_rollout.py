@@ -26,9 +26,9 @@ class TrackedCall:
     kind: str
     """`act`, or `edit` of its own context."""
     finish_reason: str
-    """`stop`, `length` or `abort`."""
+    """`stop`, `length` or `abort`; `weights` where new weights cut it and it goes on in the next segment."""
     seconds: float
-    """Time from its submission to its last token."""
+    """Time from its submission to its last token; 0 where it goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

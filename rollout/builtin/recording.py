@@ -13,7 +13,7 @@ from samepath.rollout.builtin.sample import SampleState, SlotRecord
 from samepath.rollout.record import SampledTokens, SegmentParts, sampled_rollout, support_rows
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.stop_strings import completes_stop
-from samepath.rollout.types import MISSING_ROUTE, Rollout
+from samepath.rollout.types import MISSING_ROUTE, WEIGHTS, Rollout
 
 
 def finish_reason(sampling: SamplingSettings, token_ids: NDArray[np.int32], tokenizer: Tokenizer) -> str:
@@ -44,7 +44,7 @@ def finished_rollout(
     drawn = len(sampled.token_ids)
     parts: list[SegmentParts] = []
     for cut in sample.cuts:
-        parts.append(_parts(sample, _drawn_by(sample, len(parts)), cut.drawn, cut.record, "weights"))
+        parts.append(_parts(sample, _drawn_by(sample, len(parts)), cut.drawn, cut.record, WEIGHTS))
     first = _drawn_by(sample, len(parts))
     if parts and first == drawn:
         # Aborted before the new weights drew anything.

@@ -19,7 +19,7 @@ from samepath.rollout.environments.session_calls import ask_session, cut, refuse
 from samepath.rollout.record import failed_rollouts
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.seeds import seed_of
-from samepath.rollout.segments import as_call, joined_segments
+from samepath.rollout.segments import as_calls, joined_segments
 from samepath.rollout.types import Ended, Rollout, Segment, ToolRecord
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Sampler(Protocol):
     """True if it promises equal records of equal rows in every call (`joined_segments`)."""
 
     async def draw(self, ask: Ask) -> Rollout:
-        """One message: a rollout of one segment, or a failed one."""
+        """One message: a rollout of one segment, several where new weights came and computed its context anew, or a failed one."""
         ...
 
 
@@ -69,7 +69,7 @@ class Episode:
         self._seed = request.seeds[index]
         self._messages: list[Message] = []
         self._tools: tuple[ToolSchema, ...] = ()
-        self._calls: list[Segment] = []
+        self._calls: list[tuple[Segment, ...]] = []
         self._texts: list[str] = []
         self._records: list[ToolRecord] = []
         self._problems: list[ProblemKind] = []
@@ -135,7 +135,7 @@ class Episode:
         """The next message; None if no token of it would fit."""
         room = min(
             self._request.sampling.max_new_tokens,
-            self._budgets.max_tokens - sum(call.num_trained for call in self._calls),
+            self._budgets.max_tokens - sum(segment.num_trained for call in self._calls for segment in call),
             self._sampler.longest - len(context.ids),
         )
         number = len(self._calls)
@@ -153,15 +153,13 @@ class Episode:
         if drawn.failure:
             self._refused = drawn.failure
             return drawn if drawn.failure == "aborted" else None
-        (segment,) = drawn.segments
-        self._calls.append(as_call(segment, index=number, epoch=epoch, kinds=context.kinds))
+        self._calls.append(as_calls(drawn.segments, index=number, epoch=epoch, kinds=context.kinds))
         self._texts.append(drawn.text)
         return drawn
 
     def _read(self, drawn: Rollout) -> tuple[Completion, tuple[int, ...]]:
         """The drawn message, which from now on is part of the conversation, and its ids."""
-        segment = drawn.segments[-1]
-        ids = tuple(segment.token_ids[segment.trained].tolist())
+        ids = tuple(id_ for segment in drawn.segments for id_ in segment.token_ids[segment.trained].tolist())
         completion = self._renderer.parse(ids, self._tools)
         self._problems += dict.fromkeys(problem.kind for problem in completion.problems)
         self._messages.append(completion.message(ids))
@@ -259,12 +257,12 @@ class Episode:
             self._waited_s += time.monotonic() - started
 
     def _rollout(self, ended: Ended, score: Score) -> Rollout:
-        request = self._request
+        request, calls = self._request, [segment for call in self._calls for segment in call]
         return Rollout(
             prompt_id=request.prompt.prompt_id,
             group_id=request.group_id,
             sample_index=self._index,
-            segments=joined_segments(self._calls, exact=self._sampler.exact),
+            segments=joined_segments(calls, exact=self._sampler.exact, one_version=request.one_version),
             text="\n".join(self._texts),
             generate_s=time.monotonic() - self._started_s,
             ended=ended,

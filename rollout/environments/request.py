@@ -33,6 +33,8 @@ class EpisodeRequest:
     """Its task."""
     episode: EpisodeSettings
     """Form, budgets, and what a malformed message leads to."""
+    one_version: bool = False
+    """True with `rl.on_new_weights: recompute`: each segment is of one weight version, cut wherever new weights came (`joined_segments`)."""
 
     def __post_init__(self) -> None:
         if not self.seeds:

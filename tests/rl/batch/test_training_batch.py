@@ -14,9 +14,9 @@ from samepath.rl.recipe.advantage import TruncationSettings
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.objective import KlSettings
 from samepath.rollout.sampling_settings import SamplingSettings
-from samepath.rollout.segments import SegmentError, joined_segments
+from samepath.rollout.segments import SegmentError, as_calls, joined_segments
 from samepath.rollout.types import Group, Rollout
-from tests.conversations import drawn_call, numbered
+from tests.conversations import drawn_call, numbered, recomputed_call
 from tests.rl.sampled import Children, group, rollout, segment
 
 RL = AlgorithmSettings()
@@ -200,6 +200,31 @@ def test_batch_conversation_that_drifted_stops_the_run_or_is_cut_as_set() -> Non
         "segments/superseded_rows": 0.0,
     }
     assert segment_metrics([group("a", 1.0, 0.0)]) == {}, "single answers have nothing to count"
+
+
+def test_batch_holds_segments_to_one_version_where_contexts_are_computed_anew() -> None:
+    """Version 0 draws [4], version 1 [5] and the second call: two calls in two segments, and no drift."""
+    drawn = [([2, 3], [(0, [4]), (1, [5])]), ([2, 3, 4, 5, 6], [(1, [7])])]
+    calls = [
+        part
+        for index, (prompt, versions) in enumerate(drawn)
+        for part in as_calls(recomputed_call(prompt, versions), index=index, epoch=0)
+    ]
+    segments = joined_segments(calls, exact=True, one_version=True)
+    groups = [replace(group("a", 1.0), rollouts=(rollout("a", 0, 1.0), rollout("a", 1, 0.0, segments=segments)))]
+    recomputes = RL.model_copy(update={"max_weight_lag": 1, "on_new_weights": "recompute"})
+    batch, _ = training_batch(groups, recomputes)
+    assert batch is not None
+    assert [entry.name for entry in batch.sequences] == ["a/0", "a/1, segment 0", "a/1, segment 1"]
+    assert batch.rollout_S.tolist() == [0, 1, 1]
+    metrics = segment_metrics(groups)
+    assert (metrics["segments/per_rollout"], metrics["segments/calls_per_rollout"]) == (1.5, 1.5)
+    assert (metrics["segments/weight_cuts"], metrics["segments/drift"]) == (0.5, 0.0)
+    between = numbered([drawn_call([2, 3], [4, 5]), drawn_call([2, 3, 4, 5, 6], [7], version=1)], [0, 0])
+    mixed = [replace(groups[0], rollouts=(rollout("a", 0, 1.0, segments=joined_segments(between, exact=True)),))]
+    training_batch(mixed, RL)
+    with pytest.raises(SegmentError, match=r"a/0, segment 0: with rl\.on_new_weights=recompute .* tokens of \[0, 1\]"):
+        training_batch(mixed, recomputes)
 
 
 def test_batch_token_that_is_not_what_was_sampled_stops_the_run_in_every_step() -> None:

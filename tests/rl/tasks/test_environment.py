@@ -1,5 +1,6 @@
 """An environment's rows as a task, an evaluation set of it, and what a recipe may not say beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.evaluation.sets import build_sets
+from samepath.rl.feed import Feed
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.environment import build_environment
@@ -50,6 +52,25 @@ def test_build_environment_gives_its_rows_with_their_conversation() -> None:
     assert request.episode.budgets.max_turns == 3
     assert request.environment.options == settings.options
     assert (request.prompt.dataset, request.prompt.text, request.prompt.row) == ("Toy", "a b", 0)
+
+
+@pytest.mark.parametrize(
+    ("rl", "one_version"),
+    [
+        ({}, False),
+        ({"max_weight_lag": 1}, False),
+        ({"max_weight_lag": 1, "on_new_weights": "continue", "max_gap_at_lag_0": 1}, False),
+        ({"max_weight_lag": 1, "on_new_weights": "recompute"}, True),
+    ],
+)
+def test_feed_has_conversations_cut_at_new_weights_as_the_recipe_says(rl: dict[str, Any], one_version: bool) -> None:
+    made = Recipe.model_validate(recipe(runtime="ray", rl=rl))
+    feed = Feed(recipe=made, task=build_environment(task(), Path()), tokenizer=marked_tokenizer())
+    request = feed.request(1)
+    assert isinstance(request, EpisodeRequest)
+    assert request.one_version == one_version
+    again = group_request(feed.task.train_row(1), feed.tokenizer, made.sampling, request.group_id, request.seeds)
+    assert replace(request, one_version=False) == again, "nothing else is asked otherwise"
 
 
 def test_build_environment_keeps_as_many_held_out_rows_as_asked() -> None:

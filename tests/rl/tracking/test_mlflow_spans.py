@@ -82,6 +82,20 @@ def test_calls_that_took_longer_than_the_rollout_says_make_the_trace_longer() ->
     assert placed[5] == (2, 2.749), "up to where the scoring is drawn"
 
 
+def test_call_that_new_weights_cut_is_one_span_with_its_tools_behind_it() -> None:
+    """Cut behind two of its three tokens; its time is that of the whole."""
+    before = replace(SEGMENTS[0].calls[0], end=6, finish_reason="weights", seconds=0.0)
+    rest = replace(SEGMENTS[0].calls[0], first=6)
+    parts = (
+        replace(SEGMENTS[0], tokens=SEGMENTS[0].tokens[:6], kinds=SEGMENTS[0].kinds[:6], calls=(before,)),
+        replace(SEGMENTS[0], kinds="sccsrrtscstt", calls=(rest, SEGMENTS[0].calls[1])),
+    )
+    whole, cut = spans(tracked_conversation()), spans(tracked_conversation(segments=(*parts, SEGMENTS[1])))
+    assert [(one.name, one.attributes, one.start_time_ns) for one in cut] == [
+        (one.name, one.attributes, one.start_time_ns) for one in whole
+    ]
+
+
 def test_edit_of_the_context_is_named_so_and_says_no_message() -> None:
     first = replace(SEGMENTS[0], calls=(SEGMENTS[0].calls[0], replace(SEGMENTS[0].calls[1], kind="edit")))
     messages = tuple(message for message in MESSAGES if message.get("call") != 1)

@@ -13,13 +13,14 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import UpdateReport
+from samepath.rl.diagnostics.conversations import conversation_metrics
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.tracking.jsonl import plain, rollout_from_plain
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rl.tracking.tracked_rollout import TrackedCall
-from samepath.rollout.segments import as_call, joined_segments
+from samepath.rollout.segments import as_call, as_calls, joined_segments
 from samepath.rollout.types import Group, ToolRecord
-from tests.conversations import drawn_call, numbered
+from tests.conversations import drawn_call, numbered, recomputed_call
 from tests.rl.sampled import group, rollout
 
 TIMEOUT = Score(total=math.nan, status="timeout", detail="answer: no result within 5.0 s")
@@ -132,6 +133,26 @@ def test_tracked_conversation_holds_the_tokens_of_all_its_segments(tokenizer: To
     assert read.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1, "b": 2}}
     assert read.messages == first.messages
     assert second.messages == ()
+
+
+def test_tracked_message_that_new_weights_cut_is_one_calls(tokenizer: Tokenizer) -> None:
+    drawn = [([2, 3], [(0, [4]), (1, [5])]), ([2, 3, 4, 5, 6], [(1, [7])])]
+    calls = [
+        part
+        for index, (prompt, versions) in enumerate(drawn)
+        for part in as_calls(recomputed_call(prompt, versions), index=index, epoch=0, kinds=KINDS[: len(prompt)])
+    ]
+    messages = (
+        Message(role="assistant", content="a", sampled=(4, 5)),
+        Message(role="user", content="b"),
+        Message(role="assistant", content="c", sampled=(7,)),
+    )
+    made = rollout("a", 0, 1.0, segments=joined_segments(calls, exact=True, one_version=True), messages=messages)
+    (first,) = tracked_rollouts(1, [replace(group("a"), rollouts=(made,))], {"a": np.zeros(1)}, None, None, tokenizer)
+    assert [message.get("call") for message in first.messages] == [0, None, 1]
+    shown = [[(one.index, one.finish_reason) for one in segment.calls] for segment in first.segments]
+    assert shown == [[(0, "weights")], [(0, "stop"), (1, "stop")]]
+    assert conversation_metrics([replace(group("a"), rollouts=(made,))])["conversation/turns_mean"] == 2
 
 
 def test_tracked_conversation_says_who_made_each_token_and_which_call_drew_each_message(tokenizer: Tokenizer) -> None:
