@@ -19,7 +19,7 @@ from tests.rl.learner.test_overlapped_run import Seen  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-STEPS, PROMPTS = 4, 2
+STEPS, PROMPTS = 6, 2
 
 
 def talking(folder: Path, **rl: Any) -> Recipe:
