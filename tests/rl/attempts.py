@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rl.killed_runs import watch
+from tests.rl.warm import warm_up
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +43,7 @@ def forked(argv: list[str], full: int) -> dict[str, Any]:
 
 
 def _status(argv: list[str], full: int, counted: int) -> int:
-    # Late: the parent imports it once, before it forks.
+    # Late: the test's side of the program has no use for it.
     from samepath.rl import cli
 
     watch(full, lambda count: os.write(counted, b"x ") and None, no_room)
@@ -80,7 +81,6 @@ class Attempts:
 
 
 if __name__ == "__main__":
-    # What every child would import.
-
+    warm_up()
     for line in sys.stdin:
         print(json.dumps(forked(**json.loads(line))), flush=True)

@@ -1,7 +1,7 @@
 """A whole recipe small enough for tests: seconds for a run."""
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import yaml
@@ -9,6 +9,7 @@ import yaml
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
 from tests.conftest import ALPHABET, tiny_config
+from tests.rl.warm import unpainted
 
 TIMED = (
     "time/",
@@ -53,12 +54,8 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's curves are laid out as ever and not painted, which takes a third of a tiny run's time."""
-
-    def save(figure: Any, file: BinaryIO, **settings: object) -> None:
-        file.write(b"\x89PNG")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+    """See `unpainted`."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", unpainted)
 
 
 @pytest.fixture

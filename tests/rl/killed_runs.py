@@ -25,6 +25,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run_folder import recipe_of_run
 from samepath.rl.run_state import STATE_FILE, RunState
 from samepath.rl.tracking.jsonl import JsonlSink
+from tests.rl.warm import warm_up
 
 WATCHED: list[tuple[Any, str]] = [
     (os, "replace"),
@@ -112,6 +113,7 @@ def forked(recipe_file: Path, runs_dir: Path, name: str, moment: int) -> tuple[i
 def serve(recipe_file: Path, runs_dir: Path) -> None:
     """Answer the lines of standard input."""
     runs_dir.mkdir(exist_ok=True)
+    warm_up()
     for line in sys.stdin:
         name, moment = line.split()
         print(*forked(recipe_file, runs_dir, name, int(moment)), flush=True)
