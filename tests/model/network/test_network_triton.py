@@ -18,44 +18,48 @@ from tests.conftest import tiny_config, tiny_model
 from tests.families import family_config, family_model
 from tests.tiny_runs import packed_input, random_sequences
 
-LENGTHS = (10, 1, 1, 2)
+LENGTHS = (18, 1, 1, 2)
 """Two windows, rows of padding, and more keys than the tiny models' sparse attention selects."""
+SHORT = (10, 1, 1, 2)
+"""The same in one window and in half as many rows."""
 
 
 def outputs_and_gradients(
-    model: CausalLM, batch: ModelInput, num_selected: int | None = None
+    model: CausalLM, batch: ModelInput, count: int, num_selected: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-    """(logits, gradients, routes), on the CPU."""
+    """(logits, gradients, routes) of the first `count` rows, on the CPU."""
     trace = ForwardTrace(train_indexer=True)
     hidden_ND = model(batch, PackedKeys(), trace, num_selected=num_selected)
-    logits_NV = hidden_ND[: sum(LENGTHS)] @ model.head.T
+    logits_NV = hidden_ND[:count] @ model.head.T
     loss = logits_NV.log_softmax(-1)[:, 4].sum()
     if trace.indexer_losses:
-        loss = loss + torch.stack(trace.indexer_losses)[:, : sum(LENGTHS)].sum()
+        loss = loss + torch.stack(trace.indexer_losses)[:, :count].sum()
     loss.backward()
     gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
     return logits_NV.detach().cpu(), gradients, [route.cpu() for route in trace.routes]
 
 
 @pytest.mark.parametrize(
-    ("family", "layers", "num_selected"),
+    ("family", "num_layers", "num_selected", "lengths"),
     [
-        ("deepseek_v32", 2, None),
-        # Every key selected, as in the dense warm-up: no lists of keys. Experts are in the line above.
-        ("deepseek_v32", 1, 64),
-        ("qwen3_moe", 2, None),
-        pytest.param("deepseek_v3", 2, None, marks=pytest.mark.slow),
+        ("deepseek_v32", 2, None, LENGTHS),
+        # Every key selected, as in the dense warm-up: no lists of keys. The experts are in the line above.
+        ("deepseek_v32", 1, 64, SHORT),
+        ("qwen3_moe", 2, None, SHORT),
+        pytest.param("deepseek_v3", 2, None, LENGTHS, marks=pytest.mark.slow),
     ],
 )
-def test_model_triton_backend_equals_the_torch_backend(family: str, layers: int, num_selected: int | None) -> None:
-    """Two layers, one without experts, of float32 sums in another order: 5e-5 of the largest value."""
-    model = family_model(family, num_hidden_layers=layers)
-    batch = packed_input(model.config, random_sequences(model.config, LENGTHS))
-    assert len(batch.plan.windows) == 2
+def test_model_triton_backend_equals_the_torch_backend(
+    family: str, num_layers: int, num_selected: int | None, lengths: tuple[int, ...]
+) -> None:
+    """Of two layers one is without experts; float32 sums in another order: 5e-5 of the largest value."""
+    model = family_model(family, num_hidden_layers=num_layers)
+    batch = packed_input(model.config, random_sequences(model.config, lengths))
+    assert len(batch.plan.windows) == (2 if lengths == LENGTHS else 1)
     other = CausalLM(model.config, "triton")
     other.load_state_dict(model.state_dict())
-    wanted_NV, wanted, wanted_routes = outputs_and_gradients(model, batch, num_selected)
-    logits_NV, gradients, routes = outputs_and_gradients(other.to(DEVICE), batch.to(DEVICE), num_selected)
+    wanted_NV, wanted, wanted_routes = outputs_and_gradients(model, batch, sum(lengths), num_selected)
+    logits_NV, gradients, routes = outputs_and_gradients(other.to(DEVICE), batch.to(DEVICE), sum(lengths), num_selected)
     assert all(torch.equal(one, two) for one, two in zip(routes, wanted_routes, strict=True))
     torch.testing.assert_close(logits_NV, wanted_NV, rtol=0, atol=5e-5 * float(wanted_NV.abs().max()))
     assert gradients.keys() == wanted.keys()
@@ -94,10 +98,10 @@ def whole_and_decoded(model: CausalLM, length: int, prefilled: int, dtype: torch
 
 
 def test_model_triton_backend_decodes_from_a_cache_what_it_computes_in_one_pass() -> None:
-    """Prefill of 10 tokens, then one token a step from a cache on the device; each selects 8."""
+    """Prefill of 8 tokens, then one token a step from a cache on the device; each selects 8."""
     model = CausalLM(tiny_config(num_hidden_layers=2), "triton")
     model.initialise(0)
-    whole, decoded = whole_and_decoded(model.to(DEVICE), 12, 10, torch.float32)
+    whole, decoded = whole_and_decoded(model.to(DEVICE), 10, 8, torch.float32)
     torch.testing.assert_close(decoded, whole, rtol=0, atol=2e-5)
 
 

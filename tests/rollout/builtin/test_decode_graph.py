@@ -72,7 +72,13 @@ def test_static_passes_any_schedule_equal_ordinary_ones_bit_for_bit(workload: Wo
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+KINDS = ("smollm", "qwen3_moe", "deepseek_v3", "deepseek_v32")
+"""A family of each kind of attention; the others are slow."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_static_passes_of_every_family_equal_ordinary_ones_and_the_learner(name: str) -> None:
     entries = mixed_requests()
     groups = BuiltinEngine(family_model(name), TOKENIZER, BuiltinSettings(), repeat).run(entries)

@@ -66,6 +66,7 @@ def test_conversations_are_equal_whatever_the_engine_does_at_once() -> None:
                 assert left.environment_score == right.environment_score
 
 
+@pytest.mark.slow
 def test_worker_killed_in_mid_conversation_begins_it_again_with_the_same_samples(folder: Path, tmp_path: Path) -> None:
     inline = InlinePool(folder, ENGINE, RolloutSettings())
     wanted = inline.sample(episodes(), lambda group: None)
