@@ -40,6 +40,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Libraries complain of what is there when the interpreter has ended."""
+    gc.unfreeze()
+
+
 def tiny_config(**changes: object) -> ModelConfig:
     """Every mechanism, smallest widths: dense and sparse layers, groups, shared expert, top-k below the sequence length."""
     sizes: dict[str, object] = {

@@ -37,7 +37,10 @@ def row_modes(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", MODES)
+# MKL's code for Intel's processors is taken once here, with AVX2; that for this processor's widest instructions is slow.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "intel" else name for name in MODES]
+)
 def test_rows_stand_alone_in_every_mode_of_the_libraries(name: str) -> None:
     if "intel" in name and processor_maker() == "GenuineIntel":
         pytest.skip("what MKL keeps for Intel's processors is this one's own")

@@ -41,7 +41,10 @@ TINY: dict[str, Any] = {
         "rewrite": {"match": "problem: (.+) =", "template": "{1}=", "remove": [" "]},
     },
     # Brevity spreads rewards even for a model that knows nothing, so that every update has a gradient.
-    "reward": {"short": {"function": "samepath.rewards.length:brevity", "options": {"max_tokens": 16}}},
+    "reward": {
+        "parts": {"short": {"function": "samepath.rewards.length:brevity", "options": {"max_tokens": 16}}},
+        "num_workers": 1,
+    },
     "sampling": {"top_p": 0.9, "max_new_tokens": 16},
     "cold_start": {"steps": 6, "batch_size": 8, "dense_warmup_steps": 2},
     "rollout": {"num_workers": 2},

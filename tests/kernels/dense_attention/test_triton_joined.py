@@ -157,8 +157,15 @@ def decoded(
     return out_NHV[: len(ends)]
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2])
-@pytest.mark.parametrize("segment", [32, 2048])
+@pytest.mark.parametrize(
+    ("segment", "shape"),
+    [
+        (32, SHAPES[0]),
+        (2048, SHAPES[1]),
+        pytest.param(32, SHAPES[1], marks=pytest.mark.slow),
+        pytest.param(2048, SHAPES[0], marks=pytest.mark.slow),
+    ],
+)
 def test_dense_attend_decoded_rows_are_those_of_the_packed_pass(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], segment: int
 ) -> None:

@@ -171,8 +171,15 @@ def test_preemption_keeps_the_record_of_the_weights_that_drew_each_token(by_grap
         )
 
 
-@pytest.mark.parametrize("half_prefilled", [False, True])
-@pytest.mark.parametrize("by_graph", [False, True])
+@pytest.mark.parametrize(
+    ("by_graph", "half_prefilled"),
+    [
+        (False, True),
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_abort_of_samples_that_wait_or_are_prefilled_again_gives_back_what_they_drew(
     half_prefilled: bool, by_graph: bool
 ) -> None:

@@ -162,8 +162,17 @@ def test_abort_right_behind_new_weights_gives_back_what_the_old_ones_drew() -> N
     assert_nothing_leaked(engine)
 
 
-@pytest.mark.parametrize(("prompt", "shared"), [(37, 32), (32, 32), (7, 0)])
-@pytest.mark.parametrize("changes", [{}, {"prefix_cache": False}])
+@pytest.mark.parametrize(
+    ("changes", "prompt", "shared"),
+    [
+        ({}, 37, 32),
+        ({"prefix_cache": False}, 37, 32),
+        ({}, 32, 32),
+        ({}, 7, 0),
+        pytest.param({"prefix_cache": False}, 32, 32, marks=pytest.mark.slow),
+        pytest.param({"prefix_cache": False}, 7, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_recompute_runs_a_groups_prompt_once_with_the_bits_of_running_it_for_each_sample(
     changes: dict[str, int], prompt: int, shared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,8 +42,16 @@ def led(**changes: object) -> tuple[list[Group], BuiltinEngine]:
     return sorted(groups, key=lambda group: group.group_id), engine
 
 
-def test_segments_of_conversations_are_whole_and_the_learner_walks_each_the_same_way() -> None:
-    groups, engine = led()
+@pytest.fixture(scope="module")
+def once() -> tuple[list[Group], BuiltinEngine]:
+    """Conversations that every test compares with."""
+    return led()
+
+
+def test_segments_of_conversations_are_whole_and_the_learner_walks_each_the_same_way(
+    once: tuple[list[Group], BuiltinEngine],
+) -> None:
+    groups, engine = once
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     assert not any(rollout.failure for rollout in rollouts)
     assert sum(len(segment.calls) for rollout in rollouts for segment in rollout.segments) > 2 * len(rollouts)
@@ -55,8 +63,8 @@ def test_segments_of_conversations_are_whole_and_the_learner_walks_each_the_same
     assert_learner_walks_the_same_path(groups, 1.0)
 
 
-def test_conversations_are_equal_whatever_the_engine_does_at_once() -> None:
-    wanted, _ = led()
+def test_conversations_are_equal_whatever_the_engine_does_at_once(once: tuple[list[Group], BuiltinEngine]) -> None:
+    wanted, _ = once
     for changes in ({"max_sequences": 3, "max_batch_tokens": 16}, {"page_size": 16, "cache_tokens": 1024}):
         got, _ = led(**changes)
         for one, other in zip(wanted, got, strict=True):
