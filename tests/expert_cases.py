@@ -13,15 +13,18 @@ from samepath.kernels.experts.expert_product import expert_product
 from samepath.model.key_store import PackedKeys
 from samepath.model.model_input import ModelInput
 from samepath.model.network.expert_exchange import ExpertExchange
+from samepath.model.network.network import CausalLM
+from samepath.model.network.placement import rounded
 from samepath.model.plan import Span, plan_spans
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.train_batch import TrainBatch
 from samepath.rl.learner.ranks import Ranks
-from samepath.rl.learner.sharding import local, shard
+from samepath.rl.learner.sharded_runner import blank_input
+from samepath.rl.learner.sharding import local, named_weights, shard
 from samepath.rl.recipe.recipe import Recipe
 from tests import sharded_cases
 from tests.conftest import tiny_model
-from tests.families import family_model
+from tests.families import family_config, family_model
 
 WIDTH, HIDDEN, EXPERTS, CHOSEN = 16, 8, 8, 3
 NUM_TOKENS = (5, 0, 17, 1)
@@ -56,13 +59,13 @@ def exchanged(
     x_ND, gates_NX, ids_NX, upstream_ND = tokens(ranks.rank, routing, dtype, width)
     inputs = [one.clone().requires_grad_() for one in (x_ND, gates_NX, gate_up_EGD[share], down_EDF[share])]
     out_ND = exchange.product(*inputs[:2], ids_NX, *inputs[2:], backend)
-    seen = [out_ND, *torch.autograd.grad(out_ND, inputs, upstream_ND)]
+    seen = [out_ND.detach(), *torch.autograd.grad(out_ND, inputs, upstream_ND)]
 
     every = [tokens(rank, routing, dtype, width) for rank in range(ranks.size)]
     all_x, all_gates, all_ids, all_upstream = (torch.cat(parts) for parts in zip(*every))
     weights = [one.clone().requires_grad_() for one in (all_x, all_gates, gate_up_EGD, down_EDF)]
     whole = expert_product(*weights[:2], all_ids, *weights[2:], backend)
-    wanted = [whole, *torch.autograd.grad(whole, weights, all_upstream)]
+    wanted = [whole.detach(), *torch.autograd.grad(whole, weights, all_upstream)]
     first = sum(NUM_TOKENS[: ranks.rank])
     mine = slice(first, first + NUM_TOKENS[ranks.rank])
     wanted = [one[mine] for one in wanted[:3]] + [one[share] for one in wanted[3:]]
@@ -117,3 +120,28 @@ def learn(
     """`sharded_cases.learn`, and how often rows were exchanged."""
     with mock.patch.object(ExpertExchange, "product", autospec=True, side_effect=ExpertExchange.product) as product:
         return sharded_cases.learn(ranks, recipe, folder, resume_from, batch), product.call_count
+
+
+def rounding(ranks: Ranks) -> tuple[bool, bool, list[torch.dtype], bool]:
+    """A pass of bfloat16 experts in place against whole ones, as they are trained (float32 shards) and frozen (bfloat16 shards); the types of their
+    gradients; and whether what is published is the shards rounded."""
+
+    def made() -> CausalLM:
+        model = CausalLM(family_config("qwen3_moe", num_hidden_layers=2), "triton")
+        model.load_state_dict(family_model("qwen3_moe", num_hidden_layers=2).state_dict())
+        return rounded(model, "bfloat16")
+
+    whole, trained, frozen = made(), made().float(), made().requires_grad_(False)
+    shard(trained, ranks, gathered_in="bfloat16", expert_parallel=True)
+    shard(frozen, ranks, expert_parallel=True)
+    inputs = blank_input(trained.shape)
+    hidden_ND, seen_ND = (one(inputs, PackedKeys(), ForwardTrace()) for one in (whole, trained))
+    seen_ND.float().square().sum().backward()
+    with torch.no_grad():
+        frozen_NDs = [one(inputs, PackedKeys(), ForwardTrace()) for one in (whole, frozen)]
+    experts = trained.layers[0].feed_forward
+    types = [one.grad.to_local().dtype for one in (experts.gate_up, experts.down)]
+    published = {name: tensor.clone() for name, tensor in named_weights(trained)}
+    down = experts.down.detach().full_tensor()[5].bfloat16()
+    same = torch.equal(published["model.layers.0.mlp.experts.5.down_proj.weight"], down)
+    return torch.equal(hidden_ND, seen_ND), torch.equal(*frozen_NDs), types, same

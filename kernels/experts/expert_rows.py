@@ -1,4 +1,4 @@
-"""The end of a layer of experts: each token's rows, which its experts gave, weighted by its gates and added.
+"""The two ends of a layer of experts: tokens copied to a row for each slot, and the rows that experts gave weighted by their gates and added.
 
 Axes: N tokens, X experts chosen a token, R rows, D width.
 """
@@ -10,6 +10,12 @@ from torch import Tensor
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.gpu.loading import fused_kernels
+
+
+def spread_tokens(x_ND: Tensor, rows_NX: Tensor) -> Tensor:
+    """`[R, D]`: each token at the row of each of its slots, with gradient, a token's rows added in slot order. `rows_NX` names every row once."""
+    rows_RD: Tensor = _SpreadTokens.apply(x_ND, rows_NX)  # type: ignore[no-untyped-call]
+    return rows_RD
 
 
 def gated_sum(y_RD: Tensor, gates_NX: Tensor, rows_NX: Tensor, backend: Backend) -> Tensor:
@@ -52,3 +58,18 @@ class _GatedSum(torch.autograd.Function):
         grad_y_NXD = (grad_N1D * gates_NX[..., None]).to(y_RD.dtype)
         grad_y_RD = torch.empty_like(y_RD).index_copy_(0, rows_NX.flatten(), grad_y_NXD.flatten(0, 1))
         return grad_y_RD, grad_gates_NX, None, None
+
+
+class _SpreadTokens(torch.autograd.Function):
+    """Written out because indexing would add a token's rows in the order of the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, rows_NX: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_NX)
+        token_R = rows_NX.flatten().argsort() // rows_NX.shape[1]
+        return x_ND.index_select(0, token_R)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (rows_NX,) = ctx.saved_tensors
+        return gradients[0][rows_NX].sum(1), None

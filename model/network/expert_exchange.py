@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
 from samepath.kernels.experts.expert_product import expert_product
-from samepath.kernels.experts.expert_rows import gated_sum
+from samepath.kernels.experts.expert_rows import gated_sum, spread_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,10 @@ class ExpertExchange:
         A row goes to its expert, is multiplied there beside those of other processes, and comes back; slots are summed here, in slot order.
         A weight's gradient is the sum over the rows of all processes. Every process must call it, also without a row for an expert of its own.
         """
-        num_slots, num_held = ids_NX.shape[1], gate_up_SGD.shape[0]
+        num_held = gate_up_SGD.shape[0]
         flat = ids_NX.flatten()
-        order = flat.argsort(stable=True)
+        # Where each slot's row stands once rows are in the order of their experts.
+        rows_NX = flat.argsort(stable=True).argsort().view_as(ids_NX)
         counts_E = torch.bincount(flat, minlength=num_held * self.group.size())
         counts_PS = torch.empty_like(counts_E)
         dist.all_to_all_single(counts_PS, counts_E, group=self.group)
@@ -51,11 +52,10 @@ class ExpertExchange:
         sent, received = torch.stack([counts_E.view(-1, num_held).sum(1), counts_PS.sum(1)]).tolist()
         held_P = torch.arange(num_held, device=flat.device).repeat(len(sent))
         held_R = held_P.repeat_interleave(counts_PS.flatten(), output_size=sum(received))
-        rows_RD = x_ND[:, None].expand(-1, num_slots, -1).flatten(0, 1).index_select(0, order)
-        arrived_RD = _exchanged(rows_RD, sent, received, self.group)
+        arrived_RD = _exchanged(spread_tokens(x_ND, rows_NX), sent, received, self.group)
         computed_RD = self._computed(arrived_RD, held_R, gate_up_SGD.to(self.dtype), down_SDF.to(self.dtype), backend)
         y_RD = _exchanged(computed_RD, received, sent, self.group)
-        return gated_sum(y_RD, gates_NX, order.argsort().view_as(ids_NX), backend)
+        return gated_sum(y_RD, gates_NX, rows_NX, backend)
 
     def _computed(self, x_RD: Tensor, ids_R: Tensor, gate_up_SGD: Tensor, down_SDF: Tensor, backend: Backend) -> Tensor:
         """Each row's expert, not weighted, `[R, D]`."""

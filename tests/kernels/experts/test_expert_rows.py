@@ -6,7 +6,7 @@ from torch import Tensor
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.experts.expert_product import expert_product
-from samepath.kernels.experts.expert_rows import gated_sum
+from samepath.kernels.experts.expert_rows import gated_sum, spread_tokens
 from tests.kernels.experts.test_expert_product import make_problem
 from tests.kernels.triton_here import require_triton
 
@@ -41,6 +41,15 @@ def test_gated_sum_is_that_of_a_loop_forward_and_gradients(sizes: tuple[int, int
     grads = torch.autograd.grad(summed_ND, inputs, upstream_ND)
     for got, wanted in zip(grads, (grad_y_RD, grad_gates_NX), strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_spread_tokens_worked_by_hand() -> None:
+    x_ND = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    rows_RD = spread_tokens(x_ND, torch.tensor([[3, 0], [1, 2]]))
+    assert rows_RD.tolist() == [[1, 2], [3, 4], [3, 4], [1, 2]]
+    (grad_ND,) = torch.autograd.grad(rows_RD, x_ND, torch.tensor([[1.0, 0], [10, 0], [100, 0], [1000, 5]]))
+    assert grad_ND.tolist() == [[1001, 5], [110, 0]]
+    assert spread_tokens(x_ND[:0], torch.empty(0, 2, dtype=torch.int64)).shape == (0, 2)
 
 
 @pytest.mark.parametrize(

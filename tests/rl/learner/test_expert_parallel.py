@@ -11,6 +11,7 @@ from samepath.rl.learner.policy_checks import check_experts
 from samepath.rl.learner.ranks import ALONE
 from samepath.rl.recipe.learner import LearnerSettings
 from tests import expert_cases, rank_cases, sharded_cases
+from tests.kernels.triton_here import require_triton
 from tests.ranks import on_ranks
 from tests.rl.learner.test_sharded_ranks import ALL, FEATURES, LIVE, PIECES
 
@@ -82,6 +83,15 @@ def test_rank_with_nothing_to_do_takes_part_in_the_exchange(batch: TrainBatch) -
     for seen in on_ranks(2, sharded_cases.update, alone, rl, {**learner, "expert_parallel": True}):
         for name, weight in weights.items():
             torch.testing.assert_close(seen[3][name], weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_experts_in_place_compute_in_bfloat16_and_learn_in_float32() -> None:
+    """Triton's kernels, interpreted: the rows that come back are added by the kernel that ends the whole product."""
+    if require_triton().type != "cpu":
+        pytest.skip("these ranks compute on CPUs, where Triton is interpreted")
+    for seen in on_ranks(2, expert_cases.rounding):
+        assert seen == (True, True, [torch.float32] * 2, True)
 
 
 IN_PLACE, GATHERED, WHOLE = ("full", "true"), ("full", "false"), ("none", "false")
