@@ -156,10 +156,10 @@ def copies(learner: Learner) -> dict[str, np.ndarray]:
     return {name: tensor.float().numpy().copy() for name, tensor in tensors.items()}
 
 
-def failing_inside(ranks: Ranks, bad: int) -> None:
+def failing_inside(ranks: Ranks, bad: int, expert_parallel: bool = False) -> None:
     """Raise on one rank alone, in the middle of its network."""
     model = tiny_model()
-    shard(model, ranks)
+    shard(model, ranks, expert_parallel=expert_parallel)
     runner = ShardedRunner(ranks, model, None, train_indexer=False)
     if ranks.rank == bad:
 
@@ -170,10 +170,10 @@ def failing_inside(ranks: Ranks, bad: int) -> None:
     runner.train([0] * ranks.size, lambda place: (place, runner._blank_loss()), Watched(model))
 
 
-def killed_inside(ranks: Ranks, victim: int) -> None:
+def killed_inside(ranks: Ranks, victim: int, expert_parallel: bool = False) -> None:
     """Lose a rank in the middle of its network."""
     model = tiny_model()
-    shard(model, ranks)
+    shard(model, ranks, expert_parallel=expert_parallel)
     runner = ShardedRunner(ranks, model, None, train_indexer=False)
     if ranks.rank == victim:
         model.layers[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))

@@ -1,5 +1,6 @@
 """Ranks whose routed experts lie in place learn what one process learns, and no rank ever has more than its share of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,29 @@ def test_rank_with_nothing_to_do_takes_part_in_the_exchange(batch: TrainBatch) -
     for seen in on_ranks(2, sharded_cases.update, alone, rl, {**learner, "expert_parallel": True}):
         for name, weight in weights.items():
             torch.testing.assert_close(seen[3][name], weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_rank_that_fails_or_is_killed_inside_a_network_ends_the_others() -> None:
+    """They wait for it at an exchange, not at a layer that is gathered."""
+    first, second = on_ranks(2, sharded_cases.failing_inside, 1, True)
+    assert second.startswith("LearnerLostError: learner rank 1 of 2 failed in the middle of a pass")
+    assert first.startswith("LearnerLostError: learner rank 0 of 2")
+    (left,) = on_ranks(2, sharded_cases.killed_inside, 1, True, lost=1)
+    assert left.startswith("LearnerLostError: learner rank 0 of 2")
+    assert "samepath resume" in left
+
+
+@pytest.mark.slow
+def test_numbers_that_are_not_finite_on_one_rank_cost_the_mini_batch_on_all(batch: TrainBatch) -> None:
+    segment = batch.sequences[0].segment
+    broken = replace(segment, sampler_logprobs=np.where(segment.trained, np.nan, 0).astype(np.float32))
+    bad = replace(batch, sequences=(replace(batch.sequences[0], segment=broken), *batch.sequences[1:]))
+    rl: dict[str, object] = {"updates_per_rollout": 2, "nonfinite": "skip", "max_gap_at_lag_0": 1e-3}
+    for metrics, norms, _, weights in on_ranks(2, sharded_cases.update, bad, rl, {"expert_parallel": True}):
+        assert metrics["learner/updates_nonfinite"] == metrics["learner/updates"] == 1
+        assert len(norms) == 2
+        assert all(bool(weight.isfinite().all()) for weight in weights.values())
 
 
 @pytest.mark.slow

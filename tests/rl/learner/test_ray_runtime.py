@@ -173,10 +173,11 @@ def test_conversations_of_a_killed_actor_begin_again_and_are_those_of_any_worker
         assert [left.messages for left in one.rollouts] == [right.messages for right in other.rollouts]
 
 
-SHARDED = pytest.param(("learner.ranks=2", "learner.shard=full"), marks=pytest.mark.slow)
+SHARDED = ("learner.ranks=2", "learner.shard=full")
+IN_PLACE = (*SHARDED, "learner.expert_parallel=true")
 
 
-@pytest.mark.parametrize("ranks", [(), SHARDED])
+@pytest.mark.parametrize("ranks", [(), *(pytest.param(one, marks=pytest.mark.slow) for one in (SHARDED, IN_PLACE))])
 def test_weights_of_a_learner_under_ray_cross_in_buckets_that_the_driver_does_not_read(
     pool: RayPool, tiny_recipe, tmp_path: Path, ranks: tuple[str, ...]
 ) -> None:
