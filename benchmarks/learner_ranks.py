@@ -1,7 +1,8 @@
 """Learner steps a second on several ranks: the quickstart's model, batch and settings, each number of ranks in processes of its own, in turns.
 
 Every round times one update (both optimiser steps, reference and diagnostics included) of each; the fastest of all rounds counts, because other
-programs may use the machine at the same time; the processor's seconds of rank 0 say what a busy machine hides.
+programs may use the machine at the same time; the processor's seconds of rank 0 say what a busy machine hides. Its memory is the most
+that the process holds during an update (Linux).
 `python -m benchmarks.learner_ranks --ranks 1,2 --rounds 10`
 """
 
@@ -71,15 +72,24 @@ def serve(overrides: list[str], tokens: int) -> None:
             batch = sampled_batch(recipe, recipe.run_dir / "reference", tokens)
             print("ready", flush=True)
             for _ in sys.stdin:
+                # From here on the peak is that of this update.
+                Path("/proc/self/clear_refs").write_text("5")
                 begun, worked = time.perf_counter(), time.process_time()
                 learner.update(batch)
-                print(time.perf_counter() - begun, time.process_time() - worked, flush=True)
+                clock, worked = time.perf_counter() - begun, time.process_time() - worked
+                print(clock, worked, peak_mib(), flush=True)
         finally:
             learner.close()
 
 
-def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> dict[int, list[tuple[float, float]]]:
-    """Seconds of each update by the clock and of rank 0's processor, by ranks."""
+def peak_mib() -> float:
+    """The most memory that this process held since its peak was forgotten, MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> dict[int, list[tuple[float, ...]]]:
+    """Seconds of each update by the clock and of rank 0's processor, and the most memory of rank 0 in MiB, by ranks."""
     command = [sys.executable, "-m", "benchmarks.learner_ranks", "--tokens", str(tokens)]
     started = {
         count: subprocess.Popen(
@@ -90,7 +100,7 @@ def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> d
         )
         for count in ranks
     }
-    seconds: dict[int, list[tuple[float, float]]] = {count: [] for count in ranks}
+    seconds: dict[int, list[tuple[float, ...]]] = {count: [] for count in ranks}
     try:
         for process in started.values():
             assert process.stdout is not None
@@ -102,8 +112,7 @@ def measured(ranks: list[int], rounds: int, tokens: int, others: list[str]) -> d
                 assert process.stdout is not None
                 process.stdin.write("go\n")
                 process.stdin.flush()
-                clock, worked = map(float, process.stdout.readline().split())
-                seconds[count].append((clock, worked))
+                seconds[count].append(tuple(map(float, process.stdout.readline().split())))
     finally:
         for process in started.values():
             assert process.stdin is not None
@@ -128,12 +137,12 @@ def main() -> None:
     seconds = measured(counts, asked.rounds, asked.tokens, asked.overrides)
     alone = [min(column) for column in zip(*seconds[counts[0]], strict=True)]
     print(
-        "| ranks | fastest, s | median, s | steps/s | over the first | CPU s of rank 0 | over the first |\n"
-        + "|---" * 7
+        "| ranks | fastest, s | median, s | steps/s | over the first | CPU s of rank 0 | over the first | peak of rank 0, MiB |\n"
+        + "|---" * 8
         + "|"
     )
     for count, times in seconds.items():
-        clocks, worked = zip(*times, strict=True)
+        clocks, worked, peaks = zip(*times, strict=True)
         cells = (
             f"{min(clocks):.3f}",
             f"{float(np.median(clocks)):.3f}",
@@ -141,6 +150,7 @@ def main() -> None:
             f"{alone[0] / min(clocks):.2f}×",
             f"{min(worked):.3f}",
             f"{alone[1] / min(worked):.2f}×",
+            f"{max(peaks):.0f}",
         )
         print(f"| {count} | " + " | ".join(cells) + " |")
 
