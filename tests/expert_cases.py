@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.experts.expert_product import expert_product
+from samepath.model.files.policy_files import policy_tensors
 from samepath.model.key_store import PackedKeys
 from samepath.model.model_input import ModelInput
 from samepath.model.network.expert_exchange import ExpertExchange
@@ -78,9 +79,24 @@ def exchanged(
     return found
 
 
+def published(ranks: Ranks) -> tuple[bool, int, int]:
+    """Whether weights are handed out whole and in order, the most memory behind an expert's matrix, and the bytes of one layer's experts."""
+    whole, model = tiny_model(), tiny_model()
+    shard(model, ranks, expert_parallel=True)
+    wanted = policy_tensors(whole)
+    held = 0
+    same = []
+    for (name, tensor), (other, known) in zip(named_weights(model), wanted.items(), strict=True):
+        same.append(name == other and torch.equal(tensor, known))
+        if ".experts." in name:
+            held = max(held, tensor.untyped_storage().nbytes())
+    experts = whole.layers[-1].feed_forward
+    return all(same), held, experts.gate_up.nbytes + experts.down.nbytes
+
+
 def forward(ranks: Ranks, family: str) -> tuple[bool, list[int], int]:
-    """Whether a rank's own rows have the bits of a whole network, the most bytes of parameters that each layer holds while it computes, and what a
-    whole layer of experts has beside them."""
+    """Whether a rank's own rows have the bits of a whole network, the bytes of parameters that each layer lacks while it computes, and those of
+    a whole layer's experts."""
     whole, model = (family_model(family) if family != "tiny" else tiny_model() for _ in range(2))
     shard(model, ranks, expert_parallel=True)
     held: list[int] = []

@@ -5,10 +5,10 @@ Axes: N tokens, D width, E experts, X experts chosen, G expert groups, F expert 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.experts.expert_choice import ChoiceRule, choose_with_gates, gate_weights
@@ -78,20 +78,21 @@ class MixtureOfExperts(nn.Module):
             gates_NX = gate_weights(scores_NE, ids_NX, self.rule)
         trace.record_routes(self.place, ids_NX, live_NX)
         product = expert_product if self._exchange is None else self._exchange.product
-        routed_ND = product(x_ND, gates_NX, ids_NX, _held(self.gate_up), _held(self.down), self.backend)
+        routed_ND = product(x_ND, gates_NX, ids_NX, *self._held(), self.backend)
         return routed_ND if self.shared is None else routed_ND + self.shared(x_ND)
 
     def experts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each routed expert's stacked gate and up matrix, and its down matrix, without gradient; of spread ones see `ExpertExchange.experts`."""
         if self._exchange is None:
             return zip(self.gate_up.detach(), self.down.detach())
-        return self._exchange.experts(_held(self.gate_up), _held(self.down))
+        return self._exchange.experts(*self._held())
 
     def spread(self, gate_up: nn.Parameter, down: nn.Parameter, exchange: ExpertExchange) -> None:
         """Hold a share of the routed experts from now on: parameters that are `DTensor`s in shards along the experts, of equal size."""
         self.gate_up, self.down, self._exchange = gate_up, down, exchange
 
-
-def _held(weight: Tensor) -> Tensor:
-    """What this process holds of a weight."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """Both matrices of the experts that this process holds."""
+        # Their type is not named: importing it takes a second, also where nothing is spread.
+        weights: tuple[Any, Any] = self.gate_up, self.down
+        return weights if self._exchange is None else (weights[0].to_local(), weights[1].to_local())

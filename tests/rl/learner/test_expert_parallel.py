@@ -75,6 +75,12 @@ def test_rank_holds_its_share_of_weights_gradients_and_moments(size: int) -> Non
         assert share * 1.9 <= seen["moments"] <= share * 2.06
 
 
+def test_weights_leave_a_share_of_the_experts_at_a_time() -> None:
+    for same, held, experts in on_ranks(4, expert_cases.published):
+        assert same
+        assert 0 < held < experts / 4
+
+
 def test_rank_with_nothing_to_do_takes_part_in_the_exchange(batch: TrainBatch) -> None:
     """One rollout, so one pass, on two ranks, with layers that are run again in the backward."""
     alone = rank_cases.one_rollout(batch)
