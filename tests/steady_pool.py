@@ -1,5 +1,6 @@
 """A pool of one steady worker in this process: what a run under Ray has, without Ray, so that a test may start and kill many runs."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from samepath.rollout.weights.publication import Weights, here, publication
 
 
 class SteadyPool(PolledPool):
-    """The engine works in a thread of its own; it ends with the process."""
+    """The engine works in a thread of its own."""
 
     def __init__(self, folder: Path, engine: EngineSettings, placement: Placement = ON_CPU) -> None:
         super().__init__()
@@ -53,4 +54,5 @@ class SteadyPool(PolledPool):
         return {**self._worker.statistics(), "replaced_workers": 0.0}
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """End the thread before its next step."""
+        self._worker._orders.append(sys.exit)

@@ -59,7 +59,11 @@ def test_watch_reports_growth_of_the_longest_attempt_and_processes_that_stay() -
 
 
 def test_watch_looks_at_a_process_that_lives_and_at_none_that_has_ended() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    program = [sys.executable, "-c", "print('up', flush=True); input()"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # Before it is up there is hardly a process to look at.
+        assert process.stdout.readline() == b"up\n"
         watch, attempt = Watch(), Watched(process.pid)
         watch.look(attempt, 3)
     watch.look(attempt, 4)

@@ -252,7 +252,9 @@ def listening(process: psutil.Process) -> set[str]:
 TOLD_WHOLE = pytest.param((), {0.0}, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("told", "as_changes"), [(("learner.weight_deltas=true",), {0.0, 1.0}), TOLD_WHOLE])
+@pytest.mark.parametrize(
+    ("told", "as_changes"), [(("learner.weight_deltas=true", "rollout.num_workers=1"), {0.0, 1.0}), TOLD_WHOLE]
+)
 def test_start_run_under_ray_equals_inline_and_listens_on_loopback_alone(
     cluster: None,
     tiny_recipe,
