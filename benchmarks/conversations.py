@@ -1,6 +1,7 @@
 """Conversations beside tools that take their time: `python -m benchmarks.conversations runs/store`, a finished run of recipes/store.yaml.
 
-The run's model leads held-out conversations with its own recipe while every tool call takes 0, 50 or 200 ms. Beside it, in the same process:
+The run's model leads held-out conversations with its own recipe while every tool call takes 0, 50 or 200 ms, and once more while calls take
+between nothing and twice that, as tools do (`--even` leaves this out). Beside it, in the same process:
 the same conversations turn by turn (nobody draws until every tool of the turn has answered, all tools at once), without keys kept between the
 calls, as many tokens drawn for single prompts, and as many drawn for single prompts of which as many are prefilled. Axes: none.
 """
@@ -8,6 +9,7 @@ calls, as many tokens drawn for single prompts, and as many drawn for single pro
 import argparse
 import asyncio
 import json
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,23 +40,23 @@ from samepath.rollout.types import Group, Prompt
 
 
 class SlowSession(StoreSession):
-    """A store whose tools take `delay_s`."""
+    """A store whose tools take `delay_s`, or with a spread anything up to twice that."""
 
-    def __init__(self, row: EnvironmentRow, delay_s: float) -> None:
+    def __init__(self, row: EnvironmentRow, seed: int, delay_s: float, spread: bool) -> None:
         super().__init__(row)
-        self._delay_s = delay_s
+        self._delay_s, self._spread, self._rng = delay_s, spread, random.Random(seed)
 
     async def call(self, name: str, arguments: Mapping[str, JsonValue], deadline_s: float) -> ToolResult:
         """See `Session.call`."""
-        await asyncio.sleep(self._delay_s)
+        await asyncio.sleep(self._delay_s * (2 * self._rng.random() if self._spread else 1))
         return await super().call(name, arguments, deadline_s)
 
 
 class SlowStore:
     """The store with slow tools."""
 
-    def __init__(self, delay_s: float, **options: Any) -> None:
-        self._store, self._delay_s = StoreEnvironment(**options), delay_s
+    def __init__(self, delay_s: float, spread: bool, **options: Any) -> None:
+        self._store, self._delay_s, self._spread = StoreEnvironment(**options), delay_s, spread
 
     def tasks(self, split: Any) -> Sequence[EnvironmentRow]:
         """See `Environment.tasks`."""
@@ -62,7 +64,7 @@ class SlowStore:
 
     async def start(self, row: EnvironmentRow, seed: int) -> SlowSession:
         """See `Environment.start`."""
-        return SlowSession(row, self._delay_s)
+        return SlowSession(row, seed, self._delay_s, self._spread)
 
 
 class TurnByTurn(EpisodeRunner):
@@ -103,7 +105,7 @@ class Case:
         settings = self.recipe.engine.model_copy(update={"max_sequences": self.rows, **changes})
         return kind(load_checkpoint(self.folder), load_tokenizer(self.folder), settings)
 
-    def requests(self, delay_s: float) -> list[EpisodeRequest]:
+    def requests(self, delay_s: float, *, spread: bool) -> list[EpisodeRequest]:
         """One conversation each of the first held-out rows."""
         task = build_task(self.recipe.task, self.recipe_dir)
         tokenizer, made = load_tokenizer(self.folder), []
@@ -113,7 +115,7 @@ class Case:
             assert isinstance(request, EpisodeRequest)
             slow = EnvironmentSettings(
                 environment="benchmarks.conversations:SlowStore",
-                options={**request.environment.options, "delay_s": delay_s},
+                options={**request.environment.options, "delay_s": delay_s, "spread": spread},
             )
             made.append(replace(request, environment=slow))
         return made
@@ -172,12 +174,16 @@ def single_turns(case: Case, groups: Sequence[Group], requests: Sequence[Episode
     return watch.read()
 
 
-def measured(case: Case, delays_s: Sequence[float], repeats: int) -> list[dict[str, float | str]]:
+def measured(
+    case: Case, delays_s: Sequence[float], repeats: int, *, spreads: Sequence[bool]
+) -> list[dict[str, float | str]]:
     """The fastest of `repeats` rounds of each way; rounds take turns."""
     best: dict[str, dict[str, float | str]] = {}
+    cases = [(delay_s, spread) for spread in spreads for delay_s in delays_s if delay_s or not spread]
     for _ in range(repeats):
-        for delay_s in delays_s:
-            requests = case.requests(delay_s)
+        for delay_s, spread in cases:
+            requests = case.requests(delay_s, spread=spread)
+            took = f"0 to {2000 * delay_s:.0f} ms" if spread else f"{1000 * delay_s:.0f} ms"
             ways: dict[str, tuple[type[EpisodeRunner], type[BuiltinEngine]]] = {
                 "beside the engine": (EpisodeRunner, BuiltinEngine),
                 "turn by turn": (TurnByTurn, BuiltinEngine),
@@ -189,7 +195,7 @@ def measured(case: Case, delays_s: Sequence[float], repeats: int) -> list[dict[s
                 groups, spent = led(kind(engine, exact=True), requests)
                 counters = engine.counters
                 tokens = sum(rollout.num_trained for group in groups for rollout in group.rollouts)
-                row = _row(f"{name}, {1000 * delay_s:.0f} ms", spent, tokens)
+                row = _row(f"{name}, {took}", spent, tokens)
                 row["steps"], row["prefilled"] = counters.steps, counters.prefill_tokens
                 row["cache_share"] = counters.reused_tokens / (counters.reused_tokens + counters.prefill_tokens)
                 row["calls"] = sum(len(rollout.tool_calls) for group in groups for rollout in group.rollouts)
@@ -230,12 +236,14 @@ def main() -> None:
     parser.add_argument("--delays-ms", type=float, nargs="+", default=[0, 50, 200])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--even", action="store_true", help="only tools that all take the same time")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     recipe = recipe_of_run(asked.run, [])
     folder, _ = checkpoint_of_run(asked.run, None)
     case = Case(recipe=recipe, recipe_dir=asked.run, folder=folder, count=asked.conversations, rows=asked.rows)
-    for row in measured(case, [one / 1000 for one in asked.delays_ms], asked.repeats):
+    spreads = (False,) if asked.even else (False, True)
+    for row in measured(case, [one / 1000 for one in asked.delays_ms], asked.repeats, spreads=spreads):
         print(json.dumps(row))
 
 
