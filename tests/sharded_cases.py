@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 import torch._dynamo  # What activation checkpointing imports late: once here, not in every rank.
 import torch.distributed.checkpoint  # The same of a checkpoint's shards.
@@ -85,6 +86,19 @@ def update(ranks: Ranks, batch: TrainBatch, rl: dict[str, Any], learner: dict[st
         watched.first,
         {name: tensor.clone() for name, tensor in weights},
     )
+
+
+def assert_same_update(seen: Updated, wanted: Updated) -> None:
+    """Loss, norms, gradients and weights within 1e-6 of the largest."""
+    (metrics, norms, gradients, weights), scale = wanted, max(float(one.abs().max()) for one in wanted[2].values())
+    assert seen[0]["learner/loss"] == pytest.approx(metrics["learner/loss"], rel=1e-6)
+    assert seen[1] == pytest.approx(norms, rel=1e-6)
+    assert seen[2].keys() == gradients.keys()
+    assert list(seen[3]) == list(weights)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(seen[2][name], gradient, rtol=1e-6, atol=1e-6 * scale)
+    for name, weight in weights.items():
+        torch.testing.assert_close(seen[3][name], weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
 
 
 def held(ranks: Ranks, expert_parallel: bool = False) -> dict[str, int]:
