@@ -29,7 +29,8 @@ from samepath.rl.run_state import RunState
 from samepath.rl.saving import Saving
 from samepath.rl.tasks.row import Task
 from samepath.rl.tracking.tracker import Tracker
-from samepath.rollout.pool.pool import InlinePool, RolloutPool
+from samepath.rl.training import inline_pool
+from samepath.rollout.pool.pool import RolloutPool
 from samepath.rollout.request import GroupRequest
 from samepath.rollout.seeds import seed_of
 from samepath.rollout.types import Prompt
@@ -151,7 +152,9 @@ def run_case(case: Case, folder: Path, idle_bytes: int) -> PeerResult:
     recipe = bench_recipe(case, folder)
     learner = InlineLearner(recipe, folder, recipe.run_dir, None)
     learner.start_rl()
-    pool = InlinePool(learner.reference_dir, recipe.engine, recipe.rollout, recipe.model.placement)
+    pool = inline_pool(
+        learner.reference_dir, recipe.engine, recipe.rollout, recipe.model.placement, folder, learner.sampling_ranks
+    )
     pool.load_weights(learner.weights(), 0)
     config = read_config(learner.reference_dir / CONFIG_FILE)
     with RewardRunner(recipe.reward) as runner:

@@ -14,6 +14,8 @@ from samepath.rl.evaluation.sets import seen_in_training
 from samepath.rl.faults.injector import FaultInjector
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
+from samepath.rl.learner.rank_children import RankChildren
+from samepath.rl.learner.rank_pool import RankPool
 from samepath.rl.loop import Loop
 from samepath.rl.machine import child_environment, import_path
 from samepath.rl.overlapped_loop import OverlappedLoop
@@ -116,7 +118,7 @@ class Training:
         recipe, recipe_dir = self.recipe, Path(self.state.recipe_dir)
         engine, workers, placement = recipe.engine, recipe.rollout, recipe.model.placement
         if recipe.runtime == "inline":
-            return inline_pool(reference, engine, workers, placement, recipe_dir)
+            return inline_pool(reference, engine, workers, placement, recipe_dir, self.learner.sampling_ranks)
         # Late: `runtime: inline` must work without Ray.
         from samepath.rollout.pool.ray_pool import RayPool
 
@@ -173,13 +175,15 @@ class Training:
     def _measure_memory(self, pool: RolloutPool) -> None:
         state, recipe = self.state, self.recipe
         statistics = pool.statistics()
-        own = peak_memory_bytes()
-        # What lives in this process reports this process's peak: inline the learner, and the built-in engine.
-        others = 0.0 if isinstance(pool, InlinePool) else statistics.get("peak_bytes", 0.0)
+        learner = self.learner.statistics()
+        peak_bytes = learner["peak_bytes"]
+        # Inline the driver is the learner's rank 0, and the engines may live in its ranks.
         if recipe.runtime == "ray":
-            others += self.learner.statistics()["peak_bytes"]
-        state.peak_bytes = max(state.peak_bytes, own + others)
-        on_gpu = [statistics, self.learner.statistics()] if recipe.model.device == "cuda" else []
+            peak_bytes += peak_memory_bytes()
+        if not isinstance(pool, InlinePool | RankPool):
+            peak_bytes += statistics.get("peak_bytes", 0.0)
+        state.peak_bytes = max(state.peak_bytes, peak_bytes)
+        on_gpu = [statistics, learner] if recipe.model.device == "cuda" else []
         state.gpu_peak_bytes = max([state.gpu_peak_bytes, *(entry.get("gpu_peak_bytes", 0.0) for entry in on_gpu)])
         state.counters |= {
             f"rollout/{name}": statistics[name] for name in ("replaced_workers", "over_cap") if statistics.get(name)
@@ -201,10 +205,17 @@ class Training:
 
 
 def inline_pool(
-    model_folder: Path, engine: AnyEngine, workers: RolloutSettings, placement: Placement, recipe_dir: Path
+    model_folder: Path,
+    engine: AnyEngine,
+    workers: RolloutSettings,
+    placement: Placement,
+    recipe_dir: Path,
+    ranks: RankChildren | None = None,
 ) -> RolloutPool:
-    """One worker without Ray: in this process, or beside it for an engine that changes the process it lives in."""
+    """Workers without Ray: in this process and in those of `ranks`, or one beside it for an engine that changes the process it lives in."""
     if not describe(engine).own_process:
+        if ranks is not None:
+            return RankPool(ranks, model_folder, engine, workers, placement)
         return InlinePool(model_folder, engine, workers, placement)
     variables = worker_environment(engine, workers, import_path(recipe_dir))
     return ProcessPool(model_folder, engine, workers, child_environment(variables))

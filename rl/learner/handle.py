@@ -33,6 +33,9 @@ class LearnerHandle(Protocol):
 
     def statistics(self) -> dict[str, float]: ...
 
+    @property
+    def sampling_ranks(self) -> RankChildren | None: ...
+
     def close(self) -> None: ...
 
 
@@ -105,6 +108,11 @@ class InlineLearner(Learner):
             return super().statistics()
         self._others.begin("statistics")
         return summed([super().statistics(), *self._others.end("statistics")])
+
+    @property
+    def sampling_ranks(self) -> RankChildren | None:
+        """The other ranks, if each holds a whole model that an engine may sample from."""
+        return self._others if self._recipe.learner.shard == "none" else None
 
     def close(self) -> None:
         """End the other ranks."""

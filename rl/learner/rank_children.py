@@ -5,10 +5,13 @@ import os
 import pickle
 import signal
 import subprocess
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
 from samepath.rl.learner.ranks import Meeting, Ranks, joined, opened
@@ -29,6 +32,12 @@ class _Child(ChildProcess):
     def __init__(self, rank: int, environment: Mapping[str, str]) -> None:
         super().__init__("samepath.rl.learner.rank_process", environment, str(os.getpid()))
         self.rank = rank
+        self.asked: deque[str] = deque()
+        """Calls of it alone that it has not answered."""
+        self.answers: list[Any] = []
+        """What such calls gave, until it is asked for."""
+        self.heard_s = 0.0
+        """When it was last asked or heard while any was open (`time.monotonic`)."""
 
     def send(self, call: bytes) -> None:
         """Hand over a pickled call. Raises OSError if the child is gone."""
@@ -77,9 +86,48 @@ class RankChildren:
 
         return bounded(RANK, 2 * self._timeout_s, lambda: joined(meeting, 0, device, self._store), look)
 
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self._children)
+
     def begin(self, method: str, *arguments: Any) -> None:
         """Let all of them make a call, which rank 0 makes beside them. Raises LearnerLostError."""
+        for child in self._children:
+            while child.asked:
+                self._hear(child)
         self._send(self._children, method, arguments)
+
+    def ask(self, rank: int, method: str, *arguments: Any) -> None:
+        """Let one rank make a call behind those that it was asked for before; see `heard`. Raises LearnerLostError."""
+        child = self._children[rank - 1]
+        self._send([child], method, arguments)
+        if not child.asked:
+            child.heard_s = time.monotonic()
+        child.asked.append(method)
+
+    def heard(self, wait_s: float) -> list[tuple[int, Any]]:
+        """(rank, what it gave) of calls of one rank that were answered, each rank's in order; without any, waits for one.
+
+        Raises LearnerLostError.
+        """
+        asked = {child.channel: child for child in self._children if child.asked}
+        if any(child.answers for child in self._children):
+            wait_s = 0.0
+        for channel in wait(list(asked), wait_s):
+            self._hear(asked[cast(Connection, channel)])
+        for child in asked.values():
+            if child.asked and time.monotonic() - child.heard_s > self._timeout_s:
+                raise self._late(child, child.asked[0], self._timeout_s)
+        found = [(child.rank, answer) for child in self._children for answer in child.answers]
+        for child in self._children:
+            child.answers = []
+        return found
+
+    def _hear(self, child: _Child) -> None:
+        child.answers.append(self._answer(child, child.asked[0]))
+        child.asked.popleft()
+        child.heard_s = time.monotonic()
 
     def end(self, method: str) -> list[Any]:
         """What the call that was begun gave each of them. Raises LearnerLostError, with the reason of one that failed."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from samepath.rl.learner.learner import Learner
+from samepath.rl.learner.rank_sampler import RankSampler
 from samepath.rl.learner.ranks import ALONE, Meeting, Ranks, joined, opened
 from samepath.rl.machine import keep_to_loopback
 from samepath.rl.recipe.cluster import LOOPBACK
@@ -26,6 +27,7 @@ class RankHost:
         self._store: TCPStore | None = None
         self._ranks: Ranks = ALONE
         self._learner: Learner | None = None
+        self._sampler: RankSampler | None = None
 
     def open(self) -> Meeting:
         """On rank 0, in a Ray actor: a meeting of all ranks at a free port of the address that Ray knows this machine by."""
@@ -56,6 +58,19 @@ class RankHost:
             result = getattr(self._learner, method)(*arguments, **named)
             failed.pop_all()
         return result if self._ranks.rank == 0 or method == "statistics" else None
+
+    def sample(self, method: str, *arguments: Any) -> Any:
+        """A call of the engine beside this rank's learner; `open` builds it. If it fails, this rank leaves the others."""
+        assert self._learner is not None
+        with ExitStack() as failed:
+            failed.callback(self._ranks.leave)
+            result = None
+            if method == "open":
+                self._sampler = RankSampler(self._learner, *arguments)
+            else:
+                result = getattr(self._sampler, method)(*arguments)
+            failed.pop_all()
+        return result
 
     def published(self) -> Iterator[Bucket | Header]:
         """See `Learner.published`: the caller stores each as it comes."""

@@ -13,6 +13,9 @@ from samepath.rl.learner.rank_host import RankHost
 from samepath.rl.learner.ranks import TOLD
 from samepath.rollout.pool.process_calls import Answer, Call
 
+SAMPLER = "sampler."
+"""What calls of the rank's engine begin with."""
+
 
 def serve(channel: Connection) -> None:
     """Answer calls until the parent goes away. After a failure the ranks are no longer together, so this one ends."""
@@ -27,6 +30,9 @@ def serve(channel: Connection) -> None:
                 recipe, recipe_dir, run_dir, resume_from, rank, meeting = call.arguments
                 host = RankHost(recipe, recipe_dir, run_dir, resume_from)
                 answer = Answer(value=host.start(rank, meeting))
+            elif call.method.startswith(SAMPLER):
+                assert host is not None
+                answer = Answer(value=host.sample(call.method.removeprefix(SAMPLER), *call.arguments))
             else:
                 assert host is not None
                 answer = Answer(value=host.call(call.method, *call.arguments))

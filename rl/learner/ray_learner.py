@@ -117,6 +117,11 @@ class RayLearner:
         """See `Learner.statistics`; the memory is that of all ranks."""
         return summed(self._all("its statistics", "statistics"))
 
+    @property
+    def sampling_ranks(self) -> None:
+        """None: under Ray the engines have actors of their own."""
+        return None
+
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors:

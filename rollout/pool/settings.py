@@ -20,7 +20,12 @@ class RolloutSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_workers: int = Field(2, ge=1, le=1024, description="rollout actors under Ray; `runtime: inline` always has one")
+    num_workers: int = Field(
+        2,
+        ge=1,
+        le=1024,
+        description="rollout actors under Ray; `runtime: inline` has one engine, or one in each of `learner.ranks`",
+    )
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a worker")
     start_timeout_s: float = Field(120.0, gt=0, description="longest wait for a worker to load its model, seconds")
     stall_timeout_s: float = Field(
