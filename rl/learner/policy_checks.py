@@ -1,14 +1,17 @@
 """What a recipe asks of its model, beyond what the recipe alone can tell; checked by `samepath validate` and before any work."""
 
 from pathlib import Path
+from typing import get_args
 
 from samepath.model.files.config_file import read_config
 from samepath.model.shape import ModelShape
 from samepath.model.transformers.lora import check_targets
+from samepath.rl.objective.own_surrogate import own_surrogate
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.engine_demands import gap_problem
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.model import CheckpointModel, NewModel
+from samepath.rl.recipe.objective import SurrogateName
 from samepath.rollout.engine_description import Capability
 from samepath.rollout.engine_settings import ENGINES, AnyEngine, describe
 
@@ -64,8 +67,11 @@ def check_policy(
     model: NewModel | CheckpointModel,
     engine: AnyEngine,
 ) -> None:
-    """Raise ValueError if an indexer is trained that the policy has not, a gap of 0 asked for that the two sides cannot give, or experts are to be
-    spread that cannot."""
+    """Raise ValueError if an indexer is trained that the policy has not, a gap of 0 asked for that the two sides cannot give, experts are to be
+    spread that cannot, or a surrogate of the user's own cannot be used."""
+    objective = rl.objective
+    if rl.trains and objective.surrogate not in get_args(SurrogateName):
+        own_surrogate(objective.surrogate, objective.surrogate_options, objective.clip_low, objective.clip_high)
     check_experts(shape.n_routed_experts if shape.moe_layers else 0, learner)
     exact = rl.trains and same_path(rl, shape) and rl.max_gap_at_lag_0 == 0
     if exact and (problem := gap_problem(engine, model)):

@@ -6,6 +6,7 @@ Axes: B rollouts, J what the off-policy mask decides on, M trained tokens.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from samepath.rl.learner.pass_runner import BY_ITSELF, PassRunner
 from samepath.rl.objective.aggregation import rollout_mean
 from samepath.rl.objective.importance_ratio import at_least_float32, importance_weight
 from samepath.rl.objective.loss_inputs import LossInputs, RolloutSums
+from samepath.rl.objective.own_surrogate import SurrogateError, own_surrogate
 from samepath.rl.objective.sequence_mask import kept_sequences, off_policy_statistic
-from samepath.rl.recipe.objective import ObjectiveSettings
+from samepath.rl.recipe.objective import ObjectiveSettings, SurrogateName
 
 
 def with_sums(
@@ -37,6 +39,7 @@ def with_sums(
     held = [index for index, plan in enumerate(passes.plans) if any(seen[place] > 1 for place in plan.rollouts)]
     if not held:
         return passes
+    _require_by_token(settings)
 
     own_parts = {index: part for index in held if (part := passes.own.get(index)) is not None}
     scores = runner.run([passes.plans[index].rank for index in held], lambda place: scored(own_parts[held[place]]))
@@ -52,6 +55,18 @@ def with_sums(
         for index, part in passes.own.items()
     }
     return replace(passes, own=own)
+
+
+def _require_by_token(settings: ObjectiveSettings) -> None:
+    """Raise SurrogateError for a surrogate of the user's own that needs all tokens of a rollout in one pass."""
+    if settings.surrogate in get_args(SurrogateName):
+        return
+    own = own_surrogate(settings.surrogate, settings.surrogate_options, settings.clip_low, settings.clip_high)
+    if not own.by_token:
+        raise SurrogateError(
+            f"rl.objective.surrogate {own.path} gives a token another value where its rollout is cut, and a rollout of this step is larger than a pass. "
+            "Raise learner.max_tokens_per_pass above the longest conversation, or compute each token's term from that token alone."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

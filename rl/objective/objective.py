@@ -57,9 +57,7 @@ def policy_loss(logprobs_M: Tensor, inputs: LossInputs, settings: ObjectiveSetti
     learner_M = _finite_logprobs("learner", logprobs_M, in_loss_M)
     sampler_M = _finite_logprobs("sampler", inputs.sampler_logprobs_M, in_loss_M).detach()
     old_M = _finite_logprobs("old", inputs.old_logprobs_M, in_loss_M).detach()
-    policy = surrogate(
-        settings.surrogate, learner_M, replace(inputs, old_logprobs_M=old_M), settings.clip_low, settings.clip_high
-    )
+    policy = surrogate(settings, learner_M, replace(inputs, old_logprobs_M=old_M))
     importance_M = importance_weight(old_M, sampler_M, settings.importance)
     off_policy_J = off_policy_statistic(learner_M, sampler_M, inputs.unit_M, in_loss_M, inputs.rollout_J.shape[0])
     if inputs.sums is not None:

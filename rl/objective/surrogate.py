@@ -1,6 +1,6 @@
 """Policy surrogates: what stands in for the advantage-weighted probability ratio, per token and with gradient.
 
-Three behind one signature: GRPO's clipped token ratio, GSPO's clipped sequence ratio, CISPO's clipped weight on log π.
+Three behind one signature, GRPO's clipped token ratio, GSPO's clipped sequence ratio and CISPO's clipped weight on log π, and the user's own.
 Axes: B rollouts, M trained tokens of a packed batch.
 """
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from samepath.rl.objective.aggregation import rollout_mean
 from samepath.rl.objective.importance_ratio import at_least_float32, bounded_exp, importance_ratio
 from samepath.rl.objective.loss_inputs import LossInputs
-from samepath.rl.recipe.objective import SurrogateName
+from samepath.rl.objective.own_surrogate import own_surrogate
+from samepath.rl.recipe.objective import ObjectiveSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +30,28 @@ class SurrogateTerms:
     """[M] bool, True where the upper clip changed the term."""
 
 
-def surrogate(
-    name: SurrogateName, logprobs_M: Tensor, inputs: LossInputs, clip_low: float, clip_high: float
-) -> SurrogateTerms:
-    """The named surrogate of the learner's log-probabilities (with gradient), ratios clipped to [1 − clip_low, 1 + clip_high]."""
-    match name:
+def surrogate(settings: ObjectiveSettings, logprobs_M: Tensor, inputs: LossInputs) -> SurrogateTerms:
+    """The surrogate that was chosen of the learner's log-probabilities (with gradient), ratios clipped to [1 − clip_low, 1 + clip_high].
+
+    Raises SurrogateError for a function of the user's own that fails.
+    """
+    clip_low, clip_high = settings.clip_low, settings.clip_high
+    match settings.surrogate:
         case "grpo":
             return grpo_surrogate(logprobs_M, inputs, clip_low, clip_high)
         case "gspo":
             return gspo_surrogate(logprobs_M, inputs, clip_low, clip_high)
         case "cispo":
             return cispo_surrogate(logprobs_M, inputs, clip_low, clip_high)
+        case path:
+            own = own_surrogate(path, settings.surrogate_options, clip_low, clip_high)
+            nowhere_M = torch.zeros_like(inputs.in_loss_M)
+            return SurrogateTerms(
+                value_M=own.value(logprobs_M, inputs, clip_low, clip_high),
+                ratio_M=own.ratio(logprobs_M, inputs),
+                clipped_low_M=nowhere_M,
+                clipped_high_M=nowhere_M,
+            )
 
 
 def grpo_surrogate(logprobs_M: Tensor, inputs: LossInputs, clip_low: float, clip_high: float) -> SurrogateTerms:

@@ -1,8 +1,10 @@
 """Settings of the policy loss: surrogate, importance weight, KL penalty, off-policy mask, denominators."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from samepath.rollout.environments.settings import ImportPath
 
 SurrogateName = Literal["grpo", "gspo", "cispo"]
 KlEstimator = Literal["unbiased", "k1", "k2", "k3"]
@@ -116,9 +118,13 @@ class ObjectiveSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    surrogate: SurrogateName = Field(
+    surrogate: SurrogateName | ImportPath = Field(
         default="grpo",
-        description="`grpo`: clipped token ratio. `gspo`: clipped sequence ratio (arXiv:2507.18071). `cispo`: arXiv:2506.13585.",
+        description="`grpo`: clipped token ratio. `gspo`: clipped sequence ratio (arXiv:2507.18071). `cispo`: arXiv:2506.13585. Or a function of your own, "
+        "`package.module:function`, which takes (logprobs_M, inputs, clip_low, clip_high) and returns a term for each token, to be maximised.",
+    )
+    surrogate_options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Keyword arguments of a surrogate of your own."
     )
     clip_low: float = Field(
         default=0.2,
@@ -151,12 +157,17 @@ class ObjectiveSettings(BaseModel):
 
     @model_validator(mode="after")
     def _combinations_that_work(self) -> Self:
+        if self.surrogate_options and self.surrogate in get_args(SurrogateName):
+            raise ValueError(
+                f"objective.surrogate_options are arguments of a function of your own; surrogate `{self.surrogate}` takes none; got "
+                f"{', '.join(self.surrogate_options)}. Leave them out, or set surrogate to `package.module:function`."
+            )
         if self.importance.mode != "none" and self.old_policy == "sampler":
             raise ValueError(
                 f"objective.importance.mode must be `none` with `old_policy: sampler`, where π_old/π_sampler is 1; got "
                 f"`{self.importance.mode}`. Set old_policy to `learner`, or the mode to `none`."
             )
-        if self.clip_low == 1 and self.surrogate != "cispo":
+        if self.clip_low == 1 and self.surrogate in ("grpo", "gspo"):
             raise ValueError(
                 f"objective.clip_low must be below 1 with surrogate `{self.surrogate}`, whose lower bound 1 − clip_low would never be "
                 "reached; got 1. Lower clip_low."

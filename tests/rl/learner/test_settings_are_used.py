@@ -55,6 +55,7 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
     ObjectiveSettings: dict.fromkeys(
         (
             "surrogate",
+            "surrogate_options",
             "clip_low",
             "clip_high",
             "old_policy",
@@ -117,12 +118,17 @@ def test_every_field_has_a_test_that_shows_it(settings: type[BaseModel]) -> None
 
 
 LEARNER = {"old_policy": "learner"}
+OWN = "tests.rl.objective.test_own_surrogate"
 CHANGES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "updates_per_rollout": ({}, {"updates_per_rollout": 4}),
     "keep_routing": ({}, {"keep_routing": "off"}),
     "keep_sampling_mask": ({}, {"keep_sampling_mask": "off"}),
     "reference_support": ({}, {"reference_support": "full"}),
     "objective.surrogate": ({}, {"objective": {"surrogate": "gspo"}}),
+    "objective.surrogate_options": (
+        {"objective": {"surrogate": f"{OWN}:by_token"}},
+        {"objective": {"surrogate": f"{OWN}:by_token", "surrogate_options": {"power": 2}}},
+    ),
     "objective.clip_low": ({}, {"objective": {"clip_low": 0.001}}),
     "objective.clip_high": ({}, {"objective": {"clip_high": 0.001}}),
     "objective.old_policy": ({"keep_sampling_mask": "off"}, {"objective": LEARNER}),

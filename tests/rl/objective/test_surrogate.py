@@ -6,6 +6,7 @@ from torch import Tensor
 
 from samepath.rl.objective.loss_inputs import LossInputs
 from samepath.rl.objective.surrogate import cispo_surrogate, grpo_surrogate, gspo_surrogate, surrogate
+from samepath.rl.recipe.objective import ObjectiveSettings
 
 
 def loss_inputs(old_logprobs_M: Tensor, advantages_B: Tensor, rollout_M: Tensor, in_loss_M: Tensor) -> LossInputs:
@@ -94,7 +95,7 @@ def test_gspo_surrogate_ratio_is_the_geometric_mean_of_trained_tokens() -> None:
 def test_surrogate_at_ratio_one_gives_the_reinforce_gradient(name) -> None:
     advantages = [1.5, -0.5, 0.0]
     logprobs_M, inputs = one_token_each([1.0, 1.0, 1.0], advantages)
-    terms = surrogate(name, logprobs_M, inputs, 0.2, 0.28)
+    terms = surrogate(ObjectiveSettings(surrogate=name), logprobs_M, inputs)
     (gradient_M,) = torch.autograd.grad(terms.value_M.sum(), logprobs_M)
     torch.testing.assert_close(gradient_M, torch.tensor(advantages, dtype=torch.float64))
     assert not terms.clipped_low_M.any()
@@ -105,7 +106,8 @@ def test_surrogate_name_chooses_the_function() -> None:
     logprobs_M, inputs = one_token_each([2.0, 0.5], [2.0, -2.0])
     for name, function in (("grpo", grpo_surrogate), ("gspo", gspo_surrogate), ("cispo", cispo_surrogate)):
         assert torch.equal(
-            surrogate(name, logprobs_M, inputs, 0.2, 0.3).value_M, function(logprobs_M, inputs, 0.2, 0.3).value_M
+            surrogate(ObjectiveSettings(surrogate=name, clip_high=0.3), logprobs_M, inputs).value_M,
+            function(logprobs_M, inputs, 0.2, 0.3).value_M,
         )
 
 
@@ -118,7 +120,7 @@ def test_surrogate_of_extreme_ratio_is_finite_in_float32(name) -> None:
         rollout_M=torch.tensor([0, 1]),
         in_loss_M=torch.tensor([True, True]),
     )
-    terms = surrogate(name, logprobs_M, inputs, 0.2, 0.3)
+    terms = surrogate(ObjectiveSettings(surrogate=name, clip_high=0.3), logprobs_M, inputs)
     (gradient_M,) = torch.autograd.grad(terms.value_M.sum(), logprobs_M)
     assert terms.value_M.isfinite().all()
     assert gradient_M.isfinite().all()
