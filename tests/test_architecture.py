@@ -59,7 +59,7 @@ HOUSE: dict[str, str] = {
         overlapped_loop
         training
         run
-        preview preview_conversation measure resampling replay_run
+        preview preview_conversation notebook measure resampling replay_run
         eval_command sample_command export_command completion/
         cli
     """,
