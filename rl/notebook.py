@@ -1,9 +1,9 @@
 """Recipes and runs from Python: build a recipe, run it, and look at the run as arrays and tables.
 
-    from samepath.rl.notebook import Run, recipe_from, train
+from samepath.rl.notebook import Run, recipe_from, train
 
-    run = train(recipe_from("recipes/quickstart.yaml", {"rl.steps": 5, "runtime": "inline"}))
-    run.metrics["reward/mean"]
+run = train(recipe_from("recipes/quickstart.yaml", {"rl.steps": 5, "runtime": "inline"}))
+run.metrics["reward/mean"]
 """
 
 import json

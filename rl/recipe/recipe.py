@@ -101,6 +101,11 @@ class Recipe(BaseModel):
                 "checkpoint.keep_sampled keeps groups that were sampled ahead of the learner; with rl.max_weight_lag=0 there are none. Leave it out, or "
                 "set rl.max_weight_lag=1 or more."
             )
+        if self.rl.objective.surrogate.startswith("__main__:") and (self.runtime, self.learner.ranks) != ("inline", 1):
+            problems.append(
+                f"rl.objective.surrogate {self.rl.objective.surrogate} stands in this process alone; got runtime {self.runtime} and learner.ranks="
+                f"{self.learner.ranks}. Set runtime=inline and learner.ranks=1, or move it into a module."
+            )
         problems += unmet_demands(
             EngineUse(
                 engine=self.engine,

@@ -15,6 +15,7 @@ from samepath.rl.objective.loss_inputs import LossInputs
 from samepath.rl.objective.own_surrogate import SurrogateError, own_surrogate
 from samepath.rl.objective.surrogate import surrogate
 from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.node import RecipeError
 from samepath.rl.recipe.objective import ObjectiveSettings
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
@@ -215,6 +216,13 @@ def test_recipe_is_refused_before_any_work(tiny_recipe, tmp_path: Path) -> None:
     assert found.outcome == "wrong"
     with pytest.raises(SurrogateError, match="without gradient"):
         Learner(recipe, tmp_path, recipe.run_dir, None)
+
+
+@pytest.mark.parametrize("elsewhere", ["learner.ranks=2", "runtime=ray"])
+def test_function_of_a_cell_is_refused_where_other_processes_need_it(tiny_recipe, elsewhere: str) -> None:
+    assert tiny_recipe("rl.objective.surrogate=__main__:mine")
+    with pytest.raises(RecipeError, match="stands in this process alone.*move it into a module"):
+        tiny_recipe("rl.objective.surrogate=__main__:mine", elsewhere)
 
 
 @pytest.mark.slow
