@@ -129,6 +129,7 @@ class Run:
 
 def _pandas() -> Any:
     try:
+        # Late: only the tables need it.
         import pandas
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("tables need the package pandas: `pip install pandas`") from error

@@ -19,6 +19,18 @@ from samepath.rl.objective.loss_inputs import LossInputs
 
 SIGNATURE = "(logprobs_M, inputs, clip_low, clip_high, **surrogate_options)"
 
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a function is likely to fail with; anything else passes through."""
+
 
 class SurrogateError(ValueError):
     """An import path that names no usable surrogate, or a surrogate that failed; the message says what to change."""
@@ -42,7 +54,7 @@ class OwnSurrogate:
         what = f"rl.objective.surrogate {self.path}"
         try:
             value = self.function(logprobs_M, inputs, clip_low, clip_high, **self.options)
-        except Exception as error:
+        except FAILURES as error:
             raise SurrogateError(f"{what} raised {type(error).__name__}: {error}") from error
         if not isinstance(value, Tensor):
             raise SurrogateError(
