@@ -169,7 +169,7 @@ class SleepingLearner:
         """None are needed."""
         return Publication(version=0, header=None, tensors={})
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int, best: int | None = None) -> Path:
         """Nothing is written."""
         return Path(f"step-{step}")
 

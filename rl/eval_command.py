@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -61,6 +61,9 @@ def evaluate(
         Path | None, typer.Option(help="recipe of a checkpoint folder; that of the run it lies in if not given")
     ] = None,
     step: Annotated[int | None, typer.Option(min=0, help="the checkpoint of this step; 0 is the reference")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="the checkpoint whose evaluation in the run had the highest accuracy")
+    ] = False,
     only: Annotated[
         list[str] | None, typer.Option("--set", help="only this set of evaluation.sets; may be given several times")
     ] = None,
@@ -68,13 +71,15 @@ def evaluate(
 ) -> None:
     """Accuracy, mean reward and pass@k of a checkpoint on the held-out rows or on the recipe's evaluation sets.
 
-    A recipe without --step, --set or --json prints the short JSON of its first set.
+    A recipe without --step, --best, --set or --json prints the short JSON of its first set.
     """
-    found = _source(source, overrides or [], recipe, checkpoint, step)
+    if best and (step is not None or checkpoint is not None):
+        raise ValueError("give one of --best, --step and --checkpoint")
+    found = _source(source, overrides or [], recipe, checkpoint, "best" if best else step)
     # Late: torch; what is wrong with the settings is said before it.
     from samepath.rl.measure import evaluate_run, evaluate_source
 
-    if source.is_file() and step is None and not only and not as_json:
+    if source.is_file() and step is None and not best and not only and not as_json:
         result = evaluate_source(found.recipe, found.recipe_dir, found.checkpoint)
         sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
         return
@@ -110,7 +115,11 @@ def result_table(sets: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _source(
-    source: Path, overrides: Sequence[str], recipe_file: Path | None, checkpoint: Path | None, step: int | None
+    source: Path,
+    overrides: Sequence[str],
+    recipe_file: Path | None,
+    checkpoint: Path | None,
+    step: int | Literal["best"] | None,
 ) -> Source:
     """Raises ValueError or FileNotFoundError for what does not go together or is not there."""
     # Late: as above.
@@ -133,7 +142,9 @@ def _source(
         recipe, recipe_dir, run_dir = recipe_of_run(source, overrides), Path(RunState.load(source).recipe_dir), source
     else:
         if checkpoint is not None or step is not None:
-            raise ValueError(f"--checkpoint and --step go with a run or a recipe; got the checkpoint folder {source}")
+            raise ValueError(
+                f"--checkpoint, --step and --best go with a run or a recipe; got the checkpoint folder {source}"
+            )
         run = run_of_checkpoint(source)
         if recipe_file is not None:
             recipe, recipe_dir = load_recipe(recipe_file, overrides, Recipe), recipe_file.parent

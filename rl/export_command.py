@@ -8,17 +8,22 @@ from rich.console import Console
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="run folder (its newest checkpoint) or checkpoint folder")],
+    source: Annotated[
+        Path, typer.Argument(help="run folder (its newest checkpoint, or its best with --best) or checkpoint folder")
+    ],
     target: Annotated[Path, typer.Argument(help="folder to write, new or empty")],
     max_file_gib: Annotated[
         float, typer.Option(min=1e-6, help="weights beyond this go into several files with an index, GiB")
     ] = 4.0,
+    best: Annotated[
+        bool, typer.Option("--best", help="the checkpoint whose evaluation in the run had the highest accuracy")
+    ] = False,
 ) -> None:
     """Write a checkpoint as safetensors with configuration and tokenizer, also one that sharded ranks wrote."""
     # Late: torch.
     from samepath.rl.learner.export import export as write_export
 
-    done = write_export(source, target, int(max_file_gib * 2**30))
+    done = write_export(source, target, int(max_file_gib * 2**30), best=best)
     Console().print(
         f"{done.folder}: {done.tensors:,} tensors, {done.size_bytes / 2**20:.1f} MiB in {done.files} file{'s' * (done.files != 1)}, "
         f"from {done.checkpoint}",

@@ -12,6 +12,7 @@ from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.diagnostics.conversations import cache_share
 from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
+from samepath.rl.evaluation.outcomes import write_outcomes
 from samepath.rl.evaluation.sets import AskedSet
 from samepath.rl.feed import Feed
 from samepath.rl.interruption import Interruption
@@ -64,7 +65,7 @@ class Loop:
                 and done < self.recipe.rl.steps
             ):
                 try:
-                    metrics |= self.evaluate().metrics()
+                    metrics |= self.evaluated(done).metrics()
                 except TooManyFailuresError as error:
                     # The step itself is done: its numbers are kept, and a checkpoint can be written.
                     failed = error
@@ -149,6 +150,13 @@ class Loop:
                 break
             sampled = sampled + answered(self.pool, [feed.request(number) for number in asked], self.scorer.submit)
         return sampled
+
+    def evaluated(self, step: int) -> Evaluations:
+        """Evaluate after `step` steps, and keep what came of it prompt by prompt, and whether it is the best."""
+        results = self.evaluate()
+        write_outcomes(self.recipe.run_dir, step, results.outcomes)
+        self.saving.evaluated(step, results.headline.accuracy)
+        return results
 
     def evaluate(self) -> Evaluations:
         """Accuracy on every set with the pool's current weights."""

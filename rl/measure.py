@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from samepath.model.files.weight_files import refuse_shards
 from samepath.model.json_file import with_nulls
@@ -11,7 +11,7 @@ from samepath.rewards.runner import RewardRunner
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
 from samepath.rl.evaluation.sets import AskedSet, build_sets
-from samepath.rl.learner.checkpoints import checkpoint_of_step, latest_checkpoint
+from samepath.rl.learner.checkpoints import best_checkpoint, checkpoint_of_step, latest_checkpoint
 from samepath.rl.recipe.did_you_mean import did_you_mean
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run_folder import REFERENCE
@@ -91,8 +91,13 @@ def measured(results: Evaluations, sets: Sequence[AskedSet]) -> dict[str, dict[s
     return found
 
 
-def checkpoint_of_run(run_dir: Path, step: int | None) -> tuple[Path, int]:
-    """The newest whole checkpoint of a run, or that of a step, 0 being the reference; with its step. Raises CheckpointError or FileNotFoundError."""
+def checkpoint_of_run(run_dir: Path, step: int | Literal["best"] | None) -> tuple[Path, int]:
+    """The newest whole checkpoint of a run, the best, or that of a step, 0 being the reference; with its step.
+
+    Raises CheckpointError or FileNotFoundError.
+    """
+    if step == "best":
+        return best_checkpoint(run_dir)
     if step == 0 and (run_dir / REFERENCE).is_dir():
         return run_dir / REFERENCE, 0
     if step is not None:

@@ -117,10 +117,9 @@ class OverlappedLoop(Loop):
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """See `Loop.run`. Whatever ends it, and before a checkpoint is begun, the rollouts of all steps that are done are written."""
-        every = self.recipe.checkpoint.every
 
         def written(step: int, metrics: dict[str, float]) -> None:
-            if every and step % every == 0:
+            if self.saving.due(step):
                 self._records.finish()
             on_step(step, metrics)
 

@@ -7,7 +7,7 @@ from typing import Any
 from samepath.model.files.checkpoint import load_checkpoint
 from samepath.model.text.chat import ChatForm
 from samepath.model.text.tokenizer import load_tokenizer
-from samepath.rl.learner.checkpoints import latest_checkpoint
+from samepath.rl.learner.checkpoints import best_checkpoint, latest_checkpoint
 from samepath.rl.learner.model_source import build_model, resolve_folder
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.model import CheckpointModel
@@ -24,14 +24,23 @@ from samepath.rollout.types import Prompt, Rollout
 
 
 def sample_source(
-    source: Path, prompt: str, count: int, changes: Mapping[str, Any], seed: int, *, chat: bool | None = None
+    source: Path,
+    prompt: str,
+    count: int,
+    changes: Mapping[str, Any],
+    seed: int,
+    *,
+    chat: bool | None = None,
+    best: bool = False,
 ) -> Sequence[Rollout]:
     """Answer one prompt with a recipe's newest checkpoint (or its own model), a run's, or a checkpoint folder's weights.
+
+    With `best` the checkpoint is the run's best, which it must have.
 
     Responses end where the recipe's end (its stop ids and strings), and the prompt has the recipe's chat form, unless `chat` says whether it is
     to have one; a checkpoint folder outside a run has no stops but the tokenizer's end, and no chat form unless asked for.
     """
-    model, tokenizer = model_of(source)
+    model, tokenizer = model_of(source, best=best)
     recipe = recipe_of(source)
     stops = {} if recipe is None else recipe.sampling.model_dump(include={"stop_token_ids", "stop_strings"})
     sampling = SamplingSettings.model_validate({**stops, **changes})
@@ -73,8 +82,20 @@ def recipe_of(source: Path) -> Recipe | None:
     return None if run_dir is None else load_recipe(run_dir / RECIPE_FILE, [], Recipe)
 
 
-def model_of(source: Path) -> Any:
-    """(model, tokenizer) of a recipe's newest checkpoint or its own model, a run's, or a checkpoint folder."""
+def _run_of(source: Path) -> Path:
+    """The run that a recipe or a run's folder names. Raises ValueError for a checkpoint folder."""
+    if not source.is_dir():
+        return load_recipe(source, [], Recipe).run_dir
+    if not (source / RECIPE_FILE).is_file():
+        raise ValueError(f"--best goes with a recipe or a run's folder; {source} is a checkpoint. Leave --best out.")
+    return source
+
+
+def model_of(source: Path, *, best: bool = False) -> Any:
+    """(model, tokenizer) of a recipe's newest checkpoint or its own model, a run's, or a checkpoint folder; with `best` of the run's best."""
+    if best:
+        folder = best_checkpoint(_run_of(source))[0]
+        return load_checkpoint(folder), load_tokenizer(folder)
     if source.is_dir() and (source / RECIPE_FILE).is_file():
         found = latest_checkpoint(source)
         folder = found[0] if found else source / "reference"

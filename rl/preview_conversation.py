@@ -37,8 +37,10 @@ class Played:
     """Of the model that spoke."""
 
 
-def play_conversations(source: Path, row: int, count: int, changes: Mapping[str, Any], seed: int) -> Played:
-    """Play a held-out row `count` times with a recipe's newest checkpoint (or its own model), or a run's.
+def play_conversations(
+    source: Path, row: int, count: int, changes: Mapping[str, Any], seed: int, *, best: bool = False
+) -> Played:
+    """Play a held-out row `count` times with a recipe's newest checkpoint (or its own model), or a run's; with the best of the run where it says so.
 
     Messages are drawn as the recipe says, with `changes`; the built-in engine draws them with a cache of its default size where the recipe's engine is another.
     Raises ValueError for a recipe without an environment, a row that is not there, and conversations that could not begin or be judged.
@@ -53,7 +55,7 @@ def play_conversations(source: Path, row: int, count: int, changes: Mapping[str,
     task = build_task(recipe.task, _recipe_dir(source))
     if not 0 <= row < len(task.held_out):
         raise ValueError(f"--row must be in 0 … {len(task.held_out) - 1}, the held-out rows; got {row}")
-    model, tokenizer = model_of(source)
+    model, tokenizer = model_of(source, best=best)
     sampling = SamplingSettings.model_validate({**recipe.sampling.model_dump(), **changes})
     seeds = tuple(seed_of(seed, index) for index in range(count))
     request = group_request(task.held_out[row], tokenizer, sampling, "sample", seeds)

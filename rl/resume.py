@@ -11,11 +11,12 @@ from samepath.model.durable_file import replace_file
 from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.group_journal import GroupJournal
 from samepath.rl.history import History
-from samepath.rl.learner.checkpoints import checkpoint_of_step, latest_checkpoint
+from samepath.rl.learner.checkpoints import checkpoint_folder, checkpoint_of_step, latest_checkpoint
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run_folder import (
     CHECKPOINTS,
+    EVALUATIONS,
     OUTCOME,
     REFERENCE,
     ROLLOUTS,
@@ -112,12 +113,14 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
     later = steps_after(run_dir / ROLLOUTS, plan.first_step)
     if plan.later_set_aside:
         aside += [*later, *steps_after(run_dir / CHECKPOINTS, plan.first_step)]
+        aside += steps_after(run_dir / EVALUATIONS, plan.first_step)
     if present := [path for path in aside if path.exists()]:
         folder = set_aside(run_dir, present)
         if (run_dir / METRICS_FILE).exists():
             shutil.copyfile(run_dir / METRICS_FILE, folder / METRICS_FILE)
         said.append(f"what came after step {plan.first_step}, and the summary, are in {folder} now")
-    for path in [*steps_after(run_dir / ROLLOUTS, plan.first_step), *(run_dir / CHECKPOINTS).glob(".*.partial")]:
+    written = [path for folder in (ROLLOUTS, EVALUATIONS) for path in steps_after(run_dir / folder, plan.first_step)]
+    for path in [*written, *(run_dir / CHECKPOINTS).glob(".*.partial")]:
         remove(path)
     said += _rewind_samples(plan, run_dir)
     if plan.source is None:
@@ -125,6 +128,13 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
     else:
         state.rewind(plan.first_step)
         keep_bytes = state.marks[plan.first_step].metrics_bytes
+        best = state.best
+        if best is not None and best.step and not checkpoint_folder(run_dir, best.step).is_dir():
+            said.append(
+                f"the best checkpoint up to here, of step {best.step} (accuracy {best.accuracy:.3f}), is not kept any more: the next is the "
+                "best from here on"
+            )
+            state.best = None
     if metrics_bytes(run_dir) > keep_bytes:
         os.truncate(run_dir / METRICS_FILE, keep_bytes)
     if plan.changes:

@@ -20,6 +20,8 @@ LOCK_FILE = "run.lock"
 REFERENCE = "reference"
 CHECKPOINTS = "checkpoints"
 ROLLOUTS = "rollouts"
+EVALUATIONS = "evaluations"
+"""What each evaluation gave prompt by prompt."""
 SAMPLED = "sampled"
 """Groups that were sampled ahead of the learner, and samples under way."""
 HISTORY = "history.jsonl"
@@ -33,6 +35,7 @@ BELONGINGS = (
     "recipe-attempt-*.yaml",
     METRICS_FILE,
     ROLLOUTS,
+    EVALUATIONS,
     SAMPLED,
     HISTORY,
     REFERENCE,

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from samepath.model.json_file import write_json
 
@@ -23,12 +23,30 @@ class RunStateError(ValueError):
     """`run.json` does not say how a run stands."""
 
 
+LATER_FIELDS = {"best"}
+"""Fields of `run.json` that runs of older versions did not write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best held-out accuracy that a run has a checkpoint of.
+
+    Example:
+        Best(step=40, accuracy=0.71)
+    """
+
+    step: int
+    """0 is the reference."""
+    accuracy: float
+    """`eval/accuracy`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """How the totals stood when the checkpoint of a step was made: going on from there counts nothing twice.
 
     Example:
-        Mark(metrics_bytes=5120, gap_at_lag_0=0.0, counters={"reward/status.timeout": 2.0})
+        Mark(metrics_bytes=5120, gap_at_lag_0=0.0, counters={"reward/status.timeout": 2.0}, best=Best(step=0, accuracy=0.2))
     """
 
     metrics_bytes: int
@@ -37,6 +55,8 @@ class Mark:
     """See RunState."""
     counters: dict[str, float]
     """See RunState."""
+    best: Best | None = None
+    """See RunState; this checkpoint may be it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +83,8 @@ class RunState:
     """Largest memory that tensors of one process held on its GPU, 0 on the CPU."""
     counters: dict[str, float] = field(default_factory=dict)
     """Totals of failures over the run."""
+    best: Best | None = None
+    """The best evaluation whose checkpoint is whole; None before the first, and without `checkpoint.keep_best`."""
     marks: dict[int, Mark] = field(default_factory=dict)
     """Step of a checkpoint that is whole → how the totals stood there; 0 is the reference."""
     begun: dict[int, Mark] = field(default_factory=dict)
@@ -70,20 +92,24 @@ class RunState:
 
     def mark(self, run_dir: Path, step: int, keep: int) -> None:
         """Remember how everything stands at `step`, whose checkpoint is whole; `keep` checkpoints are kept."""
-        self.begin(run_dir, step)
+        self.begin(run_dir, step, self.best)
         self.whole(step, keep)
 
-    def begin(self, run_dir: Path, step: int) -> None:
-        """Remember how everything stands at `step`, whose checkpoint is about to be written."""
+    def begin(self, run_dir: Path, step: int, best: Best | None) -> None:
+        """Remember how everything stands at `step`, whose checkpoint is about to be written; `best` is the best so far, this one among them."""
         self.begun[step] = Mark(
-            metrics_bytes=metrics_bytes(run_dir), gap_at_lag_0=self.gap_at_lag_0, counters=dict(self.counters)
+            metrics_bytes=metrics_bytes(run_dir),
+            gap_at_lag_0=self.gap_at_lag_0,
+            counters=dict(self.counters),
+            best=best,
         )
 
     def whole(self, step: int, keep: int) -> None:
         """Count the checkpoint of `step` among those that are whole."""
         self.marks[step] = self.begun.pop(step)
         for old in sorted(self.marks)[1 : -(keep + MARKS_BEYOND)]:
-            del self.marks[old]
+            if self.best is None or old != self.best.step:
+                del self.marks[old]
 
     def rewind(self, step: int) -> None:
         """Set the totals to what they were at `step`. Raises RunStateError if that is not known."""
@@ -94,7 +120,7 @@ class RunState:
                 "with --step."
             )
         mark = known[step]
-        self.gap_at_lag_0, self.counters = mark.gap_at_lag_0, dict(mark.counters)
+        self.gap_at_lag_0, self.counters, self.best = mark.gap_at_lag_0, dict(mark.counters), mark.best
         self.marks, self.begun = {one: value for one, value in known.items() if one <= step}, {}
 
     def save(self, run_dir: Path) -> None:
@@ -115,7 +141,8 @@ class RunState:
             raise RunStateError(
                 f"{path} must be JSON; it is damaged ({error}). Start the run again under another name."
             ) from error
-        if not isinstance(data, dict) or set(data) != {entry.name for entry in fields(cls)}:
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(data, dict) or not names - LATER_FIELDS <= set(data) <= names:
             raise RunStateError(
                 f"{path} was not written by this version of samepath: resume it with the version in {run_dir / 'tracking.json'}."
             )
@@ -125,8 +152,15 @@ class RunState:
             name: math.nan if value is None else value for name, value in data["sets_before"].items()
         }
         for name in ("marks", "begun"):
-            data[name] = {int(step): Mark(**mark) for step, mark in data[name].items()}
+            data[name] = {
+                int(step): Mark(**{**mark, "best": _best(mark.get("best"))}) for step, mark in data[name].items()
+            }
+        data["best"] = _best(data.get("best"))
         return cls(**data)
+
+
+def _best(plain: dict[str, Any] | None) -> Best | None:
+    return None if plain is None else Best(**plain)
 
 
 def metrics_bytes(run_dir: Path) -> int:

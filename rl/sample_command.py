@@ -51,6 +51,9 @@ def sample(
     ] = False,
     row: Annotated[int | None, typer.Option(min=0, help="which held-out row, from 0; with --conversation")] = None,
     ids: Annotated[bool, typer.Option("--ids", help="show the id of each token; with --conversation")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="the run's checkpoint whose evaluation had the highest accuracy")
+    ] = False,
 ) -> None:
     """Answer one prompt a few times, or play one conversation and show it token by token."""
     given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
@@ -58,7 +61,7 @@ def sample(
     if conversation:
         if prompt is not None or chat is not None:
             raise ValueError("--conversation plays a row of the environment: leave the prompt and --chat out")
-        _converse(source, row or 0, count or 1, changes, seed, ids=ids)
+        _converse(source, row or 0, count or 1, changes, seed, ids=ids, best=best)
         return
     if prompt is None:
         raise ValueError('give a prompt, such as samepath sample RECIPE "1+2=", or --conversation')
@@ -68,19 +71,21 @@ def sample(
     from samepath.rl.preview import sample_source
 
     table = Table("log-probability", "tokens", "finish", "response")
-    for rollout in sample_source(source, prompt, count or RESPONSES, {**PLAIN, **changes}, seed, chat=chat):
+    for rollout in sample_source(source, prompt, count or RESPONSES, {**PLAIN, **changes}, seed, chat=chat, best=best):
         logprob = sum(float(segment.sampler_logprobs.sum()) for segment in rollout.segments)
         finish_reason = rollout.segments[-1].finish_reason
         table.add_row(f"{logprob:.3f}", str(rollout.num_trained), finish_reason, Text(rollout.text))
     Console().print(table)
 
 
-def _converse(source: Path, row: int, count: int, changes: Mapping[str, Any], seed: int, *, ids: bool) -> None:
+def _converse(
+    source: Path, row: int, count: int, changes: Mapping[str, Any], seed: int, *, ids: bool, best: bool
+) -> None:
     # Late: torch.
     from samepath.rl.preview_conversation import play_conversations
     from samepath.rl.report.conversation_text import conversation_text
 
-    played = play_conversations(source, row, count, changes, seed)
+    played = play_conversations(source, row, count, changes, seed, best=best)
     console = Console()
     for number, rollout in enumerate(played.rollouts):
         console.rule(Text(f"row {played.row_id}, conversation {number}"))

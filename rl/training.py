@@ -96,7 +96,7 @@ class Training:
                 notices=Notices(parts=recipe.reward.parts),
             )
             if self.state.phase == "evaluation":
-                before = loop.evaluate()
+                before = loop.evaluated(0)
                 self.state.accuracy_before = before.headline.accuracy
                 self.state.sets_before = before.accuracies
                 self.tracker.log_metrics(0, before.metrics())
@@ -104,10 +104,10 @@ class Training:
                 for line in before.lines():
                     self.display.message(f"{line} before RL")
             self._train(loop, first_step)
-            after = loop.evaluate()
+            after = loop.evaluated(recipe.rl.steps)
             self.tracker.log_metrics(recipe.rl.steps, after.metrics())
             self._measure_memory(pool)
-            saving.finish()
+            saving.end()
             return after
         finally:
             saving.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.score_groups import GroupScorer
+from samepath.rl.evaluation.outcomes import Outcomes, digest_of
 from samepath.rl.evaluation.pass_at import pass_at_k
 from samepath.rl.evaluation.sets import AskedSet
 from samepath.rl.tasks.requests import answered, group_request
@@ -39,6 +40,8 @@ class Evaluation:
     """Share of the sampled responses that ran into their length limit."""
     pass_at: Mapping[int, float] = field(default_factory=dict)
     """k → mean pass@k of the prompts with at least k scored responses."""
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    """Prompt by prompt."""
 
     def metrics(self) -> dict[str, float]:
         """`eval/…`."""
@@ -79,6 +82,11 @@ class Evaluations:
     def headline(self) -> Evaluation:
         """The first set's."""
         return next(iter(self.sets.values()))
+
+    @property
+    def outcomes(self) -> dict[str, Outcomes]:
+        """Prompt by prompt, of each set."""
+        return {name: one.outcomes for name, one in self.sets.items()}
 
     @property
     def groups(self) -> list[Group]:
@@ -136,13 +144,14 @@ def evaluate(
     groups = scorer.collect(answered(pool, [request for _, request in requests], scorer.submit))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     right_of_row: dict[int, list[bool]] = {}
-    totals = []
+    totals_of_row: dict[int, list[float]] = {}
     for (row, _), group in zip(requests, groups, strict=True):
-        right = right_of_row.setdefault(row, [])
+        right, row_totals = right_of_row.setdefault(row, []), totals_of_row.setdefault(row, [])
         for rollout in group.rollouts:
             if rollout.score is not None and rollout.score.status == "ok":
                 right.append(_first_value(rollout.score.parts, main_part) >= full_reward)
-                totals.append(rollout.score.total)
+                row_totals.append(rollout.score.total)
+    totals = [total for row_totals in totals_of_row.values() for total in row_totals]
     return Evaluation(
         accuracy=_mean([float(right) for row in right_of_row.values() for right in row]),
         num_scored=len(totals),
@@ -155,6 +164,12 @@ def evaluate(
             k: _mean([pass_at_k(len(right), sum(right), k) for right in right_of_row.values() if len(right) >= k])
             for k in asked.pass_at
         },
+        outcomes=Outcomes(
+            prompts=tuple(digest_of(asked.rows[row]) for row in right_of_row),
+            scored=tuple(len(right) for right in right_of_row.values()),
+            right=tuple(sum(right) for right in right_of_row.values()),
+            rewards=tuple(_mean(row_totals) for row_totals in totals_of_row.values()),
+        ),
     )
 
 

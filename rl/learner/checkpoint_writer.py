@@ -19,17 +19,17 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._newest: Future[None] | None = None
 
-    def begin(self, folder: Path, prepare: Callable[[], Callable[[Path], None]]) -> None:
-        """Let what `prepare` returns fill `folder` (see `write_folder`), then drop what it makes superfluous.
+    def begin(self, folder: Path, prepare: Callable[[], Callable[[Path], None]], best: Path | None = None) -> None:
+        """Let what `prepare` returns fill `folder` (see `write_folder`), then drop what it makes superfluous, but for `best`.
 
         The one before is waited for first, so that there is one copy of the weights at most.
         """
         self.whole(wait=True)
         write = prepare()
         if self._thread is not None:
-            self._newest = self._thread.submit(_written, folder, write, self._keep)
+            self._newest = self._thread.submit(_written, folder, write, self._keep, best)
         else:
-            _written(folder, write, self._keep)
+            _written(folder, write, self._keep, best)
 
     def take_part(self, prepare: Callable[[], Callable[[], None]]) -> None:
         """Do on another rank what rank 0 needs of it for the checkpoint that it begins at the same time."""
@@ -50,6 +50,6 @@ class CheckpointWriter:
         return False
 
 
-def _written(folder: Path, write: Callable[[Path], None], keep: int) -> None:
+def _written(folder: Path, write: Callable[[Path], None], keep: int, best: Path | None) -> None:
     write_folder(folder, write)
-    drop_others(folder, keep)
+    drop_others(folder, keep, best)

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from samepath.model.durable_file import sync
 from samepath.model.json_file import read_json
 from samepath.model.manifest import BrokenFolderError, require_whole, seal
+from samepath.rl.run_folder import REFERENCE
+from samepath.rl.run_state import RunState
 
 logger = logging.getLogger("samepath.checkpoints")
 
@@ -58,8 +60,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     _delete(replaced)
 
 
-def drop_others(newest: Path, keep: int) -> None:
-    """Delete what `newest`, just written, makes superfluous: all but the last `keep` up to its step, later ones, and leftovers.
+def drop_others(newest: Path, keep: int, best: Path | None = None) -> None:
+    """Delete what `newest`, just written, makes superfluous: all but `best` and the last `keep` up to its step, later ones, and leftovers.
 
     Later steps are of a past that the run has left: it went on from an earlier checkpoint.
     """
@@ -67,7 +69,7 @@ def drop_others(newest: Path, keep: int) -> None:
     whole = sorted(
         (folder for folder in newest.parent.glob("step-*") if _step_of(folder) <= step), key=_step_of, reverse=True
     )
-    kept = {newest, *whole[:keep]}
+    kept = {newest, *whole[:keep], best}
     for folder in [*newest.parent.glob("step-*"), *newest.parent.glob(".step-*")]:
         if folder in kept:
             continue
@@ -122,6 +124,22 @@ def checkpoint_of_step(run_dir: Path, step: int) -> tuple[Path, int]:
         + ("; ".join(refused) if refused else f"it has those of steps {', '.join(map(str, steps)) or 'none'}")
         + ". Choose another step."
     )
+
+
+def best_checkpoint(run_dir: Path) -> tuple[Path, int]:
+    """The checkpoint with the best held-out accuracy of a run, which may be its reference, and its step.
+
+    Raises CheckpointError if the run names none or it is not whole, RunStateError for a folder that is no run.
+    """
+    best = RunState.load(run_dir).best
+    if best is None:
+        raise CheckpointError(
+            f"{run_dir} names no best checkpoint: none was kept (checkpoint.keep_best=false, or an older version), or no evaluation has "
+            "given an accuracy yet. Leave --best out for the newest, or name a step."
+        )
+    if best.step == 0:
+        return run_dir / REFERENCE, 0
+    return checkpoint_of_step(run_dir, best.step)
 
 
 def _candidates(run_dir: Path) -> list[tuple[Path, int]]:

@@ -20,7 +20,7 @@ from samepath.model.network.placement import TYPES
 from samepath.model.policy import Policy
 from samepath.model.transformers.lora import add_adapters
 from samepath.model.transformers.lora_settings import LoraSettings
-from samepath.rl.learner.checkpoints import STEP_FILE, latest_checkpoint
+from samepath.rl.learner.checkpoints import STEP_FILE, best_checkpoint, latest_checkpoint
 from samepath.rl.learner.shard_files import read_shards
 from samepath.rl.learner.snapshot import STATE_FILE
 from samepath.rl.run_folder import REFERENCE
@@ -48,15 +48,15 @@ class Exported:
     """Safetensors files."""
 
 
-def export(source: Path, out: Path, max_bytes: int) -> Exported:
-    """Write a run's newest whole checkpoint, or a checkpoint folder, into `out`; weights in files of at most `max_bytes`.
+def export(source: Path, out: Path, max_bytes: int, *, best: bool = False) -> Exported:
+    """Write a run's newest whole checkpoint, its best, or a checkpoint folder, into `out`; weights in files of at most `max_bytes`.
 
     `out` is there whole or not at all. Raises ExportError if there is no checkpoint or `out` is taken, BrokenFolderError, with the file's
     name, if the checkpoint is torn, CheckpointError if none of the run's is whole, OSError if the disk does not take it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"OUT must be a new or an empty folder; {out} holds something. Name another.")
-    checkpoint = _checkpoint(source)
+    checkpoint = _checkpoint(source, best)
     require_whole(checkpoint)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -84,11 +84,15 @@ def export(source: Path, out: Path, max_bytes: int) -> Exported:
     )
 
 
-def _checkpoint(source: Path) -> Path:
+def _checkpoint(source: Path, best: bool) -> Path:
     if not (source / RECIPE_FILE).is_file():
         if not (source / CONFIG_FILE).is_file():
             raise ExportError(f"samepath export needs a run's folder or one of its checkpoints; {source} is neither")
+        if best:
+            raise ExportError(f"--best goes with a run's folder; {source} is a checkpoint. Leave --best out.")
         return source
+    if best:
+        return best_checkpoint(source)[0]
     if found := latest_checkpoint(source):
         return found[0]
     if (source / REFERENCE).is_dir():

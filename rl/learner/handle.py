@@ -27,7 +27,7 @@ class LearnerHandle(Protocol):
 
     def weights(self) -> Publication: ...
 
-    def save(self, step: int) -> Path: ...
+    def save(self, step: int, best: int | None = None) -> Path: ...
 
     def saved(self, step: int, *, wait: bool) -> bool: ...
 
@@ -93,10 +93,10 @@ class InlineLearner(Learner):
         with self._all_with_shards("weights"):
             return super().weights()
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int, best: int | None = None) -> Path:
         """See `Learner.save`."""
-        with self._all_with_shards("save", step):
-            return super().save(step)
+        with self._all_with_shards("save", step, best):
+            return super().save(step, best)
 
     def _all_with_shards(self, method: str, *arguments: object) -> AbstractContextManager[None]:
         """`_all` where rank 0 has but its share of what the call needs."""

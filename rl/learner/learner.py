@@ -179,8 +179,8 @@ class Learner:
         yield from outgoing
         yield outgoing.header(self.version)
 
-    def save(self, step: int) -> Path:
-        """Write `checkpoints/step-…` whole or not at all, then drop the oldest beyond `checkpoint.keep`; returns its folder.
+    def save(self, step: int, best: int | None = None) -> Path:
+        """Write `checkpoints/step-…` whole or not at all, then drop the oldest beyond `checkpoint.keep`, but that of step `best`; returns its folder.
 
         With `checkpoint.asynchronous` this returns as soon as weights and optimiser state are copied, and the rest is written while training goes
         on; a save before that one is waited for. A step that is saved already stays as it is: what an interrupted update has left must
@@ -188,10 +188,11 @@ class Learner:
         """
         folder = checkpoint_folder(self._run_dir, step)
         if folder != self._saved:
+            kept = None if best is None else checkpoint_folder(self._run_dir, best)
             if self._recipe.learner.shard == "none":
-                self._writer.begin(folder, lambda: self._snapshot(step).write)
+                self._writer.begin(folder, lambda: self._snapshot(step).write, kept)
             elif self._ranks.rank == 0:
-                self._writer.begin(folder, lambda: self._shard_snapshot(step).write)
+                self._writer.begin(folder, lambda: self._shard_snapshot(step).write, kept)
             else:
                 self._writer.take_part(lambda: self._shard_snapshot(step).take_part)
             self._saved = folder

@@ -101,10 +101,10 @@ class RayLearner:
             seconds=time.perf_counter() - started,
         )
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int, best: int | None = None) -> Path:
         """See `Learner.save`."""
         asked = self._all if self._sharded else self._first
-        return Path(asked(f"writing the checkpoint of step {step}", "save", step)[0])
+        return Path(asked(f"writing the checkpoint of step {step}", "save", step, best)[0])
 
     def saved(self, step: int, *, wait: bool) -> bool:
         """See `Learner.saved`."""

@@ -10,6 +10,11 @@ class CheckpointSettings(BaseModel):
 
     every: int = Field(0, ge=0, description="steps between checkpoints; 0 only at the end (and when interrupted)")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_best: bool = Field(
+        True,
+        description="keep beside those the checkpoint whose evaluation had the highest accuracy (`eval/accuracy`, of equal ones the earliest; step 0 is "
+        "the reference); an evaluation that is a new best begins a checkpoint of its step",
+    )
     asynchronous: bool = Field(
         True,
         description="write checkpoints while training goes on, from a copy of weights and optimiser state in host memory that lives until it is written "

@@ -44,6 +44,9 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluations, tracker: 
         "held_out_responses": after.headline.num_scored,
         "evaluation_temperature": drawn.temperature,
         "evaluation_top_p": drawn.top_p,
+        **(
+            {} if state.best is None else {"best_step": state.best.step, "best_accuracy": round(state.best.accuracy, 4)}
+        ),
         **_of_sets(state, after),
         "gap_at_lag_0": state.gap_at_lag_0,
         "steps": recipe.rl.steps,

@@ -39,7 +39,7 @@ class Book(Sink):
 class Saver:
     """A learner that only saves, at once."""
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int, best: int | None = None) -> Path:
         return Path(f"step-{step}")
 
     def saved(self, step: int, *, wait: bool) -> bool:
@@ -96,7 +96,7 @@ def test_run_that_goes_on_keeps_the_numbers_of_its_steps(tiny_recipe, tokenizer:
     loop(EmptyLoop, recipe, tokenizer, book).run(3, lambda step, metrics: None)
     assert list(book.metrics) == [4, 5, 6]
     assert [step for step, metrics in book.metrics.items() if "eval/accuracy" in metrics] == [4]
-    assert book.checkpoints == [6]
+    assert book.checkpoints == [4, 6], "step 4 has the first accuracy, and so the best"
 
 
 @pytest.mark.parametrize(("every", "wanted"), [(0, []), (2, [2, 4, 6])])

@@ -29,7 +29,7 @@ class SlowLearner:
         self.error: Exception | None = None
         self.waits = 0
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int, best: int | None = None) -> Path:
         self.done = False
         return Path(f"step-{step:06d}")
 
