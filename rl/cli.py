@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from samepath.rl.compare_command import compare
 from samepath.rl.completion.commands import add_completion
 from samepath.rl.eval_command import evaluate
 from samepath.rl.export_command import export
@@ -18,6 +19,7 @@ from samepath.rl.file_errors import advice, said
 from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rl.sample_command import sample
+from samepath.rl.sweep_command import sweep
 from samepath.rollout.bounded_call import overdue
 
 if TYPE_CHECKING:
@@ -153,6 +155,8 @@ def convert(
 
 
 app.command()(export)
+app.command()(compare)
+app.command()(sweep)
 
 
 @app.command()

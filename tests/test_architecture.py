@@ -52,7 +52,7 @@ HOUSE: dict[str, str] = {
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
-        validate/ preparation resume saving feed faults/
+        compare/ validate/ preparation resume saving feed faults/
         kept_samples leftovers
         rollout_stream step_batch
         loop
@@ -61,6 +61,9 @@ HOUSE: dict[str, str] = {
         run
         preview preview_conversation notebook measure resampling replay_run
         eval_command sample_command export_command completion/
+        run sweep/
+        preview preview_conversation measure resampling replay_run
+        eval_command sample_command export_command compare_command sweep_command completion/
         cli
     """,
 }
@@ -397,6 +400,8 @@ MAY_WAIT_FOR_EVER = {
         "get",
     ): "a context variable, and the model's next word, which the parent gives or ends",
     ("rollout/environments/foreign/verifiers_seat.py", "result"): "a task that is done",
+    ("rl/sweep/runner.py", "wait"): "a run takes as long as it takes; a signal ends it",
+    ("rl/sweep/runner.py", "result"): "the same",
     ("rl/tracking/mlflow_ui.py", "wait"): "`samepath ui` serves until it is ended",
     ("rl/tracking/ui_guard.py", "wait"): "the same; a signal ends it",
 }

@@ -62,7 +62,7 @@ def _values(param: Any, current: str) -> Iterator[str] | Sequence[str]:
     match param.name:
         case "recipe":
             return recipes(current)
-        case "run_dir":
+        case "run_dir" | "run_dirs":
             return runs(current)
         case "source":
             return [*(path for path in recipes(current) if not path.endswith("/")), *runs(current)]

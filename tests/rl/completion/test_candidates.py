@@ -30,7 +30,9 @@ def offered(line: str) -> list[str]:
     [
         ("re", ["replay", "replay-run", "resume"]),
         ("--v", ["--version"]),
-        ("comp", ["completion"]),
+        ("comp", ["compare", "completion"]),
+        ("compare runs/first r", ["runs/"]),
+        ("sweep recipes/quickstart.yaml rl.group", ["rl.group_size="]),
         ("validate --", ["--strict", "--quiet", "--help"]),
         ("sample runs/first 1+2= --no", ["--no-chat"]),
         ("sample x y --temperature ", []),
