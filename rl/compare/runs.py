@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,9 @@ def _joint_name(runs: Sequence[Run]) -> str:
     """What the names of runs have in common, without the word before their seeds; the first one's where that is nothing."""
     if len(runs) == 1:
         return runs[0].name
-    return re.sub(r"[-_.]?(seed|s)?[-_.]?$", "", commonprefix([run.name for run in runs])) or runs[0].name
+    letters = zip(*(run.name for run in runs), strict=False)
+    joint = "".join(one[0] for one in takewhile(lambda one: len(set(one)) == 1, letters))
+    return re.sub(r"[-_.]?(seed|s)?[-_.]?$", "", joint) or runs[0].name
 
 
 def differing(groups: Sequence[RunGroup]) -> list[str]:

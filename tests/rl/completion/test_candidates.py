@@ -31,7 +31,7 @@ def offered(line: str) -> list[str]:
         ("re", ["replay", "replay-run", "resume"]),
         ("--v", ["--version"]),
         ("comp", ["compare", "completion"]),
-        ("compare runs/first r", ["runs/"]),
+        ("compare runs/first --", ["--out", "--json", "--help"]),
         ("sweep recipes/quickstart.yaml rl.group", ["rl.group_size="]),
         ("validate --", ["--strict", "--quiet", "--help"]),
         ("sample runs/first 1+2= --no", ["--no-chat"]),

@@ -73,14 +73,16 @@ def test_command_ends_in_the_comparison_with_status_one_if_a_run_has_failed(
     original = Runner.__init__
     monkeypatch.setattr(sweeping.Runner, "__init__", lambda self, sweep, say: original(self, sweep, say, STAND_IN))
     words = ["sweep", str(tmp_path / "tiny.yaml"), f"runs_dir={tmp_path / 'runs'}", "--json"]
-    result = CliRunner().invoke(app, [*words, "optimizer.lr=0.1,0.5", "seeds=2"], catch_exceptions=False)
-    assert result.exit_code == 1
+    result = CliRunner().invoke(
+        app, [*words, "optimizer.lr=0.1,0.5", "seeds=2"], catch_exceptions=False, standalone_mode=False
+    )
+    assert result.return_value == 1
     read = json.loads(result.stdout)
     assert [one["title"] for one in read["configurations"]] == ["tiny-lr_0.1"]
     assert "failed: tiny-lr_0.5-seed_0, see" in result.stderr
     assert (tmp_path / "runs" / "tiny-sweep" / "compare.html").is_file()
-    result = CliRunner().invoke(app, [*words, "optimizer.lr=0.1,0.2"], catch_exceptions=False)
-    assert result.exit_code == 0
+    result = CliRunner().invoke(app, [*words, "optimizer.lr=0.1,0.2"], catch_exceptions=False, standalone_mode=False)
+    assert result.return_value == 0
 
 
 def test_jobs_are_refused_where_they_would_share_cores_gpus_or_a_cluster(
