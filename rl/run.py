@@ -165,7 +165,7 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         status = "FINISHED"
     except (KeyboardInterrupt, RuntimeError, ValueError, OSError) as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        show_interruption(run_dir, tracker.links(), Console())
+        show_interruption(recipe, state, tracker.links(), Console())
         with suppress(OSError):
             # On a disk that is full: what ended the run is on its way already.
             state.save(run_dir)

@@ -28,7 +28,7 @@ HISTORY = "history.jsonl"
 """What time decided in a run that samples while it learns."""
 FAULTS_FILE = "faults.jsonl"
 """What was broken on purpose (`faults` of the recipe)."""
-OUTCOME = ("summary.json", "training.png", "rollouts.html")
+OUTCOME = ("summary.json", "training.png", "rollouts.html", "report.html")
 """Written when a run is finished."""
 BELONGINGS = (
     RECIPE_FILE,

@@ -23,6 +23,7 @@ from samepath.rl.preparation import Prepared
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.report.report import LiveReport
 from samepath.rl.run_folder import REFERENCE
 from samepath.rl.run_state import Phase, RunState
 from samepath.rl.saving import Saving
@@ -145,7 +146,9 @@ class Training:
             if self.faults.planned:
                 self.tracker.log_metrics(step, self.faults.metrics)
                 self.faults.done(step)
+            report.after()
 
+        report = LiveReport(recipe=self.recipe, state=state)
         self.display.tell(self.faults.phase)
         try:
             loop.run(first_step, on_step)

@@ -21,6 +21,13 @@ class TrackingSettings(BaseModel):
         description="Steps between two lines on the console (without a terminal) and two sets of metrics and traces in MLflow; evaluations and "
         "the last step are always there, and metrics.jsonl and rollouts/ keep every step.",
     )
+    report_share: float = Field(
+        default=0.02,
+        ge=0,
+        le=0.5,
+        description="Share of the run's time that keeping report.html up to date may take: after one that took t seconds none is written for "
+        "t/share. 0: it is written when the run ends, and not before.",
+    )
     uri: str = Field(
         default="sqlite:///mlflow.db",
         description="MLflow store. A relative sqlite path lies in the folder of all runs. Or http(s)://host:port of a server.",

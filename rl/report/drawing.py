@@ -21,6 +21,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "samepath",
     "font.size": 8.5,
+    "font.sans-serif": ["DejaVu Sans"],
     "axes.spines.top": False,
     "axes.spines.right": False,
 }

@@ -16,7 +16,8 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.curves import NothingToDrawError, plot_training
 from samepath.rl.report.page import write_rollout_report
 from samepath.rl.report.progress import format_number, summary_table
-from samepath.rl.run_state import RunState
+from samepath.rl.report.report import write_report
+from samepath.rl.run_state import METRICS_FILE, RunState
 from samepath.rl.tracking.tracker import Tracker
 
 logger = logging.getLogger("samepath.report")
@@ -30,7 +31,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluations, tracker: 
     In the file a number that is not finite, such as the accuracy of a run without a scored answer, is `null`.
     """
     run_dir = recipe.run_dir
-    files = [*_draw(run_dir), SUMMARY_FILE]
+    files = [*_draw(run_dir), write_report(recipe, state).name, SUMMARY_FILE]
     if recipe.rl.steps:
         write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
         files.append("rollouts.html")
@@ -93,11 +94,12 @@ def _shown(value: float | None) -> str:
     return "none" if value is None else format_number(value)
 
 
-def show_interruption(run_dir: Path, links: Mapping[str, str], console: Console) -> None:
+def show_interruption(recipe: Recipe, state: RunState, links: Mapping[str, str], console: Console) -> None:
     """Write the pictures of what a run did before it was cut short, and say where they and its pages are and how to go on."""
-    files: list[str] = []
+    run_dir, files = recipe.run_dir, list[str]()
     try:
-        files += _draw(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
+        if (run_dir / METRICS_FILE).is_file():
+            files += [*_draw(run_dir), write_report(recipe, state).name]
         if any((run_dir / "rollouts").glob("step-*.jsonl")):
             write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
             files.append("rollouts.html")

@@ -9,7 +9,7 @@ import yaml
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.recipe import Recipe
 from tests.conftest import ALPHABET, tiny_config
-from tests.rl.warm import unpainted
+from tests.rl.warm import undrawn, unpainted
 
 TIMED = (
     "time/",
@@ -57,8 +57,9 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """See `unpainted`."""
+    """See `unpainted` and `undrawn`."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", unpainted)
+    monkeypatch.setattr("samepath.rl.report.report.drawn_sections", undrawn)
 
 
 @pytest.fixture

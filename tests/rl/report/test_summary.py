@@ -94,15 +94,15 @@ def test_summary_has_the_runs_numbers_and_its_files_are_there(tiny_recipe, capsy
         }
     )
     assert [path.relative_to(run_dir).as_posix() for path in shelf.files] == [
-        "training.png", "summary.json", "rollouts.html",
+        "training.png", "report.html", "summary.json", "rollouts.html",
     ]  # fmt: skip
     assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
     assert "s1-g0" in (run_dir / "rollouts.html").read_text()
-    *table, picture, numbers, page, charts, more = capsys.readouterr().out.splitlines()
+    *table, picture, report, numbers, page, charts, more = capsys.readouterr().out.splitlines()
     assert any("0.877" in line or "0.876" in line for line in table)
     # A line each, of any length: no table may cut them.
-    assert [picture, numbers, page] == [
-        str(run_dir / name) for name in ("training.png", "summary.json", "rollouts.html")
+    assert [picture, report, numbers, page] == [
+        str(run_dir / name) for name in ("training.png", "report.html", "summary.json", "rollouts.html")
     ]
     assert charts == "MLflow charts: http://127.0.0.1:5000/#/charts"
     assert more == f"for more steps: samepath resume {run_dir} rl.steps=6"
@@ -159,7 +159,7 @@ def test_summary_without_training_claims_no_rollout_page(tiny_recipe, capsys: py
     recipe, shelf = tiny_recipe("rl.steps=0"), Shelf()
     run_dir = folder(recipe, {"eval/accuracy": 0.25})
     write_summary(recipe, state(), AFTER, Tracker([shelf]))
-    assert [path.name for path in shelf.files] == ["training.png", "summary.json"]
+    assert [path.name for path in shelf.files] == ["training.png", "report.html", "summary.json"]
     assert not (run_dir / "rollouts.html").exists()
     assert "rollouts.html" not in capsys.readouterr().out
 
@@ -171,21 +171,25 @@ def test_summary_of_a_run_with_nothing_to_draw_has_no_picture_and_says_so(
     run_dir = folder(recipe, {"eval/accuracy": math.nan})
     with caplog.at_level(logging.WARNING, "samepath.report"):
         write_summary(recipe, state(), AFTER, Tracker([shelf]))
-    assert [path.name for path in shelf.files] == ["summary.json"]
+    assert [path.name for path in shelf.files] == ["report.html", "summary.json"]
     assert not (run_dir / "training.png").exists()
     assert "no picture" in caplog.text
 
 
-def said_on_interruption(run_dir: Path, *, charts: bool = False) -> list[str]:
+def said_on_interruption(recipe: Recipe, *, charts: bool = False) -> list[str]:
     output = Console(file=io.StringIO(), width=40)
-    show_interruption(run_dir, {"charts": "http://127.0.0.1:5000/#/experiments/1/charts"} if charts else {}, output)
+    show_interruption(
+        recipe, state(), {"charts": "http://127.0.0.1:5000/#/experiments/1/charts"} if charts else {}, output
+    )
     return output.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
 
 
 def test_interruption_leaves_picture_and_page_and_says_how_to_go_on(tiny_recipe, tmp_path: Path) -> None:
-    run_dir = folder(tiny_recipe(f"runs_dir={tmp_path / 'two words'}"), {"reward/mean": 0.5})
-    assert said_on_interruption(run_dir, charts=True) == [
+    recipe = tiny_recipe(f"runs_dir={tmp_path / 'two words'}")
+    run_dir = folder(recipe, {"reward/mean": 0.5})
+    assert said_on_interruption(recipe, charts=True) == [
         f"{run_dir}/training.png",
+        f"{run_dir}/report.html",
         f"{run_dir}/rollouts.html",
         "MLflow charts: http://127.0.0.1:5000/#/experiments/1/charts",
         f"go on with: samepath resume '{run_dir}'",
@@ -194,6 +198,8 @@ def test_interruption_leaves_picture_and_page_and_says_how_to_go_on(tiny_recipe,
     assert "s1-g0" in (run_dir / "rollouts.html").read_text()
 
 
-def test_interruption_before_anything_was_measured_says_only_how_to_go_on(tmp_path: Path) -> None:
-    assert said_on_interruption(tmp_path) == [f"go on with: samepath resume {tmp_path}"]
-    assert list(tmp_path.iterdir()) == []
+def test_interruption_before_anything_was_measured_says_only_how_to_go_on(tiny_recipe) -> None:
+    recipe = tiny_recipe()
+    recipe.run_dir.mkdir(parents=True)
+    assert said_on_interruption(recipe) == [f"go on with: samepath resume {recipe.run_dir}"]
+    assert list(recipe.run_dir.iterdir()) == []
