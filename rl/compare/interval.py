@@ -65,9 +65,9 @@ def student_t(degrees: float, confidence: float = CONFIDENCE) -> float:
 
     def within(angle: float) -> float:
         width = angle / SLICES
-        heights = [math.cos(place * width) ** (degrees - 1) for place in range(SLICES + 1)]
+        heights: list[float] = [math.cos(place * width) ** (degrees - 1) for place in range(SLICES + 1)]
         inner = 4 * math.fsum(heights[1:-1:2]) + 2 * math.fsum(heights[2:-1:2])
-        return 2 * scale * (heights[0] + inner + heights[-1]) * width / 3
+        return float(2 * scale * (heights[0] + inner + heights[-1]) * width / 3)
 
     low, high = 0.0, math.pi / 2
     for _ in range(50):
@@ -80,4 +80,4 @@ def sign_test(better: int, worse: int) -> float:
     """Two-sided exact probability of a split at least as uneven if either side were as likely (McNemar's exact test for right and wrong)."""
     count, least = better + worse, min(better, worse)
     tail = sum(math.comb(count, wins) for wins in range(least + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return float(min(1.0, 2 * tail / 2**count))

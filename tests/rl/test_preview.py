@@ -78,7 +78,7 @@ def test_sample_command_passes_the_choice_on_and_shows_text_as_it_is(
     (rollout,) = sample_source(run_folder, "1+2", 1, {"max_new_tokens": 1}, seed=0)
     asked = []
 
-    def answer(*_: object, chat: bool | None) -> list[object]:
+    def answer(*_: object, chat: bool | None, best: bool) -> list[object]:
         asked.append(chat)
         return [type("Shown", (), {"segments": rollout.segments, "num_trained": 1, "text": "[/b]x[red]"})()]
 
