@@ -21,7 +21,7 @@ REWARD = """
 def shorter(request):
     if request.rollout_key.endswith("/1"):
         raise RuntimeError("away")
-    return 1.0 / (1 + request.num_tokens)
+    return 1.0 / (1 + request.num_tokens) + sum(map(ord, request.response_text)) % 5 / 5
 """
 SMALL: dict[str, Any] = {
     **TINY,
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "cold_start": {"steps": 2, "batch_size": 2, "dense_warmup_steps": 1},
     "rl": {"steps": 3, "prompts_per_step": 2, "group_size": 3, "updates_per_rollout": 2},
     "optimizer": {"warmup_updates": 8},
-    "evaluation": {"every": 2},
+    "evaluation": {"every": 1, "full_reward": 0.7, "temperature": 1.0},
     "checkpoint": {"every": 2, "keep": 1},
 }
 
@@ -55,9 +55,17 @@ class WholeAndKilled(Killer):
         assert lines(cut) == lines(whole)
         assert rollouts(cut) == rollouts(whole)
         ends = [json.loads((run / "summary.json").read_text()) for run in (whole, cut)]
-        for key in ("failures", "accuracy_before", "accuracy_after", "gap_at_lag_0", "steps"):
+        for key in (
+            "failures", "accuracy_before", "accuracy_after", "gap_at_lag_0", "steps", "best_step", "best_accuracy",
+        ):  # fmt: skip
             assert ends[0][key] == ends[1][key], key
         assert ends[0]["failures"] == {"reward/status.error": 6.0}
+        kept = [sorted(path.name for path in (run / "checkpoints").glob("step-*")) for run in (whole, cut)]
+        assert kept[0] == kept[1]
+        evaluations = [
+            {path.name: path.read_text() for path in (run / "evaluations").iterdir()} for run in (whole, cut)
+        ]
+        assert evaluations[0] == evaluations[1]
         states = [json.loads((run / "run.json").read_text()) for run in (whole, cut)]
         assert [state["phase"] for state in states] == ["finished", "finished"]
         assert not list(cut.glob("set-aside-*"))
