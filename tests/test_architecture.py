@@ -58,11 +58,8 @@ HOUSE: dict[str, str] = {
         loop
         overlapped_loop
         training
-        run
-        preview preview_conversation notebook measure resampling replay_run
-        eval_command sample_command export_command completion/
         run sweep/
-        preview preview_conversation measure resampling replay_run
+        preview preview_conversation notebook measure resampling replay_run
         eval_command sample_command export_command compare_command sweep_command completion/
         cli
     """,
