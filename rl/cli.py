@@ -16,6 +16,7 @@ from samepath.rl.completion.commands import add_completion
 from samepath.rl.eval_command import evaluate
 from samepath.rl.export_command import export
 from samepath.rl.file_errors import advice, said
+from samepath.rl.init_command import init
 from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rl.sample_command import sample
@@ -157,6 +158,7 @@ def convert(
 app.command()(export)
 app.command()(compare)
 app.command()(sweep)
+app.command()(init)
 
 
 @app.command()

@@ -83,6 +83,13 @@ def import_path(recipe_dir: Path) -> dict[str, str]:
     return {"PYTHONPATH": ":".join(entry for entry in path if entry), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+def find_own_modules(recipe_dir: Path) -> None:
+    """Let this process import modules beside the recipe and in the working directory, behind all others."""
+    for folder in (str(recipe_dir.resolve()), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
 def collect_environment(folder: Path | None = None) -> dict[str, Any]:
     """Describe versions, machine and code state as plain data (JSON-able).
 

@@ -1,10 +1,10 @@
 """An environment's rows as a task: each is worked in a conversation, and the environment judges it."""
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from samepath.rl.machine import find_own_modules
 from samepath.rl.recipe.task import EnvironmentTask
 from samepath.rl.tasks.row import RowEpisode, Task, TaskError, TaskRow
 from samepath.rollout.environments.plugin import load_environment
@@ -44,10 +44,7 @@ def environment_rows(
 
 
 def _loaded(source: EnvironmentSettings, recipe_dir: Path) -> Environment:
-    for folder in (str(recipe_dir.resolve()), str(Path.cwd())):
-        # As `import_path` does for workers.
-        if folder not in sys.path:
-            sys.path.append(folder)
+    find_own_modules(recipe_dir)
     return load_environment(source)
 
 
