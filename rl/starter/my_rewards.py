@@ -13,11 +13,11 @@ def right(request: RewardRequest) -> float:
 
 def close(request: RewardRequest) -> float:
     """Give the share of letters that stand where they should."""
-    said, wanted = request.response_text, request.answer["answer"]
+    said, wanted = request.response_text, str(request.answer["answer"])
     return sum(one == other for one, other in zip(said, wanted)) / max(len(said), len(wanted), 1)
 
 
 def worked(row: Any, rng: random.Random, habit: float = 0.0) -> str:
     """Write the answer of a training row; a share `habit` of them just repeats the word, for RL to find the better way."""
-    word = row.answer["answer"]
+    word = str(row.answer["answer"])
     return word[::-1] if rng.random() < habit else word
