@@ -9,7 +9,6 @@ from samepath.rl.evaluation.sets import AskedSet, build_sets, check_sets
 from samepath.rl.learner.model_source import check_expected, resolve_folder
 from samepath.rl.learner.new_tokenizer import new_tokenizer
 from samepath.rl.learner.worked_answers import try_traces
-from samepath.rl.machine import find_own_modules
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task
@@ -37,7 +36,6 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Prepared:
 
     On a cluster elsewhere engine, device and model are not this machine's, and stay unchecked.
     """
-    find_own_modules(recipe_dir)
     here = recipe.runtime == "inline" or recipe.ray.address == "local"
     if here:
         describe(recipe.engine).require(recipe.engine)

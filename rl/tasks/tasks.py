@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from samepath.rl.machine import find_own_modules
 from samepath.rl.recipe.task import EnvironmentTask, FileTask, HubTask, ReasoningGymTask
 from samepath.rl.tasks.environment import build_environment
 from samepath.rl.tasks.file import build_file
@@ -15,8 +16,9 @@ def build_task(settings: ReasoningGymTask | FileTask | HubTask | EnvironmentTask
 
     Training and held-out rows never share a canonical text (see `canonical_text`: `a+b` and `b+a` are different texts), and
     the same settings give the same rows in the same order each time. Only `kind: hub` may need a network, once. Raises
-    TaskError, and HubUnreachableError where that network is missing.
+    TaskError, and HubUnreachableError where that network is missing. From then on modules beside the recipe can be imported.
     """
+    find_own_modules(recipe_dir)
     if isinstance(settings, ReasoningGymTask):
         return build_reasoning_gym(settings)
     if isinstance(settings, EnvironmentTask):

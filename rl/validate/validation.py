@@ -16,7 +16,6 @@ from samepath.rl.learner.model_source import build_policy, check_expected, model
 from samepath.rl.learner.new_tokenizer import new_tokenizer
 from samepath.rl.learner.policy_checks import check_experts, check_foreign_checkpoint, check_policy
 from samepath.rl.learner.worked_answers import try_traces
-from samepath.rl.machine import find_own_modules
 from samepath.rl.recipe.model import NewModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import EnvironmentTask
@@ -54,7 +53,6 @@ def validate_recipe(
 
     `progress` hears how far the reading of rows is, if that takes long.
     """
-    find_own_modules(recipe_dir)
     return _Checks(recipe=recipe, recipe_dir=recipe_dir, progress=progress).run()
 
 
