@@ -17,6 +17,7 @@ from samepath.rl.eval_command import evaluate
 from samepath.rl.export_command import export
 from samepath.rl.file_errors import advice, said
 from samepath.rl.init_command import init
+from samepath.rl.inspect_command import inspect
 from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rl.sample_command import sample
@@ -159,6 +160,7 @@ app.command()(export)
 app.command()(compare)
 app.command()(sweep)
 app.command()(init)
+app.command()(inspect)
 
 
 @app.command()

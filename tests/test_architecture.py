@@ -52,6 +52,7 @@ HOUSE: dict[str, str] = {
         batch/ tasks/
         diagnostics/ tracking/ evaluation/
         learner/ report/
+        report/inspector/
         compare/ validate/ preparation resume saving feed faults/
         kept_samples leftovers
         rollout_stream step_batch
@@ -60,7 +61,7 @@ HOUSE: dict[str, str] = {
         training
         run sweep/
         preview preview_conversation notebook measure resampling replay_run
-        eval_command sample_command export_command compare_command sweep_command init_command starter/ completion/
+        eval_command sample_command export_command compare_command sweep_command init_command inspect_command starter/ completion/
         cli
     """,
 }

@@ -37,6 +37,23 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenReport:
+    """What the update saw of each trained token of one rollout, in the order in which they were drawn.
+
+    Axes: T trained tokens of the rollout, F flips, X experts chosen.
+    """
+
+    log_ratio_T: NDArray[np.float32]
+    """[T] log π − log π_sampler at the token's update, nats; NaN outside the loss."""
+    entropy_T: NDArray[np.float32]
+    """[T] nats, over the full vocabulary."""
+    role_T: NDArray[np.int64]
+    """[T] 2 in the loss, 1 taken out of the surrogate by the off-policy mask, 0 neither."""
+    flips: NDArray[np.int64]
+    """[F, 2 + X] token, place of the layer and the live router's experts, wherever these are not the recorded ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
     """What the updates on one rollout batch measured."""
 
@@ -54,3 +71,7 @@ class UpdateReport:
     """[B] largest lag of a token's weights behind the learner's at its update, in versions."""
     kl_tokens: tuple[NDArray[np.float32], ...]
     """[B] KL estimate of each trained token, nats."""
+    tokens: tuple[TokenReport, ...] = ()
+    """[B] what else was seen of them."""
+    moe_layers: tuple[int, ...] = ()
+    """Global numbers of the mixture-of-experts layers."""

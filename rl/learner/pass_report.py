@@ -10,6 +10,7 @@ from torch import Tensor
 from samepath.model.shape import ModelShape
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.pack import SharedCounts, shared_counts
+from samepath.rl.diagnostics.flipped_routes import FlippedRoutes, flipped_routes
 from samepath.rl.diagnostics.numerics import SameWeights, same_weights
 from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.diagnostics.step import HeadStatistics
@@ -58,6 +59,8 @@ class PassReport:
     """Flips, load, selections."""
     shared: SharedCounts
     """What common beginnings saved."""
+    flipped: FlippedRoutes
+    """Trained tokens whose live route is not the recorded one."""
 
 
 def report_of(part: MicroBatch, done: TrainedPass, shape: ModelShape, version: int) -> PassReport:
@@ -75,6 +78,7 @@ def report_of(part: MicroBatch, done: TrainedPass, shape: ModelShape, version: i
         same_weights=same_weights(part.packed, part.plan.sequences, done.logprobs_M, version) if compared else None,
         path=path,
         shared=shared_counts(part.packed),
+        flipped=flipped_routes(part.packed, done.trace),
     )
 
 

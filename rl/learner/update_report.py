@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from samepath.model.shape import ModelShape
 from samepath.rl.batch.pack import sharing_metrics
-from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.batch.train_batch import TokenReport, TrainBatch, UpdateReport
+from samepath.rl.diagnostics.flipped_routes import flips_of_rollouts
 from samepath.rl.diagnostics.numerics import LagZero, NumericsGap, SameWeights
 from samepath.rl.diagnostics.path_counts import PathCounts
 from samepath.rl.diagnostics.spread import once_each
-from samepath.rl.diagnostics.step import joined, step_metrics
+from samepath.rl.diagnostics.step import HeadStatistics, joined, step_metrics
 from samepath.rl.learner.mini_batches import PassPlan
 from samepath.rl.learner.optimizer import GradientNorms
 from samepath.rl.learner.pass_report import PassReport
 from samepath.rl.objective.aggregation import rollout_mean
+from samepath.rl.objective.loss_inputs import LossInputs
+from samepath.rl.objective.objective import LossTerms
 from samepath.rl.objective.sequence_mask import off_policy_statistic
 
 
@@ -30,6 +33,7 @@ class StepReport:
     def __init__(self, batch: TrainBatch, version: int, shape: ModelShape) -> None:
         self._batch, self._version = batch, version
         self._lag_0, self._path = LagZero(batch.sequences), PathCounts(shape)
+        self._shape = shape
         self._passes: list[PassReport] = []
         self._norms: list[GradientNorms] = []
         self._rollouts: list[int] = []
@@ -113,6 +117,24 @@ class StepReport:
             route_flips_B=self._route_flips(),
             weight_lag_B=self._weight_lag(),
             kl_tokens=tuple(part.numpy() for part in kl_tokens),
+            tokens=self._tokens(inputs, terms, head),
+            moe_layers=tuple(self._shape.moe_layers),
+        )
+
+    def _tokens(self, inputs: LossInputs, terms: LossTerms, head: HeadStatistics) -> tuple[TokenReport, ...]:
+        """[B] each rollout's tokens, in the order in which they were drawn."""
+        rollout_M, in_loss_M, count = inputs.rollout_M, inputs.in_loss_M, len(inputs.advantages_B)
+        log_ratio_M = torch.where(in_loss_M, terms.logprobs_M - inputs.sampler_logprobs_M, torch.nan)
+        role_M = torch.where(in_loss_M, 1 + terms.kept_J[inputs.unit_M].long(), 0)
+        order_M, sizes = rollout_M.argsort(stable=True), torch.bincount(rollout_M, minlength=count).tolist()
+        columns = [
+            [part.numpy() for part in torch.split(column_M[order_M], sizes)]
+            for column_M in (log_ratio_M, head.entropy_M, role_M)
+        ]
+        flips = flips_of_rollouts([(one.flipped, len(one.inputs.rollout_M)) for one in self._passes], rollout_M, count)
+        return tuple(
+            TokenReport(log_ratio_T=log_ratio_T, entropy_T=entropy_T, role_T=role_T, flips=own)
+            for log_ratio_T, entropy_T, role_T, own in zip(*columns, flips, strict=True)
         )
 
     def _route_flips(self) -> NDArray[np.float32]:

@@ -6,27 +6,26 @@ const KINDS = {
   c: ["content", "said by somebody: a user, a tool, a system text"],
   s: ["scaffold", "the form's own"],
 };
-const isConversation = index => columns.messages[index].length > 0;
 const took = seconds => seconds < 0.01 ? show(1000 * seconds) + " ms" : show(seconds) + " s";
 
-function conversation(index) {
-  const parts = columns.messages[index].map(message => drawMessage(index, message));
-  if (columns.segments[index].length) parts.push(...context(index));
+function conversation(one) {
+  const parts = one.messages.map(message => drawMessage(one, message));
+  if (one.segments.length) parts.push(...context(one));
   else parts.push(make("div", "this page holds no tokens of this conversation", "dim note"));
   return parts;
 }
-function spans(index) {
+function spans(one) {
   const whole = new Map();
-  for (const span of columns.segments[index].flatMap(segment => segment.calls)) {
+  for (const span of one.segments.flatMap(segment => segment.calls)) {
     // New weights may have cut a call: it begins where its first part does.
     const begun = whole.get(span[0]);
     whole.set(span[0], begun ? [span[0], begun[1], ...span.slice(2)] : span);
   }
   return whole;
 }
-function drawMessage(index, message) {
+function drawMessage(one, message) {
   const box = make("div", undefined, "message " + (message.role === "assistant" ? "model" : "other")), head = make("div", undefined, "dim");
-  const said = [message.role === "assistant" ? "model" : message.role], span = spans(index).get(message.call);
+  const said = [message.role === "assistant" ? "model" : message.role], span = spans(one).get(message.call);
   if (message.call !== undefined) said.push(`call ${message.call}`);
   if (span) said.push(`${counted(span[2] - span[1])} tokens`, `ended by ${span[4]}`, took(span[5]));
   if (message.record) said.push(message.record.name, took(message.record.seconds));
@@ -40,31 +39,31 @@ function drawMessage(index, message) {
     call.append(make("b", name), " " + given);
     box.append(call);
   }
-  box.append(...leftOut(message.left_out, index));
+  box.append(...leftOut(message.left_out, one.step));
   return box;
 }
 
 // What the model read and drew, segment by segment.
-function context(index) {
+function context(one) {
   const legend = make("div", undefined, "legend dim");
   legend.append(make("b", "tokens"), ...Object.entries(KINDS).map(([letter, [name, meaning]]) => {
     const entry = make("span", name, "kind-" + letter);
     entry.title = meaning;
     return entry;
   }));
-  const parts = [legend], paint = painter(index);
+  const parts = [legend], paint = painter(one), tell = teller(one);
   let drawn = 0;
-  columns.segments[index].forEach((segment, number) => {
+  one.segments.forEach((segment, place) => {
     const trained = [...segment.kinds].filter(letter => letter === "t").length;
     const calls = segment.calls.map(span => span[0] + (span[3] === "edit" ? " (edit)" : "")).join(", ");
-    const head = `segment ${number + 1} · epoch ${segment.epoch} · ${counted(segment.tokens.length)} tokens, ${counted(trained)} trained · calls ${calls}`;
+    const head = `segment ${place + 1} · epoch ${segment.epoch} · ${counted(segment.tokens.length)} tokens, ${counted(trained)} trained · calls ${calls}`;
     const box = make("pre", undefined, "context");
-    segment.tokens.forEach((token, place) => {
-      const letter = segment.kinds[place], piece = make("span", token, "token kind-" + letter);
+    segment.tokens.forEach((token, at) => {
+      const letter = segment.kinds[at], piece = make("span", token, "token kind-" + letter);
       piece.title = KINDS[letter][0];
       if (letter === "t") {
-        const span = segment.calls.find(one => place >= one[1] && place < one[2]);
-        piece.title += (span ? ` by call ${span[0]}` : "") + valuesOf(index, drawn);
+        const span = segment.calls.find(call => at >= call[1] && at < call[2]);
+        piece.title += (span ? ` by call ${span[0]}` : "") + tell(drawn);
         paint(piece, drawn++);
       }
       box.append(piece);

@@ -33,14 +33,26 @@ TEMPLATE = Path(__file__).with_name("rollouts.html")
 COLUMNS = (
     "step", "group_id", "sample_index", "response_text", "reward", "reward_parts", "reward_status", "reward_detail", "advantage", "kl",
     "off_policy", "masked", "route_flips", "weight_lag", "num_tokens", "finish_reason", "ended", "generate_s",
-    "problems", "segment_tokens", "tokens", "sampler_logprobs", "kl_tokens",
+    "problems", "segment_tokens", "tokens", "sampler_logprobs", "kl_tokens", "log_ratios", "entropies", "roles", "support_sizes",
+    "weight_versions",
 )  # fmt: skip
 """Fields of a rollout that the page has as columns of the same name."""
-TOKEN_COLUMNS = ("tokens", "sampler_logprobs", "kl_tokens")
+TOKEN_COLUMNS = (
+    "tokens",
+    "sampler_logprobs",
+    "kl_tokens",
+    "log_ratios",
+    "entropies",
+    "roles",
+    "support_sizes",
+    "weight_versions",
+)
 MADE_COLUMNS = ("prompt", "response_left_out", "messages", "segments")
 """Columns that are no field as it stands."""
-SCRIPTS = ("conversation.js", "rollouts.js")
-"""The script's parts, in their order."""
+SCRIPTS_OF_ONE = ("rollout.js", "tokens.js", "conversation.js")
+"""The parts of the script that show one rollout, in their order."""
+SCRIPTS = (*SCRIPTS_OF_ONE, "rollouts.js")
+"""All of its parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

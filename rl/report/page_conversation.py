@@ -1,7 +1,7 @@
 """What the page of rollouts has of a conversation: its messages with their calls and results, and its tokens with who made them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from samepath.rl.tracking.tracked_rollout import TrackedRollout, TrackedTool
@@ -9,7 +9,12 @@ from samepath.rl.tracking.tracked_rollout import TrackedRollout, TrackedTool
 
 def texts(rollout: TrackedRollout) -> Iterator[str]:
     """Every text of its messages, as `messages` shows them."""
-    for message in rollout.messages:
+    return texts_of(rollout.messages)
+
+
+def texts_of(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Every text of these messages."""
+    for message in messages:
         yield from (message.get("content") or "", message.get("reasoning_content") or "")
         yield from (_arguments(call) for call in message.get("tool_calls", ()))
 
@@ -57,5 +62,5 @@ def segments(rollout: TrackedRollout) -> list[dict[str, Any]]:
     ]
 
 
-def _arguments(call: dict[str, Any]) -> str:
+def _arguments(call: Mapping[str, Any]) -> str:
     return json.dumps(call["function"]["arguments"], ensure_ascii=False)

@@ -1,27 +1,16 @@
-// Text that a model wrote reaches the page through `textContent` and `append` alone, so none of it can become markup.
+// The page of a run that needs no server: the list over data that stand in the page.
 "use strict";
 const ROW_PX = 30;
 const ROWS_BEYOND = 12;
-const WORDS_COMPARED = 600;
 const data = JSON.parse(document.getElementById("data").textContent);
 const { columns, prompts } = data;
 const total = columns.step.length;
-const find = id => document.getElementById(id);
-const number = value => value === "inf" ? Infinity : value === "-inf" ? -Infinity : Number(value);
-const show = value => Number.isFinite(number(value)) ? String(Number(number(value).toPrecision(3))) : "–";
-const counted = value => value.toLocaleString("en");
 const rewards = columns.reward.map(number);
-const failed = index => columns.reward_status[index] !== "ok" || Number.isNaN(rewards[index]);
+const failed = index => columns.reward_status[index] !== "ok" || !Number.isFinite(rewards[index]);
 const truncated = index => columns.finish_reason[index] === "length" || ["tokens", "time"].includes(columns.ended[index]);
 const promptOf = index => prompts[columns.prompt[index]];
+const recordOf = index => ({ ...Object.fromEntries(Object.entries(columns).map(([name, column]) => [name, column[index]])), prompt: promptOf(index) });
 const state = { shown: [], chosen: -1, group: "", prompt: -1 };
-
-function make(tag, text, kind) {
-  const node = document.createElement(tag);
-  if (kind) node.className = kind;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
 
 // What is searched and how it is ordered.
 const texts = new Map();
@@ -74,9 +63,7 @@ function refresh() {
 }
 function drawOnly() {
   const text = state.group ? "only group " + state.group : state.prompt >= 0 ? "only one prompt" : "";
-  const button = make("button", text + " ✕");
-  button.type = "button";
-  button.addEventListener("click", () => { state.group = ""; state.prompt = -1; refresh(); });
+  const button = makeButton(text + " ✕", () => { state.group = ""; state.prompt = -1; refresh(); });
   find("only").replaceChildren(...(text ? [button] : []));
 }
 function drawRows() {
@@ -92,17 +79,10 @@ function row(index, place) {
   box.setAttribute("aria-selected", String(place === state.chosen));
   box.setAttribute("aria-posinset", String(place + 1));
   box.setAttribute("aria-setsize", String(state.shown.length));
-  box.append(make("span", "step " + columns.step[index], "step dim"), make("b", show(rewards[index]), "reward"), ...badges(index),
+  box.append(make("span", "step " + columns.step[index], "step dim"), make("b", show(rewards[index]), "reward"), ...badgesOf(recordOf(index)),
     make("span", columns.response_text[index].slice(0, 200) || "(empty)", "said"));
   box.addEventListener("click", () => choose(place));
   return box;
-}
-function badges(index) {
-  const said = [];
-  if (failed(index)) said.push(columns.reward_status[index] === "ok" ? "no reward" : columns.reward_status[index]);
-  if (truncated(index)) said.push("truncated");
-  if (columns.masked[index]) said.push("masked");
-  return said.map(text => make("span", text, "badge bad"));
 }
 function choose(place) {
   state.chosen = place;
@@ -127,83 +107,15 @@ function drawDetail() {
   const box = find("detail");
   box.replaceChildren();
   if (state.chosen < 0) { box.append(make("p", "No rollout passes these filters.", "dim")); return; }
-  const index = state.shown[state.chosen], prompt = promptOf(index);
-  const question = make("div", undefined, "prompt");
-  question.append(make("pre", prompt.text), ...leftOut(prompt.left_out, index));
-  box.append(question, make("div", `gold answer: ${prompt.gold || "none"} · task: ${prompt.dataset || "–"}`, "dim"), tools(index), card(index));
-  box.append(make("h2", "How the best answer to this prompt changes over the steps"), ...history(columns.prompt[index]));
+  const index = state.shown[state.chosen], one = recordOf(index);
+  box.append(...question(one), tools(index, one), card(one));
+  box.append(make("h2", "How the best answer to this prompt changes over the steps"), ...changes(bestBySteps(columns.prompt[index]).map(recordOf)));
 }
-function leftOut(chars, index) {
-  const file = `rollouts/step-${String(columns.step[index]).padStart(5, "0")}.jsonl`;
-  return chars ? [make("div", `… ${counted(chars)} more characters in ${file}`, "dim note")] : [];
-}
-let colour = "";
-function tools(index) {
-  const bar = make("div", undefined, "tools"), label = make("label", "colour tokens by "), select = make("select");
-  for (const [value, text] of [["", isConversation(index) ? "who made them" : "nothing"], ["sampler_logprobs", "surprise of the sampler"], ["kl_tokens", "KL to reference"]])
-    select.append(new Option(text, value));
-  select.value = colour;
-  select.id = "colour";
-  select.addEventListener("change", () => { colour = select.value; drawDetail(); find("colour").focus(); });
-  label.append(select);
-  const only = (text, group, prompt) => {
-    const button = make("button", text);
-    button.type = "button";
-    button.addEventListener("click", () => { state.group = group; state.prompt = prompt; refresh(); });
-    return button;
-  };
-  bar.append(only("its group alone", columns.group_id[index], -1), only("this prompt alone", "", columns.prompt[index]), label);
+function tools(index, one) {
+  const bar = make("div", undefined, "tools");
+  const only = (text, group, prompt) => makeButton(text, () => { state.group = group; state.prompt = prompt; refresh(); });
+  bar.append(only("its group alone", columns.group_id[index], -1), only("this prompt alone", "", columns.prompt[index]), ...colourChoice(one, drawDetail));
   return bar;
-}
-function card(index) {
-  const box = make("div", undefined, "card"), head = make("header");
-  const add = (name, value) => { const span = make("span", name + " ", "dim"); span.append(make("b", value)); head.append(span); };
-  head.append(make("span", `step ${columns.step[index]}, ${columns.group_id[index]}, sample ${columns.sample_index[index]}`), ...badges(index));
-  add("reward", show(rewards[index]));
-  for (const [name, value] of Object.entries(columns.reward_parts[index])) add(name, show(value));
-  for (const [name, column] of [["advantage", "advantage"], ["KL", "kl"], ["off-policy", "off_policy"], ["route flips", "route_flips"],
-    ["weight lag", "weight_lag"], ["tokens", "num_tokens"]]) add(name, show(columns[column][index]));
-  const segments = columns.segment_tokens[index].length;
-  if (segments > 1) add("segments", String(segments));
-  if (columns.problems[index].length) add("problems", columns.problems[index].join(", "));
-  add("ended by", [columns.finish_reason[index] || "–", ...(columns.ended[index] === "answer" ? [] : [columns.ended[index]])].join(", "));
-  add("took", show(columns.generate_s[index]) + " s");
-  box.append(head, ...(isConversation(index) ? conversation(index) : [answer(index), ...leftOut(columns.response_left_out[index], index)]));
-  if (columns.reward_detail[index]) box.append(make("pre", columns.reward_detail[index], "bad"));
-  return box;
-}
-function answer(index) {
-  const box = make("pre"), tokens = columns.tokens[index];
-  if (!colour || !tokens.length || columns[colour][index].length !== tokens.length) {
-    box.textContent = columns.response_text[index] || "(empty)";
-    if (colour && columns.response_text[index]) box.append(make("div", "this page holds no values for the tokens of this answer", "dim"));
-    return box;
-  }
-  const begins = new Map(), paint = painter(index);
-  columns.segment_tokens[index].reduce((place, count, number) => (begins.set(place, number + 1), place + count), 0);
-  tokens.forEach((token, place) => {
-    if (begins.size > 1 && begins.has(place)) box.append(make("div", `segment ${begins.get(place)}`, "dim segment"));
-    const piece = make("span", token, "token");
-    paint(piece, place);
-    piece.title = valuesOf(index, place).slice(2);
-    box.append(piece);
-  });
-  return box;
-}
-// The place-th drawn token of a rollout: its colour, where one was chosen and its value is known, and its values as text.
-function painter(index) {
-  const values = colour ? columns[colour][index] : [];
-  const limit = colour === "kl_tokens" ? values.reduce((most, value) => Math.max(most, Math.abs(number(value)) || 0), 1e-9) : 5;
-  return (piece, place) => {
-    if (place >= values.length) return;
-    const share = Math.min((Math.abs(number(values[place])) || 0) / limit, 1);
-    piece.style.background = colour === "kl_tokens" ? `hsl(265 80% ${96 - 34 * share}%)` : `hsl(${130 - 130 * share} 75% 84%)`;
-    piece.style.color = "#111";
-  };
-}
-function valuesOf(index, place) {
-  const logprobs = columns.sampler_logprobs[index], kl = columns.kl_tokens[index];
-  return (place < logprobs.length ? `, log-probability ${show(logprobs[place])} nats` : "") + (place < kl.length ? `, KL ${show(kl[place])} nats` : "");
 }
 function bestBySteps(prompt) {
   const best = new Map();
@@ -214,41 +126,6 @@ function bestBySteps(prompt) {
   }
   return [...best].sort((a, b) => a[0] - b[0]).map(entry => entry[1]);
 }
-function history(prompt) {
-  const parts = [];
-  let before = null, unchanged = 0;
-  const best = bestBySteps(prompt);
-  for (const index of best) {
-    const text = columns.response_text[index];
-    if (before === text) { unchanged++; continue; }
-    const part = make("div", undefined, "card"), head = make("header");
-    head.append(make("b", "step " + columns.step[index]), make("span", "best reward " + show(rewards[index])));
-    if (unchanged) head.append(make("span", `unchanged ${unchanged} times before`, "dim"));
-    part.append(head, before === null ? make("pre", text) : difference(before, text));
-    parts.push(part);
-    before = text;
-    unchanged = 0;
-  }
-  if (unchanged) parts.push(make("p", `Unchanged in the ${unchanged} later steps that have this prompt.`, "dim"));
-  if (best.length < 2) parts.push(make("p", `${best.length ? "Only one step" : "No step"} here has an answer to this prompt with a reward.`, "dim"));
-  return parts;
-}
-function difference(before, after) {
-  const words = [before.split(/(\s+)/), after.split(/(\s+)/)], [left, right] = words.map(list => list.slice(0, WORDS_COMPARED));
-  const table = Array.from({ length: left.length + 1 }, () => new Uint16Array(right.length + 1));
-  for (let i = left.length - 1; i >= 0; i--) for (let j = right.length - 1; j >= 0; j--)
-    table[i][j] = left[i] === right[j] ? table[i + 1][j + 1] + 1 : Math.max(table[i + 1][j], table[i][j + 1]);
-  const box = make("pre");
-  let i = 0, j = 0;
-  while (i < left.length || j < right.length) {
-    if (i < left.length && j < right.length && left[i] === right[j]) { box.append(left[i]); i++; j++; }
-    else if (i < left.length && (j === right.length || table[i + 1][j] >= table[i][j + 1])) box.append(make("del", left[i++]));
-    else box.append(make("ins", right[j++]));
-  }
-  if (words.some(list => list.length > WORDS_COMPARED)) box.append(make("div", "… only the beginnings are compared", "dim"));
-  return box;
-}
-
 // The head of the page.
 function drawCurve() {
   const sums = new Map();
@@ -259,14 +136,7 @@ function drawCurve() {
   }
   const means = [...sums].sort((a, b) => a[0] - b[0]).map(([step, [sum, count]]) => [step, sum / count]);
   if (means.length < 2) { find("curve").remove(); return; }
-  const values = means.map(entry => entry[1]), low = Math.min(...values), span = Math.max(...values) - low || 1;
-  const begin = means[0][0], width = means[means.length - 1][0] - begin;
-  const points = means.map(([step, value]) => `${(1000 * (step - begin)) / width} ${65 - (60 * (value - low)) / span}`);
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  path.setAttribute("d", "M" + points.join("L"));
-  path.setAttribute("vector-effect", "non-scaling-stroke");
-  find("curve").append(path);
-  find("held").append(make("div", `Mean reward ${show(values[0])} in step ${begin}, ${show(values[values.length - 1])} in step ${means[means.length - 1][0]}.`));
+  find("held").append(make("div", drawMeans(means)));
 }
 function drawHeld() {
   for (const sentence of data.held) find("held").append(make("div", sentence));

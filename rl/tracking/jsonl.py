@@ -14,6 +14,7 @@ from typing import Any
 from samepath.model.durable_file import append_lines, replace_file
 from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
+from samepath.rl.tracking.token_columns import plain_routes
 from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, TrackedSegment, TrackedTool
 
 logger = logging.getLogger("samepath.tracking")
@@ -168,11 +169,13 @@ def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
             values[name] = float(values[name])
     if "reward_parts" in values:
         values["reward_parts"] = {name: float(value) for name, value in values["reward_parts"].items()}
-    for name in ("sampler_logprobs", "kl_tokens"):
+    for name in ("sampler_logprobs", "kl_tokens", "log_ratios", "entropies"):
         values[name] = tuple(float(value) for value in values.get(name, ()))
-    for name in ("tokens", "segment_tokens", "messages", "problems"):
+    for name in ("tokens", "segment_tokens", "messages", "problems", "support_sizes"):
         values[name] = tuple(values.get(name, ()))
     values["tool_calls"] = tuple(TrackedTool(**_known(TrackedTool, record)) for record in values.get("tool_calls", ()))
+    values["weight_versions"] = tuple(map(tuple, values.get("weight_versions", ())))
+    values["routes"] = plain_routes(values.get("routes"))
     values["segments"] = tuple(map(_segment_from_plain, values.get("segments", ())))
     return TrackedRollout(**values)
 

@@ -145,6 +145,12 @@ def shortened(rollout: TrackedRollout, max_chars: int) -> TrackedRollout:
         tokens=(),
         sampler_logprobs=(),
         kl_tokens=(),
+        log_ratios=(),
+        entropies=(),
+        roles="",
+        support_sizes=(),
+        weight_versions=(),
+        routes=None,
     )
 
 

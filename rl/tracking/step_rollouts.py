@@ -9,6 +9,7 @@ import numpy as np
 from samepath.model.text.openai_form import plain_message
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.tracking.token_columns import role_letters, routes, short, support_sizes, weight_versions
 from samepath.rl.tracking.tracked_rollout import KIND_LETTERS, TrackedCall, TrackedRollout, TrackedSegment, TrackedTool
 from samepath.rollout.types import CallSpan, Group, Rollout, ToolRecord
 
@@ -54,8 +55,10 @@ def tracked_rollouts(
                 tokens=tuple(text for ids in drawn for text in tokenizer.token_texts(ids.tolist())),
                 sampler_logprobs=tuple(value for values in logprobs for value in values.tolist()),
                 segment_tokens=tuple(map(len, drawn)),
+                support_sizes=support_sizes(rollout),
+                weight_versions=weight_versions(rollout),
             )
-            tracked.append(one if index is None or report is None else _with_update(one, report, index))
+            tracked.append(one if index is None or report is None else _with_update(one, rollout, report, index))
     return tracked
 
 
@@ -108,9 +111,20 @@ def _tool(record: ToolRecord) -> TrackedTool:
     )
 
 
-def _with_update(rollout: TrackedRollout, report: UpdateReport, index: int) -> TrackedRollout:
+def _with_update(tracked: TrackedRollout, rollout: Rollout, report: UpdateReport, index: int) -> TrackedRollout:
+    seen = report.tokens[index] if report.tokens else None
+    columns: dict[str, Any] = {}
+    if seen is not None:
+        columns = {
+            # Outside the loss there is none, and a column of it alone says nothing.
+            "log_ratios": short(seen.log_ratio_T) if np.isfinite(seen.log_ratio_T).any() else (),
+            "entropies": short(seen.entropy_T),
+            "roles": role_letters(seen.role_T),
+            "routes": routes(rollout, report.moe_layers, seen.flips),
+        }
     return replace(
-        rollout,
+        tracked,
+        **columns,
         kl=float(report.kl_B[index]),
         off_policy=float(report.off_policy_B[index]),
         masked=bool(report.masked_B[index]),

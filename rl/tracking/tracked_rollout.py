@@ -72,6 +72,24 @@ class TrackedSegment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedRoutes:
+    """Experts of the drawn tokens of a rollout, at the rows that predict them (`samepath.rl.tracking.token_columns.routes`).
+
+    Example: two layers that choose two experts each; of token 3 the live router would take experts 1 and 6 in layer 2:
+        TrackedRoutes(layers=(1, 2), experts=2, chosen="eJxjYGBg…", live=((3, 1, 1, 6),))
+    """
+
+    layers: tuple[int, ...]
+    """[L] global numbers of the layers."""
+    experts: int
+    """Chosen in each."""
+    chosen: str
+    """[T, L, X] expert ids, −1 where none was recorded: 16-bit numbers, low byte first, zlib, base64."""
+    live: tuple[tuple[int, ...], ...]
+    """(token, place of the layer, experts…) wherever the learner's live router would have chosen others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRollout:
     """One rollout as people look at it: text, reward, and what the objective did with it.
 
@@ -137,6 +155,18 @@ class TrackedRollout:
     """[T] log π_sampler of each token, nats."""
     kl_tokens: tuple[float, ...] = ()
     """[T] KL estimate to the reference of each token, nats."""
+    log_ratios: tuple[float, ...] = ()
+    """[T] log π − log π_sampler of each token when it was trained, nats; NaN outside the loss, empty without an update."""
+    entropies: tuple[float, ...] = ()
+    """[T] entropy of the learner's distribution over the whole vocabulary, nats; empty without an update."""
+    roles: str = ""
+    """[T] a letter for each token: `t` in the loss, `m` taken out of the surrogate by the off-policy mask, `o` neither; empty without an update."""
+    support_sizes: tuple[int, ...] = ()
+    """[T] candidates that each token was drawn from, 0 for the whole vocabulary; empty where nothing was truncated."""
+    weight_versions: tuple[tuple[int, int], ...] = ()
+    """(version of the weights, how many tokens in a row they drew)."""
+    routes: TrackedRoutes | None = None
+    """Experts of the tokens; None for a dense model, without an update, or where a token has too many to keep."""
     segment_tokens: tuple[int, ...] = ()
     """Sampled tokens of each segment, in order; one number for an answer of a single turn."""
 

@@ -137,3 +137,26 @@ def test_step_of_rollouts_larger_than_a_pass_has_the_report_and_the_gradient_of_
     assert np.nonzero(report.kl_B)[0].tolist() == np.nonzero(batch.in_loss_B)[0].tolist()
     for one, other in zip(descent.first, whole_descent.first, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_step_reports_every_token_of_a_rollout_wherever_its_segments_ran(batch: TrainBatch) -> None:
+    objective: dict[str, object] = {"off_policy_mask": {"delta": 0.01, "scope": "segment"}}
+    report, whole = (step(batch, max_tokens, objective)[0] for max_tokens in (40, 100_000))
+    assert report.moe_layers == tuple(tiny_model().shape.moe_layers)
+    assert len(report.tokens) == len(batch.names)
+    for place, (one, other) in enumerate(zip(report.tokens, whole.tokens, strict=True)):
+        assert len(one.log_ratio_T) == len(one.entropy_T) == len(one.role_T) == 3 * SAMPLING.max_new_tokens
+        if batch.in_loss_B[place]:
+            assert -one.log_ratio_T.mean() == pytest.approx(report.off_policy_B[place], abs=1e-6)
+            assert bool((one.role_T == 1).any()) == bool(report.masked_B[place])
+            assert set(one.role_T.tolist()) <= {1, 2}
+        else:
+            assert np.isnan(one.log_ratio_T).all()
+            assert not one.role_T.any()
+        assert (one.entropy_T > 0).all()
+        np.testing.assert_allclose(one.entropy_T, other.entropy_T, rtol=1e-6)
+        np.testing.assert_allclose(one.log_ratio_T, other.log_ratio_T, atol=1e-6)
+        assert np.array_equal(one.flips, other.flips)
+        assert np.array_equal(one.role_T, other.role_T)
+    assert any(len(one.flips) for one in report.tokens), "the weights have moved"
+    assert any(set(one.role_T.tolist()) == {1, 2} for one in report.tokens), "a segment alone is masked"
