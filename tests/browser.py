@@ -1,5 +1,6 @@
 """A Chromium without a window, where the machine has one: it opens a file and answers expressions, over two pipes and without the network."""
 
+import base64
 import json
 import os
 import shutil
@@ -29,7 +30,8 @@ class Browser:
         self._from, write_there = os.pipe()
         command = [
             program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-pipe",
-            "--disable-background-networking", "--disable-component-update", "--window-size=1500,1000", f"--user-data-dir={self._profile.name}",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--window-size=1500,1000", f"--user-data-dir={self._profile.name}",
         ]  # fmt: skip
         # The protocol's pipes are descriptors 3 and 4 of the browser; the shell puts them there, whatever they are here.
         shell = f'exec "$@" 3<&{read_there} 4>&{write_there}'
@@ -59,6 +61,37 @@ class Browser:
         while self.ask("document.readyState + location.protocol") != "completefile:":
             if time.monotonic() > until:
                 raise RuntimeError(f"{path} was not loaded in {WAIT_S} s")
+
+    def visit(self, url: str) -> None:
+        """Load an address and wait for it."""
+        # Another page in between: the same one with another end behind `#` would not be loaded.
+        self._call("Page.navigate", {"url": "about:blank"}, self._session)
+        self._call("Page.navigate", {"url": url}, self._session)
+        self.wait(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
+
+    def wait(self, expression: str) -> None:
+        """Wait until a JavaScript expression holds."""
+        until = time.monotonic() + WAIT_S
+        while not self.ask(expression):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{expression} did not come to hold in {WAIT_S} s")
+            time.sleep(0.01)
+
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        event = f"new KeyboardEvent('keydown', {{key: {json.dumps(key)}, bubbles: true, cancelable: true}})"
+        self.ask(f"(document.activeElement || document.body).dispatchEvent({event})")
+
+    def look(self, path: Path, *, dark: bool = False, width: int = 1500, height: int = 1000) -> None:
+        """Write a picture of the page, PNG."""
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self._call("Emulation.setEmulatedMedia", {"features": scheme}, self._session)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", size, self._session)
+        time.sleep(0.3)
+        path.write_bytes(
+            base64.b64decode(self._call("Page.captureScreenshot", {"format": "png"}, self._session)["data"])
+        )
 
     def ask(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""

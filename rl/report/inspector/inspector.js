@@ -7,7 +7,7 @@ const LOOK_MS = 2000;
 const TYPING_MS = 200;
 const RANGES = ["step", "reward", "kl", "num_tokens", "off_policy"];
 const CHOICES = ["truncated", "masked"];
-const state = { run: null, asked: null, found: 0, total: 0, version: -1, lines: new Map(), chosen: -1, at: "", view: "list", group: "", prompt: "", order: "worst", down: false,
+const state = { run: null, asked: null, found: 0, total: 0, version: -1, lines: new Map(), windows: new Map(), chosen: -1, at: "", view: "list", group: "", prompt: "", order: "worst", down: false,
   one: null, members: [], member: 0, turn: 0 };
 const nameOf = one => `${one.step}/${one.sample}/${one.group}`;
 
@@ -99,7 +99,7 @@ async function refresh(at, quiet) {
   const asked = filters(), turn = ++state.turn;
   const answer = await ask("rollouts", { ...asked, first: 0, count: WINDOW, ...(at ? { at } : {}) });
   if (turn !== state.turn) return;
-  Object.assign(state, { asked, found: answer.found, total: answer.total, version: answer.version, lines: new Map() });
+  Object.assign(state, { asked, found: answer.found, total: answer.total, version: answer.version, lines: new Map(), windows: new Map([[0, null]]) });
   answer.rollouts.forEach((one, place) => state.lines.set(place, one));
   find("count").textContent = `${counted(answer.found)} of ${counted(answer.total)} rollouts`;
   drawOnly();
@@ -113,21 +113,25 @@ async function refresh(at, quiet) {
   await choose(place);
 }
 async function fetchLines(first, last) {
-  const version = state.version, turn = state.turn;
+  const asked = [];
   for (let start = Math.floor(first / WINDOW) * WINDOW; start < last; start += WINDOW) {
-    if (state.lines.has(start)) continue;
-    state.lines.set(start, null);
-    let answer = null;
-    try {
-      answer = await ask("rollouts", { ...state.asked, first: start, count: WINDOW });
-    } finally {
-      if (!answer) state.lines.delete(start);
-    }
+    if (!state.windows.has(start)) state.windows.set(start, fetchWindow(start));
+    asked.push(state.windows.get(start));
+  }
+  await Promise.all(asked);
+}
+async function fetchWindow(start) {
+  const { version, turn, windows } = state;
+  try {
+    const answer = await ask("rollouts", { ...state.asked, first: start, count: WINDOW });
     if (turn !== state.turn) return;
     // The run has gone on: the list is another.
-    if (answer.version !== version) { await refresh(state.at); return; }
+    if (answer.version !== version) { await refresh(state.at, true); return; }
     answer.rollouts.forEach((one, place) => state.lines.set(start + place, one));
     drawRows();
+  } catch (error) {
+    windows.delete(start);
+    throw error;
   }
 }
 function drawRows() {
@@ -141,7 +145,7 @@ function drawRows() {
     rows.push(row);
   }
   find("window").replaceChildren(...rows);
-  if (last > first && !(state.lines.has(Math.floor(first / WINDOW) * WINDOW) && state.lines.has(Math.floor((last - 1) / WINDOW) * WINDOW))) attempt(() => fetchLines(first, last));
+  if (last > first && !(state.lines.has(first) && state.lines.has(last - 1))) attempt(() => fetchLines(first, last));
 }
 async function choose(place) {
   state.chosen = place;
