@@ -9,7 +9,7 @@ let layer = 0;
 
 // Each with a value for every drawn token, or none where the run did not store it.
 const COLOURS = {
-  log_ratios: { name: "log-ratio, learner to sampler", short: "log-ratio", unit: " nats", scale: "signed" },
+  log_ratios: { name: "log-ratio to the sampler", short: "log-ratio", unit: " nats", scale: "signed" },
   sampler_logprobs: { name: "surprise of the sampler", short: "log-probability", unit: " nats", scale: "surprise" },
   entropies: { name: "entropy of the learner", short: "entropy", unit: " nats", scale: "amount", hue: 190 },
   kl_tokens: { name: "KL to reference", short: "KL", unit: " nats", scale: "amount", hue: 265 },
@@ -38,7 +38,7 @@ function shade(id, value, limit) {
   if (scale === "support") return amount === 0 ? "hsl(0 0% 80%)" : `hsl(30 85% ${94 - 34 * Math.min(Math.log(amount) / Math.log(Math.max(limit, 2)), 1)}%)`;
   if (Number.isNaN(amount)) return scale === "signed" ? "" : shade(id, 0, limit);
   const share = Math.min(Math.abs(amount) / limit, 1);
-  if (scale === "signed") return `hsl(${amount < 0 ? 215 : 10} 80% ${96 - 32 * share}%)`;
+  if (scale === "signed") return `hsl(${amount < 0 ? 215 : 10} ${20 + 65 * share}% ${96 - 32 * share}%)`;
   if (scale === "surprise") return `hsl(${130 - 130 * share} 75% 84%)`;
   return `hsl(${hue} 80% ${96 - 34 * share}%)`;
 }

@@ -202,6 +202,7 @@ async function showOne(at) {
 }
 function draw() {
   find("main").className = state.view === "list" ? "" : "wide";
+  document.body.className = state.view === "list" ? "listed" : "";
   const box = find("detail"), way = make("div", undefined, "path");
   if (state.view !== "list") way.append(makeButton("← list (Esc)", () => attempt(() => view("list"))));
   if (state.view === "group" && state.members.length) {
@@ -226,7 +227,7 @@ async function view(name) {
   if (!state.at) { draw(); return; }
   remember(true);
   await showOne(state.at);
-  if (name === "list") { keepInSight(); drawRows(); find("list").focus(); }
+  if (name === "list") { keepInSight(); drawRows(); find("list").focus({ preventScroll: true }); }
 }
 function moveInGroup(by) {
   state.member = Math.max(0, Math.min(state.members.length - 1, state.member + by));
@@ -247,7 +248,7 @@ function moveBy(event) {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
-  if (event.key === "Escape" && typing) { event.target.blur(); find("list").focus(); return; }
+  if (event.key === "Escape" && typing) { event.target.blur(); find("list").focus({ preventScroll: true }); return; }
   if (typing || find("keys").open) return;
   const act = {
     Escape: () => view("list"), Enter: () => view("rollout"), g: () => view("group"), "/": () => find("text").focus(), "?": () => find("keys").showModal(),
@@ -275,6 +276,7 @@ async function look() {
   find("run").replaceChildren(...runLine(run));
   if (!changed) return false;
   fillChoices(run);
+  find("side").className = run.tasks.length > 1 ? "" : "one-task";
   drawRunCurve(run.steps);
   return true;
 }
@@ -300,4 +302,4 @@ find("list").addEventListener("scroll", drawRows);
 document.addEventListener("keydown", onKey);
 window.addEventListener("resize", drawRows);
 window.addEventListener("popstate", () => attempt(follow));
-attempt(async () => { await look(); await follow(); find("list").focus(); }).then(() => setTimeout(lookAgain, LOOK_MS));
+attempt(async () => { await look(); await follow(); find("list").focus({ preventScroll: true }); }).then(() => setTimeout(lookAgain, LOOK_MS));
