@@ -14,8 +14,7 @@ from typing import Any
 from samepath.model.durable_file import append_lines, replace_file
 from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
-from samepath.rl.tracking.token_columns import plain_routes
-from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, TrackedSegment, TrackedTool
+from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, TrackedRoutes, TrackedSegment, TrackedTool
 
 logger = logging.getLogger("samepath.tracking")
 
@@ -175,7 +174,7 @@ def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
         values[name] = tuple(values.get(name, ()))
     values["tool_calls"] = tuple(TrackedTool(**_known(TrackedTool, record)) for record in values.get("tool_calls", ()))
     values["weight_versions"] = tuple(map(tuple, values.get("weight_versions", ())))
-    values["routes"] = plain_routes(values.get("routes"))
+    values["routes"] = _routes_from_plain(values.get("routes"))
     values["segments"] = tuple(map(_segment_from_plain, values.get("segments", ())))
     return TrackedRollout(**values)
 
@@ -183,6 +182,13 @@ def rollout_from_plain(entry: Mapping[str, Any]) -> TrackedRollout:
 def _segment_from_plain(entry: Mapping[str, Any]) -> TrackedSegment:
     calls = tuple(TrackedCall(**_known(TrackedCall, span)) for span in entry["calls"])
     return TrackedSegment(**{**_known(TrackedSegment, entry), "tokens": tuple(entry["tokens"]), "calls": calls})
+
+
+def _routes_from_plain(entry: Mapping[str, Any] | None) -> TrackedRoutes | None:
+    if entry is None:
+        return None
+    rows = {"layers": tuple(entry["layers"]), "live": tuple(map(tuple, entry["live"]))}
+    return TrackedRoutes(**{**_known(TrackedRoutes, entry), **rows})
 
 
 def _known(kind: type, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Axes: T drawn tokens of a rollout, L mixture-of-experts layers, X experts chosen
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -89,15 +89,3 @@ def unpacked(kept: TrackedRoutes) -> dict[str, Any]:
 def role_letters(roles_T: NDArray[np.int64]) -> str:
     """A letter of `ROLE_LETTERS` for each token's place in it."""
     return "".join(ROLE_LETTERS[role] for role in roles_T.tolist())
-
-
-def plain_routes(entry: Mapping[str, Any] | None) -> TrackedRoutes | None:
-    """Read routes back from plain data. Raises KeyError, TypeError."""
-    if entry is None:
-        return None
-    return TrackedRoutes(
-        layers=tuple(entry["layers"]),
-        experts=entry["experts"],
-        chosen=entry["chosen"],
-        live=tuple(map(tuple, entry["live"])),
-    )

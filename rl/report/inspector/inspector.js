@@ -9,6 +9,7 @@ const RANGES = ["step", "reward", "kl", "num_tokens", "off_policy"];
 const CHOICES = ["truncated", "masked"];
 const state = { run: null, asked: null, found: 0, total: 0, version: -1, lines: new Map(), windows: new Map(), chosen: -1, at: "", view: "list", group: "", prompt: "", order: "worst", down: false,
   one: null, members: [], member: 0, turn: 0 };
+const wrong = { act: "", list: "", look: "" };
 const nameOf = one => `${one.step}/${one.sample}/${one.group}`;
 
 async function ask(path, asked) {
@@ -17,14 +18,15 @@ async function ask(path, asked) {
   if (!reply.ok) throw new Error(value.error);
   return value;
 }
-// Runs an asynchronous act; what goes wrong is said at the head of the page until something goes well.
-async function attempt(act) {
+// Runs an asynchronous act; what goes wrong is said at the head of the page until the next act of its kind goes well.
+async function attempt(act, kind = "act") {
   try {
     await act();
-    find("problem").textContent = state.run && state.run.problem ? state.run.problem : "";
+    wrong[kind] = "";
   } catch (error) {
-    find("problem").textContent = error instanceof TypeError ? "The inspector does not answer: start it again with samepath inspect." : error.message;
+    wrong[kind] = error instanceof TypeError ? "The inspector does not answer: start it again with samepath inspect." : error.message;
   }
+  find("problem").textContent = [...new Set([...Object.values(wrong), state.run ? state.run.problem : ""])].filter(Boolean).join(" ");
 }
 
 // Filters: between the fields of the page and what the server is asked.
@@ -145,7 +147,7 @@ function drawRows() {
     rows.push(row);
   }
   find("window").replaceChildren(...rows);
-  if (last > first && !(state.lines.has(first) && state.lines.has(last - 1))) attempt(() => fetchLines(first, last));
+  if (last > first && !(state.lines.has(first) && state.lines.has(last - 1))) attempt(() => fetchLines(first, last), "list");
 }
 async function choose(place) {
   state.chosen = place;
@@ -283,7 +285,7 @@ async function look() {
 async function lookAgain() {
   await attempt(async () => {
     if (await look()) await refresh(state.at, true);
-  });
+  }, "look");
   setTimeout(lookAgain, LOOK_MS);
 }
 let typing = 0;
