@@ -95,15 +95,18 @@ def _order(snapshot: Snapshot, places: NDArray[np.int64], order: str, *, down: b
     if order in RANKED:
         failed, best = numbers["failed"][places], order == "best"
         reward = np.where(failed, 0.0, numbers["reward"][places])
-        return np.lexsort((-numbers["step"][places], -reward if best else reward, failed if best else ~failed))
+        order_found: NDArray[np.int64] = np.lexsort(
+            (-numbers["step"][places], -reward if best else reward, failed if best else ~failed)
+        )
+        return order_found
     if order in snapshot.words or order == "prompt":
         words = snapshot.words["prompt_head" if order == "prompt" else order]
         key = _ranks(words)[words.codes_B[places]]
     else:
         key = numbers[order][places].astype(np.float64)
     # NaN stands last in both directions.
-    places_in_order: NDArray[np.int64] = np.argsort(-key if down else key, kind="stable")
-    return places_in_order
+    order_found = np.argsort(-key if down else key, kind="stable")
+    return order_found
 
 
 def _ranks(words: Words) -> NDArray[np.int64]:
