@@ -204,7 +204,7 @@ async function showOne(at) {
 }
 function draw() {
   find("main").className = state.view === "list" ? "" : "wide";
-  document.body.className = state.view === "list" ? "listed" : "";
+  document.body.className = state.view === "list" ? "listed" : "alone";
   const box = find("detail"), way = make("div", undefined, "path");
   if (state.view !== "list") way.append(makeButton("← list (Esc)", () => attempt(() => view("list"))));
   if (state.view === "group" && state.members.length) {

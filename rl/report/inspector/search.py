@@ -95,18 +95,15 @@ def _order(snapshot: Snapshot, places: NDArray[np.int64], order: str, *, down: b
     if order in RANKED:
         failed, best = numbers["failed"][places], order == "best"
         reward = np.where(failed, 0.0, numbers["reward"][places])
-        order_found: NDArray[np.int64] = np.lexsort(
-            (-numbers["step"][places], -reward if best else reward, failed if best else ~failed)
-        )
-        return order_found
+        keys = (-numbers["step"][places], -reward if best else reward, failed if best else ~failed)
+        return np.asarray(np.lexsort(keys), np.int64)
     if order in snapshot.words or order == "prompt":
         words = snapshot.words["prompt_head" if order == "prompt" else order]
         key = _ranks(words)[words.codes_B[places]]
     else:
         key = numbers[order][places].astype(np.float64)
     # NaN stands last in both directions.
-    order_found = np.argsort(-key if down else key, kind="stable")
-    return order_found
+    return np.asarray(np.argsort(-key if down else key, kind="stable"), np.int64)
 
 
 def _ranks(words: Words) -> NDArray[np.int64]:

@@ -147,6 +147,17 @@ def test_index_counts_a_line_that_is_no_rollout_and_goes_on(tmp_path: Path, line
     assert index_of(tmp_path).snapshot.unreadable == 1, "the kept index knows it too"
 
 
+def test_index_takes_no_text_for_numbers_of_tokens(tmp_path: Path) -> None:
+    said = 'x "kl_tokens": [1, 2] and \\"entropies\\": [3] "log_ratios": ['
+    one = tracked(1, 0, 0, response_text=said, kl_tokens=(0.5, math.nan), entropies=(math.inf, -1e-9), num_tokens=2)
+    write(tmp_path, [one, tracked(1, 0, 1, prompt_text='"support_sizes": []')])
+    index = index_of(tmp_path)
+    assert find(index.snapshot, Wanted(text=said)).tolist() == [0]
+    assert find(index.snapshot, Wanted(text='"support_sizes": []')).tolist() == [1]
+    assert index.snapshot.numbers["num_tokens"].tolist() == [2, 0]
+    assert rollout_at(index.snapshot, 0).entropies == (math.inf, -1e-9)
+
+
 def damaged(data: bytes) -> bytes:
     return data[: len(data) // 2]
 

@@ -185,6 +185,14 @@ def test_a_page_of_another_name_is_not_answered(server: InspectorServer) -> None
     assert asked(server, "/api/run", host=f"localhost:{server.server_port}")[0] == 200
 
 
+def test_answer_goes_out_in_one_piece(server: InspectorServer) -> None:
+    """In two, the second waits for the delayed acknowledgement of the first, 40 ms."""
+    with socket.create_connection(("127.0.0.1", server.server_port), 10) as asking:
+        asking.sendall(f"GET /api/run HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+        first = asking.recv(1 << 20)
+    assert first.endswith(b"}")
+
+
 def test_methods_that_change_something_are_refused(server: InspectorServer) -> None:
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert asked(server, "/api/run", method)[0] == 501
