@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from samepath.rl.compare_command import compare
 from samepath.rl.completion.commands import add_completion
+from samepath.rl.doctor_command import doctor
 from samepath.rl.eval_command import evaluate
 from samepath.rl.export_command import export
 from samepath.rl.file_errors import advice, said
@@ -175,16 +175,7 @@ def ui(
     serve_ui(runs_dir, port, Console().print)
 
 
-@app.command()
-def doctor() -> None:
-    """Say what works on this machine, and why something does not."""
-    # Late: the checks import torch kernels that no other command needs.
-    from samepath.rl.validate.doctor import run_checks
-
-    table = Table("", "check", "detail")
-    for check in run_checks():
-        table.add_row("[green]ok[/]" if check.ok else "[yellow]no[/]", check.name, check.detail)
-    Console().print(table)
+app.command()(doctor)
 
 
 @app.command()

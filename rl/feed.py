@@ -1,8 +1,10 @@
 """Which groups are asked for, and when: a function of the recipe and a group's number alone, so that no group is ever too old to be trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.requests import train_request
 from samepath.rl.tasks.row import Task
@@ -78,6 +80,13 @@ class Feed:
         rl = self.recipe.rl
         lag = rl.max_weight_lag - (rl.oversample > 0)
         return admitted(version, rl.prompts_per_step, lag, rl.steps) // rl.prompts_per_step
+
+
+def of_other_steps(group_ids: Sequence[str], step: int, rl: AlgorithmSettings) -> float:
+    """Share of the groups that a step trains although another one asks for them; with `rl.oversample` its neighbours may."""
+    reach = int(rl.oversample > 0)
+    asked = [int(group_id.removeprefix("s").split("-g")[0]) - 1 for group_id in group_ids]
+    return sum(abs(one - step) > reach for one in asked) / max(len(asked), 1)
 
 
 def admitted(version: int, prompts_per_step: int, max_weight_lag: int, steps: int) -> int:

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.refill import has_spread
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.batch.train_batch import UpdateReport
 from samepath.rl.diagnostics.conversations import cache_share
+from samepath.rl.diagnostics.memory import resident_gib
 from samepath.rl.diagnostics.weights import weight_metrics
 from samepath.rl.evaluation.held_out import Evaluations, evaluate, set_requests
 from samepath.rl.evaluation.outcomes import write_outcomes
@@ -18,7 +20,6 @@ from samepath.rl.feed import Feed
 from samepath.rl.interruption import Interruption
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.saving import Saving
 from samepath.rl.step_batch import StepBatch, step_batch
@@ -45,8 +46,8 @@ class Loop:
     saving: Saving
     tracker: Tracker
     display: ProgressDisplay
+    alerts: Alerts
     interruption: Interruption = field(default_factory=Interruption)
-    notices: Notices = field(default_factory=Notices)
 
     def run(self, first_step: int, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Steps `first_step … steps − 1`. The pool already holds the learner's weights of version `first_step`.
@@ -55,9 +56,9 @@ class Loop:
         a step's updates.
         """
         self.display.start_clock()
-        self._warn(self.notices.task(len(self.task.train)))
+        self._say(self.alerts.begin(len(self.task.train)))
         for step in range(first_step, self.recipe.rl.steps):
-            metrics, failed = self.one_step(step), None
+            metrics, failed = {**self.one_step(step), "memory/driver_gib": resident_gib()}, None
             done = step + 1
             if (
                 self.recipe.evaluation.every
@@ -70,10 +71,11 @@ class Loop:
                     # The step itself is done: its numbers are kept, and a checkpoint can be written.
                     failed = error
             self.tracker.log_metrics(done, metrics)
+            said = self.alerts.step(done, metrics)
             on_step(done, metrics)
             self.saving.after(done)
             self.display.update(done, metrics)
-            self._warn(self.notices.step(metrics))
+            self._say(said)
             self.interruption.release()
             if failed is not None:
                 raise failed
@@ -90,7 +92,7 @@ class Loop:
 
         clock.start("scoring")
         groups = self.scorer.collect(sampled)
-        self._warn(self.notices.failures(groups))
+        self._say(self.alerts.failures(groups))
         ready = step_batch(groups, step, self.recipe)
 
         clock.start("learning")
@@ -167,12 +169,12 @@ class Loop:
             results[asked.name] = evaluate(
                 asked, requests, self.pool, self.scorer, recipe.reward.main_part, recipe.evaluation.full_reward
             )
-            self._warn(self.notices.failures(results[asked.name].groups))
+            self._say(self.alerts.failures(results[asked.name].groups))
         return Evaluations(sets=results)
 
-    def _warn(self, texts: Iterable[str]) -> None:
+    def _say(self, texts: Iterable[str]) -> None:
         for text in texts:
-            self.display.message(f"warning: {text}")
+            self.display.message(text)
 
 
 def speeds(ready: StepBatch, seconds: dict[str, float], sampling_s: float) -> dict[str, float]:

@@ -142,7 +142,7 @@ class OverlappedLoop(Loop):
 
         clock.start("waiting")
         ready = self._ready(step)
-        self._warn(self.notices.failures(ready.groups))
+        self._say(self.alerts.failures(ready.groups))
 
         clock.start("learning")
         self.interruption.hold()
@@ -207,7 +207,7 @@ class OverlappedLoop(Loop):
         lost = self.stream.offer(published, version, known=before == published.fingerprint)
         if lost:
             again = f"{lost} tokens that the earlier ones drew are drawn again"
-            self._warn([f"step {version}, made again, has other weights than before: {again}"])
+            self._say([f"warning: step {version}, made again, has other weights than before: {again}"])
         return lost
 
     def _prune(self, done: int) -> None:

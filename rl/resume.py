@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.durable_file import replace_file
+from samepath.rl.alerts.book import rewind_alerts
 from samepath.rl.begun_journal import BegunJournal
 from samepath.rl.group_journal import GroupJournal
 from samepath.rl.history import History
@@ -15,6 +16,7 @@ from samepath.rl.learner.checkpoints import checkpoint_folder, checkpoint_of_ste
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run_folder import (
+    ALERTS_FILE,
     CHECKPOINTS,
     EVALUATIONS,
     OUTCOME,
@@ -33,6 +35,7 @@ MAY_CHANGE = (
     "evaluation.every",
     "checkpoint",
     "tracking",
+    "alerts",
     "ray",
     "rollout",
     "learner.ranks",
@@ -118,6 +121,8 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
         folder = set_aside(run_dir, present)
         if (run_dir / METRICS_FILE).exists():
             shutil.copyfile(run_dir / METRICS_FILE, folder / METRICS_FILE)
+        if (run_dir / ALERTS_FILE).exists():
+            shutil.copyfile(run_dir / ALERTS_FILE, folder / ALERTS_FILE)
         said.append(f"what came after step {plan.first_step}, and the summary, are in {folder} now")
     written = [path for folder in (ROLLOUTS, EVALUATIONS) for path in steps_after(run_dir / folder, plan.first_step)]
     for path in [*written, *(run_dir / CHECKPOINTS).glob(".*.partial")]:
@@ -137,6 +142,7 @@ def rewind(plan: Resumption, run_dir: Path) -> list[str]:
             state.best = None
     if metrics_bytes(run_dir) > keep_bytes:
         os.truncate(run_dir / METRICS_FILE, keep_bytes)
+    rewind_alerts(run_dir, plan.first_step)
     if plan.changes:
         replace_file(run_dir / RECIPE_FILE, dump_recipe(plan.recipe))
     if state.phase == "finished":

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from samepath.model.durable_file import replace_file
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.evaluation.held_out import Evaluations
 from samepath.rl.faults.injector import FaultInjector
 from samepath.rl.faults.parts import learner_with, runner_with
@@ -152,10 +153,11 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
         )
     )
     status: RunStatus = "FAILED"
+    alerts = Alerts(recipe, tracker)
     try:
         state.save(run_dir)
         with faults.injecting(attempt.first_step):
-            after = _trained(attempt, tracker, faults, started)
+            after = _trained(attempt, tracker, faults, alerts, started)
             state.seconds = spent_before + time.monotonic() - started
             state.counters |= faults.counters
             summary = write_summary(recipe, state, after, tracker)
@@ -166,6 +168,9 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
     except (KeyboardInterrupt, RuntimeError, ValueError, OSError) as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         show_interruption(recipe, state, tracker.links(), Console())
+        if not isinstance(error, KeyboardInterrupt):
+            with suppress(OSError):
+                alerts.stopped(error)
         with suppress(OSError):
             # On a disk that is full: what ended the run is on its way already.
             state.save(run_dir)
@@ -175,7 +180,7 @@ def _run(attempt: _Attempt) -> dict[str, Any]:
     return summary
 
 
-def _trained(attempt: _Attempt, tracker: Tracker, faults: FaultInjector, started: float) -> Evaluations:
+def _trained(attempt: _Attempt, tracker: Tracker, faults: FaultInjector, alerts: Alerts, started: float) -> Evaluations:
     """The run but for its beginning and end, with a cluster and a learner for that time; what the last evaluation gave."""
     recipe, state, interruption = attempt.recipe, attempt.state, Interruption()
     with (
@@ -189,7 +194,8 @@ def _trained(attempt: _Attempt, tracker: Tracker, faults: FaultInjector, started
         ) as display,
     ):
         faults.say = display.message
-        _announce(display, tracker, recipe.run_dir, [*faults.warning, *attempt.messages, *_said(attempt)])
+        gone_on = alerts.go_on(recipe.run_dir, attempt.first_step)
+        _announce(display, tracker, recipe.run_dir, [*faults.warning, *attempt.messages, *gone_on, *_said(attempt)])
         learner = build_learner(recipe, Path(state.recipe_dir), recipe.run_dir, attempt.source)
         try:
             training = Training(
@@ -203,6 +209,7 @@ def _trained(attempt: _Attempt, tracker: Tracker, faults: FaultInjector, started
                 interruption=interruption,
                 started=started,
                 faults=faults,
+                alerts=alerts,
             )
             return training.run(attempt.source, attempt.first_step)
         finally:

@@ -26,6 +26,8 @@ SAMPLED = "sampled"
 """Groups that were sampled ahead of the learner, and samples under way."""
 HISTORY = "history.jsonl"
 """What time decided in a run that samples while it learns."""
+ALERTS_FILE = "alerts.jsonl"
+"""What was said of the run's numbers, and what ended it."""
 FAULTS_FILE = "faults.jsonl"
 """What was broken on purpose (`faults` of the recipe)."""
 OUTCOME = ("summary.json", "training.png", "rollouts.html", "report.html")
@@ -43,6 +45,7 @@ BELONGINGS = (
     "tracking.json",
     "tracking-queue*",
     FAULTS_FILE,
+    ALERTS_FILE,
     *OUTCOME,
     ".*.partial",
     ".*.replaced",

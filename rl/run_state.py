@@ -85,6 +85,8 @@ class RunState:
     """Totals of failures over the run."""
     best: Best | None = None
     """The best evaluation whose checkpoint is whole; None before the first, and without `checkpoint.keep_best`."""
+    alerts: dict[str, int] = field(default_factory=dict)
+    """Alerts that hold now, and the step at which each began."""
     marks: dict[int, Mark] = field(default_factory=dict)
     """Step of a checkpoint that is whole → how the totals stood there; 0 is the reference."""
     begun: dict[int, Mark] = field(default_factory=dict)

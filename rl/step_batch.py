@@ -8,7 +8,9 @@ import numpy as np
 from samepath.rl.batch.refill import trained_groups
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch
+from samepath.rl.diagnostics.advantages import off_centre
 from samepath.rl.diagnostics.rollouts import rollout_metrics
+from samepath.rl.feed import of_other_steps
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.types import Group
 
@@ -39,5 +41,12 @@ def step_batch(groups: Sequence[Group], step: int, recipe: Recipe) -> StepBatch:
         groups=trained.groups,
         batch=batch,
         advantages_by_group=advantages_by_group,
-        metrics={**rollout_metrics(trained.groups, step, recipe.evaluation.full_reward), **trained.metrics()},
+        metrics={
+            **rollout_metrics(trained.groups, step, recipe.evaluation.full_reward),
+            **trained.metrics(),
+            "reward/off_centre": off_centre(advantages_by_group.values()),
+            "rollout/groups_of_other_steps": of_other_steps(
+                [group.group_id for group in trained.groups], step, recipe.rl
+            ),
+        },
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from samepath.model.placement import Placement
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.batch.failed_share import TooManyFailuresError
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import Evaluations
@@ -21,7 +22,6 @@ from samepath.rl.machine import child_environment, import_path
 from samepath.rl.overlapped_loop import OverlappedLoop
 from samepath.rl.preparation import Prepared
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.report.report import LiveReport
 from samepath.rl.run_folder import REFERENCE
@@ -51,6 +51,7 @@ class Training:
     state: RunState
     interruption: Interruption
     faults: FaultInjector
+    alerts: Alerts
     started: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when this attempt began, seconds."""
 
@@ -94,25 +95,32 @@ class Training:
                 tracker=self.tracker,
                 display=self.display,
                 interruption=self.interruption,
-                notices=Notices(parts=recipe.reward.parts),
+                alerts=self.alerts,
             )
             if self.state.phase == "evaluation":
                 before = loop.evaluated(0)
                 self.state.accuracy_before = before.headline.accuracy
                 self.state.sets_before = before.accuracies
-                self.tracker.log_metrics(0, before.metrics())
+                self._measured(0, before)
                 self._enter("training", 0)
                 for line in before.lines():
                     self.display.message(f"{line} before RL")
             self._train(loop, first_step)
             after = loop.evaluated(recipe.rl.steps)
-            self.tracker.log_metrics(recipe.rl.steps, after.metrics())
+            self._measured(recipe.rl.steps, after)
             self._measure_memory(pool)
             saving.end()
             return after
         finally:
             saving.close()
             pool.close()
+
+    def _measured(self, step: int, results: Evaluations) -> None:
+        """Keep what an evaluation outside the steps gave."""
+        self.tracker.log_metrics(step, results.metrics())
+        for line in self.alerts.step(step, results.metrics()):
+            self.display.message(line)
+        self.state.alerts = dict(self.alerts.holding)
 
     def _pool(self, reference: Path) -> RolloutPool:
         """The rollout pool that the recipe's runtime asks for. A worker that is replaced later loads the same folder, so it is one that stays."""
@@ -142,6 +150,7 @@ class Training:
                     and name != "reward/status.ok"
                 ):
                     state.counters[name] = state.counters.get(name, 0.0) + value
+            state.alerts = dict(self.alerts.holding)
             state.seconds = spent_before + time.monotonic() - self.started
             if self.faults.planned:
                 self.tracker.log_metrics(step, self.faults.metrics)

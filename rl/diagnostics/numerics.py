@@ -52,14 +52,18 @@ def numerics_gap(logprobs_M: Tensor, sampler_logprobs_M: Tensor) -> NumericsGap:
     )
 
 
-def check_numerics_gap(gap: NumericsGap, limit: float, where: str) -> None:
-    """Raise NumericsMismatchError if one token's gap is above `limit` (nats), or not a number; `where` names its sequence."""
+def check_numerics_gap(gap: NumericsGap, limit: float, where: str, evidence: str = "") -> None:
+    """Raise NumericsMismatchError if one token's gap is above `limit` (nats), or not a number; `where` names its sequence.
+
+    `evidence` is what else was seen that tells the causes apart, as sentences.
+    """
     # Written so that NaN is refused too.
     if not gap.max_abs <= limit:
         raise NumericsMismatchError(
             f"At equal weights sampler and learner log-probabilities must agree within {limit:g} nats; got a gap of {gap.max_abs:g} "
-            f"in {where} (mean k3 {gap.k3:g} over {gap.num_tokens} tokens). Either the sampler holds stale weights, or its prefix cache "
-            "outlived a weight update, or the two compute differently (kernels, precision, temperature, support), or records of one "
+            f"in {where} (mean k3 {gap.k3:g} over {gap.num_tokens} tokens).{' ' * bool(evidence)}{evidence} Either the sampler holds stale weights, "
+            "or its prefix cache "
+            "outlived a weight update, or the two compute differently (kernels, precision, temperature, support, experts), or records of one "
             "sequence came with another. Check the weight version first, then clear the prefix cache, then compare the two on one prompt."
             f"{_rounding_hint(gap)}"
         )
@@ -95,6 +99,15 @@ def same_weights(batch: PackedBatch, indices: Sequence[int], logprobs_M: Tensor,
     )
 
 
+def _evidence(apart: int, compared: int, flip_rate: float) -> str:
+    """Which sequences have a gap, and whether routes differ too: what one worker, one option and one record break looks different."""
+    which = f"All {compared} sequences have one, as by something that all of them share."
+    if apart < compared:
+        which = f"{apart} of {compared} sequences have one and the others none, as by one worker, or by records of single sequences."
+    flips = f" The live router leaves the recorded experts in {flip_rate:.0%} of (row, layer)." if flip_rate else ""
+    return which + flips
+
+
 class LagZero:
     """Gathers what sampler and learner gave the same tokens at the same weights: all of a step's, before its first optimiser step."""
 
@@ -106,8 +119,10 @@ class LagZero:
         """Take those of a pass."""
         self._seen.append(tokens)
 
-    def gap(self, limit: float | None) -> NumericsGap | None:
+    def gap(self, limit: float | None, flip_rate: float = 0.0) -> NumericsGap | None:
         """The gap over all tokens added, held to `limit` (nats) unless that is None; None without tokens.
+
+        `flip_rate` is the share of (row, layer) in which the live router leaves the recorded route, for the message.
 
         Raises NumericsMismatchError, which names the sequence of the largest gap.
         """
@@ -118,6 +133,9 @@ class LagZero:
         gap = numerics_gap(learner_M, sampler_M)
         if limit is not None:
             # NaN counts as the largest.
-            worst = int(torch.cat([tokens.places_M for tokens in self._seen])[(learner_M - sampler_M).abs().argmax()])
-            check_numerics_gap(gap, limit, self._sequences[worst].name)
+            places_M, gap_M = torch.cat([tokens.places_M for tokens in self._seen]), (learner_M - sampler_M).abs()
+            apart, compared = (len(set(places.tolist())) for places in (places_M[~(gap_M <= limit)], places_M))
+            check_numerics_gap(
+                gap, limit, self._sequences[int(places_M[gap_M.argmax()])].name, _evidence(apart, compared, flip_rate)
+            )
         return gap

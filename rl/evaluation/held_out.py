@@ -47,6 +47,7 @@ class Evaluation:
         """`eval/…`."""
         return {
             "eval/accuracy": self.accuracy,
+            "eval/scored": float(self.num_scored),
             "eval/failed": float(self.num_failed),
             "eval/length_mean": self.mean_length,
         }

@@ -18,6 +18,7 @@ from samepath.model.text.tokenizer import load_tokenizer
 from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.gpu import GpuMeter
+from samepath.rl.diagnostics.memory import resident_gib
 from samepath.rl.learner.checkpoint_writer import CheckpointWriter
 from samepath.rl.learner.checkpoints import STEP_FILE, checkpoint_folder
 from samepath.rl.learner.cold_start import ColdStart
@@ -127,6 +128,7 @@ class Learner:
         with meter.measured(self._model, sum(len(entry.segment.token_ids) - 1 for entry in batch.sequences)):
             report = self._updater.run(batch, self.version, self._optimizer)
         report.metrics.update(meter.metrics)
+        report.metrics["memory/learner_gib"] = resident_gib()
         self._require_equal(f"the updates of version {self.version}")
         self.version += 1
         return report

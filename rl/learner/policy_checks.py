@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import get_args
 
+from torch import nn
+from torch.distributed.tensor import DTensor
+
 from samepath.model.files.config_file import read_config
+from samepath.model.policy import Policy
 from samepath.model.shape import ModelShape
 from samepath.model.transformers.lora import check_targets
 from samepath.rl.objective.own_surrogate import own_surrogate
@@ -42,6 +46,24 @@ def same_path(rl: AlgorithmSettings, shape: ModelShape) -> bool:
     same without replay, which the recipe alone cannot know.
     """
     return rl.keep_sampling_mask == "on" and (rl.keep_routing == "sampler" or not shape.moe_layers)
+
+
+def check_reference(model: Policy, reference: Policy) -> None:
+    """Raise ValueError if a tensor that is trained is one of the reference's too, which would move along and hold the policy nowhere."""
+    frozen = {place for parameter in reference.parameters() if (place := _place(parameter))}
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    shared = [name for name, parameter in trained if _place(parameter) in frozen]
+    if shared:
+        raise ValueError(
+            f"the reference must keep the weights that RL began with; it shares {len(shared)} trained tensors with the policy, the first {shared[0]}, and "
+            "would move along. Copy the policy before it is trained."
+        )
+
+
+def _place(parameter: nn.Parameter) -> int:
+    """Where this process holds it, 0 if it holds nothing of it."""
+    own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return own.data_ptr() if own.numel() else 0
 
 
 def check_experts(num_experts: int, learner: LearnerSettings) -> None:

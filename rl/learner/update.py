@@ -14,7 +14,7 @@ from samepath.rl.diagnostics.numerics import NumericsGap, SameWeights
 from samepath.rl.learner.mini_batches import MicroBatch, MiniBatch, Preparation
 from samepath.rl.learner.optimizer import GradientStep
 from samepath.rl.learner.pass_report import PassReport, TrainedPass, first_tokens, report_of
-from samepath.rl.learner.policy_checks import same_path
+from samepath.rl.learner.policy_checks import check_reference, same_path
 from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
 from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.sharded_runner import runner_of
@@ -36,6 +36,9 @@ class PolicyUpdater:
         learner: LearnerSettings,
         ranks: Ranks = ALONE,
     ) -> None:
+        """Raises ValueError if the reference would move with the policy."""
+        if reference is not None:
+            check_reference(model, reference)
         self.model, self.reference, self.rl, self.learner = model, reference, rl, learner
         self._runner = runner_of(ranks, model, reference, learner, train_indexer=learner.indexer == "trained")
         self._preparation = Preparation(model, rl, learner, self._runner)

@@ -61,7 +61,7 @@ class StepReport:
 
     def gap(self, limit: float | None) -> NumericsGap | None:
         """Before the first optimiser step: the gap at equal weights (see `LagZero.gap`)."""
-        gap = self._lag_0.gap(limit)
+        gap = self._lag_0.gap(limit, self._path.flip_rate)
         if gap is not None:
             self._at_lag_0 = {"policy/gap_at_lag_0": gap.max_abs}
             if not self._weight_lag().any():
@@ -99,6 +99,7 @@ class StepReport:
             **sharing_metrics([one.shared for one in passes]),
             **tokens,
             **self._path.metrics(),
+            "learner/weight_sum": float(inputs.weights_M.double().sum()) / max(self._updates, 1),
             **self._update_metrics(),
         }
         rollout_M, count = inputs.rollout_M, len(inputs.advantages_B)

@@ -103,7 +103,7 @@ def _finite_logprobs(policy: str, logprobs_M: Tensor, in_loss_M: Tensor) -> Tens
         first = int(bad_M.nonzero()[0])
         raise NonFiniteError(
             f"The {policy} log-probability of every trained token must be finite; got {int(bad_M.sum())} of {int(in_loss_M.sum())} "
-            f"that are not, the first {float(logprobs_M[first])} at row {first}. A token of probability 0 there means that the "
+            f"that are not, the first {float(logprobs_M.detach()[first])} at row {first}. A token of probability 0 there means that the "
             "support, temperature or weights differ from those it was sampled with."
         )
     return torch.where(in_loss_M, at_least_float32(logprobs_M), 0)

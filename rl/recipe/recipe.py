@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from samepath.rewards.settings import RewardSettings
+from samepath.rl.recipe.alerts import AlertSettings
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.checkpoint import CheckpointSettings
 from samepath.rl.recipe.cluster import RaySettings
@@ -58,6 +59,9 @@ class Recipe(BaseModel):
     )
     checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings(), description="checkpoints")
     tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings(), description="metrics and rollouts")
+    alerts: AlertSettings = Field(
+        default_factory=lambda: AlertSettings(), description="what is said when the run's numbers go wrong"
+    )
     ray: RaySettings = Field(default_factory=lambda: RaySettings(), description="cluster")
     faults: FaultSettings = Field(
         default_factory=lambda: FaultSettings(), description="what breaks on purpose, to see that the run survives it"

@@ -17,6 +17,7 @@ from samepath.rl.report.curves import NothingToDrawError, plot_training
 from samepath.rl.report.page import write_rollout_report
 from samepath.rl.report.progress import format_number, summary_table
 from samepath.rl.report.report import write_report
+from samepath.rl.run_folder import ALERTS_FILE
 from samepath.rl.run_state import METRICS_FILE, RunState
 from samepath.rl.tracking.tracker import Tracker
 
@@ -35,6 +36,8 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluations, tracker: 
     if recipe.rl.steps:
         write_rollout_report(run_dir / "rollouts", run_dir / "rollouts.html")
         files.append("rollouts.html")
+    if (run_dir / ALERTS_FILE).is_file():
+        files.append(ALERTS_FILE)
     drawn = next(iter(recipe.evaluation.named.values())).sampling
     summary = {
         "name": recipe.name,
@@ -56,6 +59,7 @@ def write_summary(recipe: Recipe, state: RunState, after: Evaluations, tracker: 
         **({"peak_gpu_memory_gib": round(state.gpu_peak_bytes / 2**30, 3)} if state.gpu_peak_bytes else {}),
         "mlflow_run_id": state.run_id,
         "failures": state.counters,
+        "alerts": state.alerts,
     }
     write_json(run_dir / SUMMARY_FILE, summary)
     for file in files:

@@ -30,7 +30,7 @@ class Event:
     """
 
     kind: str
-    """`start`, `metrics`, `rollouts`, `artifact`, `checkpoint` or `finish`."""
+    """`start`, `metrics`, `rollouts`, `artifact`, `checkpoint`, `tags` or `finish`."""
     time_ms: int
     """Wall clock when it happened, milliseconds since 1970; kept when it is sent later."""
     payload: Mapping[str, Any]

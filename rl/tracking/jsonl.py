@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.durable_file import append_lines, replace_file
+from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.names import NameBook
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedCall, TrackedRollout, TrackedRoutes, TrackedSegment, TrackedTool
@@ -24,7 +25,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class JsonlSink(Sink):
-    """Writes `metrics.jsonl`, `rollouts/step-00012.jsonl` and `tracking.json` into the run's folder.
+    """Writes `metrics.jsonl`, `alerts.jsonl`, `rollouts/step-00012.jsonl` and `tracking.json` into the run's folder.
 
     What cannot be written is left out, with one warning, but for a disk that is full: that ends the run (OSError), which would lose its next
     checkpoint too.
@@ -64,6 +65,11 @@ class JsonlSink(Sink):
         path = self._run_dir / "rollouts" / f"step-{step:05d}.jsonl"
         self._write(path, lines, append_lines if step in self._steps_written else replace_file)
         self._steps_written.add(step)
+
+    def log_alerts(self, alerts: Sequence[Alert], holding: Mapping[str, int]) -> None:
+        """Append a line for each to `alerts.jsonl`."""
+        lines = [json.dumps({"time": _now(), **alert.plain()}, ensure_ascii=False) + "\n" for alert in alerts]
+        self._write(self._run_dir / "alerts.jsonl", "".join(lines), append_lines)
 
     def log_checkpoint(self, step: int, path: Path) -> None:
         """Note the checkpoint in `tracking.json`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samepath.rl.recipe.tracking import TrackingSettings
+from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.events import Event, QueueFile
 from samepath.rl.tracking.jsonl import plain
 from samepath.rl.tracking.mlflow_store import MlflowStore
@@ -28,6 +29,8 @@ logger = logging.getLogger("samepath.tracking")
 
 MAX_PARAM_CHARS = 6000
 """Longest parameter value that MLflow takes."""
+MAX_TAG_CHARS = 1000
+"""Longest text of an alert in a tag; MLflow takes 5000."""
 QUEUE_FILE_NAME = "tracking-queue.jsonl"
 
 
@@ -39,7 +42,7 @@ class MlflowSink(Sink):
         self._settings = settings
         self._uri = uri
         file = QueueFile(run_dir / QUEUE_FILE_NAME, settings.max_queue_file_mib * 2**20)
-        self._names = {"params": NameBook(), "metrics": NameBook()}
+        self._names = {"params": NameBook(), "metrics": NameBook(), "tags": NameBook()}
         self._num_changed = 0
         # What an earlier attempt could not send goes first, under that attempt's run.
         self._store = MlflowStore(uri, file.read_state() if file.num_events else None)
@@ -81,6 +84,15 @@ class MlflowSink(Sink):
         if chosen:
             records = [plain(shortened(one, self._settings.max_text_chars)) for one in chosen]
             self._put("rollouts", {"step": step, "records": records})
+
+    def log_alerts(self, alerts: Sequence[Alert], holding: Mapping[str, int]) -> None:
+        """Tags of the run: `alerts` names the rules that hold now, `alert.<rule>` has the sentence of each that was ever said."""
+        now = ", ".join(f"{rule} since step {step}" for rule, step in holding.items())
+        tags = {"alerts": now or "none"}
+        for alert in alerts:
+            key = f"alert.{alert.rule}" + (f".{alert.about}" if alert.about else "")
+            tags[self._names["tags"].clean(key)] = f"step {alert.step}: {alert.line()}"[:MAX_TAG_CHARS]
+        self._put("tags", {"tags": tags})
 
     def log_artifact(self, path: Path) -> None:
         """Queue a file; it is read when it is sent, so it must stay as it is."""

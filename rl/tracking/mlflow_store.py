@@ -76,6 +76,7 @@ class MlflowStore:
             "rollouts": self._rollouts,
             "artifact": self._artifact,
             "checkpoint": self._checkpoint,
+            "tags": lambda event: self._log_tags(event.payload["tags"]),
             "finish": self._finish,
         }
         if event.kind not in handlers:

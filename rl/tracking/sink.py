@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -46,6 +47,9 @@ class Sink:
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
         """Keep the rollouts of one step."""
+
+    def log_alerts(self, alerts: Sequence[Alert], holding: Mapping[str, int]) -> None:
+        """Keep what began, ended or was noted; `holding` are the rules that hold now, with their first steps."""
 
     def log_artifact(self, path: Path) -> None:
         """Keep a file with the run."""

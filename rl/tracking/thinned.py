@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 
@@ -38,6 +39,10 @@ class Thinned(Sink):
         """Pass on those of every n-th step."""
         if step % self._every == 0:
             self._sink.log_rollouts(step, rollouts)
+
+    def log_alerts(self, alerts: Sequence[Alert], holding: Mapping[str, int]) -> None:
+        """Pass on."""
+        self._sink.log_alerts(alerts, holding)
 
     def log_artifact(self, path: Path) -> None:
         """Pass on."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from samepath.rl.machine import set_missing_variables
 from samepath.rl.recipe.tracking import TrackingSettings
+from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.events import QueueFile, StoreUnavailableError
 from samepath.rl.tracking.jsonl import JsonlSink
 from samepath.rl.tracking.outage import never
@@ -52,6 +53,11 @@ class Tracker:
         """Keep the rollouts of one step."""
         for sink in self._sinks:
             sink.log_rollouts(step, rollouts)
+
+    def log_alerts(self, alerts: Sequence[Alert], holding: Mapping[str, int]) -> None:
+        """Keep what began, ended or was noted; `holding` are the rules that hold now, with their first steps."""
+        for sink in self._sinks:
+            sink.log_alerts(alerts, holding)
 
     def log_artifact(self, path: Path) -> None:
         """Keep a file with the run."""

@@ -14,6 +14,7 @@ from tests.rl.warm import undrawn, unpainted
 TIMED = (
     "time/",
     "weights/",
+    "memory/",
     "rollout/tokens_per_s",
     "learner/tokens_per_s",
     "rollout/cache_share",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samepath.model.text.tokenizer import Tokenizer
-from samepath.rl.feed import Feed, admitted
+from samepath.rl.feed import Feed, admitted, of_other_steps
 from samepath.rl.loop import Loop
 from samepath.rl.tasks.row import Task, TaskRow
 from tests.rl.test_loop import loop
@@ -17,6 +17,18 @@ from tests.rl.test_loop import loop
 def test_admitted_by_hand() -> None:
     assert [admitted(version, 4, 0, 3) for version in range(4)] == [4, 8, 12, 12]
     assert [admitted(version, 4, 2, 5) for version in range(4)] == [12, 16, 20, 20]
+
+
+def test_groups_of_other_steps_are_told_by_their_ids(tiny_recipe) -> None:
+    rl = tiny_recipe().rl
+    assert of_other_steps(["s3-g0", "s3-g1"], 2, rl) == 0
+    assert of_other_steps(["s3-g0", "s1-g1", "s4-g2", "s3-g3"], 2, rl) == 0.5
+    assert of_other_steps([], 2, rl) == 0
+
+
+def test_with_oversample_a_neighbouring_steps_groups_are_a_steps_own(tiny_recipe) -> None:
+    rl = tiny_recipe("rl.max_weight_lag=2", "rl.oversample=1", "runtime=ray").rl
+    assert of_other_steps(["s3-g0", "s2-g1", "s4-g2", "s5-g3"], 2, rl) == 0.25
 
 
 @given(st.integers(0, 2**32), st.integers(0, 4), st.integers(1, 5), st.integers(1, 8), st.integers(1, 3))

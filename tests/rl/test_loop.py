@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import pytest
 
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.evaluation.held_out import Evaluation, Evaluations
 from samepath.rl.loop import Loop
 from samepath.rl.overlapped_loop import OverlappedLoop
 from samepath.rl.recipe.recipe import Recipe
-from samepath.rl.report.notices import Notices
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.run_state import RunState
 from samepath.rl.saving import Saving
@@ -74,7 +74,7 @@ def loop(kind: type[Loop], recipe: Recipe, tokenizer: Tokenizer, sink: Sink | No
         saving=Saving(recipe=recipe, learner=saver, tracker=tracker, display=display, state=RunState(), newest=-1),
         tracker=tracker,
         display=display,
-        notices=Notices(parts=recipe.reward.parts),
+        alerts=Alerts(recipe, tracker),
     )
 
 

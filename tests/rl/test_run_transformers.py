@@ -49,7 +49,7 @@ def test_resumed_run_equals_one_that_was_not_interrupted(foreign_recipe, tmp_pat
     start_run(part, tmp_path)
     resume_run(foreign_recipe("Qwen3Moe", *overrides, "name=part"), part.run_dir)
     ends = [read_metrics(recipe.run_dir / "metrics.jsonl")[3] for recipe in (whole, part)]
-    timed = ("time/", "weights/", "rollout/tokens_per_s", "learner/tokens_per_s")
+    timed = ("time/", "weights/", "memory/", "rollout/tokens_per_s", "learner/tokens_per_s")
     first, second = ({name: repr(value) for name, value in end.items() if not name.startswith(timed)} for end in ends)
     assert first == second
 

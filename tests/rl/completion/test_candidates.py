@@ -39,7 +39,7 @@ def offered(line: str) -> list[str]:
         ("convert x y --dtype b", ["bfloat16"]),
         ("completion ", ["bash", "zsh", "fish"]),
         ("completion bash ", []),
-        ("doctor ", []),
+        ("doctor --", ["--json", "--help"]),
         ("nonsense r", []),
     ],
 )
@@ -56,6 +56,7 @@ def test_candidates_of_commands_options_and_their_values(line: str, wanted: list
         ("run .h", [".hidden/"]),
         ("resume ", ["runs/first", "recipes/", "runs/"]),
         ("resume runs/", ["runs/empty/", "runs/first"]),
+        ("doctor runs/f", ["runs/first"]),
         ("eval mi", ["mine.yml"]),
         ("eval runs/f", ["runs/first"]),
         ("eval runs/first --checkpoint ru", ["runs/"]),

@@ -119,7 +119,7 @@ def test_evaluate_counts_right_answers_among_the_scored_ones(tiny_recipe, tokeni
     assert (result.accuracy, result.num_scored, result.num_failed) == (0.5, 2, 2)
     # 1 and 2 tokens, 1 and none.
     assert result.mean_length == 1.0
-    assert result.metrics() == {"eval/accuracy": 0.5, "eval/failed": 2.0, "eval/length_mean": 1.0}
+    assert result.metrics() == {"eval/accuracy": 0.5, "eval/scored": 2.0, "eval/failed": 2.0, "eval/length_mean": 1.0}
 
 
 def test_evaluate_full_reward_is_the_recipes(tiny_recipe, tokenizer: Tokenizer) -> None:
@@ -192,5 +192,5 @@ def test_evaluations_name_every_set_and_the_first_as_the_only_one_was_named() ->
     assert math.isnan(metrics["evaluation/hard/accuracy"])
     assert both.lines() == ["accuracy on easy 0.750 (2 responses)", "accuracy on hard none (2 responses)"]
     plain = Evaluations(sets={"": result_of(0.5)})
-    assert set(plain.metrics()) == {"eval/accuracy", "eval/failed", "eval/length_mean"}
+    assert set(plain.metrics()) == {"eval/accuracy", "eval/scored", "eval/failed", "eval/length_mean"}
     assert plain.lines() == ["held-out accuracy 0.500 (2 responses)"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rewards.score import Score
+from samepath.rl.alerts.first_failures import failures
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.rollouts import rollout_metrics
@@ -21,7 +22,6 @@ from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.optimizer import OptimizerSettings
-from samepath.rl.report.notices import Notices
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rollout.types import Group, Segment
 from tests.conftest import ALPHABET, tiny_model
@@ -66,8 +66,7 @@ def run_step(
         report = PolicyUpdater(model, None, rl, learner).run(batch, 0, optimizer)
     metrics = rollout_metrics(groups, 0) | ({} if report is None else report.metrics)
     assert all(math.isfinite(value) for value in metrics.values())
-    list(Notices().failures(groups))
-    list(Notices().step(metrics))
+    list(failures(groups, {}, 1))
     assert len(tracked_rollouts(1, groups, by_group, batch, report, TOKENIZER)) == sum(
         len(one.rollouts) for one in groups
     )

@@ -230,7 +230,13 @@ def test_overlapped_loop_at_lag_0_is_the_synchronous_one_to_the_bit(
     start_run(tiny_recipe("name=other", *short), tmp_path)
     assert used == [0, 1]
     one, other = (comparable(tmp_path / "runs" / name) for name in ("one", "other"))
-    new = ("rollout/groups_", "rollout/idle_", "rollout/tokens_lost", "learner/idle_")
+    new = (
+        "rollout/groups_waiting",
+        "rollout/groups_under_way",
+        "rollout/idle_",
+        "rollout/tokens_lost",
+        "learner/idle_",
+    )
     for step, metrics in other.items():
         assert {name: value for name, value in metrics.items() if not name.startswith(new)} == one[step]
     for step in (1, 2):

@@ -194,6 +194,7 @@ def test_learner_runs_as_many_processes_as_ranks(tiny_recipe, tmp_path: Path) ->
             report = learner.update(rollout_batch(character_tokenizer(ALPHABET)))
             learner.advance()
             peak = learner.statistics()["peak_bytes"]
+            assert report.metrics.pop("memory/learner_gib") > 0
             learned.append((metrics, report.metrics, dict(learner.named_weights()), peak))
         finally:
             learner.close()

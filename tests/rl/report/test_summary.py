@@ -45,6 +45,7 @@ def state(**changes: Any) -> RunState:
         "gap_at_lag_0": 0.0,
         "seconds": 61.26,
         "peak_bytes": 1.5 * 2**30,
+        "alerts": {"truncated": 3},
     }
     return RunState(**{**values, "counters": {"reward/status.timeout": 2.0}, **changes})
 
@@ -59,6 +60,13 @@ def folder(recipe: Recipe, metrics: dict[str, float]) -> Path:
         )
         sink.log_rollouts(1, [one])
     return recipe.run_dir
+
+
+def test_summary_keeps_the_file_of_alerts_where_there_is_one(tiny_recipe) -> None:
+    recipe, shelf = tiny_recipe(), Shelf()
+    (folder(recipe, {"reward/mean": 0.5}) / "alerts.jsonl").write_text("{}\n")
+    write_summary(recipe, state(), AFTER, Tracker([shelf]))
+    assert [path.name for path in shelf.files] == ["training.png", "summary.json", "rollouts.html", "alerts.jsonl"]
 
 
 def read_strictly(path: Path) -> dict[str, Any]:
@@ -91,6 +99,7 @@ def test_summary_has_the_runs_numbers_and_its_files_are_there(tiny_recipe, capsy
             "peak_memory_gib": 1.5,
             "mlflow_run_id": "r1",
             "failures": {"reward/status.timeout": 2.0},
+            "alerts": {"truncated": 3},
         }
     )
     assert [path.relative_to(run_dir).as_posix() for path in shelf.files] == [

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from samepath.rl.recipe.tracking import TrackingSettings  # noqa: E402
 from samepath.rl.run_folder import claimed  # noqa: E402
 from samepath.rl.run_state import RunState  # noqa: E402
 from samepath.rl.tracking import mlflow_store  # noqa: E402
+from samepath.rl.tracking.alert import Alert  # noqa: E402
 from samepath.rl.tracking.events import StoreUnavailableError  # noqa: E402
 from samepath.rl.tracking.mlflow_sink import MlflowSink, flatten_recipe  # noqa: E402
 from samepath.rl.tracking.mlflow_store import MlflowStore  # noqa: E402
@@ -105,6 +107,10 @@ def run(runs_dir: Path, client: MlflowClient) -> Run:
     tracker.log_artifact(runs_dir / "report.html")
     tracker.log_artifact(runs_dir / "missing.html")
     tracker.log_checkpoint(2, runs_dir / "quick" / "checkpoint-2")
+    begins = Alert(step=1, rule="gap", event="begins", seen="a gap of 1 nat", cause="stale weights")
+    note = Alert(step=1, rule="first_failure", event="note", seen="first " + "x" * 9000, about="reward/status.error")
+    tracker.log_alerts([begins, note], {"gap": 1})
+    tracker.log_alerts([replace(begins, rule="ratio", step=2)], {"gap": 1, "ratio": 2})
     tracker.finish("FINISHED")
     assert tracker.links()["charts"].endswith(f"/runs/{run_id}/model-metrics")
     return client.get_run(run_id)
@@ -126,6 +132,14 @@ def test_mlflow_run_has_params_tags_and_status(run: Run) -> None:
     }  # fmt: skip
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
     assert run.data.tags["checkpoint.step"] == "2"
+
+
+def test_mlflow_tags_say_which_alerts_hold_and_what_each_said(run: Run) -> None:
+    tags = run.data.tags
+    assert tags["alerts"] == "gap since step 1, ratio since step 2"
+    assert tags["alert.gap"] == "step 1: warning: gap: a gap of 1 nat. Stale weights"
+    assert tags["alert.first_failure.reward/status.error"].startswith("step 1: warning: first xxx")
+    assert len(tags["alert.first_failure.reward/status.error"]) == 1000
 
 
 def test_mlflow_metrics_keep_step_and_nan_under_clean_names(run: Run, client: MlflowClient) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from samepath.rl.tracking.thinned import Thinned
-from tests.rl.tracking.test_tracker import RUN, Spy
+from tests.rl.tracking.test_tracker import ALERT, RUN, Spy
 
 
 def steps_heard(book: list[tuple[object, ...]], kind: str) -> list[object]:
@@ -51,7 +51,8 @@ def test_thinned_hands_on_everything_else() -> None:
     book: list[tuple[object, ...]] = []
     sink = Thinned(Spy("a", book, "own"), 7)
     assert sink.start(RUN) == "own"
+    sink.log_alerts([ALERT], {"gap": 3})
     sink.log_artifact(Path("x.png"))
     sink.log_checkpoint(5, Path("step-5"))
-    assert [entry[1] for entry in book] == ["start", "artifact", "checkpoint"]
+    assert [entry[1] for entry in book] == ["start", "alerts", "artifact", "checkpoint"]
     assert sink.links() == {"a": "http://a"}

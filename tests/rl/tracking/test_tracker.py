@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.sink import RunStart, RunStatus, Sink
 from samepath.rl.tracking.tracked_rollout import TrackedRollout
 from samepath.rl.tracking.tracker import Tracker
 
+ALERT = Alert(step=3, rule="gap", event="begins", seen="a gap of 1 nat", cause="c", advice="a")
 RUN = RunStart(run_name="r", recipe={}, recipe_yaml="", environment={})
 
 
@@ -25,6 +27,9 @@ class Spy(Sink):
 
     def log_rollouts(self, step: int, rollouts: Sequence[TrackedRollout]) -> None:
         self.book.append((self.name, "rollouts", step, len(rollouts)))
+
+    def log_alerts(self, alerts: Sequence[Alert], holding: Mapping[str, int]) -> None:
+        self.book.append((self.name, "alerts", [alert.rule for alert in alerts], dict(holding)))
 
     def log_artifact(self, path: Path) -> None:
         self.book.append((self.name, "artifact", path))
@@ -57,6 +62,7 @@ def test_every_call_reaches_every_sink_in_order_and_the_end_comes_once() -> None
     tracker = Tracker([Spy("a", book), Spy("b", book)])
     tracker.log_metrics(3, {"reward/mean": 0.5})
     tracker.log_rollouts(3, [])
+    tracker.log_alerts([ALERT], {"gap": 3})
     tracker.log_artifact(Path("x.png"))
     tracker.log_checkpoint(3, Path("c"))
     tracker.finish("KILLED")
@@ -64,6 +70,7 @@ def test_every_call_reaches_every_sink_in_order_and_the_end_comes_once() -> None
     wanted = [
         ("metrics", 3, {"reward/mean": 0.5}),
         ("rollouts", 3, 0),
+        ("alerts", ["gap"], {"gap": 3}),
         ("artifact", Path("x.png")),
         ("checkpoint", 3, Path("c")),
         ("finish", "KILLED"),
