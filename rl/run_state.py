@@ -23,7 +23,7 @@ class RunStateError(ValueError):
     """`run.json` does not say how a run stands."""
 
 
-LATER_FIELDS = {"best"}
+LATER_FIELDS = {"best", "alerts"}
 """Fields of `run.json` that runs of older versions did not write."""
 
 

@@ -66,7 +66,7 @@ def test_summary_keeps_the_file_of_alerts_where_there_is_one(tiny_recipe) -> Non
     recipe, shelf = tiny_recipe(), Shelf()
     (folder(recipe, {"reward/mean": 0.5}) / "alerts.jsonl").write_text("{}\n")
     write_summary(recipe, state(), AFTER, Tracker([shelf]))
-    assert [path.name for path in shelf.files] == ["training.png", "summary.json", "rollouts.html", "alerts.jsonl"]
+    assert shelf.files[-1].name == "alerts.jsonl"
 
 
 def read_strictly(path: Path) -> dict[str, Any]:
