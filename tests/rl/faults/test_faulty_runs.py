@@ -87,9 +87,10 @@ def test_run_broken_as_planned_goes_on_to_the_weights_of_a_whole_one_and_meets_e
         "faults/disk_full": 1.0,
     }
     metrics = read_metrics(runs.folder / "broken" / "metrics.jsonl")
-    # Step 1 is done again, behind both faults, where the driver died before the first checkpoint was whole.
-    again = "step 1/3" in full
-    assert [metrics[step]["faults/injected"] for step in (1, 2, 3)] == [2 if again else 1, 2, 3]
+    # A step is done again, behind more faults, where its checkpoint was not whole when the attempt ended.
+    done = [max(met for met, end in enumerate(ends, 1) if f"step {step}/3" in end["output"]) for step in (1, 2, 3)]
+    assert [metrics[step]["faults/injected"] for step in (1, 2, 3)] == done
+    assert done[2] == 3
     assert not any("faults/injected" in of for of in read_metrics(runs.folder / "whole" / "metrics.jsonl").values())
 
 
@@ -143,14 +144,17 @@ def test_run_under_ray_loses_a_worker_and_a_rank_and_has_one_stopped_and_ends_wi
 @pytest.mark.slow
 def test_run_whose_mlflow_is_away_for_a_while_sends_everything_afterwards(runs: Runs) -> None:
     store = f"sqlite:///{runs.folder / 'mlflow.db'}"
-    settings = ("tracking.kind=mlflow", f"tracking.uri={store}", "tracking.close_timeout_s=60")
-    (end,) = runs.to_its_end("away", [{"fault": "store_gone", "step": 1, "for_s": 20}], *settings)
+    # The outage is over long before the last step.
+    settings = ("tracking.kind=mlflow", f"tracking.uri={store}", "tracking.close_timeout_s=60", "rl.steps=20")
+    (end,) = runs.to_its_end("away", [{"fault": "store_gone", "step": 1, "for_s": 1}], *settings)
     assert end["status"] == 0
-    assert "does not answer; training goes on and tracking events wait" in end["output"]
+    # A busy machine may take longer to write the run's beginning than it waits for the store.
+    said = ("does not answer; training goes on and tracking events wait", "takes long to answer; training starts")
+    assert any(one in end["output"] for one in said)
     assert "it is away on purpose (faults of the recipe)" in end["output"]
-    assert not (runs.folder / "away" / "tracking-queue.jsonl").exists()
+    assert not (runs.folder / "away" / "tracking-queue.jsonl").exists(), end["output"]
     mlflow = pytest.importorskip("mlflow")
     client = mlflow.MlflowClient(tracking_uri=store)
     (run,) = client.search_runs([client.get_experiment_by_name("samepath").experiment_id])
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "reward/mean")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "reward/mean")] == list(range(1, 21))
     assert run.info.status == "FINISHED"

@@ -15,7 +15,7 @@ from samepath.rl.tracking.jsonl import read_metrics  # noqa: E402
 from samepath.rollout.conservation import drift_cuts, weight_cuts  # noqa: E402
 from tests.conftest import tiny_model  # noqa: E402
 from tests.random_conversations import talking_tokenizer  # noqa: E402
-from tests.rl.learner.test_overlapped_run import Seen  # noqa: E402
+from tests.rl.learner.test_overlapped_run import ATTEMPTS, Seen  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -24,6 +24,7 @@ STEPS, PROMPTS = 6, 2
 
 def talking(folder: Path, **rl: Any) -> Recipe:
     """Long conversations of a model with random weights: several updates pass while one is led."""
+    folder.mkdir(exist_ok=True)
     save_model(tiny_model(), talking_tokenizer(), folder / "model")
     return Recipe.model_validate(
         {
@@ -64,15 +65,19 @@ def talking(folder: Path, **rl: Any) -> Recipe:
 def test_overlapped_conversations_have_a_gap_of_zero_to_their_own_versions_and_are_made_again(
     cluster: None, blank_pictures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = Seen(monkeypatch)
-    recipe = talking(tmp_path)
-    summary = start_run(recipe, tmp_path)
-    assert len(seen.groups) == STEPS
-    seen.check(1, PROMPTS)
-    gap, _ = seen.gap(recipe.run_dir)
-    assert summary["gap_at_lag_0"] == gap == 0.0
-    rollouts = [rollout for groups in seen.groups for group in groups for rollout in group.rollouts]
-    assert sum(weight_cuts(one.segments) for one in rollouts) > 0, "weights must have come while conversations were led"
+    for attempt in range(ATTEMPTS):
+        seen = Seen(monkeypatch)
+        recipe = talking(tmp_path / str(attempt))
+        summary = start_run(recipe, tmp_path)
+        assert len(seen.groups) == STEPS
+        seen.check(1, PROMPTS)
+        gap, _ = seen.gap(recipe.run_dir)
+        assert summary["gap_at_lag_0"] == gap == 0.0
+        rollouts = [rollout for groups in seen.groups for group in groups for rollout in group.rollouts]
+        if any(weight_cuts(one.segments) for one in rollouts):
+            break
+    else:
+        pytest.fail(f"in {ATTEMPTS} runs no weights came while conversations were led")
     assert not any(drift_cuts(one.segments) for one in rollouts)
     for one in rollouts:
         assert all(len(set(part.weight_version[part.trained].tolist())) == 1 for part in one.segments)

@@ -44,6 +44,9 @@ SLOW_ANSWERS = (
     "engine.max_sequences=6",
 )
 
+ATTEMPTS = 4
+"""Runs until one got weights in the middle of a sample: a busy machine may finish every sample before."""
+
 
 class Seen:
     """What a run trained on, step by step."""
@@ -102,18 +105,23 @@ class Seen:
 def test_overlapped_run_trains_every_group_once_and_each_token_has_a_gap_of_zero_to_its_own_version(
     cluster: None, tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int, mode: str, changes: tuple
 ) -> None:
-    seen = Seen(monkeypatch)
     ahead = (f"rl.max_weight_lag={lag}", f"rl.on_new_weights={mode}")
-    recipe = tiny_recipe(*SLOW_ANSWERS, *ahead, *changes)
-    summary = start_run(recipe, tmp_path)
-    assert len(seen.groups) == 6
-    seen.check(lag, 2)
-    gap, more = seen.gap(recipe.run_dir)
-    if mode == "continue":
-        assert more == 0
+    for attempt in range(ATTEMPTS):
+        seen = Seen(monkeypatch)
+        recipe = tiny_recipe(*SLOW_ANSWERS, *ahead, *changes, f"name=attempt-{attempt}")
+        summary = start_run(recipe, tmp_path)
+        assert len(seen.groups) == 6
+        seen.check(lag, 2)
+        gap, more = seen.gap(recipe.run_dir)
+        if mode != "continue":
+            assert summary["gap_at_lag_0"] == gap == 0.0
+        if mode != "recompute":
+            assert more == 0
+            break
+        if more:
+            break
     else:
-        assert summary["gap_at_lag_0"] == gap == 0.0
-    assert (more > 0) == (mode == "recompute"), "weights must have come while samples were under way"
+        pytest.fail(f"in {ATTEMPTS} runs no weights came while samples were under way")
     steps = read_metrics(recipe.run_dir / "metrics.jsonl")
     lags = [steps[step]["rollout/weight_lag_max"] for step in range(1, 7)]
     assert 0 < max(lags) <= lag
