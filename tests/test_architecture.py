@@ -50,7 +50,8 @@ HOUSE: dict[str, str] = {
         run_folder record_file group_journal begun_journal history
         objective/
         batch/ tasks/
-        diagnostics/ tracking/ evaluation/
+        diagnostics/
+        tracking/ evaluation/
         alerts/
         learner/ report/
         report/inspector/

@@ -91,6 +91,20 @@ def metric_tables() -> str:
     return "\n".join(_table(group) for group in meaning_groups())
 
 
+def metric_note(most_chars: int) -> str:
+    """What healthy looks like, a line for each metric that has something to say, as Markdown of at most so many characters."""
+    lines = ["Is the run healthy? Every metric and its meaning: `metrics.md` among the artifacts.", ""]
+    for group in meaning_groups():
+        lines += [f"- {one.shown}: {one.healthy}" for one in group.meanings if one.healthy]
+    size, kept = 0, []
+    for line in lines:
+        size += len(line) + 1
+        if size > most_chars:
+            break
+        kept.append(line)
+    return "\n".join(kept)
+
+
 def _table(group: MeaningGroup) -> str:
     unit = f" ({group.unit})" if group.unit else ""
     rows = [f"| {one.shown} | {one.text} | {one.healthy} |" for one in group.meanings]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from samepath.rl.diagnostics.meanings import metric_note
 from samepath.rl.recipe.tracking import TrackingSettings
 from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.events import Event, QueueFile
@@ -31,6 +32,8 @@ MAX_PARAM_CHARS = 6000
 """Longest parameter value that MLflow takes."""
 MAX_TAG_CHARS = 1000
 """Longest text of an alert in a tag; MLflow takes 5000."""
+NOTE_CHARS = 5000
+"""Longest note of a run: what MLflow takes as a tag."""
 QUEUE_FILE_NAME = "tracking-queue.jsonl"
 
 
@@ -159,7 +162,11 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _run_tags(environment: Mapping[str, Any]) -> dict[str, str]:
     git = environment.get("git", {})
-    tags = {"mlflow.source.name": "samepath", "mlflow.source.type": "LOCAL"}
+    tags = {
+        "mlflow.source.name": "samepath",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.note.content": metric_note(NOTE_CHARS),
+    }
     if isinstance(git, Mapping) and git.get("commit"):
         tags |= {"mlflow.source.git.commit": str(git["commit"]), "git.dirty": str(git.get("dirty", False)).lower()}
     return tags

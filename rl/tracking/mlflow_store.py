@@ -20,6 +20,7 @@ from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
+from samepath.rl.diagnostics.meanings import metric_tables
 from samepath.rl.tracking.events import Event, EventRefusedError, StoreUnavailableError
 from samepath.rl.tracking.jsonl import rollout_from_plain
 from samepath.rl.tracking.mlflow_parts import AWAY, Parts, batches, first_line
@@ -165,6 +166,7 @@ class MlflowStore:
         self._log_tags(tags)
         self._log_text(payload["recipe_yaml"], "recipe", ".yaml")
         self._log_text(json.dumps(payload["environment"], indent=2), "environment", ".json")
+        self._log_text(metric_tables(), "metrics", ".md")
 
     def _names(self, event: Event) -> None:
         self._log_text(json.dumps(event.payload, indent=2, ensure_ascii=False), "original-names", ".json")

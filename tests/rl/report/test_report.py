@@ -50,7 +50,7 @@ def test_sections_hold_what_the_run_has_each_with_its_meaning() -> None:
     assert "Candidates" not in sections
     (kl,) = sections["How far from the reference?"]
     assert [line.names for line in kl.meanings] == ["kl/reference_unbiased", "kl/reference_full"]
-    assert kl.meanings[0].text == "KL(π‖π_ref) by eq. 7"
+    assert kl.meanings[0].text == "KL(π‖π_ref) by the unbiased estimate (eq. 7)"
     assert "raise rl.objective.kl.beta" in kl.meanings[0].healthy
     (flips,) = sections["Routes and keys"]
     assert flips.meanings[0].names == "routing/flip_rate.layer_10, routing/flip_rate.layer_02"

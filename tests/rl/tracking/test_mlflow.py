@@ -19,6 +19,7 @@ from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Run  # noqa: E402
 
 from samepath.rl.cli import app  # noqa: E402
+from samepath.rl.diagnostics.meanings import metric_tables  # noqa: E402
 from samepath.rl.machine import set_missing_variables  # noqa: E402
 from samepath.rl.recipe.file import dump_recipe  # noqa: E402
 from samepath.rl.recipe.tracking import TrackingSettings  # noqa: E402
@@ -151,9 +152,13 @@ def test_mlflow_metrics_keep_step_and_nan_under_clean_names(run: Run, client: Ml
 
 def test_mlflow_artifacts_lie_beside_the_store(run: Run, client: MlflowClient, runs_dir: Path) -> None:
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names == {"recipe.yaml", "environment.json", "report.html", "original-names.json"}
+    assert names == {"recipe.yaml", "environment.json", "metrics.md", "report.html", "original-names.json"}
+    note = run.data.tags["mlflow.note.content"]
+    assert "- `policy/gap_at_lag_0`: 0 with the built-in engine" in note
+    assert len(note) <= 5000
     folder = runs_dir / "mlartifacts" / run.info.run_id / "artifacts"
     assert (folder / "recipe.yaml").read_text() == "rl: {}\n"
+    assert (folder / "metrics.md").read_text() == metric_tables()
     assert json.loads((folder / "environment.json").read_text()) == ENVIRONMENT
 
 

@@ -115,7 +115,11 @@ def test_mlflow_refused_parts_lose_no_others(folder: Path, client: MlflowClient)
     assert run.data.params == {"good": "1"}
     assert run.data.tags["fine"] == "1"
     assert run.data.metrics == {"a": 1.0, "e": 3.0}
-    assert {item.path for item in client.list_artifacts(store.run_id)} == {"recipe.yaml", "environment.json"}
+    assert {item.path for item in client.list_artifacts(store.run_id)} == {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.md",
+    }
 
 
 def test_mlflow_artifact_with_a_refused_name_is_kept_under_a_clean_one(folder: Path, client: MlflowClient) -> None:
