@@ -157,7 +157,7 @@ class Training:
                 self.faults.done(step)
             report.after()
 
-        report = LiveReport(recipe=self.recipe, state=state)
+        report = LiveReport(recipe=self.recipe, state=state, started=self.started)
         self.display.tell(self.faults.phase)
         try:
             loop.run(first_step, on_step)

@@ -25,8 +25,8 @@ class TrackingSettings(BaseModel):
         default=0.02,
         ge=0,
         le=0.5,
-        description="Share of the run's time that keeping report.html up to date may take: after one that took t seconds none is written for "
-        "t/share. 0: it is written when the run ends, and not before.",
+        description="Share of the run's time that keeping report.html up to date may take: a page that takes t seconds has t/share seconds to itself, "
+        "the first one 1/share. 0: it is written when the run ends, and not before.",
     )
     uri: str = Field(
         default="sqlite:///mlflow.db",

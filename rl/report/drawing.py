@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -26,6 +27,8 @@ STYLE = {
     "axes.spines.right": False,
 }
 INCHES = (4.6, 2.5)
+DASHES = ("-", "--", "-.", ":")
+"""In turn, so that of two equal curves both are seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +51,17 @@ def line_svg(
 ) -> bytes:
     """Curves over the training step; `limits` are levels with a name each, drawn dashed. Needs at least one point."""
     with _canvas() as (figure, axes):
-        for line in lines:
+        for line, dashes in zip(lines, cycle(DASHES), strict=False):
             points = thinned(line.points)
             steps, values = zip(*points, strict=True)
             (drawn,) = axes.plot(
-                steps, values, marker="o" if len(points) <= 40 else "", markersize=2.5, linewidth=1.3, label=line.label
+                steps,
+                values,
+                dashes,
+                marker="o" if len(points) <= 40 else "",
+                markersize=2.5,
+                linewidth=1.3,
+                label=line.label,
             )
             if line.band:
                 low = thinned([(step, low) for step, low, _ in line.band])
@@ -71,6 +80,8 @@ def line_svg(
         if logarithmic and sizes:
             # Linear around zero: an exact engine has KL 0, which a logarithmic axis cannot show.
             axes.set_yscale("symlog", linthresh=min(sizes))
+        if not sizes and not limits:
+            axes.set_ylim(-0.05, 1)
         if len(lines) + len(limits) > 1:
             axes.legend(fontsize=7, framealpha=0.8, edgecolor="none")
         _label(axes, unit)
@@ -114,8 +125,8 @@ def heat_svg(rows: Sequence[Line], *, unit: str) -> bytes:
         axes.yaxis.set_major_locator(
             axes.yaxis.get_major_locator() if len(rows) <= 16 else MaxNLocator(8, integer=True)
         )
-        figure.colorbar(shown, ax=axes, label=unit, pad=0.02)
-        _label(axes, "layer", grid=False)
+        figure.colorbar(shown, ax=axes, pad=0.02)
+        _label(axes, f"{unit}, by layer", grid=False)
         return _svg(figure)
 
 
@@ -137,13 +148,14 @@ def _canvas() -> Iterator[tuple[Figure, Axes]]:
         figure = Figure(figsize=INCHES)
         FigureCanvasSVG(figure)
         # A layout that is worked out would be drawn twice.
-        figure.subplots_adjust(left=0.15, right=0.97, top=0.96, bottom=0.17)
+        figure.subplots_adjust(left=0.13, right=0.97, top=0.9, bottom=0.17)
         yield figure, figure.add_subplot()
 
 
 def _label(axes: Axes, unit: str, *, grid: bool = True) -> None:
     axes.set_xlabel("training step")
-    axes.set_ylabel(unit)
+    # Above the axis and not beside it, where long numbers would push it out of the picture.
+    axes.set_title(unit, loc="left", fontsize=7.5, color="0.35")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if grid:
         axes.grid(visible=True, alpha=0.3, linewidth=0.6)

@@ -40,7 +40,8 @@ def drawn_panel(title: str, svg: bytes, names: Iterable[str]) -> DrawnPanel:
 
 
 def _line(found: Meaning | None, names: Sequence[str]) -> MeaningLine:
-    shown = names if len(names) <= 4 else [names[0], "…", names[-1]]
+    layers = [name for name in names if ".layer_" in name]
+    shown = names if len(layers) < 2 else [f"{min(layers)} … {max(layers).rpartition('.')[2]}"]
     if found is None:
         return MeaningLine(names=", ".join(shown), text="a metric of an older or newer version", healthy="")
     return MeaningLine(names=", ".join(shown), text=found.text.replace("`", ""), healthy=found.healthy.replace("`", ""))

@@ -20,6 +20,8 @@ from samepath.rl.tracking.jsonl import FULL, read_metrics
 logger = logging.getLogger("samepath.report")
 
 REPORT_FILE = "report.html"
+FIRST_PAGE_S = 1.0
+"""What a page is taken to cost before one was written, seconds."""
 
 
 def write_report(recipe: Recipe, state: RunState) -> Path:
@@ -44,20 +46,26 @@ def write_report(recipe: Recipe, state: RunState) -> Path:
 
 @dataclass(slots=True, kw_only=True)
 class LiveReport:
-    """Keeps the page up to date in a small share of the run's time: after one that took t seconds none is written for t/share."""
+    """Keeps the page up to date in a small share of the run's time: a page that takes t seconds has t/share seconds to itself."""
 
     recipe: Recipe
     state: RunState
-    clock: Callable[[], float] = time.perf_counter
+    started: float
+    """When the run began, by the clock."""
+    clock: Callable[[], float] = time.monotonic
     """Seconds."""
     spent_s: float = field(default=0.0, init=False)
     """What all pages together took."""
-    _next_s: float = field(default=-math.inf, init=False)
+    _next_s: float = field(default=math.inf, init=False)
+
+    def __post_init__(self) -> None:
+        if share := self.recipe.tracking.report_share:
+            self._next_s = self.started + FIRST_PAGE_S / share
 
     def after(self) -> None:
         """Write the page if its time has come. A disk that is full ends the run (OSError); another error ends the pages, with a warning."""
-        share, started = self.recipe.tracking.report_share, self.clock()
-        if share == 0 or started < self._next_s:
+        share, began = self.recipe.tracking.report_share, self.clock()
+        if began < self._next_s:
             return
         try:
             write_report(self.recipe, self.state)
@@ -68,8 +76,8 @@ class LiveReport:
             self._next_s = math.inf
             return
         ended = self.clock()
-        self.spent_s += ended - started
-        self._next_s = started + (ended - started) / share
+        self.spent_s += ended - began
+        self._next_s = began + (ended - began) / share
 
 
 def _done(by_step: Steps) -> int:

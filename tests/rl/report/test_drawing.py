@@ -43,7 +43,7 @@ def test_logarithmic_axis_shows_zero_and_small_values() -> None:
 
 def test_heat_map_has_a_row_for_each_layer_also_where_a_step_is_missing() -> None:
     rows = [Line(label=str(layer), points=[(step, 0.1 * layer) for step in (1, 2, 3 + layer)]) for layer in (1, 2)]
-    assert {"1", "2", "share", "layer"} <= words(heat_svg(rows, unit="share"))
+    assert {"1", "2", "share, by layer"} <= words(heat_svg(rows, unit="share"))
 
 
 def test_heat_map_of_many_layers_names_some() -> None:
