@@ -89,6 +89,18 @@ def test_without_keep_best_nothing_is_begun_named_or_kept(tiny_recipe) -> None:
     after_each(saving, {1: 0.4, 2: 0.6, 3: 0.9, 6: 0.1})
     assert learner.asked == [(3, None), (6, None)]
     assert RunState.load(saving.recipe.run_dir).best is None
+    # A run that had one, and goes on without.
+    saving.state.best = Best(step=3, accuracy=0.9)
+    again = Saving(
+        recipe=saving.recipe,
+        learner=learner,
+        tracker=saving.tracker,
+        display=saving.display,
+        state=saving.state,
+        newest=6,
+    )
+    again.begin(7)
+    assert (learner.asked[-1], again.state.best) == ((7, None), None)
     with pytest.raises(CheckpointError, match=r"names no best checkpoint.*keep_best"):
         best_checkpoint(saving.recipe.run_dir)
 

@@ -18,6 +18,7 @@ def folder(recipe: Recipe, phase: str, checkpoints: tuple[int, ...], steps: int)
     run_dir = recipe.run_dir
     (run_dir / "rollouts").mkdir(parents=True)
     (run_dir / "reference").mkdir()
+    (run_dir / "evaluations").mkdir()
     (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
     state = RunState(phase=phase, counters={})
     for step in range(steps + 1):
@@ -26,6 +27,7 @@ def folder(recipe: Recipe, phase: str, checkpoints: tuple[int, ...], steps: int)
         if step:
             (run_dir / "rollouts" / f"step-{step:05d}.jsonl").write_text("")
             state.counters["reward/status.error"] = float(step)
+        (run_dir / "evaluations" / f"step-{step:06d}.json").write_text("{}")
         if step in (0, *checkpoints):
             state.mark(run_dir, step, keep=9)
     for step in checkpoints:
@@ -41,6 +43,10 @@ def lines(run_dir: Path) -> list[str]:
     return (run_dir / "metrics.jsonl").read_text().splitlines()
 
 
+def evaluated(run_dir: Path) -> list[int]:
+    return sorted(int(path.stem[5:]) for path in (run_dir / "evaluations").iterdir())
+
+
 def files(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "rollouts").iterdir())
 
@@ -53,6 +59,7 @@ def test_resume_goes_on_at_the_newest_checkpoint_and_counts_what_came_later_once
     assert rewind(plan, run_dir) == []
     assert lines(run_dir) == [f"line of step {step}" for step in range(5)]
     assert files(run_dir) == [f"step-{step:05d}.jsonl" for step in range(1, 5)]
+    assert evaluated(run_dir) == [0, 1, 2, 3, 4]
     assert RunState.load(run_dir).counters == {"reward/status.error": 4.0}
     assert not list(run_dir.glob("set-aside-*"))
 
@@ -87,7 +94,9 @@ def test_resume_at_a_step_sets_later_ones_aside_and_goes_on_there_ever_after(tin
     aside = run_dir / "set-aside-1"
     assert str(aside) in said[0]
     assert sorted(path.name for path in (aside / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
-    assert sorted(path.name for path in aside.iterdir()) == ["checkpoints", "metrics.jsonl", "rollouts", "summary.json"]
+    kept = ["checkpoints", "evaluations", "metrics.jsonl", "rollouts", "summary.json"]
+    assert sorted(path.name for path in aside.iterdir()) == kept
+    assert (evaluated(aside), evaluated(run_dir)) == ([3, 4, 5, 6], [0, 1, 2])
     assert files(aside) == [f"step-{step:05d}.jsonl" for step in range(3, 7)]
     assert (len(lines(aside)), len(lines(run_dir))) == (7, 3)
     assert files(run_dir) == ["step-00001.jsonl", "step-00002.jsonl"]

@@ -100,14 +100,32 @@ def test_paired_by_prompt_and_not_by_place(tiny_recipe: Any) -> None:
     one = made_run(tiny_recipe("name=a", "rl.steps=1"), curve(1.0, accuracy={1: 0.5}))
     two = made_run(tiny_recipe("name=b", "rl.steps=2"), curve(1.0, accuracy={1: 0.5}))
     write_outcomes(
-        one, 1, {"": Outcomes(prompts=("x", "y", "x"), scored=(2, 2, 0), right=(2, 0, 0), rewards=(1, 0, math.nan))}
+        one,
+        1,
+        {
+            "": Outcomes(
+                prompts=("x", "y", "x", "w", "d", "d"),
+                scored=(2, 2, 0, 1, 1, 1),
+                right=(2, 0, 0, 1, 1, 0),
+                rewards=(1, 0, math.nan, 1, 1, 0),
+            )
+        },
     )
     write_outcomes(
-        two, 1, {"": Outcomes(prompts=("z", "y", "x"), scored=(2, 2, 2), right=(0, 1, 2), rewards=(0, 0.5, 1))}
+        two,
+        1,
+        {
+            "": Outcomes(
+                prompts=("z", "d", "y", "x", "d"),
+                scored=(2, 1, 2, 2, 1),
+                right=(0, 1, 1, 2, 0),
+                rewards=(0, 1, 0.5, 1, 0),
+            )
+        },
     )
     final, _ = paired_with_first(compare([one, two]).groups)
-    assert final.prompts == 2
-    assert final.accuracies == (0.5, 0.75)
+    assert final.prompts == 4, "x, y, and d twice: the first of equal ones with the first"
+    assert final.accuracies == (0.5, 0.625)
     assert (final.better, final.worse) == (1, 0)
     assert final.over_seeds is None, "one run a side says nothing of seeds"
 

@@ -11,6 +11,7 @@ from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.evaluation.held_out import Evaluation, Evaluations, evaluate, set_requests
+from samepath.rl.evaluation.outcomes import digest_of
 from samepath.rl.evaluation.sets import build_set
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tasks.row import Task, TaskRow
@@ -120,6 +121,23 @@ def test_evaluate_counts_right_answers_among_the_scored_ones(tiny_recipe, tokeni
     # 1 and 2 tokens, 1 and none.
     assert result.mean_length == 1.0
     assert result.metrics() == {"eval/accuracy": 0.5, "eval/scored": 2.0, "eval/failed": 2.0, "eval/length_mean": 1.0}
+
+
+def test_evaluate_tells_outcomes_by_prompt_whatever_requests_they_were_asked_in(
+    tiny_recipe, tokenizer: Tokenizer
+) -> None:
+    """Five samples of two prompts, at most two a request: of the first one fails, two are right; of the second none is scored."""
+    recipe = tiny_recipe("evaluation.samples=5", "rl.group_size=2")
+    pool = Pool(failures=[f"eval-{part}/{sample}" for part in ("1", "1.1", "1.2") for sample in range(2)])
+    scores = {"eval-0/0": short(1.0), "eval-0/1": short(0.5), "eval-0.1/0": short(1.0), "eval-0.1/1": short(0.0)}
+    scores["eval-0.2/0"] = Score(total=0.0, parts={}, status="error", detail="short: away")
+    found = measured(recipe, tokenizer, scores=scores, pool=pool).outcomes
+    assert (found.scored, found.right) == ((4, 0), (2, 0))
+    assert (found.rewards[0], math.isnan(found.rewards[1])) == (-1.0, True)
+    rows = task(2).held_out
+    assert found.prompts == tuple(map(digest_of, rows))
+    assert digest_of(replace(rows[0], row_id="x", row=9)) == digest_of(rows[0]) != digest_of(rows[1])
+    assert digest_of(replace(rows[0], answer={"answer": "2"})) != digest_of(rows[0])
 
 
 def test_evaluate_full_reward_is_the_recipes(tiny_recipe, tokenizer: Tokenizer) -> None:
