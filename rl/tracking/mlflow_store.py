@@ -159,9 +159,8 @@ class MlflowStore:
             attempt_key=payload["attempt_key"],
         )
         self._connected.update_run(run_id, status="RUNNING")
-        changed = self._log_params(run, payload["params"])
         tags = {own_tag: str(attempt), "attempt": str(attempt), **payload["tags"]}
-        if changed:
+        if changed := self._log_params(run, payload["params"]):
             tags[f"recipe_changed.attempt_{attempt}"] = changed
         self._log_tags(tags)
         self._log_text(payload["recipe_yaml"], "recipe", ".yaml")
