@@ -24,10 +24,10 @@ from samepath.rl.run import resume_run, start_run
 from samepath.rl.run_folder import ROLLOUTS, recipe_of_run
 from samepath.rl.run_state import METRICS_FILE, RECIPE_FILE, RunStateError
 from samepath.rl.tracking.jsonl import read_metrics, read_rollouts
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from samepath.rl.tracking.tracked_rollout import TOKEN_FIELDS, TrackedRollout
 from samepath.rollout.types import Rollout
 
-OF_TOKENS = ("messages", "tool_calls", "segments", "tokens", "sampler_logprobs", "kl_tokens", "segment_tokens")
+OF_TOKENS = ("messages", "tool_calls", "segments", "segment_tokens", *TOKEN_FIELDS)
 """Fields of a rollout that are no single value: they are not columns of a table."""
 
 

@@ -27,26 +27,17 @@ from samepath.rl.report.page_choice import (
 )
 from samepath.rl.report.page_conversation import messages, num_tokens, segments, texts
 from samepath.rl.tracking.jsonl import plain, read_rollouts
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from samepath.rl.tracking.tracked_rollout import TOKEN_FIELDS, TrackedRollout
 
 TEMPLATE = Path(__file__).with_name("rollouts.html")
+TOKEN_COLUMNS = tuple(name for name in TOKEN_FIELDS if name != "routes")
+"""Fields by token that the page has; experts are too many for it."""
 COLUMNS = (
     "step", "group_id", "sample_index", "response_text", "reward", "reward_parts", "reward_status", "reward_detail", "advantage", "kl",
     "off_policy", "masked", "route_flips", "weight_lag", "num_tokens", "finish_reason", "ended", "generate_s",
-    "problems", "segment_tokens", "tokens", "sampler_logprobs", "kl_tokens", "log_ratios", "entropies", "roles", "support_sizes",
-    "weight_versions",
+    "problems", "segment_tokens", *TOKEN_COLUMNS,
 )  # fmt: skip
 """Fields of a rollout that the page has as columns of the same name."""
-TOKEN_COLUMNS = (
-    "tokens",
-    "sampler_logprobs",
-    "kl_tokens",
-    "log_ratios",
-    "entropies",
-    "roles",
-    "support_sizes",
-    "weight_versions",
-)
 MADE_COLUMNS = ("prompt", "response_left_out", "messages", "segments")
 """Columns that are no field as it stands."""
 SCRIPTS_OF_ONE = ("rollout.js", "tokens.js", "conversation.js")

@@ -7,6 +7,18 @@ from typing import Any
 
 KIND_LETTERS = "scrt"
 """Letters of `samepath.rollout.types.TOKEN_KINDS`: scaffold, content, read again, trained."""
+TOKEN_FIELDS = (
+    "tokens",
+    "sampler_logprobs",
+    "kl_tokens",
+    "log_ratios",
+    "entropies",
+    "roles",
+    "support_sizes",
+    "weight_versions",
+    "routes",
+)
+"""Fields of a rollout that go by drawn token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

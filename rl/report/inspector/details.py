@@ -12,7 +12,7 @@ from samepath.rl.report.inspector.rollout_index import Snapshot
 from samepath.rl.report.page_conversation import messages, segments
 from samepath.rl.tracking.jsonl import plain, rollout_from_plain
 from samepath.rl.tracking.token_columns import unpacked
-from samepath.rl.tracking.tracked_rollout import TrackedRollout
+from samepath.rl.tracking.tracked_rollout import TOKEN_FIELDS, TrackedRollout
 
 TEXT_CHARS = 200_000
 """Of one text of one rollout, characters; the JSON lines keep all of them."""
@@ -20,16 +20,6 @@ GROUP_CHARS = 6000
 """The same where many rollouts stand side by side."""
 HISTORY_STEPS = 200
 """Steps of one prompt that are compared, at most."""
-TOKEN_FIELDS = (
-    "tokens",
-    "sampler_logprobs",
-    "kl_tokens",
-    "log_ratios",
-    "entropies",
-    "support_sizes",
-    "weight_versions",
-)
-"""Fields with an entry for each drawn token."""
 LEFT_OUT = ("prompt_text", "gold", "messages", "segments", "tool_calls", "routes")
 """Fields that do not go out as they stand."""
 
@@ -116,7 +106,7 @@ def _of_index(snapshot: Snapshot, place: int) -> dict[str, Any]:
 
 def _beside(snapshot: Snapshot, place: int) -> dict[str, Any]:
     record = _record(snapshot, place, rollout_at(snapshot, place), GROUP_CHARS)
-    return {**record, **{name: [] for name in TOKEN_FIELDS}, "segments": [], "roles": "", "routes": None}
+    return {**record, **{name: [] for name in TOKEN_FIELDS}, "segments": []}
 
 
 def _record(snapshot: Snapshot, place: int, rollout: TrackedRollout, max_chars: int) -> dict[str, Any]:

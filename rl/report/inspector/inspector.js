@@ -2,6 +2,7 @@
 "use strict";
 const ROW_PX = 30;
 const ROWS_BEYOND = 12;
+const ROWS_DRAWN = 300;
 const WINDOW = 100;
 const LOOK_MS = 2000;
 const TYPING_MS = 200;
@@ -138,7 +139,7 @@ async function fetchWindow(start) {
 }
 function drawRows() {
   const list = find("list"), first = Math.max(0, Math.floor(list.scrollTop / ROW_PX) - ROWS_BEYOND);
-  const last = Math.min(state.found, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PX) + ROWS_BEYOND);
+  const last = Math.min(state.found, first + ROWS_DRAWN, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PX) + ROWS_BEYOND);
   find("window").style.top = ROW_PX * first + "px";
   const rows = [];
   for (let place = first; place < last; place++) {

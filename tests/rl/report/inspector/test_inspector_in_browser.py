@@ -228,7 +228,6 @@ def test_page_address_is_a_link_to_what_is_shown(browser: Browser, server: Inspe
     before = detail(page)
     at(browser, server, link[1:])
     assert detail(page) == before
-    page.ask("history.back()")
 
 
 def test_page_back_goes_to_the_view_before(page: Browser) -> None:
