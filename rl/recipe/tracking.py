@@ -49,7 +49,8 @@ class TrackingSettings(BaseModel):
         default=1000,
         ge=10,
         le=100_000,
-        description="Events that wait in memory; above it they are dropped and counted.",
+        description="Events that wait in memory; from half of it on they go to the queue file, and above it, or where that is full, they are dropped "
+        "and counted.",
     )
     max_queue_file_mib: int = Field(
         default=256, ge=1, le=65536, description="Size of the file for events while the store does not answer, MiB."

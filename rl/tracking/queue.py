@@ -1,7 +1,7 @@
 """A bounded queue with one worker thread between training and a tracking store that may be slow, failing or out of reach.
 
-Training only ever puts an event into memory. The worker sends events in order; when the store does not answer, they go to
-a file beside the run, and are sent from there, oldest first, when it answers again. Nothing here knows MLflow.
+Training only ever puts an event into memory. The worker sends events in order; when the store does not answer, or is slower than the run, they
+go to a file beside the run, and are sent from there, oldest first, when it answers again. Nothing here knows MLflow.
 """
 
 import logging
@@ -53,6 +53,8 @@ class EventQueue:
         self._file = file
         self._store_name = store_name
         self._memory: queue.Queue[Event] = queue.Queue(maxsize=max_events)
+        self._many = max(1, max_events // 2)
+        self._spilling = False
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
@@ -113,7 +115,8 @@ class EventQueue:
 
     def _work(self) -> None:
         while not self._abandoned.is_set():
-            if self._file.num_events and time.monotonic() >= self._next_try_s:
+            self._look_how_many()
+            if self._file.num_events and not self._spilling and time.monotonic() >= self._next_try_s:
                 self._send_file()
             try:
                 event = self._memory.get(timeout=IDLE_POLL_S)
@@ -123,7 +126,7 @@ class EventQueue:
                 continue
             with self._lock:
                 self._in_flight = event
-            handled = self._file.num_events == 0 and self._try(event)
+            handled = self._file.num_events == 0 and not self._spilling and self._try(event)
             with self._lock:
                 if self._abandoned.is_set():
                     return
@@ -134,14 +137,27 @@ class EventQueue:
         if self._file.num_events:
             self._send_file()
 
+    def _look_how_many(self) -> None:
+        """From half of its room on memory is emptied into the file: the store is slower than the run."""
+        waiting = self._memory.qsize()
+        if waiting >= self._many and not self._spilling:
+            self._spilling = True
+            self._warn_once(
+                "slow",
+                f"{self._store_name} is slower than the run; what it has not taken yet waits in {self._file.path}",
+            )
+        self._spilling = self._spilling and waiting > 0
+
     def _send_file(self) -> None:
-        """Send the queue file from its head; keep the rest at the first failure."""
+        """Send the queue file from its head; keep the rest at the first failure, and where memory fills meanwhile."""
         done = 0
         for line in self._file.lines():
             event = parse_event(line)
             if self._abandoned.is_set() or not (event is None or self._try(event)):
                 break
             done += 1
+            if self._memory.qsize() >= self._many:
+                break
         with self._lock:
             if self._abandoned.is_set() or done == 0:
                 return

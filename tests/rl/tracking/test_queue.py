@@ -1,6 +1,7 @@
 """The queue between training and a store, against a store that is told when to answer."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,44 @@ def test_queue_full_memory_drops_and_counts_without_waiting(tmp_path: Path) -> N
     counts = queue.close(20, FINISH)
     assert (counts.sent, counts.dropped) == (5, 3)
     assert store.steps == [0, 1, 2, 3]
+
+
+def test_queue_store_slower_than_the_run_loses_nothing_and_keeps_the_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Store):
+        """Takes an event whenever it may."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.may = threading.Semaphore(0)
+
+        def send(self, event: Event) -> None:
+            self.entered.set()
+            assert self.may.acquire(timeout=20)
+            super().send(event)
+
+    store = Slow()
+    queue = start(store, tmp_path, max_events=6)
+    wanted = 0
+    for _ in range(4):
+        store.entered.clear()
+        # One in flight, and half of what there is room for: from then on what waits goes into the file.
+        for _ in range(4):
+            assert queue.put(event(wanted))
+            wanted += 1
+        assert store.entered.wait(20)
+        store.may.release()
+        give_up_s = time.monotonic() + 20
+        while not queue._memory.empty() and time.monotonic() < give_up_s:
+            time.sleep(0.001)
+    store.may.release(100)
+    counts = queue.close(20, FINISH)
+    assert store.steps == list(range(wanted))
+    assert store.taken[-1] == FINISH
+    assert (counts.sent, counts.dropped, counts.waiting) == (wanted + 1, 0, 0)
+    assert not (tmp_path / "q.jsonl").exists()
+    assert sum("slower than the run" in entry.message for entry in caplog.records) == 1
 
 
 def test_queue_full_file_drops_and_counts(tmp_path: Path) -> None:
