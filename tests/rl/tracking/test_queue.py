@@ -136,14 +136,14 @@ def test_queue_store_slower_than_the_run_loses_nothing_and_keeps_the_order(
 
     store = Slow()
     queue = start(store, tmp_path, max_events=6)
-    wanted = 0
+    queue.put(event(0))
+    assert store.entered.wait(20)
+    wanted = 1
     for _ in range(4):
-        store.entered.clear()
-        # One in flight, and half of what there is room for: from then on what waits goes into the file.
-        for _ in range(4):
+        # One is in flight; half of what there is room for goes into the file as soon as that one is taken.
+        for _ in range(3):
             assert queue.put(event(wanted))
             wanted += 1
-        assert store.entered.wait(20)
         store.may.release()
         give_up_s = time.monotonic() + 20
         while not queue._memory.empty() and time.monotonic() < give_up_s:
