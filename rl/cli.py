@@ -22,6 +22,7 @@ from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rl.sample_command import sample
 from samepath.rl.sweep_command import sweep
+from samepath.rl.validate_command import validate
 from samepath.rollout.bounded_call import overdue
 
 if TYPE_CHECKING:
@@ -98,35 +99,7 @@ def resume(
     resume_run(resolved, run_dir, step)
 
 
-@app.command()
-def validate(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="fail too on what could not be checked or cannot run here")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="leave the resolved recipe out")] = False,
-) -> int:
-    """Check a recipe, its task, model, prompts, rewards and memory, and print all of it; starts nothing. Status 1 if anything is wrong."""
-    resolved = _load(recipe, overrides or [])
-    # Late: torch; what the settings alone show is said before it.
-    from samepath.rl.recipe.file import dump_recipe
-    from samepath.rl.validate.validation import validate_recipe
-
-    def progress(text: str) -> None:
-        Console(stderr=True).print(text, markup=False, highlight=False)
-
-    result = validate_recipe(resolved, recipe.parent, progress)
-    if not quiet:
-        sys.stdout.write(dump_recipe(resolved))
-        sys.stdout.flush()
-    passed = result.passed(strict=strict)
-    verdict = "valid: nothing was started" if passed else "NOT VALID"
-    for line in [*result.lines(), "", resolved.rl.described(resolved.sampling.max_new_tokens), verdict]:
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0 if passed else 1
-
-
+app.command()(validate)
 app.command()(sample)
 app.command(name="eval")(evaluate)
 

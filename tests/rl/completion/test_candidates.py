@@ -33,7 +33,7 @@ def offered(line: str) -> list[str]:
         ("comp", ["compare", "completion"]),
         ("compare runs/first --", ["--out", "--json", "--help"]),
         ("sweep recipes/quickstart.yaml rl.group", ["rl.group_size="]),
-        ("validate --", ["--strict", "--quiet", "--help"]),
+        ("validate --", ["--strict", "--quiet", "--json", "--help"]),
         ("sample runs/first 1+2= --no", ["--no-chat"]),
         ("sample x y --temperature ", []),
         ("convert x y --dtype b", ["bfloat16"]),
