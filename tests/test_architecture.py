@@ -63,7 +63,7 @@ HOUSE: dict[str, str] = {
         training
         run sweep/
         preview preview_conversation notebook measure resampling replay_run
-        eval_command sample_command export_command compare_command sweep_command init_command inspect_command doctor_command starter/ completion/
+        eval_command sample_command export_command compare_command sweep_command init_command validate_command inspect_command doctor_command starter/ completion/
         cli
     """,
 }
