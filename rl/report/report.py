@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from samepath.rl.alerts.book import read_alerts
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.drawing import MOST_POINTS
 from samepath.rl.report.progress import format_duration, format_number
@@ -38,6 +39,7 @@ def write_report(recipe: Recipe, state: RunState) -> Path:
         "written": datetime.now(UTC).isoformat(" ", "seconds"),
         "thinned": math.ceil(done / MOST_POINTS) if done > MOST_POINTS else 0,
         "tiles": [{"name": name, "value": value} for name, value in _tiles(recipe, state, by_step, done)],
+        "alerts": read_alerts(recipe.run_dir),
         "sections": [{"title": title, "panels": panels} for title, panels in sections],
     }
     write_page(out, "report.html", values)
@@ -101,6 +103,7 @@ def _tiles(recipe: Recipe, state: RunState, by_step: Steps, done: int) -> Iterat
         if name in last:
             yield title, format_number(last[name])
     if done:
+        yield "alerts that hold", ", ".join(state.alerts) or "none"
         yield "largest gap at lag 0", format_number(state.gap_at_lag_0)
         yield "failures", f"{sum(state.counters.values()):.0f}"
         yield "time", format_duration(state.seconds)

@@ -15,6 +15,7 @@ from samepath.rl.report import report as reporting
 from samepath.rl.report.report import LiveReport, write_report
 from samepath.rl.report.report_panels import SECTIONS, drawn_sections
 from samepath.rl.run_state import Best, RunState
+from samepath.rl.tracking.alert import Alert
 from tests.rl.compare.made_runs import made_run
 
 STEPS = {
@@ -102,6 +103,17 @@ def test_page_says_how_the_run_stands_and_asks_for_nothing_from_outside(made: Re
     with (made.run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 9, "metrics": {"reward/mean": 1.0}}) + "\n")
     assert "Finished" in write_report(made, RunState()).read_text()
+
+
+def test_page_shows_what_was_noticed_as_text(made: Recipe) -> None:
+    alert = Alert(
+        step=3, rule="no_spread", event="begins", seen="<b>no group</b> had spread", advice="look at rollouts/"
+    )
+    (made.run_dir / "alerts.jsonl").write_text(json.dumps(alert.plain()) + "\n")
+    text = write_report(made, RunState(alerts={"no_spread": 3})).read_text()
+    assert "&lt;b&gt;no group&lt;/b&gt; had spread" in text
+    assert "look at rollouts/" in text
+    assert "What was noticed" in text
 
 
 def test_page_of_a_run_without_a_step_says_so(tiny_recipe: Any) -> None:
