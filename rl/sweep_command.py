@@ -38,7 +38,9 @@ def sweep(
 
     ended = Runner(planned, say).run(jobs)
     failed = [one for one in ended if one.ending == "failed"]
-    interrupted = [one for one in ended if one.ending == "interrupted"]
+    if interrupted := [one for one in ended if one.ending == "interrupted"]:
+        say(f"interrupted: {len(interrupted)} runs are not finished. The same command goes on with them.")
+        return 130
     finished = [one.run.recipe.run_dir for one in ended if one.ending in ("finished", "was finished")]
     if len(finished) > 1:
         show_comparison(finished, planned.folder / "compare.html", as_json=as_json)
@@ -46,7 +48,4 @@ def sweep(
         sys.stdout.write(json.dumps({"configurations": [], "runs": [], "paired": []}) + "\n")
     for one in failed:
         say(f"failed: {one.run.name}{f', see {one.log}' if one.log else ''}")
-    if interrupted:
-        say(f"interrupted: {len(interrupted)} runs are not finished. The same command goes on with them.")
-        return 130
     return 1 if failed else 0

@@ -91,8 +91,8 @@ def line_svg(
 def stacked_svg(lines: Sequence[Line], *, unit: str) -> bytes:
     """Parts of a sum over the training step, one upon the other; a part without a value at a step is 0 there."""
     steps = sorted({step for line in lines for step, _ in line.points})
-    parts = [[dict(line.points).get(step, 0.0) for step in steps] for line in lines]
-    thin = [thinned(list(zip(steps, part, strict=True))) for part in parts]
+    known = [dict(line.points) for line in lines]
+    thin = [thinned([(step, part.get(step, 0.0)) for step in steps]) for part in known]
     with _canvas() as (figure, axes):
         axes.stackplot(
             [step for step, _ in thin[0]],

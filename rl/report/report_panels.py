@@ -144,7 +144,7 @@ def _drawn(panel: ReportPanel, by_step: Steps, present: Sequence[str], delta: fl
 
 def _points(by_step: Steps, name: str) -> list[tuple[int, float]]:
     """Finite values; those of the cold start, whose metrics count its own steps, are drawn in no picture."""
-    return [(step, values[name]) for step, values in by_step.items() if math.isfinite(values.get(name, math.nan))]
+    return [(step, values[name]) for step, values in by_step.items() if name in values and math.isfinite(values[name])]
 
 
 def _label(panel: ReportPanel, name: str) -> str:
