@@ -59,6 +59,11 @@ def assert_same(one: UpdateReport, other: UpdateReport, but: set[str]) -> None:
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-8, err_msg=name)
     for first, second in zip(one.kl_tokens, other.kl_tokens, strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-8)
+    for mine, others in zip(one.tokens, other.tokens, strict=True):
+        np.testing.assert_allclose(mine.log_ratio_T, others.log_ratio_T, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(mine.entropy_T, others.entropy_T, rtol=1e-5)
+        assert np.array_equal(mine.role_T, others.role_T)
+        assert np.array_equal(mine.flips, others.flips)
 
 
 @settings(deadline=None, max_examples=8)

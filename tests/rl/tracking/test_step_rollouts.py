@@ -12,16 +12,16 @@ from samepath.model.text.renderer import PieceKind
 from samepath.model.text.tokenizer import Tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.batch.score_groups import training_batch
-from samepath.rl.batch.train_batch import UpdateReport
+from samepath.rl.batch.train_batch import TokenReport, UpdateReport
 from samepath.rl.diagnostics.conversations import conversation_metrics
 from samepath.rl.recipe.algorithm import AlgorithmSettings
 from samepath.rl.tracking.jsonl import plain, rollout_from_plain
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rl.tracking.tracked_rollout import TrackedCall
 from samepath.rollout.segments import as_call, as_calls, joined_segments
-from samepath.rollout.types import Group, ToolRecord
+from samepath.rollout.types import Group, Support, ToolRecord
 from tests.conversations import drawn_call, numbered, recomputed_call
-from tests.rl.sampled import group, rollout
+from tests.rl.sampled import group, rollout, segment
 
 TIMEOUT = Score(total=math.nan, status="timeout", detail="answer: no result within 5.0 s")
 
@@ -100,6 +100,43 @@ def test_tracked_rollouts_keep_texts_and_tokens_of_the_response_alone(tokenizer:
     assert tracked[1].sampler_logprobs == (-0.5, -1.0)
     assert (tracked[1].num_tokens, tracked[1].finish_reason) == (2, "stop")
     assert (tracked[0].tokens, tracked[0].num_tokens, tracked[0].finish_reason) == ((), 0, "")
+
+
+def test_tracked_rollouts_have_what_the_update_saw_of_their_own_tokens(tokenizer: Tokenizer) -> None:
+    """Number 2 of the batch, b/0, has one token, and its live router took expert 5; number 3, b/1, gave no loss."""
+    batch, by_group = training_batch(groups(), AlgorithmSettings())
+    assert batch is not None
+    lengths = [len(batch.sequences[place].segment.token_ids) - 2 for place in range(4)]
+    seen = tuple(
+        TokenReport(
+            log_ratio_T=np.full(count, np.nan if place == 3 else place / 8, np.float32),
+            entropy_T=np.full(count, 0.123456, np.float32),
+            role_T=np.full(count, (2, 1, 2, 0)[place]),
+            flips=np.array([[0, 0, 5]]) if place == 2 else np.zeros((0, 2), np.int64),
+        )
+        for place, count in enumerate(lengths)
+    )
+    tracked = tracked_rollouts(
+        7, groups(), by_group, batch, replace(report(4), tokens=seen, moe_layers=(3,)), tokenizer
+    )
+    trained = [tracked[place] for place in (1, 3, 4, 5)]
+    assert [one.log_ratios for one in trained] == [(0.0,) * lengths[0], (0.125,) * lengths[1], (0.25,) * lengths[2], ()]
+    assert [one.roles for one in trained] == ["t" * lengths[0], "m" * lengths[1], "t" * lengths[2], "o" * lengths[3]]
+    assert trained[2].entropies == (0.1235,) * lengths[2]
+    assert [one.routes is not None and one.routes.live for one in trained] == [(), (), ((0, 0, 5),), ()]
+    assert trained[2].routes is not None
+    assert trained[2].routes.layers == (3,)
+    assert tracked[2].roles == "", "it was in no update"
+    assert tracked[2].weight_versions == ((0, tracked[2].num_tokens),)
+
+
+def test_tracked_rollouts_say_from_how_many_candidates_each_token_was_drawn(tokenizer: Tokenizer) -> None:
+    drawn = segment((4, 5))
+    support = Support(counts=np.array([1, 2], np.int32), ids=np.array([4, 5, 6], np.int32))
+    made = rollout("a", 0, 1.0, segments=(replace(drawn, support=support),))
+    (one,) = tracked_rollouts(1, [replace(group("a"), rollouts=(made,))], {"a": np.zeros(1)}, None, None, tokenizer)
+    assert one.support_sizes == (1, 2)
+    assert one.weight_versions == ((0, 2),)
 
 
 def test_tracked_rollouts_without_an_update_have_rewards_and_no_measurements(tokenizer: Tokenizer) -> None:

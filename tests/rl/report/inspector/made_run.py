@@ -31,7 +31,12 @@ def some_rollouts(steps: int = 3, groups: int = 3, samples: int = 4) -> list[Tra
                     "response_text": f"Answer {number}" + (" NEEDLE\u0130" if number == 7 else ""),
                 }  # fmt: skip
                 if number == 9:
-                    one |= {"reward": math.nan, "reward_status": "timeout", "reward_detail": "no result within 5 s"}
+                    # One that failed may have a number all the same.
+                    one |= {
+                        "reward": math.nan if sample % 2 else 0.75,
+                        "reward_status": "timeout",
+                        "reward_detail": "no result within 5 s",
+                    }
                 made.append(tracked(step, group, sample, **one))
     return made
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from samepath.rl.report.inspector import step_columns
@@ -110,6 +110,16 @@ def test_index_takes_a_step_that_is_done_again_and_lets_one_go_that_is_set_aside
     assert rollout_at(index.snapshot, 0).response_text == "done again"
 
 
+def test_rollout_at_takes_no_other_rollout_that_stands_there_now(tmp_path: Path) -> None:
+    write(tmp_path, [tracked(1, 0, 0), tracked(1, 0, 1)])
+    index = index_of(tmp_path)
+    write(tmp_path, [tracked(1, 0, 1), tracked(1, 0, 0)])
+    with pytest.raises(RewrittenError, match="has changed"):
+        rollout_at(index.snapshot, 0)
+    index.refresh()
+    assert rollout_at(index.snapshot, 0).sample_index == 1
+
+
 def test_index_of_a_step_that_grows_has_all_of_it(tmp_path: Path) -> None:
     write(tmp_path / "whole", some_rollouts(steps=1))
     whole = (tmp_path / "whole" / "rollouts" / "step-00001.jsonl").read_bytes()
@@ -203,6 +213,8 @@ wild = st.text(st.characters(), max_size=30)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(texts=[("\ud800", "\ud801\x00", "<\udfff>", "\udc00")], spelled=True)
+@example(texts=[("\ud800", "\ud801\x00", "<\udfff>", "\udc00")], spelled=False)
 @given(texts=st.lists(st.tuples(wild, wild, wild, wild), min_size=1, max_size=4), spelled=st.booleans())
 def test_index_any_text_is_found_and_comes_back(
     tmp_path: Path, texts: list[tuple[str, str, str, str]], spelled: bool

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -185,8 +186,9 @@ def test_a_page_of_another_name_is_not_answered(server: InspectorServer) -> None
     assert asked(server, "/api/run", host=f"localhost:{server.server_port}")[0] == 200
 
 
-def test_answer_goes_out_in_one_piece(server: InspectorServer) -> None:
+def test_answer_goes_out_in_one_piece(server: InspectorServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """In two, the second waits for the delayed acknowledgement of the first, 40 ms."""
+    monkeypatch.setattr(socketserver._SocketWriter, "write", lambda *_: pytest.fail("sent piece by piece"))  # type: ignore[attr-defined]
     with socket.create_connection(("127.0.0.1", server.server_port), 10) as asking:
         asking.sendall(f"GET /api/run HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
         first = asking.recv(1 << 20)
