@@ -29,18 +29,24 @@ function valuesFor(one, id) {
 const liveExperts = (one, place) => one.routes && one.routes.live ? one.routes.live[Math.min(layer, one.routes.live.length - 1)][place] : undefined;
 const classOf = value => Array.isArray(value) ? value[0] : value;
 
+// A colour on light paper and its fellow on dark; text on it is INK.
+const tone = (hue, saturation, light, dark) => `light-dark(hsl(${hue} ${saturation}% ${light}%), hsl(${hue} ${0.75 * saturation}% ${dark}%))`;
+const INK = "light-dark(#111, #f4f4f4)";
 // CSS colour of a value; `limit` is the largest of the rollout, and what is no number has none.
 function shade(id, value, limit) {
   const { scale, hue } = COLOURS[id];
-  if (scale === "role") return `hsl(${ROLE_HUES[value]} 55% 82%)`;
-  if (scale === "class") return classOf(value) < 0 ? "" : `hsl(${(classOf(value) * 137.508 + 40) % 360} 62% 80%)`;
+  if (scale === "role") return tone(ROLE_HUES[value], 55, 82, 30);
+  if (scale === "class") return classOf(value) < 0 ? "" : tone((classOf(value) * 137.508 + 40) % 360, 62, 80, 34);
   const amount = number(value);
-  if (scale === "support") return amount === 0 ? "hsl(0 0% 80%)" : `hsl(30 85% ${94 - 34 * Math.min(Math.log(amount) / Math.log(Math.max(limit, 2)), 1)}%)`;
+  if (scale === "support") {
+    const share = Math.min(Math.log(amount) / Math.log(Math.max(limit, 2)), 1);
+    return amount === 0 ? tone(0, 0, 80, 42) : tone(30, 85, 94 - 34 * share, 17 + 23 * share);
+  }
   if (Number.isNaN(amount)) return scale === "signed" ? "" : shade(id, 0, limit);
   const share = Math.min(Math.abs(amount) / limit, 1);
-  if (scale === "signed") return `hsl(${amount < 0 ? 215 : 10} ${20 + 65 * share}% ${96 - 32 * share}%)`;
-  if (scale === "surprise") return `hsl(${130 - 130 * share} 75% 84%)`;
-  return `hsl(${hue} 80% ${96 - 34 * share}%)`;
+  if (scale === "signed") return tone(amount < 0 ? 215 : 10, 20 + 65 * share, 96 - 32 * share, 17 + 28 * share);
+  if (scale === "surprise") return tone(130 - 130 * share, 75, 84, 28);
+  return tone(hue, 80, 96 - 34 * share, 17 + 23 * share);
 }
 function limitOf(id, values) {
   if (COLOURS[id].scale === "surprise") return SURPRISE_NATS;
@@ -53,7 +59,7 @@ function painter(one) {
     if (place >= values.length) return;
     const paint = shade(colour, values[place], limit);
     piece.style.background = paint;
-    if (paint) piece.style.color = "#111";
+    if (paint) piece.style.color = INK;
     if (colour === "experts" && liveExperts(one, place)) piece.classList.add("flipped");
   };
 }
@@ -106,7 +112,7 @@ function legend(one) {
   if (!values.length) return [];
   const box = make("div", undefined, "legend dim"), { name, scale, unit } = COLOURS[colour], limit = limitOf(colour, values);
   box.append(make("b", name));
-  const swatch = (value, text) => { const piece = make("span", text, "token"); piece.style.background = shade(colour, value, limit); piece.style.color = "#111"; box.append(piece); };
+  const swatch = (value, text) => { const piece = make("span", text, "token"); piece.style.background = shade(colour, value, limit); piece.style.color = INK; box.append(piece); };
   if (scale === "class" || scale === "role") {
     const different = [...new Set(values.map(classOf))].filter(value => scale === "role" || value >= 0).sort((a, b) => a - b);
     for (const value of different.slice(0, 16)) swatch(value, scale === "role" ? ROLES[value] : String(value));
