@@ -3,6 +3,7 @@
 Axes: B rollouts, in the order of steps and of lines in each step's file.
 """
 
+import os
 import re
 import threading
 import time
@@ -78,7 +79,11 @@ class RolloutIndex:
             return self._refresh()
 
     def _refresh(self) -> bool:
-        states = self._states()
+        try:
+            states = self._states()
+        except OSError as error:
+            self.problem = f"{self._dir}: {error.strerror or error}"
+            return False
         gone = self._steps.keys() - states.keys()
         changed = [
             path for path, state in states.items() if path not in self._steps or self._steps[path].state != state
@@ -110,13 +115,23 @@ class RolloutIndex:
     def _states(self) -> dict[Path, FileState]:
         """State of every step's file, by path, in the order of steps."""
         found = {}
-        for path in sorted(self._dir.glob("step-*.jsonl") if self._dir.is_dir() else (), key=lambda path: path.name):
-            if STEP_FILE.fullmatch(path.name):
-                try:
-                    found[path] = FileState.of(path)
-                except OSError:
-                    continue
+        try:
+            with os.scandir(self._dir) as entries:
+                for entry in entries:
+                    if STEP_FILE.fullmatch(entry.name) and (state := _state(entry)) is not None:
+                        found[self._dir / entry.name] = state
+        except FileNotFoundError:
+            # The run has not finished a step yet.
+            return {}
         return dict(sorted(found.items(), key=lambda item: step_of(item[0])))
+
+
+def _state(entry: os.DirEntry[str]) -> FileState | None:
+    try:
+        found = entry.stat()
+    except FileNotFoundError:
+        return None
+    return FileState(size=found.st_size, changed_ns=found.st_mtime_ns)
 
 
 def step_of(path: Path) -> int:

@@ -4,6 +4,7 @@ import json
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
@@ -22,6 +23,8 @@ from samepath.rl.report.page import SCRIPTS_OF_ONE
 HOST = "127.0.0.1"
 LOOK_S = 1.0
 """How often the run's folder is looked at."""
+REST_FACTOR = 20
+"""Between two looks at least this many times as long as one took."""
 IDLE_S = 30.0
 """A connection without a question for this long is closed."""
 END_S = 5.0
@@ -87,8 +90,10 @@ class InspectorServer(ThreadingHTTPServer):
 
     def _follow(self) -> None:
         while not self._ended.is_set():
+            begun = time.monotonic()
             self.index.refresh()
-            self._ended.wait(LOOK_S)
+            # A run of very many steps takes a while to look at.
+            self._ended.wait(max(LOOK_S, REST_FACTOR * (time.monotonic() - begun)))
 
 
 class _Handler(BaseHTTPRequestHandler):

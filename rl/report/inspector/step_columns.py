@@ -27,12 +27,6 @@ class FileState:
     changed_ns: int
     """Time of its last change, nanoseconds since 1970."""
 
-    @classmethod
-    def of(cls, path: Path) -> "FileState":
-        """Of a file as it is now. Raises OSError."""
-        found = path.stat()
-        return cls(size=found.st_size, changed_ns=found.st_mtime_ns)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepColumns:

@@ -209,6 +209,20 @@ def test_index_leaves_foreign_files_alone(tmp_path: Path) -> None:
     assert "step-00002.jsonl" in index.problem
 
 
+def test_index_of_a_folder_that_cannot_be_read_says_so_and_keeps_what_it_knows(tmp_path: Path) -> None:
+    write(tmp_path, some_rollouts(steps=1))
+    index = index_of(tmp_path)
+    (tmp_path / "rollouts").rename(tmp_path / "moved")
+    (tmp_path / "rollouts").write_text("a file")
+    assert not index.refresh()
+    assert index.problem.startswith(str(tmp_path / "rollouts"))
+    assert len(index.snapshot) == 12
+    (tmp_path / "rollouts").unlink()
+    (tmp_path / "moved").rename(tmp_path / "rollouts")
+    index.refresh()
+    assert index.problem == ""
+
+
 wild = st.text(st.characters(), max_size=30)
 
 
