@@ -53,7 +53,7 @@ class Alerts:
             missing.append(
                 Alert(step=first_step, rule=STOPPED, event="ends", seen=f"the run went on from step {first_step}")
             )
-        if first_step or ended:
+        if done or ended:
             missing.append(Alert(step=first_step, rule=RESUMED, event="note", seen=f"went on from step {first_step}"))
         return self._said(missing)
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator
-from statistics import median
 
 from samepath.rl.alerts.rule import Look, Metrics, Rule
 from samepath.rl.alerts.windows import Beginning, RewardTrend
@@ -11,7 +10,7 @@ from samepath.rl.recipe.engine_demands import gap_problem
 from samepath.rl.recipe.recipe import Recipe
 
 KL_STEPS = 10
-"""Steps whose median a jump of the KL is told from."""
+"""Steps whose largest KL a jump is told from: early on a healthy one doubles from step to step."""
 KL_JUMP_NATS = 0.05
 """A smaller KL does not jump, whatever it was before; nats per token."""
 ABOVE = {"policy/off_policy_p50": 0.5, "policy/off_policy_p90": 0.1, "policy/off_policy_p99": 0.01}
@@ -205,7 +204,7 @@ class KlRunaway:
         kl = metrics.get("kl/reference_unbiased")
         if kl is None:
             return None
-        usual = median(self._before) if len(self._before) == KL_STEPS else None
+        usual = max(self._before) if len(self._before) == KL_STEPS else None
         jumps = usual is not None and kl > max(KL_JUMP_NATS, self._factor * usual)
         if not jumps:
             # What it jumped from stays what it is compared with.
@@ -213,7 +212,7 @@ class KlRunaway:
         if kl > self._limit:
             return f"kl/reference_unbiased is {kl:.3g} nats per token, above {self._limit:g}"
         return (
-            f"kl/reference_unbiased jumped to {kl:.3g} nats per token from {usual:.3g}, the median before"
+            f"kl/reference_unbiased jumped to {kl:.3g} nats per token from {usual:.3g} at most in the {KL_STEPS} steps before"
             if jumps
             else ""
         )

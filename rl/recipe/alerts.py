@@ -71,9 +71,9 @@ class AlertSettings(BaseModel):
         description="steps at the beginning that entropy and length are compared with, and in a row after which they are said",
     )
     kl_runaway: bool = Field(True, description="say when the KL to the reference runs away")
-    kl_runaway_nats: float = Field(1.0, gt=0, le=1000, description="KL above which that is said, nats per token")
+    kl_runaway_nats: float = Field(2.0, gt=0, le=1000, description="KL above which that is said, nats per token")
     kl_runaway_factor: float = Field(
-        10.0, gt=1, le=1e6, description="or so many times the median of the ten steps before, from 0.05 nats on"
+        5.0, gt=1, le=1e6, description="or so many times the largest of the ten steps before, from 0.05 nats on"
     )
     kl_runaway_steps: int = Field(2, ge=1, le=1000, description="steps in a row after which it is said")
     reference_moves: bool = Field(

@@ -188,9 +188,9 @@ CASES = [
     ),
     Case(
         rule="kl_runaway",
-        changes=from_step(5, {"kl/reference_unbiased": 1.5}),
+        changes=from_step(5, {"kl/reference_unbiased": 2.5}),
         begins=6,
-        says="kl/reference_unbiased is 1.5 nats per token, above 1",
+        says="kl/reference_unbiased is 2.5 nats per token, above 2",
     ),
     Case(
         rule="reference_moves",

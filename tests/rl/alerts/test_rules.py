@@ -83,7 +83,7 @@ THRESHOLDS: dict[str, tuple[str, str, Callable[[int], Changes], int]] = {
     "entropy_collapse_share": ("0.05", "entropy_collapse", BY_RULE["entropy_collapse"].changes, 12),
     "length_runaway_factor": ("4", "length_runaway", BY_RULE["length_runaway"].changes, 12),
     "baseline_steps": ("8", "length_runaway", BY_RULE["length_runaway"].changes, 12),
-    "kl_runaway_nats": ("2", "kl_runaway", BY_RULE["kl_runaway"].changes, 6),
+    "kl_runaway_nats": ("3", "kl_runaway", BY_RULE["kl_runaway"].changes, 6),
     "kl_runaway_factor": ("100", "kl_runaway", lambda step: {"kl/reference_unbiased": 0.02 if step < 11 else 0.5}, 12),
     "kl_runaway_steps": ("9", "kl_runaway", BY_RULE["kl_runaway"].changes, 12),
     "memory_growth_share": ("0.4", "memory_growth", BY_RULE["memory_growth"].changes, 40),
