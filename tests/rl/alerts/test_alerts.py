@@ -8,13 +8,15 @@ from pathlib import Path
 from samepath.rewards.score import Score
 from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.alerts.book import read_alerts, rewind_alerts
+from samepath.rl.alerts.diagnosis import diagnose
 from samepath.rl.tracking.alert import Alert
 from samepath.rl.tracking.sink import Sink
 from samepath.rl.tracking.tracker import Tracker
 from tests.rl.alerts.folders import Attempt
-from tests.rl.alerts.series import Changes, from_step
+from tests.rl.alerts.series import CASES, Changes, from_step
 from tests.rl.sampled import group
 
+BY_RULE = {case.rule: case for case in CASES}
 TRUNCATED: Changes = {"rollout/truncated": 1.0}
 
 
@@ -102,6 +104,13 @@ def test_alert_that_a_kill_kept_from_being_written_is_written_by_the_run_that_go
     second = Attempt(recipe, first_step=4)
     assert [line.partition(":")[2][:11] for line in second.said] == [" truncated:"]
     assert [(one.step, one.rule) for one in read_alerts(recipe.run_dir)] == [(4, "truncated"), (4, "resumed")]
+
+
+def test_memory_of_the_process_before_is_not_compared_with_this_ones(tiny_recipe) -> None:
+    recipe, changes = tiny_recipe(), BY_RULE["memory_growth"].changes
+    Attempt(recipe).steps(range(1, 26), changes)
+    assert Attempt(recipe, first_step=25).steps(range(26, 60), changes).said == []
+    assert diagnose(recipe.run_dir).findings[0].rule == "died"
 
 
 def test_rewind_takes_out_what_later_steps_said(tiny_recipe) -> None:

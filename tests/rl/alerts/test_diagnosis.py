@@ -46,6 +46,17 @@ def test_findings_come_in_the_order_in_which_they_began(tiny_recipe) -> None:
     assert lines[4].startswith("2. step 4: truncated: 100% of the responses")
 
 
+def test_what_began_first_stands_first_even_if_it_holds_to_the_end(tiny_recipe) -> None:
+    def changes(step: int) -> Changes:
+        return {"rollout/truncated": float(step > 1), "policy/gap_at_lag_0": 1e-5 * (step == 3)}
+
+    run_dir = Attempt(tiny_recipe("rl.steps=5")).steps(range(1, 6), changes).ended("FINISHED")
+    assert [(one.step, one.rule, one.over_at) for one in diagnose(run_dir).findings] == [
+        (2, "truncated", None),
+        (3, "gap", 4),
+    ]
+
+
 def test_healthy_run_has_status_0(tiny_recipe) -> None:
     run_dir = Attempt(tiny_recipe("rl.steps=4")).steps(range(1, 5), lambda step: {}).ended("FINISHED")
     status, printed = doctor(str(run_dir))

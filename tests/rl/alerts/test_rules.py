@@ -224,3 +224,13 @@ def test_page_has_a_row_for_every_rule_and_names_settings_that_exist() -> None:
     named = re.findall(r"`((?!test_)\w+_(?:steps|share|drop|nats|sequences))`", page)
     assert len(named) > 5
     assert [name for name in named if name not in AlertSettings.model_fields] == []
+
+
+def test_parts_that_fall_together_have_not_parted(tiny_recipe) -> None:
+    changes = lambda step: {"reward/part.short": 0.9 - step / 45, "reward/mean": 0.9 - step / 45}  # noqa: E731
+    assert begun(tiny_recipe(), changes, 20) == {}
+
+
+def test_step_without_spread_needs_no_gradient(tiny_recipe) -> None:
+    changes: Changes = {"learner/grad_norm": 0.0, "reward/groups_no_spread": 1.0, "reward/std": 0.0}
+    assert begun(tiny_recipe(), lambda step: changes, 4) == {}
