@@ -234,3 +234,14 @@ def test_parts_that_fall_together_have_not_parted(tiny_recipe) -> None:
 def test_step_without_spread_needs_no_gradient(tiny_recipe) -> None:
     changes: Changes = {"learner/grad_norm": 0.0, "reward/groups_no_spread": 1.0, "reward/std": 0.0}
     assert begun(tiny_recipe(), lambda step: changes, 4) == {}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_memory_that_settles_in_its_first_ten_steps_does_not_grow(restarted: bool, tiny_recipe) -> None:
+    watch = Watch(rules_of(tiny_recipe("alerts.memory_growth_steps=9")))
+    if restarted:
+        for step in range(1, 30):
+            watch.step(step, HEALTHY)
+        watch.restart()
+    settling = [{**HEALTHY, "memory/driver_gib": min(1.0, 0.1 * step)} for step in range(1, 40)]
+    assert [alert for step, metrics in enumerate(settling, 30) for alert in watch.step(step, metrics)] == []
