@@ -44,10 +44,11 @@ def test_wheel_holds_every_module_of_the_five_folders_and_no_other(wheel: Path) 
     packed = sorted(name for name in names_of(wheel) if name.startswith("samepath/"))
     modules = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     cuda_sources = list((ROOT / "kernels").rglob("*.cu"))
-    page = [path for path in (ROOT / "rl").rglob("*") if path.suffix in (".html", ".css", ".js")]
+    page = [path for path in (ROOT / "rl").rglob("*") if path.suffix in (".html", ".css", ".js", ".yaml")]
     sources = sorted(f"samepath/{path.relative_to(ROOT).as_posix()}" for path in modules + cuda_sources + page)
     assert cuda_sources
-    assert len(page) == 14
+    assert len(page) == 16
+    assert sorted(set(packed) ^ set(sources)) == []
     assert packed == sources
 
 
