@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import character_tokenizer
 from samepath.rewards.score import Score
 from samepath.rl.alerts.first_failures import failures
+from samepath.rl.alerts.rules import rules_of
+from samepath.rl.alerts.watch import Watch
 from samepath.rl.batch.score_groups import training_batch
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.rollouts import rollout_metrics
@@ -20,8 +23,10 @@ from samepath.rl.learner.optimizer import Optimizer
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.algorithm import AlgorithmSettings
+from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.learner import LearnerSettings
 from samepath.rl.recipe.optimizer import OptimizerSettings
+from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.tracking.step_rollouts import tracked_rollouts
 from samepath.rollout.types import Group, Segment
 from tests.conftest import ALPHABET, tiny_model
@@ -29,6 +34,7 @@ from tests.families import family_model
 from tests.rl.sampled import group, segment
 from tests.update_runs import Descent, rollout_batch, updater
 
+RECIPE = load_recipe(Path(__file__).parents[3] / "recipes" / "quickstart.yaml", [], Recipe)
 TOKENIZER = character_tokenizer(ALPHABET)
 BAD = Score(total=float("nan"), status="error", detail="own: KeyError")
 MODELS = {"sparse experts": tiny_model, "dense": lambda: family_model("llama")}
@@ -67,6 +73,8 @@ def run_step(
     metrics = rollout_metrics(groups, 0) | ({} if report is None else report.metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     list(failures(groups, {}, 1))
+    # Whatever is left out of a step's metrics, the rules take it.
+    Watch(rules_of(RECIPE)).step(1, metrics)
     assert len(tracked_rollouts(1, groups, by_group, batch, report, TOKENIZER)) == sum(
         len(one.rollouts) for one in groups
     )
