@@ -62,8 +62,8 @@ HOUSE: dict[str, str] = {
         overlapped_loop
         training
         run sweep/
-        preview preview_conversation notebook measure resampling replay_run
-        eval_command sample_command export_command compare_command sweep_command init_command validate_command inspect_command doctor_command starter/ completion/
+        preview preview_conversation notebook measure resampling replay_run doctor_command
+        eval_command sample_command export_command compare_command sweep_command init_command validate_command inspect_command starter/ completion/
         cli
     """,
 }
