@@ -63,6 +63,7 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
                     "state": run.state.phase,
                     "steps": run.steps,
                     "done": run.done,
+                    "alerts": dict(run.state.alerts),
                     "figures": figures_of_run(run),
                 }
                 for group, run in comparison.runs

@@ -35,7 +35,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     rows = run_rows(comparison)
     yield _table(
         "Runs",
-        ["run", "", "seed", "steps", "state", "accuracy, last", "best"],
+        ["run", "", "seed", "steps", "state", "accuracy, last", "best", "alerts"],
         [
             [
                 run["name"],
@@ -45,6 +45,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
                 run["state"],
                 run["last"],
                 run["best"],
+                run["alerts"],
             ]
             for run in rows
         ],
@@ -81,6 +82,7 @@ def run_rows(comparison: Comparison) -> list[Mapping[str, str]]:
             "steps": str(run.steps),
             "state": run.state.phase if run.finished else f"not finished ({run.state.phase})",
             "last": _last(run),
+            "alerts": ", ".join(run.state.alerts) or "none",
             "best": NOTHING if run.best is None else f"{run.best[1]:.3f} at step {run.best[0]}",
         }
         for group, run in comparison.runs

@@ -15,12 +15,13 @@ def made_run(
     metrics: Mapping[int, Mapping[str, float]],
     right: Mapping[int, str] | None = None,
     phase: str = "finished",
+    alerts: Mapping[str, int] | None = None,
 ) -> Path:
     """The folder of a run with these metrics by step; `right` says by step which of the held-out prompts p0, p1, … are right, 1 or 0."""
     run_dir = recipe.run_dir
     run_dir.mkdir(parents=True)
     (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
-    RunState(phase=phase).save(run_dir)
+    RunState(phase=phase, alerts=dict(alerts or {})).save(run_dir)
     lines = [json.dumps({"step": step, "metrics": dict(values)}) for step, values in metrics.items()]
     (run_dir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     for step, marks in (right or {}).items():

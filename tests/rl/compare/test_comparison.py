@@ -13,7 +13,7 @@ from samepath.rl.compare.comparison import Comparison, as_plain, compare
 from samepath.rl.compare.page import group_line, write_comparison
 from samepath.rl.compare.paired import paired_with_first
 from samepath.rl.compare.runs import NoRunError, grouped, read_run
-from samepath.rl.compare.tables import figure_rows, letter_of, missing_lines, paired_rows
+from samepath.rl.compare.tables import figure_rows, letter_of, missing_lines, paired_rows, run_rows
 from samepath.rl.evaluation.outcomes import Outcomes, OutcomesError, read_outcomes, write_outcomes
 from tests.rl.compare.made_runs import made_run
 
@@ -204,6 +204,18 @@ def test_command_prints_tables_or_json_and_writes_the_page_beside_the_runs(runs:
     assert read["paired"][0]["over_prompts"]["mean"] == pytest.approx(0.2)
     assert read["runs"][0]["figures"]["entropy"] is None
     assert as_plain(compare(runs))["runs"] == read["runs"]
+
+
+def test_run_that_is_not_finished_is_said_to_be_so_with_the_alerts_that_hold(tiny_recipe: Any) -> None:
+    one = made_run(tiny_recipe("name=a", "rl.steps=5"), curve(1.0), phase="training", alerts={"no_spread": 3})
+    two = made_run(tiny_recipe("name=b", "rl.steps=1"), curve(1.0))
+    rows = run_rows(compare([one, two]))
+    assert [(row["state"], row["done"], row["alerts"]) for row in rows] == [
+        ("not finished (training)", "1", "no_spread"),
+        ("finished", "1", "none"),
+    ]
+    read = json.loads(called("compare", str(one), str(two), "--json"))
+    assert [(run["state"], run["alerts"]) for run in read["runs"]] == [("training", {"no_spread": 3}), ("finished", {})]
 
 
 def test_command_refuses_one_run_and_what_is_no_run(runs: list[Path], tmp_path: Path) -> None:
