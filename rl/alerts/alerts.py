@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from samepath.rl.alerts.book import read_alerts
+from samepath.rl.alerts.book import RESUMED, STOPPED, read_alerts, resumptions
 from samepath.rl.alerts.first_failures import failures
 from samepath.rl.alerts.rule import Metrics
 from samepath.rl.alerts.rules import rules_of
@@ -15,10 +15,6 @@ from samepath.rl.tracking.jsonl import read_metrics
 from samepath.rl.tracking.tracker import Tracker
 from samepath.rollout.types import Group
 
-RESUMED = "resumed"
-"""Rule of a note where another process went on with the run."""
-STOPPED = "stopped"
-"""Rule of what ended a run before its last step."""
 MAX_MESSAGE_CHARS = 4000
 
 
@@ -99,8 +95,3 @@ class Alerts:
         if kept:
             self._tracker.log_alerts(kept, self.holding)
         return [alert.line() for alert in kept if alert.rule not in (RESUMED, STOPPED)]
-
-
-def resumptions(alerts: Iterable[Alert]) -> list[int]:
-    """Steps behind which another process went on."""
-    return [alert.step for alert in alerts if alert.rule == RESUMED]

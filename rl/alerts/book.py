@@ -1,11 +1,17 @@
 """`alerts.jsonl` of a run's folder: what began, ended or was noted, a line each, in the order of steps."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from samepath.model.durable_file import replace_file, whole_lines
 from samepath.rl.run_folder import ALERTS_FILE
 from samepath.rl.tracking.alert import Alert, alert_of
+
+RESUMED = "resumed"
+"""Rule of a note where another process went on with the run."""
+STOPPED = "stopped"
+"""Rule of what ended a run before its last step."""
 
 
 def read_alerts(run_dir: Path) -> list[Alert]:
@@ -29,3 +35,8 @@ def rewind_alerts(run_dir: Path, step: int) -> None:
     if path.is_file():
         kept = [alert for alert in read_alerts(run_dir) if alert.step <= step]
         replace_file(path, "".join(json.dumps(alert.plain(), ensure_ascii=False) + "\n" for alert in kept))
+
+
+def resumptions(alerts: Iterable[Alert]) -> list[int]:
+    """Steps behind which another process went on."""
+    return [alert.step for alert in alerts if alert.rule == RESUMED]

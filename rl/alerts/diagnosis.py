@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samepath.rl.alerts.alerts import STOPPED, resumptions
-from samepath.rl.alerts.book import read_alerts
+from samepath.rl.alerts.book import STOPPED, read_alerts, resumptions
 from samepath.rl.alerts.rules import rules_of
 from samepath.rl.alerts.watch import Watch, shown_again
 from samepath.rl.recipe.recipe import Recipe

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from samepath.rl.alerts.rule import Look, Metrics, Rule
-from samepath.rl.diagnostics.rollouts import metric_name
+from samepath.rl.diagnostics.metric_name import metric_name
 from samepath.rl.recipe.alerts import AlertSettings
 from samepath.rl.recipe.recipe import Recipe
 

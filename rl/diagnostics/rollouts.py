@@ -1,6 +1,5 @@
 """What one batch of rollouts reports: rewards by part and status, group spread, lengths, truncation, weight lag."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from samepath.rewards.score import Status
 from samepath.rl.diagnostics.conversations import conversation_metrics
+from samepath.rl.diagnostics.metric_name import metric_name
 from samepath.rl.diagnostics.segments import segment_metrics
 from samepath.rl.diagnostics.step import quantiles
 from samepath.rollout.types import Group, Rollout
@@ -36,11 +36,6 @@ def rollout_metrics(groups: Sequence[Group], learner_version: int, full_reward: 
         **segment_metrics(groups),
         **conversation_metrics(groups),
     }
-
-
-def metric_name(part: str) -> str:
-    """The part of a metric's name that a free text becomes: letters, digits, `_`, `-` and `.`, everything else `_`."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", part)
 
 
 def _totals(rollouts: Iterable[Rollout]) -> NDArray[np.float64]:

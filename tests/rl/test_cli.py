@@ -10,6 +10,7 @@ import pytest
 from samepath.rl import cli
 from samepath.rl.learner.checkpoints import CheckpointError
 from samepath.rl.learner.lost import LearnerLostError
+from tests.rl.alerts.folders import Attempt
 
 HEAVY = {"torch", "transformers", "numpy", "ray", "mlflow", "vllm", "triton", "accelerate", "pyarrow", "datasets"}
 COMPLETE = ("complete", "--", "run", "x.yaml", "rl.st")
@@ -72,6 +73,16 @@ def test_run_where_a_file_is_in_the_way_says_so_in_a_sentence(tmp_path: Path) ->
 def test_command_on_a_folder_without_a_run_says_so_in_a_sentence(command: str, tmp_path: Path) -> None:
     status, printed, said, loaded = called(command, str(tmp_path))
     assert (status, printed, said) == (1, "", f"error: {tmp_path} is no run folder: it has no recipe.yaml\n")
+    assert loaded & HEAVY == set()
+
+
+def test_doctor_of_a_run_loads_no_heavy_package(tiny_recipe) -> None:
+    run_dir = (
+        Attempt(tiny_recipe("rl.steps=2")).steps([1, 2], lambda step: {"rollout/truncated": 1.0}).ended("FINISHED")
+    )
+    status, printed, said, loaded = called("doctor", str(run_dir))
+    assert (status, said) == (1, "")
+    assert "1. step 1: truncated: 100% of the responses" in printed
     assert loaded & HEAVY == set()
 
 

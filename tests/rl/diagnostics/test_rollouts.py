@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from samepath.rewards.score import Score
-from samepath.rl.diagnostics.rollouts import metric_name, rollout_metrics
+from samepath.rl.diagnostics.metric_name import metric_name
+from samepath.rl.diagnostics.rollouts import rollout_metrics
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.types import Group, Prompt, Rollout, Segment
 
