@@ -7,6 +7,7 @@ from samepath.rl.learner.checkpoints import checkpoint_folder, drop_others
 from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.progress import ProgressDisplay
+from samepath.rl.run_folder import REFERENCE
 from samepath.rl.run_state import Best, RunState
 from samepath.rl.tracking.tracker import Tracker
 
@@ -115,5 +116,10 @@ class Saving:
 
     def _name_best(self) -> None:
         """Name the best in `run.json`, if its checkpoint is whole; that of step 0 is the reference."""
-        if self._best is not None and (self._best.step == 0 or self._best.step in self.state.marks):
-            self.state.best = self._best
+        best = self._best
+        if best is None or best == self.state.best or (best.step and best.step not in self.state.marks):
+            return
+        self.state.best = best
+        run_dir = self.recipe.run_dir
+        folder = checkpoint_folder(run_dir, best.step) if best.step else run_dir / REFERENCE
+        self.tracker.log_best(best.step, folder, best.accuracy)

@@ -77,6 +77,12 @@ class JsonlSink(Sink):
             self._attempts[-1]["checkpoint"] = {"step": step, "path": str(path)}
             self._write_book()
 
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        """Note it beside the newest checkpoint."""
+        if self._attempts:
+            self._attempts[-1]["best_checkpoint"] = {"step": step, "path": str(path), "accuracy": accuracy}
+            self._write_book()
+
     def finish(self, status: RunStatus) -> None:
         """Note how the attempt ended, where the disk takes it."""
         if self._attempts:

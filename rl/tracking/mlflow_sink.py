@@ -105,6 +105,13 @@ class MlflowSink(Sink):
         """Note the newest checkpoint as tags of the run."""
         self._put("checkpoint", {"step": step, "path": str(path.resolve())})
 
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        """Note it as tags of the run."""
+        self._put(
+            "tags",
+            {"tags": {"best.step": str(step), "best.path": str(path.resolve()), "best.accuracy": f"{accuracy:.6g}"}},
+        )
+
     def links(self) -> dict[str, str]:
         """Return links to the run's pages; empty while the store has not answered."""
         return links(self._uri, self._store.experiment_id, self._store.run_id) if self._store.run_id else {}

@@ -57,6 +57,9 @@ class Sink:
     def log_checkpoint(self, step: int, path: Path) -> None:
         """Note where the checkpoint of a step lies; its content is not copied."""
 
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        """Note which checkpoint has the best held-out accuracy so far."""
+
     def links(self) -> dict[str, str]:
         """Return addresses of pages that show this run, by name; empty where there are none (yet)."""
         return {}

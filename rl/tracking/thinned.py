@@ -52,6 +52,10 @@ class Thinned(Sink):
         """Pass on."""
         self._sink.log_checkpoint(step, path)
 
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        """Pass on."""
+        self._sink.log_best(step, path, accuracy)
+
     def links(self) -> dict[str, str]:
         """The sink's pages."""
         return self._sink.links()

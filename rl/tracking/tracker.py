@@ -69,6 +69,11 @@ class Tracker:
         for sink in self._sinks:
             sink.log_checkpoint(step, path)
 
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        """Note which checkpoint has the best held-out accuracy so far."""
+        for sink in self._sinks:
+            sink.log_best(step, path, accuracy)
+
     def links(self) -> dict[str, str]:
         """Return the pages of all sinks, by name."""
         return {name: link for sink in self._sinks for name, link in sink.links().items()}

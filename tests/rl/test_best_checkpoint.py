@@ -40,13 +40,13 @@ class Saver:
         return wait or self.done
 
 
-def saving_of(recipe: Any, learner: Any) -> Saving:
+def saving_of(recipe: Any, learner: Any, book: Book | None = None) -> Saving:
     recipe.run_dir.mkdir(parents=True)
     state = RunState()
     return Saving(
         recipe=recipe,
         learner=learner,
-        tracker=Tracker([Book()]),
+        tracker=Tracker([book or Book()]),
         display=ProgressDisplay(total_steps=9),
         state=state,
         newest=-1,
@@ -60,14 +60,15 @@ def after_each(saving: Saving, accuracies: dict[int, float]) -> None:
 
 
 def test_evaluation_that_is_a_new_best_begins_a_checkpoint_and_an_equal_or_missing_one_does_not(tiny_recipe) -> None:
-    learner = Saver()
-    saving = saving_of(tiny_recipe("checkpoint.every=3"), learner)
+    learner, book = Saver(), Book()
+    saving = saving_of(tiny_recipe("checkpoint.every=3"), learner, book)
     saving.evaluated(0, 0.5)
     assert saving.state.best == Best(step=0, accuracy=0.5), "the reference is whole already"
     after_each(saving, {1: 0.4, 2: 0.6, 3: 0.6, 4: math.nan, 5: 0.7, 6: 0.1})
     assert learner.asked == [(2, 2), (3, 2), (5, 5), (6, 5)]
     assert saving.state.best == Best(step=5, accuracy=0.7)
     assert [saving.due(step) for step in (4, 5, 9)] == [False, True, True]
+    assert book.best == [(0, "reference", 0.5), (2, "step-000002", 0.6), (5, "step-000005", 0.7)]
 
 
 def test_best_is_named_once_its_checkpoint_is_whole_and_the_one_before_until_then(tiny_recipe) -> None:

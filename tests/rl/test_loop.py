@@ -27,6 +27,7 @@ class Book(Sink):
     def __init__(self) -> None:
         self.metrics: dict[int, dict[str, float]] = {}
         self.checkpoints: list[int] = []
+        self.best: list[tuple[int, str, float]] = []
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.metrics[step] = dict(metrics)
@@ -34,6 +35,9 @@ class Book(Sink):
     def log_checkpoint(self, step: int, path: Path) -> None:
         assert path.name == f"step-{step:06d}"
         self.checkpoints.append(step)
+
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        self.best.append((step, path.name, accuracy))
 
 
 class Saver:

@@ -117,12 +117,14 @@ def test_jsonl_rollouts_resumed_attempt_replaces_step_and_one_attempt_appends(tm
 def test_jsonl_book_lists_attempts_with_status_and_checkpoint(tmp_path: Path) -> None:
     first = started(tmp_path)
     first.log_checkpoint(10, tmp_path / "c10")
+    first.log_best(8, tmp_path / "c8", 0.5)
     first.finish("KILLED")
     started(tmp_path, "abc").finish("FINISHED")
     book = json.loads((tmp_path / "tracking.json").read_text())
     assert book["run_id"] == "abc"
     assert [attempt["status"] for attempt in book["attempts"]] == ["KILLED", "FINISHED"]
     assert book["attempts"][0]["checkpoint"] == {"step": 10, "path": str(tmp_path / "c10")}
+    assert book["attempts"][0]["best_checkpoint"] == {"step": 8, "path": str(tmp_path / "c8"), "accuracy": 0.5}
 
 
 def test_jsonl_unwritable_folder_warns_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

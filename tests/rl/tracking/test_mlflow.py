@@ -108,6 +108,7 @@ def run(runs_dir: Path, client: MlflowClient) -> Run:
     tracker.log_artifact(runs_dir / "report.html")
     tracker.log_artifact(runs_dir / "missing.html")
     tracker.log_checkpoint(2, runs_dir / "quick" / "checkpoint-2")
+    tracker.log_best(1, runs_dir / "quick" / "checkpoint-1", 0.625)
     begins = Alert(step=1, rule="gap", event="begins", seen="a gap of 1 nat", cause="stale weights")
     note = Alert(step=1, rule="first_failure", event="note", seen="first " + "x" * 9000, about="reward/status.error")
     tracker.log_alerts([begins, note], {"gap": 1})
@@ -133,6 +134,8 @@ def test_mlflow_run_has_params_tags_and_status(run: Run) -> None:
     }  # fmt: skip
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
     assert run.data.tags["checkpoint.step"] == "2"
+    assert (run.data.tags["best.step"], run.data.tags["best.accuracy"]) == ("1", "0.625")
+    assert run.data.tags["best.path"].endswith("checkpoint-1")
 
 
 def test_mlflow_tags_say_which_alerts_hold_and_what_each_said(run: Run) -> None:

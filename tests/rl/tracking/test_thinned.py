@@ -54,5 +54,6 @@ def test_thinned_hands_on_everything_else() -> None:
     sink.log_alerts([ALERT], {"gap": 3})
     sink.log_artifact(Path("x.png"))
     sink.log_checkpoint(5, Path("step-5"))
-    assert [entry[1] for entry in book] == ["start", "alerts", "artifact", "checkpoint"]
+    sink.log_best(5, Path("step-5"), 0.5)
+    assert [entry[1] for entry in book] == ["start", "alerts", "artifact", "checkpoint", "best"]
     assert sink.links() == {"a": "http://a"}

@@ -37,6 +37,9 @@ class Spy(Sink):
     def log_checkpoint(self, step: int, path: Path) -> None:
         self.book.append((self.name, "checkpoint", step, path))
 
+    def log_best(self, step: int, path: Path, accuracy: float) -> None:
+        self.book.append((self.name, "best", step, path, accuracy))
+
     def links(self) -> dict[str, str]:
         return {self.name: f"http://{self.name}"}
 
@@ -65,6 +68,7 @@ def test_every_call_reaches_every_sink_in_order_and_the_end_comes_once() -> None
     tracker.log_alerts([ALERT], {"gap": 3})
     tracker.log_artifact(Path("x.png"))
     tracker.log_checkpoint(3, Path("c"))
+    tracker.log_best(2, Path("b"), 0.5)
     tracker.finish("KILLED")
     tracker.finish("FINISHED")
     wanted = [
@@ -73,6 +77,7 @@ def test_every_call_reaches_every_sink_in_order_and_the_end_comes_once() -> None
         ("alerts", ["gap"], {"gap": 3}),
         ("artifact", Path("x.png")),
         ("checkpoint", 3, Path("c")),
+        ("best", 2, Path("b"), 0.5),
         ("finish", "KILLED"),
     ]
     assert book == [(name, *call) for call in wanted for name in ("a", "b")]
