@@ -80,6 +80,8 @@ def unpacked(kept: TrackedRoutes) -> dict[str, Any]:
     except zlib.error as error:
         raise ValueError(f"routes cannot be unpacked: {error}") from error
     chosen_TLX = chosen.reshape(-1, len(kept.layers), kept.experts)
+    if any(len(row) != 2 + kept.experts or not 0 <= row[1] < len(kept.layers) for row in kept.live):
+        raise ValueError(f"live routes must be (token, layer, {kept.experts} experts); got {kept.live}")
     live: list[dict[int, list[int]]] = [{} for _ in kept.layers]
     for token, layer, *experts in kept.live:
         live[layer][token] = list(experts)

@@ -81,9 +81,16 @@ def test_unpacked_refuses_what_is_none() -> None:
         NO_FLIPS,
     )
     assert kept is not None
-    for chosen in ("%%%", "AAAA", ""):
+    for changes in (
+        {"chosen": "%%%"},
+        {"chosen": "AAAA"},
+        {"chosen": ""},
+        {"live": ((0, 1, 0),)},
+        {"live": ((0,),)},
+        {"experts": 0},
+    ):
         with pytest.raises(ValueError):
-            unpacked(replace(kept, chosen=chosen))
+            unpacked(replace(kept, **changes))  # type: ignore[arg-type]
 
 
 def test_role_letters_name_what_became_of_each_token() -> None:
