@@ -27,7 +27,7 @@ def test_resume_run_goes_on_when_a_worker_dies_after_its_checkpoint_was_removed(
     cut = tiny_recipe("name=cut", *SMALL)
     pools: list[ProcessPool] = []
 
-    def beside(folder: Path, engine: Any, workers: Any, placement: Any, recipe_dir: Path) -> ProcessPool:
+    def beside(folder: Path, engine: Any, workers: Any, placement: Any, recipe_dir: Path, ranks: None) -> ProcessPool:
         variables = worker_environment(engine, workers, import_path(recipe_dir))
         pools.append(ProcessPool(folder, engine, workers, child_environment(variables)))
         return pools[0]

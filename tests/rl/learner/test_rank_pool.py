@@ -80,13 +80,18 @@ def test_weights_offered_while_samples_are_under_way_are_taken_by_both(pools: Po
     pools.both.submit(asked(40, tokens=45))
     pools.learn()
     pools.both.offer_weights(pools.learner.weights(), pools.version, "continue")
-    of_each = [set(groups) for groups in pools.both._under_way]
+    of_each: list[set[str]] = [set(), set()]
+    groups: list[Group] = []
+    while len(groups) < 40:
+        for seen, under_way in zip(of_each, pools.both._under_way, strict=True):
+            seen |= set(under_way)
+        groups += pools.both.poll(1.0)
     newest = {
-        group.group_id: max(int(one.segments[-1].weight_version.max()) for one in group.rollouts)
-        for group in pools.drained(40)
+        group.group_id: max(int(one.segments[-1].weight_version.max()) for one in group.rollouts) for group in groups
     }
-    for groups in of_each:
-        assert pools.version in {newest[group_id] for group_id in groups}
+    for seen in of_each:
+        # Most were dealt out after the weights had come.
+        assert [newest[group_id] for group_id in seen].count(pools.version) > len(seen) / 2
 
 
 def test_conversations_are_led_in_both_ranks(pools: Pools) -> None:
