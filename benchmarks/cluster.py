@@ -19,6 +19,7 @@ import psutil
 
 from benchmarks.cluster_case import ClusterCase, predicted
 from benchmarks.cluster_parts import CoinRunner, SleepingLearner, SleepingPool
+from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.learner.new_tokenizer import new_tokenizer
 from samepath.rl.overlapped_loop import OverlappedLoop
@@ -132,6 +133,7 @@ def simulated(case: ClusterCase, steps: int, folder: Path) -> tuple[OverlappedLo
         scorer=GroupScorer(runner),
         saving=Saving(recipe=recipe, learner=handle, tracker=tracker, display=display, state=RunState(), newest=-1),
         tracker=tracker,
+        alerts=Alerts(recipe, tracker),
         display=display,
     )
     return loop, pool

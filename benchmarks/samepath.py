@@ -18,6 +18,7 @@ from samepath.model.files.config_file import CONFIG_FILE, read_config
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
+from samepath.rl.alerts.alerts import Alerts
 from samepath.rl.batch.score_groups import GroupScorer
 from samepath.rl.feed import Feed
 from samepath.rl.learner.handle import InlineLearner, LearnerHandle
@@ -135,6 +136,7 @@ def loop_parts(
         "scorer": GroupScorer(runner),
         "saving": Saving(recipe=recipe, learner=learner, tracker=tracker, display=display, state=RunState(), newest=-1),
         "tracker": tracker,
+        "alerts": Alerts(recipe, tracker),
         "display": display,
     }
 

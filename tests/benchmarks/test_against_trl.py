@@ -127,7 +127,7 @@ def test_resident_bytes_missing_process_says_what_it_read() -> None:
 def test_bench_loop_requests_carry_prompts_and_forced_lengths(tmp_path: Path) -> None:
     case = Case(name="heavy-tailed", group_size=4)
     tokenizer = character_tokenizer(ALPHABET)
-    names = ("task", "sets", "saving", "learner", "pool", "scorer", "tracker", "display")
+    names = ("task", "sets", "saving", "learner", "pool", "scorer", "tracker", "alerts", "display")
     loop = BenchLoop(case=case, recipe=bench_recipe(case, tmp_path), tokenizer=tokenizer, **dict.fromkeys(names))  # type: ignore[arg-type]
     requests = loop.requests(2)
     assert tuple(request.sampling.max_new_tokens for request in requests) == response_lengths(case, 2)
