@@ -12,6 +12,8 @@ from samepath.rl.cli import app
 from samepath.rl.evaluation.held_out import Evaluation, Evaluations
 from samepath.rl.learner.checkpoints import CheckpointError, best_checkpoint
 from samepath.rl.loop import Loop
+from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.report import report
 from samepath.rl.report.progress import ProgressDisplay
 from samepath.rl.resume import plan_resume, rewind
 from samepath.rl.run import resume_run, start_run
@@ -179,10 +181,15 @@ def test_run_that_is_cut_and_goes_on_keeps_its_best_beside_its_last(
             raise RuntimeError("cut")
         return original(self, step)
 
+    pages: list[Recipe] = []
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "one_step", cut)
+        patch.setattr(report, "FIRST_PAGE_S", 0.0)
+        patch.setattr(report, "write_report", lambda recipe, state: pages.append(recipe))
         with pytest.raises(RuntimeError, match="cut"):
             start_run(recipe, tmp_path)
+    assert pages, "the report is kept up to date while steps are done"
+    assert (recipe.run_dir / "report.html").is_file()
     assert steps_on_disk(recipe.run_dir) == [2, 4]
     assert chosen(recipe.run_dir) == (2, 0.8)
     summary = resume_run(recipe, recipe.run_dir)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
+from samepath.rl.diagnostics.meanings import meaning_of
 from samepath.rl.learner.checkpoints import latest_checkpoint
 from samepath.rl.learner.learner import Learner
 from samepath.rl.loop import Loop
@@ -73,6 +74,18 @@ def test_start_run_writes_summary_plot_rollouts_and_checkpoint(whole: Path) -> N
     found = latest_checkpoint(whole)
     assert found is not None
     assert found[1] == 3
+
+
+def test_every_metric_of_a_run_has_a_meaning(whole: Path) -> None:
+    names = {name for values in read_metrics(whole / "metrics.jsonl").values() for name in values}
+    assert len(names) > 80
+    assert sorted(name for name in names if meaning_of(name) is None) == []
+
+
+def test_every_picture_of_a_run_is_in_its_report(whole: Path) -> None:
+    text = (whole / "report.html").read_text()
+    assert text.count("data:image/svg+xml;base64,") > 20
+    assert "Route flips by layer" in text
 
 
 def test_start_run_in_a_used_folder_is_refused(tiny_recipe, tmp_path: Path) -> None:
