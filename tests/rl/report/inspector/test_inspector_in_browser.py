@@ -193,7 +193,7 @@ def test_page_keys_move_open_and_go_back(page: Browser) -> None:
     )
     page.press("/")
     page.wait("document.activeElement.id === 'text'")
-    page.press("j")
+    page.press("k")
     page.press("Escape")
     assert page.ask("document.activeElement.id") == "list"
     assert page.ask("state.chosen") == TOTAL - 1, "what is typed moves nothing"
@@ -389,5 +389,9 @@ def test_page_of_a_run_that_goes_on_takes_its_new_steps_and_stays_where_it_is(
     page.wait(f"state.total === {TOTAL + 2}")
     page.wait(f"state.chosen === {before + 1}")
     assert chosen(page) == "2/1/s2-g3"
+    asked = "performance.getEntriesByType('resource').filter(entry => entry.name.includes('/api/{}?')).length"
+    seen = page.ask(asked.format("run"))
+    page.wait(f"{asked.format('run')} > {seen}")
+    assert page.ask(asked.format("rollout")) == 1, "what is looked at is not asked for again"
     assert page.ask("find('detail').firstChild.dataset.kept") == "yes"
     assert page.ask("find('run').textContent").endswith(f"{TOTAL + 2} rollouts of {STEPS + 2} steps")
