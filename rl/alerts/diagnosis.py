@@ -103,7 +103,7 @@ class Diagnosis:
             if one.cause:
                 yield f"   usually: {one.cause}"
             if one.advice:
-                yield f"   look at: {one.advice}"
+                yield f"   advice: {one.advice}"
         for note in self.notes:
             yield f"note, step {note.step}: {note.seen}"
         if not self.findings:

@@ -40,7 +40,7 @@ def learning_rules(recipe: Recipe) -> Iterator[Rule]:
             look=_route_flips(settings),
             steps=settings.route_flips_steps,
             cause="the router has moved far since the tokens were drawn, or the recorded experts are of another layer, row or model",
-            advice="at lag 0 compare layers (routing/flip_rate.layer_NN); else lower optimizer.lr, rl.updates_per_rollout or rl.max_weight_lag",
+            advice="lower optimizer.lr, rl.updates_per_rollout or rl.max_weight_lag; if it is there at lag 0, compare layers (routing/flip_rate.layer_NN)",
         )
 
 

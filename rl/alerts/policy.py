@@ -200,19 +200,20 @@ class KlRunaway:
         self._before: deque[float] = deque(maxlen=KL_STEPS)
 
     def look(self, step: int, metrics: Metrics) -> str | None:
-        """Say if it is above the limit, or jumps."""
-        kl = metrics.get("kl/reference_unbiased")
-        if kl is None:
+        """Say if it is above the limit, or jumps. A policy that has collapsed has a KL of 0 over its single candidates, and a large one over all tokens."""
+        present = [(metrics[name], name) for name in ("kl/reference_unbiased", "kl/reference_full") if name in metrics]
+        if not present:
             return None
+        kl, name = max(present)
         usual = max(self._before) if len(self._before) == KL_STEPS else None
         jumps = usual is not None and kl > max(KL_JUMP_NATS, self._factor * usual)
         if not jumps:
             # What it jumped from stays what it is compared with.
             self._before.append(kl)
         if kl > self._limit:
-            return f"kl/reference_unbiased is {kl:.3g} nats per token, above {self._limit:g}"
+            return f"{name} is {kl:.3g} nats per token, above {self._limit:g}"
         return (
-            f"kl/reference_unbiased jumped to {kl:.3g} nats per token from {usual:.3g} at most in the {KL_STEPS} steps before"
+            f"{name} jumped to {kl:.3g} nats per token from {usual:.3g} at most in the {KL_STEPS} steps before"
             if jumps
             else ""
         )
@@ -226,13 +227,14 @@ class ReferenceMoves:
 
     def look(self, step: int, metrics: Metrics) -> str | None:
         """Say if the two are still one to the last bit."""
-        distance = metrics.get("kl/reference_k3")
+        # A single candidate has probability 1 for both, as in a collapsed policy: only the full vocabulary tells them apart then.
+        distance = metrics.get("kl/reference_full", metrics.get("kl/reference_k3"))
         moved, self._moved = self._moved, self._moved + _steps_taken(metrics)
         if distance is None:
             return None
         if distance != 0 or not moved:
             return ""
-        return f"the KL to the reference is exactly 0 after {moved} optimiser steps with a gradient (kl/reference_k3)"
+        return f"the KL to the reference is exactly 0 after {moved} optimiser steps with a gradient (kl/reference_full)"
 
 
 def _steps_taken(metrics: Metrics) -> int:

@@ -35,7 +35,8 @@ def reward_rules(recipe: Recipe) -> Iterator[Rule]:
         name="no_spread",
         look=_no_spread,
         steps=settings.no_spread_steps,
-        cause="the reward is constant, all samples of a prompt are the same, or the rows are too easy or too hard: every advantage is 0",
+        cause="the reward is constant, all samples of a prompt are the same (with an entropy near 0 the policy has collapsed), or the rows are too easy or "
+        "too hard: every advantage is 0",
         advice="look at the reward and at rollouts/; take easier or harder rows, raise sampling.temperature or rl.group_size, or set rl.refill",
     )
     yield Rule(
@@ -108,8 +109,8 @@ def _no_spread(step: int, metrics: Metrics) -> str | None:
         return ""
     right, wrong = metrics.get("reward/groups_all_right", 0.0), metrics.get("reward/groups_all_wrong", 0.0)
     which = ", all of them right" if right == 1 else ", all of them wrong" if wrong == 1 else ""
-    mean = f", reward/mean = {metrics['reward/mean']:.3g}" if "reward/mean" in metrics else ""
-    return f"no group had two different rewards{which} (reward/groups_no_spread = {flat:.3g}{mean})"
+    rest = "".join(f", {name} = {metrics[name]:.3g}" for name in ("reward/mean", "policy/entropy") if name in metrics)
+    return f"no group had two different rewards{which} (reward/groups_no_spread = {flat:.3g}{rest})"
 
 
 def _truncated(settings: AlertSettings) -> Look:

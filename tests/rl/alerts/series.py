@@ -7,6 +7,7 @@ Changes = dict[str, float]
 HEALTHY: Changes = {
     "eval/accuracy": 0.5,
     "eval/scored": 64.0,
+    "kl/reference_full": 0.02,
     "kl/reference_k3": 0.01,
     "kl/reference_unbiased": 0.01,
     "kl/sampler_k3": 1e-4,
@@ -102,7 +103,7 @@ CASES = [
         rule="no_spread",
         changes=from_step(3, {"reward/groups_no_spread": 0.75, "reward/groups_unusable": 0.25}),
         begins=7,
-        says="in 5 steps in a row: no group had two different rewards (reward/groups_no_spread = 0.75, reward/mean = 0.5)",
+        says="in 5 steps in a row: no group had two different rewards (reward/groups_no_spread = 0.75, reward/mean = 0.5, policy/entropy = 1)",
     ),
     Case(rule="truncated", changes=from_step(2, {"rollout/truncated": 1.0}), begins=2, says="(rollout/truncated = 1)"),
     Case(rule="off_centre", changes=always(reward__off_centre=0.5), begins=1, says="(reward/off_centre = 0.5"),
@@ -194,7 +195,7 @@ CASES = [
     ),
     Case(
         rule="reference_moves",
-        changes=always(kl__reference_k3=0.0),
+        changes=always(kl__reference_full=0.0),
         begins=3,
         says="the KL to the reference is exactly 0 after 4 optimiser steps with a gradient",
     ),

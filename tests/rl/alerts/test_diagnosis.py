@@ -42,7 +42,7 @@ def test_findings_come_in_the_order_in_which_they_began(tiny_recipe) -> None:
     assert lines[0] == f"{run_dir}: finished at step 8 of 8"
     assert lines[1].startswith("1. step 3, first: gap (over at step 5): policy/gap_at_lag_0 is 1e-05 nats")
     assert lines[2].startswith("   usually: the sampler holds stale weights")
-    assert lines[3].startswith("   look at: ")
+    assert lines[3].startswith("   advice: look at kl/sampler_k3_numerics")
     assert lines[4].startswith("2. step 4: truncated: 100% of the responses")
 
 

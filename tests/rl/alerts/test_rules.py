@@ -156,7 +156,22 @@ def test_kl_that_jumps_is_said_below_the_limit_and_stays_said(tiny_recipe) -> No
     changes = lambda step: {"kl/reference_unbiased": 0.01 if step < 12 else 0.4}  # noqa: E731
     alerts = said(tiny_recipe(), changes, 40)
     assert [(alert.rule, alert.step) for alert in alerts] == [("kl_runaway", 13)]
-    assert "jumped to 0.4 nats per token from 0.01" in alerts[0].seen
+    assert "jumped to 0.4 nats per token from 0.02" in alerts[0].seen
+
+
+def test_kl_over_a_single_candidate_is_0_without_a_fault(tiny_recipe) -> None:
+    """As of a policy that has collapsed: both probabilities are 1."""
+    single: Changes = {"kl/reference_k3": 0.0, "kl/reference_unbiased": 0.0}
+    assert begun(tiny_recipe(), lambda step: single, 6) == {}
+    metrics = {name: value for name, value in HEALTHY.items() if name != "kl/reference_full"} | single
+    watch = Watch(rules_of(tiny_recipe()))
+    assert [alert.rule for step in range(1, 4) for alert in watch.step(step, metrics)] == ["reference_moves"]
+
+
+def test_kl_of_a_collapsed_policy_runs_away_over_the_full_vocabulary(tiny_recipe) -> None:
+    collapsed: Changes = {"kl/reference_unbiased": 0.0, "kl/reference_full": 4.0}
+    (alert,) = said(tiny_recipe(), lambda step: collapsed, 6)
+    assert (alert.rule, "kl/reference_full is 4 nats per token, above 2" in alert.seen) == ("kl_runaway", True)
 
 
 def test_ratio_that_stands_still_at_1_is_said(tiny_recipe) -> None:
