@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 MOST_POINTS = 300
 """Points of a line; of more, each is the mean of as many steps as it takes."""
@@ -156,7 +156,13 @@ def _label(axes: Axes, unit: str, *, grid: bool = True) -> None:
     axes.set_xlabel("training step")
     # Above the axis and not beside it, where long numbers would push it out of the picture.
     axes.set_title(unit, loc="left", fontsize=7.5, color="0.35")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Few ticks: they cost more than curves.
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if axes.get_yscale() == "linear" and grid:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        # A power of ten above the axis would lie upon the unit.
+        axes.yaxis.set_major_formatter("{x:.6g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     if grid:
         axes.grid(visible=True, alpha=0.3, linewidth=0.6)
 

@@ -130,7 +130,10 @@ def _drawn(panel: ReportPanel, by_step: Steps, present: Sequence[str], delta: fl
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
         return None
-    lines = [Line(label=_label(panel, name), points=points) for name, points in curves.items()]
+    labels = {name: _label(panel, name) for name in curves}
+    if len(set(labels.values())) < len(labels):
+        labels = {name: name for name in curves}
+    lines = [Line(label=labels[name], points=points) for name, points in curves.items()]
     match panel.kind:
         case "heat":
             svg = heat_svg(sorted(lines, key=lambda line: int(line.label)), unit=panel.unit)

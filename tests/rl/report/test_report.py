@@ -82,6 +82,16 @@ def test_layers_stand_in_their_order_and_the_step_is_no_part_of_itself(monkeypat
     assert seen == {"heat": ["2", "10"], "stacked": ["sampling", "learning"]}
 
 
+def test_curves_that_end_alike_have_their_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(
+        "samepath.rl.report.report_panels.line_svg",
+        lambda lines, **options: seen.append([line.label for line in lines]) or b"",
+    )
+    list(drawn_sections({1: {"rollout/tokens_per_s": 1.0, "learner/tokens_per_s": 2.0, "policy/entropy": 1.0}}, None))
+    assert seen == [["entropy"], ["rollout/tokens_per_s", "learner/tokens_per_s"]]
+
+
 @pytest.fixture
 def made(tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """The recipe of a run with four steps on disk; its pictures are drawn."""
