@@ -22,6 +22,17 @@ LAST_SHARE = 0.1
 PLACES = ("name", "runs_dir")
 """Settings that say where a run lies, not what it does."""
 SEED = "seed"
+NO_PART = (
+    "tracking.",
+    "alerts.",
+    "checkpoint.",
+    "ray.",
+    "learner.restarts",
+    "learner.update_timeout_s",
+    "reward.num_workers",
+    "reward.start_timeout_s",
+)
+"""Settings that say what is kept and said of a run, and who waits how long: its steps are the same whatever they are, so they tell no runs apart."""
 TITLE_CHARS = 60
 
 
@@ -36,7 +47,7 @@ class Run:
     folder: Path
     seed: int
     settings: Mapping[str, str]
-    """Dotted name → value as JSON, of every setting but those of `PLACES` and the seed."""
+    """Dotted name → value as JSON, of every setting but those of `PLACES`, the seed, and those of `NO_PART`."""
     state: RunState
     steps: int
     """As the recipe asks for."""
@@ -97,7 +108,9 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         seed=recipe.seed,
         settings={
-            name: value for name, value in flattened(recipe.model_dump(mode="json")) if name not in (*PLACES, SEED)
+            name: value
+            for name, value in flattened(recipe.model_dump(mode="json"))
+            if name not in (*PLACES, SEED) and not name.startswith(NO_PART)
         },
         state=RunState.load(folder),
         steps=recipe.rl.steps,

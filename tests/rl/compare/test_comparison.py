@@ -53,12 +53,20 @@ def test_runs_that_differ_in_their_seed_alone_are_one_configuration_named_by_wha
 
 
 def test_configurations_that_differ_in_much_are_named_by_their_first_run(tiny_recipe: Any) -> None:
-    one = made_run(tiny_recipe("name=a", "tracking.log_every=2"), {})
+    one = made_run(tiny_recipe("name=a", "evaluation.every=2"), {})
     two = made_run(tiny_recipe("name=b", "sampling.stop_strings=['####', '----', '====', '....', '++++', '[red]']"), {})
     comparison = compare([one, two])
     assert [group.title for group in comparison.groups] == ["a", "b"]
-    assert [name for name, _ in comparison.settings] == ["sampling.stop_strings", "tracking.log_every"]
+    assert [name for name, _ in comparison.settings] == ["sampling.stop_strings", "evaluation.every"]
     assert comparison.settings[0][1][0] == "[]"
+
+
+def test_settings_that_change_no_step_tell_no_runs_apart(tiny_recipe: Any) -> None:
+    kept = ("tracking.log_every=2", "alerts.no_spread_steps=9", "checkpoint.keep=1", "reward.num_workers=2")
+    one, two = made_run(tiny_recipe("name=a"), {}), made_run(tiny_recipe("name=b", "seed=1", *kept), {})
+    comparison = compare([one, two])
+    assert [len(group.runs) for group in comparison.groups] == [2]
+    assert comparison.settings == []
 
 
 def test_figures_are_first_last_best_and_means_of_the_last_tenth(runs: list[Path], tiny_recipe: Any) -> None:
