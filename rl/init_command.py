@@ -3,13 +3,13 @@
 import itertools
 import json
 import random
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+HERE = Path(__file__).with_name("starter")
 STARTER = ("recipe.yaml", "my_rewards.py")
 """Files of `rl/starter/`, written as they are."""
 PROBLEMS = "problems.jsonl"
@@ -20,7 +20,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="folder to write into; made if it is not there")] = Path(),
 ) -> None:
     """Write a commented recipe, a reward module and problems that run as they stand; overwrites nothing."""
-    contents = {name: files("samepath.rl.starter").joinpath(name).read_text() for name in STARTER}
+    contents = {name: (HERE / name).read_text() for name in STARTER}
     contents[PROBLEMS] = problems()
     if there := [name for name in contents if (folder / name).exists()]:
         raise ValueError(f"{folder} already has {', '.join(there)}; nothing was written. Name another folder.")
