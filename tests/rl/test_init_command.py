@@ -33,6 +33,9 @@ def test_starter_runs_in_a_folder_of_its_own(tmp_path: Path) -> None:
     ran = samepath(tmp_path / "mine", "run", "recipe.yaml", *short)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (tmp_path / "mine" / "runs" / "first" / "summary.json").is_file()
+    # As long as an answer may be by default.
+    answered = samepath(tmp_path / "mine", "sample", "runs/first", "abcd>", "--count", "1")
+    assert answered.returncode == 0, answered.stderr
 
 
 @pytest.mark.slow
