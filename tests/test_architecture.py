@@ -33,7 +33,7 @@ HOUSE: dict[str, str] = {
     """,
     "rollout": """
         sampling_settings
-        token_digest seeds
+        token_digest seeds import_path
         types segments conservation sampling request record begun record_bytes stop_strings engine_errors bounded_call
         counters engine_description stepped_engine
         builtin/

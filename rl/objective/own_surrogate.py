@@ -3,7 +3,6 @@
 Axes: B rollouts, M trained tokens of a packed batch.
 """
 
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from samepath.rl.objective.importance_ratio import importance_ratio
 from samepath.rl.objective.loss_inputs import LossInputs
+from samepath.rollout.import_path import ImportPathError, imported
 
 SIGNATURE = "(logprobs_M, inputs, clip_low, clip_high, **surrogate_options)"
 
@@ -32,7 +32,7 @@ FAILURES = (
 """What a function is likely to fail with; anything else passes through."""
 
 
-class SurrogateError(ValueError):
+class SurrogateError(ImportPathError):
     """An import path that names no usable surrogate, or a surrogate that failed; the message says what to change."""
 
 
@@ -85,35 +85,14 @@ def _own(function: Callable[..., object], path: str, options: str, clip_low: flo
 
 
 def own_surrogate(path: str, options: Mapping[str, Any], clip_low: float, clip_high: float) -> OwnSurrogate:
-    """The function at an import path, imported and tried once. Raises SurrogateError; what the module raises on import passes through."""
+    """The function at an import path, imported and tried once.
+
+    Raises ImportPathError, or SurrogateError for what the function does. What the module raises on import passes through.
+    """
     # By the function itself: a notebook may have defined it anew.
-    return _own(_imported(path), path, json.dumps(options, sort_keys=True), clip_low, clip_high)
-
-
-def _imported(path: str) -> Callable[..., object]:
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module_name != missing and not module_name.startswith(f"{missing}."):
-            # The module exists; what it imports does not.
-            raise
-        raise SurrogateError(
-            f"rl.objective.surrogate {path!r}: there is no module {missing!r}. Modules of your own stand beside the recipe, where the command is "
-            "started, or on PYTHONPATH."
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = ", ".join(
-            known
-            for known, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__ and not known.startswith("_")
-        )
-        raise SurrogateError(
-            f"rl.objective.surrogate {path!r}: {module_name} has no function {name!r}; it has {known or 'none'}"
-        )
-    return function  # type: ignore[no-any-return]
+    return _own(
+        imported(path, "rl.objective.surrogate"), path, json.dumps(options, sort_keys=True), clip_low, clip_high
+    )
 
 
 def _tried(chosen: OwnSurrogate, clip_low: float, clip_high: float) -> bool:

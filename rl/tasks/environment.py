@@ -19,7 +19,7 @@ def build_environment(settings: EnvironmentTask, recipe_dir: Path) -> Task:
     """The environment's training rows, made when they are asked for, and its held-out rows.
 
     Modules beside the recipe and where the command is started can be imported. Raises TaskError for a split without rows, and for held-out
-    rows among the first training rows; EnvironmentPathError for an environment that cannot be used.
+    rows among the first training rows; ImportPathError for an environment that cannot be used.
     """
     source = EnvironmentSettings(environment=settings.environment, options=settings.options)
     environment = _loaded(source, recipe_dir)

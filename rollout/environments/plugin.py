@@ -1,26 +1,26 @@
 """From an import path to an environment that can be used; what is wrong with it is said before the first sample."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from samepath.rollout.environments.protocol import Environment
 from samepath.rollout.environments.settings import EnvironmentSettings
+from samepath.rollout.import_path import ImportPathError, imported
 
 
-class EnvironmentPathError(ValueError):
+class EnvironmentPathError(ImportPathError):
     """An import path that names no usable environment; the message says what to change."""
 
 
 def load_environment(settings: EnvironmentSettings) -> Environment:
     """Import the class or function and build the environment with the options.
 
-    Raises EnvironmentPathError if module, name, options or the result's methods are wrong. What the module or the environment itself raises
-    passes through.
+    Raises ImportPathError if module or name are wrong, EnvironmentPathError if the options or the result's methods are. What the module or the
+    environment itself raises passes through.
     """
     path = settings.environment
-    make = _imported(path)
+    make = imported(path, "task.environment")
     _check_options(make, path, settings.options)
     made = make(**settings.options)
     for name, wanted in (("tasks", ("train",)), ("start", (None, 0))):
@@ -47,32 +47,6 @@ def check_session(session: object, path: str) -> None:
     for name in ("messages", "tools"):
         if not hasattr(session, name):
             raise EnvironmentPathError(f"a session of {path} must have {name}")
-
-
-def _imported(path: str) -> Callable[..., Any]:
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module_name != missing and not module_name.startswith(f"{missing}."):
-            # The module exists; what it imports does not.
-            raise
-        raise EnvironmentPathError(
-            f"task.environment {path!r}: there is no module {missing!r}. Modules of your own stand beside the recipe, where the command is "
-            "started, or on PYTHONPATH."
-        ) from error
-    make = getattr(module, name, None)
-    if not callable(make):
-        known = ", ".join(
-            known
-            for known, value in vars(module).items()
-            if inspect.isclass(value) and value.__module__ == module.__name__ and not known.startswith("_")
-        )
-        raise EnvironmentPathError(
-            f"task.environment {path!r}: {module_name} has no class or function {name!r}; it has {known or 'none'}"
-        )
-    return make  # type: ignore[no-any-return]
 
 
 def _check_options(make: Callable[..., Any], path: str, options: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.run import start_run
 from samepath.rl.tracking.jsonl import read_metrics
 from samepath.rl.validate.validation import validate_recipe
+from samepath.rollout.import_path import ImportPathError
 from tests.conftest import ALPHABET, tiny_model
 from tests.rl.learner.test_conversations import an_epoch, batch_of, long_conversation, settings_of, step
 from tests.rl.objective.test_surrogate import one_token_each
@@ -107,17 +108,17 @@ def of_two(logprobs_M: Tensor, inputs: LossInputs) -> Tensor:
         ("drawn", "gives other values for the same numbers"),
         ("raises", "raised KeyError: 'what'"),
         ("of_two", r"must take \(logprobs_M, inputs, clip_low, clip_high, \*\*surrogate_options\); its signature is"),
-        ("HERE", "has no function 'HERE'; it has by_token, by_rollout"),
+        ("HERE", "has no class or function 'HERE'; it has by_token, by_rollout"),
     ],
 )
 def test_function_that_cannot_be_used_is_refused_with_what_is_wrong(name: str, said: str) -> None:
-    with pytest.raises(SurrogateError, match=said):
+    with pytest.raises(ImportPathError, match=said):
         own_surrogate(f"{HERE}:{name}", {}, 0.2, 0.28)
 
 
 def test_module_that_is_not_there_and_option_that_it_does_not_take_are_named() -> None:
     with pytest.raises(
-        SurrogateError, match=r"'nowhere:loss': there is no module 'nowhere'. Modules of your own stand beside"
+        ImportPathError, match=r"'nowhere:loss': there is no module 'nowhere'. Modules of your own stand beside"
     ):
         own_surrogate("nowhere:loss", {}, 0.2, 0.28)
     with pytest.raises(SurrogateError, match="unexpected keyword argument 'powr'"):

@@ -15,8 +15,8 @@ from samepath.rl.tasks.environment import build_environment
 from samepath.rl.tasks.requests import group_request
 from samepath.rl.tasks.row import TaskError
 from samepath.rl.tasks.survey import survey
-from samepath.rollout.environments.plugin import EnvironmentPathError
 from samepath.rollout.environments.request import EpisodeRequest
+from samepath.rollout.import_path import ImportPathError
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.marked_conversations import marked_tokenizer
 from tests.scripted_engine import Toy, failing
@@ -100,7 +100,7 @@ def test_build_environment_finds_a_module_beside_the_recipe(tmp_path: Path, monk
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     settings = EnvironmentTask(environment="beside_the_recipe:Toy")
     assert len(build_environment(settings, tmp_path).train) == 1
-    with pytest.raises(EnvironmentPathError, match="no module"):
+    with pytest.raises(ImportPathError, match="no module"):
         build_environment(EnvironmentTask(environment="not_beside_the_recipe:Toy"), tmp_path)
 
 

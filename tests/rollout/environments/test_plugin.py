@@ -8,6 +8,7 @@ import pytest
 from samepath.rollout.environments.plugin import EnvironmentPathError, check_session, load_environment
 from samepath.rollout.environments.protocol import EnvironmentRow
 from samepath.rollout.environments.settings import EnvironmentSettings
+from samepath.rollout.import_path import ImportPathError
 from tests.scripted_engine import Toy, ToySession
 
 
@@ -56,7 +57,7 @@ def test_load_environment_builds_it_with_the_options() -> None:
     ],
 )
 def test_load_environment_names_what_is_wrong(path: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(EnvironmentPathError, match=said):
+    with pytest.raises(ImportPathError, match=said):
         load_environment(settings(path, **options))
 
 
