@@ -45,7 +45,7 @@ def expert_product(
         return _ExpertProduct.apply(x_ND, gates_NX, ids_NX, gate_up_EGD, down_EDF)  # type: ignore[no-any-return,no-untyped-call]
     plan = dispatch(ids_NX, gate_up_EGD.shape[0], x_ND.shape[1])
     gate_up_RG = _by_expert(plan, _spread(plan, x_ND, ids_NX.shape[1]), gate_up_EGD)
-    return _combine(plan, _by_expert(plan, swiglu(gate_up_RG), down_EDF), gates_NX)[0]
+    return _combine(plan, _by_expert(plan, swiglu(gate_up_RG), down_EDF), gates_NX)[0].to(x_ND.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from samepath.kernels.backend import Backend, backends_that, round_up
 from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.row_product import row_product
+from samepath.kernels.rows.widened import widened
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""
@@ -120,10 +121,11 @@ def kept_words(kept_NV: Tensor) -> Tensor:
 
 
 def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torch") -> Tensor:
-    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone; a fused one gives float32."""
+    """`hidden · weightᵀ` with the row count padded to a multiple of 16, so that a row's bits stand alone; float32 or wider."""
     fused = fused_kernels(backend, "padded_logits", hidden_ND, weight_VD)
     if fused is not None:
         return fused.linear(hidden_ND, weight_VD, torch.float32)
+    hidden_ND, weight_VD = widened(hidden_ND, weight_VD)
     num_rows = hidden_ND.shape[0]
     if num_rows % 16:
         hidden_ND = pad(hidden_ND, (0, 0, 0, round_up(num_rows) - num_rows))

@@ -126,6 +126,10 @@ class Recipe(BaseModel):
                 f"learner.weight_deltas needs runtime: ray and engine.kind: builtin, whose weights can be changed number by number; got {self.runtime} "
                 f"and {self.engine.kind}. Leave it out: inline no byte is sent, and vLLM takes whole tensors."
             )
+        elif self.learner.weight_deltas and self.engine.kind == "builtin" and self.engine.dtype != "model":
+            problems.append(
+                f"learner.weight_deltas changes numbers of the learner's own type; got engine.dtype={self.engine.dtype}. Leave one of the two out."
+            )
         problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)
         if isinstance(self.model, NewModel):
             shape = self.model.shape

@@ -22,7 +22,7 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         Capability.CANDIDATE_CAP: yes(),
         Capability.LOGPROBS: yes(),
         Capability.FINGERPRINTS: yes(),
-        Capability.ZERO_GAP: yes(),
+        Capability.ZERO_GAP: needs("dtype", "model"),
         Capability.BATCH_INVARIANT: yes(),
         Capability.SEEDS: yes(),
         Capability.GREEDY: yes(),
@@ -40,7 +40,7 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         Capability.GO_ON: yes("behind a context that is prefilled anew"),
         Capability.OWN_NETWORK: yes(),
         Capability.PUBLISHED_MODELS: no("it runs this package's network"),
-        Capability.LOW_PRECISION: yes("with `model.dtype: bfloat16`, float32 masters in the optimiser"),
+        Capability.LOW_PRECISION: yes("with `model.dtype: bfloat16`, float32 masters in the optimiser; `engine.dtype` for the engine alone"),
         Capability.INLINE: yes("in the driver's process"),
         Capability.GPU: yes("with `model.device: cuda`, one a process"),
     }
@@ -49,16 +49,18 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         """See `EngineDescription.build`."""
         # Late: a description comes without torch.
         from samepath.model.files.checkpoint import load_checkpoint
-        from samepath.model.network.placement import place
+        from samepath.model.network.placement import place, rounded
         from samepath.model.text.tokenizer import load_tokenizer
         from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 
         model = place(load_checkpoint(folder, placement.backend), placement)
+        if settings.dtype != "model":
+            model = rounded(model, settings.dtype)
         return BuiltinEngine(model, load_tokenizer(folder), settings)
 
     def computes_on(self, settings: BuiltinSettings, placement: Placement) -> tuple[str, str]:
-        """The learner's own."""
-        return placement.device, placement.dtype
+        """The learner's own, unless the type is set."""
+        return placement.device, placement.dtype if settings.dtype == "model" else settings.dtype
 
     def cache_tokens(self, settings: BuiltinSettings, longest: int) -> int:
         """As set."""
@@ -70,6 +72,10 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         if group_size > settings.max_sequences:
             problems.append(
                 f"engine.max_sequences={settings.max_sequences} must hold a whole group: rl.group_size={group_size}"
+            )
+        if settings.dtype != "model" and placement.backend == "reference":
+            problems.append(
+                f"engine.dtype={settings.dtype} needs kernels that add in float32, which model.backend=reference does not; set model.backend=torch"
             )
         problems += filter(None, [settings.graph_problem(placement.device, placement.backend)])
         return problems

@@ -15,6 +15,11 @@ class BuiltinSettings(BaseModel):
     kind: Literal["builtin"] = Field(
         "builtin", description="this package's engine: equal to the learner to the last bit"
     )
+    dtype: Literal["model", "bfloat16"] = Field(
+        "model",
+        description="weights and activations of the engine: `model` is the learner's type, with a gap of 0; `bfloat16` samples in it beside a learner "
+        "in float32, with a gap, as engines do that are built for speed (to study it: on a CPU it is not faster)",
+    )
     max_sequences: int = Field(128, ge=1, le=4096, description="samples decoded together")
     max_batch_tokens: int = Field(
         1024, ge=16, description="rows of one forward pass, tokens; longer prompts are prefilled in chunks"
