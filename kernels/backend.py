@@ -19,6 +19,8 @@ class Capabilities:
     """Every operation is a kernel of its own (`fused_kernels`): no head's scores are held, and a row's LSE comes for nothing."""
     bfloat16: bool = False
     """Products of bfloat16 are added in float32."""
+    narrow_sampling: bool = True
+    """Passes without gradients run in bfloat16 too, with products added and compared in float32."""
     graphs: bool = False
     """Nothing waits for the host, so a pass on a GPU can be captured as a CUDA graph."""
     exact_on: tuple[str, ...] = ()
@@ -26,7 +28,7 @@ class Capabilities:
 
 
 CAPABILITIES: dict[Backend, Capabilities] = {
-    "reference": Capabilities(),
+    "reference": Capabilities(narrow_sampling=False),
     "torch": Capabilities(exact_on=("cpu",)),
     "triton": Capabilities(fused=True, bfloat16=True, graphs=True, exact_on=("cpu", "cuda")),
 }
@@ -45,7 +47,7 @@ def require_backend(name: str) -> Backend:
     raise ValueError(f"kernel backend must be one of {', '.join(CAPABILITIES)}; got {name!r}. Set model.backend.")
 
 
-def backends_that(capability: Literal["fused", "bfloat16", "graphs"]) -> str:
+def backends_that(capability: Literal["fused", "bfloat16", "graphs", "narrow_sampling"]) -> str:
     """Names of the backends that have it, for a message: `triton`, or `a or b`."""
     return " or ".join(name for name, able in CAPABILITIES.items() if getattr(able, capability))
 

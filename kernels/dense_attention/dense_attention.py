@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from samepath.kernels.backend import Backend, backends_that
 from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import MIN_ROWS, pair_product
-from samepath.kernels.rows.widened import widened
+from samepath.kernels.rows.row_product import widened
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 20
@@ -112,7 +112,7 @@ def _parts(plan: AttentionPlan, heads: int) -> Iterator[Window]:
 def _attend(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:
     if torch.is_grad_enabled() and (q_NHK.requires_grad or rows_GSW.requires_grad):
         return _DenseAttention.apply(q_NHK, rows_GSW, plan, scale, value)  # type: ignore[no-any-return,no-untyped-call]
-    return _attend_windows(*widened(q_NHK, rows_GSW), plan, scale, value).to(q_NHK.dtype)
+    return _attend_windows(widened(q_NHK), widened(rows_GSW), plan, scale, value).to(q_NHK.dtype)
 
 
 def _attend_windows(q_NHK: Tensor, rows_GSW: Tensor, plan: AttentionPlan, scale: float, value: slice) -> Tensor:

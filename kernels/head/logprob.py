@@ -13,8 +13,7 @@ from torch.nn.functional import pad
 
 from samepath.kernels.backend import Backend, backends_that, round_up
 from samepath.kernels.gpu.loading import fused_kernels
-from samepath.kernels.rows.row_product import row_product
-from samepath.kernels.rows.widened import widened
+from samepath.kernels.rows.row_product import row_product, widened
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at once by the `torch` backend (32 MiB in float32)."""
@@ -125,7 +124,7 @@ def padded_logits(hidden_ND: Tensor, weight_VD: Tensor, backend: Backend = "torc
     fused = fused_kernels(backend, "padded_logits", hidden_ND, weight_VD)
     if fused is not None:
         return fused.linear(hidden_ND, weight_VD, torch.float32)
-    hidden_ND, weight_VD = widened(hidden_ND, weight_VD)
+    hidden_ND, weight_VD = widened(hidden_ND), widened(weight_VD)
     num_rows = hidden_ND.shape[0]
     if num_rows % 16:
         hidden_ND = pad(hidden_ND, (0, 0, 0, round_up(num_rows) - num_rows))

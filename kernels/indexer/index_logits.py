@@ -9,7 +9,7 @@ from torch import Tensor
 from samepath.kernels.backend import Backend, round_up
 from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import pair_product
-from samepath.kernels.rows.widened import widened
+from samepath.kernels.rows.row_product import widened
 
 
 def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Backend) -> Tensor:
@@ -27,7 +27,7 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     fused = fused_kernels(backend, "index_logits", q_BTIK, k_BSK, weights_BTI)
     if fused is not None:
         return fused.index_logits(q_BTIK, k_BSK, weights_BTI)
-    q_BTIK, k_BSK, weights_BTI = widened(q_BTIK, k_BSK, weights_BTI)
+    q_BTIK, k_BSK, weights_BTI = widened(q_BTIK), widened(k_BSK), widened(weights_BTI)
     num_sequences, num_rows, num_heads, width = q_BTIK.shape
     rows = num_rows * num_heads
     q_BRK = q_BTIK.reshape(num_sequences, rows, width)

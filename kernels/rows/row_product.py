@@ -27,6 +27,11 @@ ONEDNN = torch.backends.mkldnn.is_available() and processor_maker() == "Authenti
 """Which library multiplies: oneDNN on AMD, else torch's own choice. Sampler and learner of one machine take the same."""
 
 
+def widened(values: Tensor) -> Tensor:
+    """The same in float32 if their type is narrower: in a pass in bfloat16 index logits, attention and head multiply, add and compare so."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def product_libraries() -> str:
     """Which libraries multiply float32 on this CPU, MKL with its mode in this process."""
     mode = mkl_mode()

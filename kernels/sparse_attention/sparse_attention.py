@@ -14,7 +14,7 @@ from torch.nn.functional import embedding
 from samepath.kernels.backend import Backend
 from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.pair_product import pair_product
-from samepath.kernels.rows.widened import widened
+from samepath.kernels.rows.row_product import widened
 from samepath.kernels.window import AttentionPlan, Window
 
 CHUNK_ELEMENTS = 1 << 19
@@ -79,7 +79,7 @@ def attend(
     if fused is not None:
         return fused.attend(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, with_mass, batch_invariant)
     if not torch.is_grad_enabled():
-        out, lse, mass = _attend_gathered(*widened(q_NHK, kv_SK), indices_NC, count_N, scale, value_width)
+        out, lse, mass = _attend_gathered(widened(q_NHK), widened(kv_SK), indices_NC, count_N, scale, value_width)
         return out.to(q_NHK.dtype), lse, mass
     out, lse, mass = _SparseAttention.apply(q_NHK, kv_SK, indices_NC, count_N, scale, value_width, dense)  # type: ignore[no-untyped-call]
     return out, lse, mass

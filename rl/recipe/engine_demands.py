@@ -141,19 +141,13 @@ def lag_problems(use: EngineUse) -> list[str]:
 
 
 def correction_problem(use: EngineUse) -> str:
-    """Why the objective must not ignore a gap that a setting of the built-in engine or its network leaves at equal weights; empty if it does not."""
+    """Why the objective must not ignore the gap that `model.batch_invariant: false` leaves at equal weights; empty if it does not."""
     objective = use.rl.objective
     ratio_holds_it = objective.old_policy == "sampler" or objective.importance.mode != "none"
-    own_type = getattr(use.engine, "dtype", "model") if use.engine.kind == "builtin" else "model"
-    cause, remedy = "model.batch_invariant=false", "model.batch_invariant=true"
-    if own_type != "model":
-        cause, remedy = f"engine.dtype={own_type}", "engine.dtype=model"
-    elif use.model.batch_invariant:
-        return ""
-    if ratio_holds_it or objective.off_policy_mask.enabled:
+    if use.model.batch_invariant or ratio_holds_it or objective.off_policy_mask.enabled:
         return ""
     return (
-        f"{cause} lets sampler and learner differ at equal weights, and nothing here corrects for it: "
+        "model.batch_invariant=false lets sampler and learner differ at equal weights, and nothing here corrects for it: "
         "rl.objective.old_policy=learner divides by the learner's own probabilities. Set rl.objective.importance.mode=truncated, "
-        f"rl.objective.off_policy_mask.enabled=true, rl.objective.old_policy=sampler, or {remedy}."
+        "rl.objective.off_policy_mask.enabled=true, rl.objective.old_policy=sampler, or model.batch_invariant=true."
     )

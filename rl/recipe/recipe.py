@@ -121,15 +121,7 @@ class Recipe(BaseModel):
                 conversations=isinstance(self.task, EnvironmentTask),
             )
         )
-        if self.learner.weight_deltas and (self.runtime, self.engine.kind) != ("ray", "builtin"):
-            problems.append(
-                f"learner.weight_deltas needs runtime: ray and engine.kind: builtin, whose weights can be changed number by number; got {self.runtime} "
-                f"and {self.engine.kind}. Leave it out: inline no byte is sent, and vLLM takes whole tensors."
-            )
-        elif self.learner.weight_deltas and self.engine.kind == "builtin" and self.engine.dtype != "model":
-            problems.append(
-                f"learner.weight_deltas changes numbers of the learner's own type; got engine.dtype={self.engine.dtype}. Leave one of the two out."
-            )
+        problems += self._impossible_deltas()
         problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)
         if isinstance(self.model, NewModel):
             shape = self.model.shape
@@ -145,6 +137,22 @@ class Recipe(BaseModel):
                         f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                     )
         return [*problems, *self._impossible_for_the_implementation(), *self._impossible_faults()]
+
+    def _impossible_deltas(self) -> list[str]:
+        """Weights that cannot be changed number by number."""
+        if not self.learner.weight_deltas:
+            return []
+        if (self.runtime, self.engine.kind) != ("ray", "builtin"):
+            return [
+                f"learner.weight_deltas needs runtime: ray and engine.kind: builtin, whose weights can be changed number by number; got {self.runtime} "
+                f"and {self.engine.kind}. Leave it out: inline no byte is sent, and vLLM takes whole tensors."
+            ]
+        dtype = describe(self.engine).computes_on(self.engine, self.model.placement)[1]
+        if dtype != self.model.dtype:
+            return [
+                f"learner.weight_deltas sends numbers of model.dtype={self.model.dtype}, and the engine holds them in {dtype}. Leave it out, or engine.dtype."
+            ]
+        return []
 
     def _impossible_for_the_implementation(self) -> list[str]:
         """Options that the model's implementation does not have."""

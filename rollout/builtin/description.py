@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from samepath.kernels.backend import CAPABILITIES, backends_that
 from samepath.model.placement import Placement
 from samepath.rollout.builtin.page_demand import most_pages
 from samepath.rollout.builtin.settings import BuiltinSettings
@@ -40,7 +41,9 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
         Capability.GO_ON: yes("behind a context that is prefilled anew"),
         Capability.OWN_NETWORK: yes(),
         Capability.PUBLISHED_MODELS: no("it runs this package's network"),
-        Capability.LOW_PRECISION: yes("with `model.dtype: bfloat16`, float32 masters in the optimiser; `engine.dtype` for the engine alone"),
+        Capability.LOW_PRECISION: yes(
+            "with `model.dtype: bfloat16`, float32 masters in the optimiser; `engine.dtype` for the engine alone"
+        ),
         Capability.INLINE: yes("in the driver's process"),
         Capability.GPU: yes("with `model.device: cuda`, one a process"),
     }
@@ -73,9 +76,9 @@ class BuiltinEngineDescription(EngineDescription[BuiltinSettings]):
             problems.append(
                 f"engine.max_sequences={settings.max_sequences} must hold a whole group: rl.group_size={group_size}"
             )
-        if settings.dtype != "model" and placement.backend == "reference":
+        if settings.dtype != "model" and not CAPABILITIES[placement.backend].narrow_sampling:
             problems.append(
-                f"engine.dtype={settings.dtype} needs kernels that add in float32, which model.backend=reference does not; set model.backend=torch"
+                f"engine.dtype={settings.dtype} needs model.backend={backends_that('narrow_sampling')}, which add in float32; got {placement.backend}"
             )
         problems += filter(None, [settings.graph_problem(placement.device, placement.backend)])
         return problems

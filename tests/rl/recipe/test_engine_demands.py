@@ -36,6 +36,10 @@ def test_recipe_with_the_own_network_in_vllm_is_accepted_with_a_gap_of_zero(tiny
     assert tiny_recipe(*VLLM).rl.max_gap_at_lag_0 == 0
 
 
+def test_recipe_that_bears_the_gap_of_a_narrower_engine_is_accepted(tiny_recipe) -> None:
+    assert tiny_recipe("engine.dtype=bfloat16", "rl.max_gap_at_lag_0=0.5").engine.dtype == "bfloat16"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -54,6 +58,11 @@ def test_recipe_with_the_own_network_in_vllm_is_accepted_with_a_gap_of_zero(tiny
             r"rl\.keep_routing=sampler .*engine\.return_routes=true",
         ),
         ((*VLLM, "sampling.support_cap=100"), r"support_cap .*does not offer it"),
+        (("engine.dtype=bfloat16",), r"rl\.max_gap_at_lag_0=0 .*engine\.dtype=model.*Set rl\.max_gap_at_lag_0=0\.5"),
+        (
+            ("engine.dtype=bfloat16", "rl.max_gap_at_lag_0=0.5", "runtime=ray", "learner.weight_deltas=true"),
+            r"weight_deltas sends numbers of model\.dtype=float32, and the engine holds them in bfloat16",
+        ),
         (
             ("engine={kind: vllm, return_sampling_mask: true}",),
             r"rl\.max_gap_at_lag_0=0 .*Set rl\.max_gap_at_lag_0=0\.5",
