@@ -14,6 +14,7 @@ import samepath.kernels.indexer.triton_selected_logits as triton_selected_logits
 import samepath.kernels.rows.triton_dense_rows as triton_dense_rows
 import samepath.kernels.rows.triton_gated_unit as triton_gated_unit
 import samepath.kernels.rows.triton_head_product as triton_head_product
+import samepath.kernels.rows.triton_rms_norm as triton_rms_norm
 import samepath.kernels.rows.triton_rotary as triton_rotary
 import samepath.kernels.selection.triton_selected_keys as triton_selected_keys
 import samepath.kernels.selection.triton_selection as triton_selection
@@ -45,7 +46,8 @@ class TritonKernels:
     row_logprobs = staticmethod(triton_logprob.row_logprobs)
 
     linear = staticmethod(triton_dense_rows.linear)
-    rms_norm = staticmethod(triton_dense_rows.rms_norm)
+    rms_norm = staticmethod(triton_rms_norm.rms_norm)
+    add_norm = staticmethod(triton_rms_norm.add_norm)
     swiglu = staticmethod(triton_gated_unit.swiglu)
     head_product = staticmethod(triton_head_product.head_product)
     rotate = staticmethod(triton_rotary.rotate)

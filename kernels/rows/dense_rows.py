@@ -34,6 +34,20 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, backend: Backend) -> Te
     return torch_rms_norm(x_ND, (x_ND.shape[1],), weight_D, eps)
 
 
+def add_norm(
+    x_ND: Tensor, added_ND: Tensor | None, weight_D: Tensor, eps: float, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """(x + added, or x itself where nothing is added, and the sum's norm), both `[N, D]`, with gradients.
+
+    The bits of an addition and `rms_norm`; a fused backend takes one kernel for both, and one for what flows back through both.
+    """
+    fused = fused_kernels(backend, "add_norm", x_ND, weight_D)
+    if fused is not None:
+        return fused.add_norm(x_ND, added_ND, weight_D, eps)
+    total_ND = x_ND if added_ND is None else x_ND + added_ND
+    return total_ND, rms_norm(total_ND, weight_D, eps, backend)
+
+
 def head_norm(x_NHK: Tensor, weight_HK: Tensor, eps: float, backend: Backend) -> Tensor:
     """The norm of each head's K channels alone, times the head's own weight `[N, H, K]`, with gradients."""
     if CAPABILITIES[backend].fused:

@@ -1,4 +1,4 @@
-"""Linear map and RMS norm with one fixed order of additions a row (Triton): inner width never split, tiles that do not show in the bits.
+"""Linear map with one fixed order of additions a row (Triton): inner width never split, tiles that do not show in the bits.
 
 Gradients of weights are sums over the batch and leave the promise aside, so the matrix library computes them.
 Axes: N rows, D input width, O output width.
@@ -57,24 +57,6 @@ def _linear(
     tl.store(out + place, accumulator.to(out.dtype.element_ty), mask=keep)
 
 
-@triton.jit
-def _rms_norm(x, weight, out, roots, width, eps, WIDTH: tl.constexpr):
-    """One row: y = x·r·w with r = (mean x² + eps)^-½; r is kept."""
-    row = (tl.full((), 0, tl.int64) + tl.program_id(0)) * width
-    total = tl.zeros((WIDTH,), tl.float32)
-    for first in range(0, width, WIDTH):
-        channel = first + tl.arange(0, WIDTH)
-        value = tl.load(x + row + channel, mask=channel < width, other=0.0).to(tl.float32)
-        total += value * value
-    root = 1.0 / tl.sqrt(tl.sum(total, 0) / width + eps)
-    tl.store(roots + tl.program_id(0), root)
-    for first in range(0, width, WIDTH):
-        channel = first + tl.arange(0, WIDTH)
-        value = tl.load(x + row + channel, mask=channel < width, other=0.0).to(tl.float32)
-        scaled = value * root * tl.load(weight + channel, mask=channel < width, other=0.0).to(tl.float32)
-        tl.store(out + row + channel, scaled.to(out.dtype.element_ty), mask=channel < width)
-
-
 FEW_PROGRAMS = 132
 """Multiprocessors of an H200: what fits them at once is bound by the length of one program, not by the number."""
 
@@ -102,12 +84,6 @@ def linear(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype | None = None)
     """x · weightᵀ in `out_type` (x's own if not given), with gradients."""
     out_NO: Tensor = _Linear.apply(x_ND, weight_OD, out_type or x_ND.dtype)
     return out_NO
-
-
-def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / √(mean x² + eps) · weight, with gradients."""
-    out_ND: Tensor = _RmsNorm.apply(x_ND, weight_D, eps)
-    return out_ND
 
 
 class _Linear(torch.autograd.Function):
@@ -149,30 +125,3 @@ class _Linear(torch.autograd.Function):
         x_ND, weight_OD = ctx.saved_tensors
         grad_NO = grads[0].to(x_ND.dtype)
         return grad_NO @ weight_OD, grad_NO.T @ x_ND, None
-
-
-class _RmsNorm(torch.autograd.Function):
-    """Keeps x and one root a row."""
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        x_ND = x_ND.contiguous()
-        num_rows, width = x_ND.shape
-        out_ND = torch.empty_like(x_ND)
-        root_N = torch.empty(num_rows, dtype=torch.float32, device=x_ND.device)
-        if num_rows:
-            block = min(4096, triton.next_power_of_2(width))
-            _rms_norm[(num_rows,)](x_ND, weight_D.contiguous(), out_ND, root_N, width, eps, WIDTH=block)
-        ctx.save_for_backward(x_ND, weight_D, root_N)
-        return out_ND
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weight_D, root_N = ctx.saved_tensors
-        normed_ND = x_ND.float() * root_N[:, None]
-        grad_ND = grads[0].float()
-        scaled_ND = grad_ND * weight_D.float()
-        # d(x·r) = r·(s − n·mean(s·n)) with n = x·r
-        share_N1 = (scaled_ND * normed_ND).mean(-1, keepdim=True)
-        grad_x_ND = root_N[:, None] * (scaled_ND - normed_ND * share_N1)
-        return grad_x_ND.to(x_ND.dtype), (grad_ND * normed_ND).sum(0).to(weight_D.dtype), None

@@ -147,13 +147,13 @@ class LatentAttention(KernelModule):
         q_latent = x_ND
         if config.q_lora_rank:
             q_latent = linear(x_ND, self.query_down, self.row_backend)
-            q_latent = rms_norm(q_latent, self.query_norm, LATENT_NORM_EPS, self.row_backend)
+            q_latent = rms_norm(q_latent, self.query_norm, LATENT_NORM_EPS, self.backend)
         q_N_H_ = linear(q_latent, self.query_up, self.row_backend).view(x_ND.shape[0], config.num_attention_heads, -1)
         q_nope, q_rope = torch.split(q_N_H_, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         latent, k_rope = torch.split(
             linear(x_ND, self.key_down, self.row_backend), [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
-        latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.row_backend)
+        latent = rms_norm(latent, self.key_norm, LATENT_NORM_EPS, self.backend)
         key_NK = torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ, self.backend)], -1)
         index = None
         if self.indexer is not None:

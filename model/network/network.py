@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from samepath.kernels.backend import CAPABILITIES, ROW_MULTIPLE, Backend
-from samepath.kernels.rows.dense_rows import rms_norm
+from samepath.kernels.rows.dense_rows import add_norm, rms_norm
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
 from samepath.model.model_input import ModelInput
@@ -48,9 +48,9 @@ class DecoderLayer(KernelModule):
         self, x_ND: Tensor, rope_N2Q: Tensor, batch: ModelInput, store: KeyStore, trace: ForwardTrace, num_selected: int
     ) -> Tensor:
         """`[N, D]` to `[N, D]`."""
-        normed_ND = rms_norm(x_ND, self.attention_norm, self.eps, self.row_backend)
-        x_ND = x_ND + self.attention(normed_ND, rope_N2Q, batch.plan, store, trace, num_selected)
-        normed_ND = rms_norm(x_ND, self.feed_forward_norm, self.eps, self.row_backend)
+        x_ND, normed_ND = add_norm(x_ND, None, self.attention_norm, self.eps, self.backend)
+        attended_ND = self.attention(normed_ND, rope_N2Q, batch.plan, store, trace, num_selected)
+        x_ND, normed_ND = add_norm(x_ND, attended_ND, self.feed_forward_norm, self.eps, self.backend)
         if isinstance(self.feed_forward, FeedForward):
             dense_ND: Tensor = self.feed_forward(normed_ND)
             return x_ND + dense_ND

@@ -71,7 +71,13 @@ from samepath.kernels.head import triton_logprob
 from samepath.kernels.head.logprob import SupportRows
 from samepath.kernels.indexer import triton_dense_indexer, triton_index_logits, triton_selected_logits
 from samepath.kernels.indexer.dense_indexer import Teacher
-from samepath.kernels.rows import triton_dense_rows, triton_gated_unit, triton_head_product, triton_rotary
+from samepath.kernels.rows import (
+    triton_dense_rows,
+    triton_gated_unit,
+    triton_head_product,
+    triton_rms_norm,
+    triton_rotary,
+)
 from samepath.kernels.selection import triton_selected_keys
 from samepath.kernels.sparse_attention import triton_decode as triton_attention_decode
 from samepath.kernels.sparse_attention import triton_forward as triton_attention_forward
@@ -119,7 +125,10 @@ def dense_rows(dtype: torch.dtype) -> None:
     """Linear map, norm, products of heads, experts, head."""
     x = random(ROWS, 2048, dtype=dtype)
     triton_dense_rows.linear(x, random(2048, 2048, dtype=dtype)).sum().backward()
-    triton_dense_rows.rms_norm(x, random(2048, dtype=dtype), 1e-6).sum().backward()
+    triton_rms_norm.rms_norm(x, random(2048, dtype=dtype), 1e-6).sum().backward()
+    for added in (None, x):
+        total, out = triton_rms_norm.add_norm(x, added, random(2048, dtype=dtype), 1e-6)
+        (total + out).sum().backward()
     triton_head_product.head_product(
         random(ROWS, 128, 128, dtype=dtype), random(128, 128, 512, dtype=dtype)
     ).sum().backward()
