@@ -13,6 +13,7 @@ import samepath.kernels.indexer.triton_index_logits as triton_index_logits
 import samepath.kernels.indexer.triton_selected_logits as triton_selected_logits
 import samepath.kernels.rows.triton_dense_rows as triton_dense_rows
 import samepath.kernels.rows.triton_gated_unit as triton_gated_unit
+import samepath.kernels.rows.triton_grouped_heads as triton_grouped_heads
 import samepath.kernels.rows.triton_head_product as triton_head_product
 import samepath.kernels.rows.triton_rms_norm as triton_rms_norm
 import samepath.kernels.rows.triton_rotary as triton_rotary
@@ -49,5 +50,6 @@ class TritonKernels:
     rms_norm = staticmethod(triton_rms_norm.rms_norm)
     add_norm = staticmethod(triton_rms_norm.add_norm)
     swiglu = staticmethod(triton_gated_unit.swiglu)
+    grouped_heads = staticmethod(triton_grouped_heads.grouped_heads)
     head_product = staticmethod(triton_head_product.head_product)
     rotate = staticmethod(triton_rotary.rotate)

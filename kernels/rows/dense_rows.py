@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm as torch_rms_norm
 
-from samepath.kernels.backend import CAPABILITIES, Backend
+from samepath.kernels.backend import Backend
 from samepath.kernels.gpu.loading import fused_kernels
 from samepath.kernels.rows.gated_unit import sigmoid, swiglu
 from samepath.kernels.rows.row_product import row_product
@@ -46,14 +46,6 @@ def add_norm(
         return fused.add_norm(x_ND, added_ND, weight_D, eps)
     total_ND = x_ND if added_ND is None else x_ND + added_ND
     return total_ND, rms_norm(total_ND, weight_D, eps, backend)
-
-
-def head_norm(x_NHK: Tensor, weight_HK: Tensor, eps: float, backend: Backend) -> Tensor:
-    """The norm of each head's K channels alone, times the head's own weight `[N, H, K]`, with gradients."""
-    if CAPABILITIES[backend].fused:
-        ones_K = torch.ones_like(weight_HK[0])
-        return rms_norm(x_NHK.flatten(0, 1), ones_K, eps, backend).view(x_NHK.shape) * weight_HK
-    return torch_rms_norm(x_NHK, (x_NHK.shape[2],), None, eps) * weight_HK
 
 
 def router_scores(x_ND: Tensor, weight_ED: Tensor, backend: Backend) -> Tensor:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend
-from samepath.kernels.rows.dense_rows import head_norm, linear
+from samepath.kernels.rows.dense_rows import linear
+from samepath.kernels.rows.grouped_heads import HeadNorms, grouped_heads
 from samepath.kernels.window import AttentionPlan
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
 from samepath.model.network.kernel_module import KernelModule
-from samepath.model.network.rope import rotate_whole
 from samepath.model.trace import ForwardTrace
 
 
@@ -43,15 +43,13 @@ class GroupedAttention(KernelModule):
     ) -> Tensor:
         """Attention output `[N, D]`; new keys and values go to `store`. Nothing is selected, so `trace` gets nothing."""
         config = self.config
-        heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_width
+        width = config.head_width
         qkv_NXK = linear(x_ND, self.qkv, self.row_backend, self.qkv_bias).view(x_ND.shape[0], -1, width)
-        qk_NXK, v_NGK = qkv_NXK[:, : heads + groups], qkv_NXK[:, heads + groups :]
+        norms = None
         if self.query_norm is not None and self.key_norm is not None:
-            weights_XK = torch.cat([self.query_norm.expand(heads, -1), self.key_norm.expand(groups, -1)])
-            qk_NXK = head_norm(qk_NXK, weights_XK, config.rms_norm_eps, self.row_backend)
-        qk_NXK = _rotate_first(qk_NXK, rope_N2R)
-        q_NHK, k_NGK = qk_NXK[:, :heads], qk_NXK[:, heads:]
-        rows_GSW = store.update(self.layer, torch.cat([k_NGK.transpose(0, 1), v_NGK.transpose(0, 1)], -1))
+            norms = HeadNorms(query_K=self.query_norm, key_K=self.key_norm, eps=config.rms_norm_eps)
+        q_NHK, rows_GNW = grouped_heads(qkv_NXK, norms, rope_N2R, config.num_attention_heads, self.backend)
+        rows_GSW = store.update(self.layer, rows_GNW)
         out_NHK = dense_attend(
             q_NHK,
             rows_GSW,
@@ -62,11 +60,3 @@ class GroupedAttention(KernelModule):
             backend=self.backend,
         )
         return linear(out_NHK.flatten(1), self.output, self.row_backend, self.output_bias)
-
-
-def _rotate_first(x_NXK: Tensor, rope_N2R: Tensor) -> Tensor:
-    """Rotate the channels that the table covers; the others have no position."""
-    rotary = rope_N2R.shape[-1]
-    if rotary == x_NXK.shape[-1]:
-        return rotate_whole(x_NXK, rope_N2R[:, :1], rope_N2R[:, 1:])
-    return torch.cat([rotate_whole(x_NXK[..., :rotary], rope_N2R[:, :1], rope_N2R[:, 1:]), x_NXK[..., rotary:]], -1)

@@ -61,7 +61,7 @@ def _yarn_frequencies(kept_Q: Tensor, rope: RopeParameters) -> Tensor:
 def rope_table(config: ModelConfig) -> Tensor:
     """cos and sin of every position, float32 `[max_position, 2, Q]`, with the YaRN temperature in them.
 
-    For grouped-query attention both are as wide as what is rotated, `[max_position, 2, 2Q]`, as `rotate_whole` takes them.
+    For grouped-query attention both are as wide as what is rotated, `[max_position, 2, 2Q]`, as `grouped_heads` takes them.
     """
     frequencies_Q = inverse_frequencies(config.rope_width, config.rope_parameters)
     angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies_Q
@@ -108,8 +108,3 @@ def _rotate_fused(
         interleaved,
     )
     return rotated.view(x_NK.shape)
-
-
-def rotate_whole(x_NK: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
-    """`rotate_halves` with cosines repeated and sines (−sin, sin) over the whole width: the same bits in fewer operations."""
-    return x_NK * cos_NK + x_NK.roll(x_NK.shape[-1] // 2, -1) * sin_NK

@@ -74,10 +74,12 @@ from samepath.kernels.indexer.dense_indexer import Teacher
 from samepath.kernels.rows import (
     triton_dense_rows,
     triton_gated_unit,
+    triton_grouped_heads,
     triton_head_product,
     triton_rms_norm,
     triton_rotary,
 )
+from samepath.kernels.rows.grouped_heads import HeadNorms
 from samepath.kernels.selection import triton_selected_keys
 from samepath.kernels.sparse_attention import triton_decode as triton_attention_decode
 from samepath.kernels.sparse_attention import triton_forward as triton_attention_forward
@@ -129,6 +131,12 @@ def dense_rows(dtype: torch.dtype) -> None:
     for added in (None, x):
         total, out = triton_rms_norm.add_norm(x, added, random(2048, dtype=dtype), 1e-6)
         (total + out).sum().backward()
+    norms = HeadNorms(query_K=random(128, dtype=dtype), key_K=random(128, dtype=dtype), eps=1e-6)
+    for some in (norms, None):
+        q, keys = triton_grouped_heads.grouped_heads(
+            random(ROWS, 40, 128, dtype=dtype), some, random(ROWS, 2, 128, dtype=dtype).detach(), 32
+        )
+        (q.sum() + keys.sum()).backward()
     triton_head_product.head_product(
         random(ROWS, 128, 128, dtype=dtype), random(128, 128, 512, dtype=dtype)
     ).sum().backward()

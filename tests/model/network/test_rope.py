@@ -12,8 +12,9 @@ from transformers import DeepseekV3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import yarn_apply_mscale
 
+from samepath.kernels.rows.grouped_heads import rotate_whole
 from samepath.model.files.config_file import CONFIG_FILE, read_config, write_config
-from samepath.model.network.rope import inverse_frequencies, rope_table, rotate_halves, rotate_interleaved, rotate_whole
+from samepath.model.network.rope import inverse_frequencies, rope_table, rotate_halves, rotate_interleaved
 from samepath.model.rope_parameters import RopeParameters
 from tests.conftest import tiny_config
 from tests.families import family_config
