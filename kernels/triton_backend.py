@@ -5,6 +5,7 @@ This file imports Triton; `kernels/gpu/loading.py` imports it late, and no other
 
 import samepath.kernels.dense_attention.triton_joined as dense_attention
 import samepath.kernels.experts.triton_choice as triton_choice
+import samepath.kernels.experts.triton_gates as triton_gates
 import samepath.kernels.experts.triton_product as triton_product
 import samepath.kernels.experts.triton_rows as triton_rows
 import samepath.kernels.head.triton_logprob as triton_logprob
@@ -40,6 +41,8 @@ class TritonKernels:
     window_mass = staticmethod(window_attention.head_mass)
 
     choose_experts = staticmethod(triton_choice.choose)
+    choose_with_gates = staticmethod(triton_gates.choose_with_gates)
+    gate_weights = staticmethod(triton_gates.gate_weights)
     expert_product = staticmethod(triton_product.expert_product)
     gated_sum = staticmethod(triton_rows.gated_sum)
 

@@ -46,8 +46,14 @@ def choose_experts(scores_NE: Tensor, bias_E: Tensor | None, rule: ChoiceRule, b
     return choice_NE.sort(dim=-1, descending=True, stable=True).indices[:, : rule.num_chosen]
 
 
-def gate_weights(scores_NE: Tensor, ids_NX: Tensor, rule: ChoiceRule) -> Tensor:
-    """Live scores at the given ids, renormalised over them if so ruled, times the scale; carries gradient to the scores."""
+def gate_weights(scores_NE: Tensor, ids_NX: Tensor, rule: ChoiceRule, backend: Backend = "torch") -> Tensor:
+    """Live scores at the given ids, renormalised over them if so ruled, times the scale; carries gradient to the scores.
+
+    A fused backend takes one kernel, with the bits of these operations, and one for the gradient.
+    """
+    fused = fused_kernels(backend, "gate_weights", scores_NE, ids_NX)
+    if fused is not None:
+        return fused.gate_weights(scores_NE, ids_NX, rule)
     gates_NX = scores_NE.gather(1, ids_NX)
     if rule.normalised:
         total_N1 = gates_NX[:, :1]
@@ -60,10 +66,9 @@ def gate_weights(scores_NE: Tensor, ids_NX: Tensor, rule: ChoiceRule) -> Tensor:
 def choose_with_gates(
     scores_NE: Tensor, bias_E: Tensor | None, rule: ChoiceRule, backend: Backend
 ) -> tuple[Tensor, Tensor]:
-    """(ids, gates) of the live choice: the bits of the two functions above; where no gradient is wanted a fused backend takes one kernel."""
-    with_gradient = torch.is_grad_enabled() and scores_NE.requires_grad
-    fused = None if with_gradient else fused_kernels(backend, "choose_with_gates", scores_NE)
+    """(ids, gates with gradient) of the live choice: the bits of the two functions above; a fused backend takes one kernel for both."""
+    fused = fused_kernels(backend, "choose_with_gates", scores_NE)
     if fused is not None:
-        return fused.choose_experts(scores_NE.detach(), bias_E, rule)
+        return fused.choose_with_gates(scores_NE, bias_E, rule)
     ids_NX = choose_experts(scores_NE, bias_E, rule, backend)
     return ids_NX, gate_weights(scores_NE, ids_NX, rule)

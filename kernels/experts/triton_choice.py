@@ -1,6 +1,6 @@
 """Choice of experts and their gates in one kernel (Triton): comparisons, and the additions and the division of the `torch` way in its order.
 
-One program a few rows, experts as a grid of groups. Bits equal those of the separate operations, so learner and sampler may differ in which they take.
+One program a few rows, experts as a grid of groups. Bits equal those of the separate operations.
 Axes: N tokens, E experts, X experts chosen.
 """
 

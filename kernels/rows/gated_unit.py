@@ -18,14 +18,13 @@ def sigmoid(x: Tensor) -> Tensor:
 def swiglu(gate_up: Tensor, backend: Backend = "torch") -> Tensor:
     """SiLU(gate) · up of a `[…, 2F]` product (gate first), in position-independent operations.
 
-    Where no gradient is wanted a fused backend takes one kernel for a product `[N, 2F]`, with the bits of these operations on a GPU.
+    A fused backend takes one kernel for a product `[N, 2F]`, with the bits of these operations on a GPU, and one for its gradient.
     """
-    with_gradient = torch.is_grad_enabled() and gate_up.requires_grad
-    fused = None if with_gradient else fused_kernels(backend, "swiglu", gate_up)
+    fused = fused_kernels(backend, "swiglu", gate_up)
     if fused is not None:
         return fused.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
-    if with_gradient:
+    if torch.is_grad_enabled() and gate_up.requires_grad:
         return gate * sigmoid(gate) * up
     # The same operations in one piece of memory.
     return gate.neg().exp_().add_(1).reciprocal_().mul_(gate).mul_(up)

@@ -1,7 +1,10 @@
-"""Rotary embedding in one kernel (Triton): the products and sums of the separate operations, rounded where they round.
+"""Rotary embedding in one kernel (Triton): the products and sums of the separate operations, rounded where they round. The gradient
+is the same kernel turning back.
 
 Axes: N rows, H heads, K rotary width, Q half of it.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -21,6 +24,7 @@ def _rotate(
     x_head,
     table_row,
     INTERLEAVED: tl.constexpr,
+    BACK: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
@@ -38,6 +42,8 @@ def _rotate(
     second = tl.load(start + second_place, mask=keep, other=0.0).to(tl.float32)
     cosine = tl.load(cosines + row * table_row + pair, mask=pair < half, other=0.0).to(tl.float32)
     sine = tl.load(sines + row * table_row + pair, mask=pair < half, other=0.0).to(tl.float32)
+    if BACK:
+        sine = -sine
     kind = out.dtype.element_ty
     # Each product is rounded to the type before the sum, as an operation of its own would.
     left = (first * cosine).to(kind).to(tl.float32) - (second * sine).to(kind).to(tl.float32)
@@ -48,7 +54,28 @@ def _rotate(
 
 
 def rotate(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool) -> Tensor:
-    """Pairs (2i, 2i + 1) if interleaved, else (i, i + Q), rotated, `[N, H, K]`; without gradient. The last axis of all inputs is dense."""
+    """Pairs (2i, 2i + 1) if interleaved, else (i, i + Q), rotated, `[N, H, K]`; with gradient for x. The last axis of all inputs is dense."""
+    out_NHK: Tensor = _Rotate.apply(x_NHK, cos_NQ, sin_NQ, interleaved)
+    return out_NHK
+
+
+class _Rotate(torch.autograd.Function):
+    """Keeps the table alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos_NQ, sin_NQ)
+        ctx.interleaved = interleaved
+        return _rotated(x_NHK, cos_NQ, sin_NQ, interleaved, back=False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos_NQ, sin_NQ = ctx.saved_tensors
+        grad_NHK = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        return _rotated(grad_NHK, cos_NQ, sin_NQ, ctx.interleaved, back=True), None, None, None
+
+
+def _rotated(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool, *, back: bool) -> Tensor:
     num_rows, num_heads, width = x_NHK.shape
     out_NHK = torch.empty(num_rows, num_heads, width, dtype=x_NHK.dtype, device=x_NHK.device)
     if num_rows:
@@ -63,6 +90,7 @@ def rotate(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool) -> 
             x_NHK.stride(1),
             cos_NQ.stride(0),
             INTERLEAVED=interleaved,
+            BACK=back,
             HEADS=triton.next_power_of_2(num_heads),
             HALF=triton.next_power_of_2(width // 2),
             num_warps=1 if num_heads * width <= 512 else 4,

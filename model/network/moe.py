@@ -75,7 +75,7 @@ class MixtureOfExperts(nn.Module):
         ids_NX = live_NX
         if replayed_NX is not None:
             ids_NX = torch.where(replayed_NX[:, :1] >= 0, replayed_NX, live_NX)
-            gates_NX = gate_weights(scores_NE, ids_NX, self.rule)
+            gates_NX = gate_weights(scores_NE, ids_NX, self.rule, self.backend)
         trace.record_routes(self.place, ids_NX, live_NX)
         product = expert_product if self._exchange is None else self._exchange.product
         routed_ND = product(x_ND, gates_NX, ids_NX, *self._held(), self.backend)

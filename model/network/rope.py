@@ -74,7 +74,7 @@ def rope_table(config: ModelConfig) -> Tensor:
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
     """Rotate pairs (2i, 2i+1): MLA's layout. `x` may have head axes between N and K if cos and sin broadcast.
 
-    Where no gradient is wanted a fused backend takes one kernel, with the bits of these operations.
+    A fused backend takes one kernel, with the bits of these operations, and for the gradient the same turning back.
     """
     rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=True)
     if rotated is not None:
@@ -96,8 +96,6 @@ def _rotate_fused(
     x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend, *, interleaved: bool
 ) -> Tensor | None:
     """`[N, K]` with `[N, Q]`, or `[N, H, K]` with `[N, 1, Q]`; None where the backend has no kernel for it."""
-    if torch.is_grad_enabled() and x_NK.requires_grad:
-        return None
     fused = fused_kernels(backend, "rotate", x_NK, cos_NQ, sin_NQ)
     if fused is None:
         return None

@@ -64,7 +64,7 @@ torch.mm = lambda left, right, *, out_dtype=None, out=None: (
 )
 
 from samepath.kernels.dense_attention import triton_joined as triton_dense_attention
-from samepath.kernels.experts import triton_choice as triton_expert_choice
+from samepath.kernels.experts import triton_gates
 from samepath.kernels.experts import triton_product as triton_expert_product
 from samepath.kernels.experts.expert_choice import ChoiceRule
 from samepath.kernels.head import triton_logprob
@@ -152,21 +152,22 @@ def dense_rows(dtype: torch.dtype) -> None:
         triton_logprob.head_logprobs(x, head, targets, torch.ones(ROWS), rows)[0].sum().backward()
 
 
-def without_gradient(dtype: torch.dtype) -> None:
-    """The kernels that stand for several small operations: choice of experts, what follows a selection, rotary embedding, SwiGLU."""
+def small_operations(dtype: torch.dtype) -> None:
+    """The kernels that stand for several small operations, with their gradients: choice of experts, what follows a selection, rotary embedding, SwiGLU."""
     for num_experts, rule in (
         (256, ChoiceRule(num_chosen=8, num_groups=8, open_groups=4, scale=2.5)),
         (128, ChoiceRule(num_chosen=8)),
     ):
-        triton_expert_choice.choose(torch.zeros(ROWS, num_experts), torch.zeros(num_experts), rule)
+        scores = random(ROWS, num_experts, dtype=torch.float32)
+        ids, gates = triton_gates.choose_with_gates(scores, torch.zeros(num_experts), rule)
+        (gates.sum() + triton_gates.gate_weights(scores, torch.zeros_like(ids), rule).sum()).backward()
     positions = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
     triton_selected_keys.selection_fingerprint(positions, torch.zeros(ROWS, dtype=torch.int32))
     triton_selected_keys.key_rows(torch.zeros(ROWS, KEYS, dtype=torch.int64), positions)
-    with torch.no_grad():
-        table = random(ROWS, 2, 32, dtype=dtype)
-        triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], table[:, 0], table[:, 1], True)
-        triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], table[:, 0], table[:, 1], False)
-        triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype))
+    cosines, sines = random(ROWS, 2, 32, dtype=dtype).detach().unbind(1)
+    triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], cosines, sines, True).sum().backward()
+    triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], cosines, sines, False).sum().backward()
+    triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype)).sum().backward()
 
 
 def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:
@@ -233,6 +234,6 @@ if __name__ == "__main__":
     for dtype in (BF16, torch.float32):
         indexer(dtype)
         dense_rows(dtype)
-        without_gradient(dtype)
+        small_operations(dtype)
         windows(dtype, 192, 128)
     windows(BF16, 40, 24)

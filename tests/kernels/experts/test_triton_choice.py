@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.triton_here import require_triton
+from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
@@ -48,6 +49,38 @@ def test_choose_with_gradient_takes_the_same_ids_and_gates() -> None:
     gates_NX[:, 0].sum().backward()
     assert scores_NE.grad is not None
     assert bool((scores_NE.grad != 0).sum(1).eq(rule.num_chosen).all())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gates_and_their_gradient_equal_float64(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of the live choice, and of replayed ids, one of which stands twice in its row."""
+    rule, num_experts = RULES[name]
+    generator = torch.Generator().manual_seed(3)
+    scores_NE = torch.rand(19, num_experts, generator=generator, dtype=torch.float64).to(DEVICE) + 0.01
+    upstream_NX = torch.randn(19, rule.num_chosen, generator=generator, dtype=torch.float64).to(DEVICE)
+    replayed_NX = torch.rand(19, num_experts, generator=generator).argsort(1)[:, : rule.num_chosen].to(DEVICE)
+    replayed_NX[0] = replayed_NX[0, 0]
+    exact_NE, single_NE = scores_NE.requires_grad_(), scores_NE.detach().float().requires_grad_()
+    poison_fresh_memory(monkeypatch)
+    ids_NX, live_NX = choose_with_gates(single_NE, None, rule, "triton")
+    for at_NX, gates_NX in ((ids_NX, live_NX), (replayed_NX, gate_weights(single_NE, replayed_NX, rule, "triton"))):
+        truth_NX = gate_weights(exact_NE, at_NX, rule)
+        assert torch.equal(gates_NX, gate_weights(single_NE, at_NX, rule))
+        torch.testing.assert_close(gates_NX.double(), truth_NX, rtol=1e-5, atol=1e-6)
+        (wanted_NE,) = torch.autograd.grad(truth_NX, exact_NE, upstream_NX)
+        (got_NE,) = torch.autograd.grad(gates_NX, single_NE, upstream_NX.float())
+        torch.testing.assert_close(
+            got_NE.double(), wanted_NE, rtol=0, atol=1e-5 * max(1.0, float(wanted_NE.abs().max()))
+        )
+
+
+def test_gates_of_scores_in_another_type_are_refused() -> None:
+    scores_NE = torch.ones(2, 4, dtype=torch.float64, device=DEVICE)
+    ids_NX = torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(ValueError, match="float32 scores"):
+        gate_weights(scores_NE, ids_NX, ChoiceRule(num_chosen=1), "triton")
+    with pytest.raises(ValueError, match="float32 scores"):
+        choose_with_gates(scores_NE, None, ChoiceRule(num_chosen=1), "triton")
 
 
 def test_choose_scores_that_are_no_numbers_still_give_experts_that_exist() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.triton_here import require_triton
+from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
@@ -30,9 +31,26 @@ def test_rotate_fused_equals_the_separate_operations(
     assert torch.equal(rotate(x_NHK[:, 0], cos_NQ, sin_NQ, "triton"), rotate(x_NHK[:, 0], cos_NQ, sin_NQ))
 
 
-def test_rotate_with_gradient_takes_operations_that_have_one() -> None:
-    x_NK = torch.randn(3, 8, device=DEVICE, requires_grad=True)
-    table = torch.randn(3, 2, 4, device=DEVICE)
-    rotate_halves(x_NK, table[:, 0], table[:, 1], "triton").sum().backward()
-    assert x_NK.grad is not None
-    assert bool((x_NK.grad != 0).any())
+@pytest.mark.parametrize("rotate", [rotate_interleaved, rotate_halves])
+@pytest.mark.parametrize(("heads", "half"), [(1, 4), (3, 6), (16, 16)])
+def test_rotate_gradient_equals_float64(
+    monkeypatch: pytest.MonkeyPatch, rotate: Callable[..., Tensor], heads: int, half: int
+) -> None:
+    generator = torch.Generator().manual_seed(heads)
+    whole = torch.randn(7, heads, 2 * half + 5, generator=generator, dtype=torch.float64).to(DEVICE)
+    table = torch.randn(7, 2, half, generator=generator, dtype=torch.float64).to(DEVICE)
+    upstream = torch.randn(7, heads, 2 * half, generator=generator, dtype=torch.float64).to(DEVICE)
+    single, exact = whole.float().requires_grad_(), whole.requires_grad_()
+    cos_N1Q, sin_N1Q = table[:, :1], table[:, 1:]
+    (wanted,) = torch.autograd.grad(rotate(exact[..., 5:], cos_N1Q, sin_N1Q), exact, upstream)
+    poison_fresh_memory(monkeypatch)
+    rotated = rotate(single[..., 5:], cos_N1Q.float(), sin_N1Q.float(), "triton")
+    (got,) = torch.autograd.grad(rotated, single, upstream.float())
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-5)
+    # What flows back may be a part of wider rows, or one number for all.
+    wider = torch.cat([upstream.float(), upstream.float()], -1)[..., : 2 * half]
+    rotated = rotate(single[..., 5:], cos_N1Q.float(), sin_N1Q.float(), "triton")
+    assert torch.equal(torch.autograd.grad(rotated, single, wider, retain_graph=True)[0], got)
+    (summed,) = torch.autograd.grad(rotated.sum(), single)
+    (wanted,) = torch.autograd.grad(rotate(exact[..., 5:], cos_N1Q, sin_N1Q).sum(), exact)
+    torch.testing.assert_close(summed.double(), wanted, rtol=0, atol=1e-5)
