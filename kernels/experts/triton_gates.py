@@ -133,7 +133,8 @@ class _GatesAt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradient(*ctx.saved_tensors, grads[0], ctx.rule), None, None
+        scores_NE, ids_NX = ctx.saved_tensors
+        return _gradient(scores_NE, ids_NX, grads[0], ctx.rule), None, None
 
 
 class _Chosen(torch.autograd.Function):
@@ -150,7 +151,8 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradient(*ctx.saved_tensors, grads[1], ctx.rule), None, None
+        scores_NE, ids_NX = ctx.saved_tensors
+        return _gradient(scores_NE, ids_NX, grads[1], ctx.rule), None, None
 
 
 def _gradient(scores_NE: Tensor, ids_NX: Tensor, grad_gates_NX: Tensor, rule: ChoiceRule) -> Tensor:

@@ -6,15 +6,14 @@ adds its rows in order, and the programs' sums are added in order.
 Axes: N rows, X heads of the product (H query, G key, G value heads), K head width, R rotated channels, W = 2K, P programs.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from samepath.kernels.rows.grouped_heads import HeadNorms
+from samepath.kernels.rows.grouped_heads import HeadNorms
 
 TILE = 1024
 """Channels of a tile of heads: four 16-byte pieces a thread of two warps."""
@@ -171,9 +170,7 @@ def _grouped_heads_backward(
         tl.store(grad_weights + place, parts, mask=inside & (head < moved))
 
 
-def grouped_heads(
-    qkv_NXK: Tensor, norms: "HeadNorms | None", rope_N2R: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor]:
+def grouped_heads(qkv_NXK: Tensor, norms: HeadNorms | None, rope_N2R: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     """(queries [N, H, K], key rows [G, N, W]) as `grouped_heads.grouped_heads` describes."""
     weights = (None, None, 0.0) if norms is None else (norms.query_K, norms.key_K, norms.eps)
     q_NHK, rows_GNW = _GroupedHeads.apply(qkv_NXK, *weights, rope_N2R, num_heads)
