@@ -93,7 +93,7 @@ class Loop:
         clock.start("scoring")
         groups = self.scorer.collect(sampled)
         self._say(self.alerts.failures(groups))
-        ready = step_batch(groups, step, self.recipe)
+        ready = step_batch(groups, step, self.recipe, self.task.name)
 
         clock.start("learning")
         self.interruption.hold()

@@ -68,7 +68,9 @@ class _Ahead:
         self.groups = len(groups)
         # The scorer is asked for these groups here and for others there: it keeps nothing between two of them but counts of failures, which no
         # other call touches until this one has come back.
-        self.begun = Begun("batch", lambda: step_batch(stream.scorer.collect(groups), step, recipe))
+        self.begun = Begun(
+            "batch", lambda: step_batch(stream.scorer.collect(groups), step, recipe, stream.feed.task.name)
+        )
 
     def settle(self) -> None:
         """Wait until it is ready or has failed."""
@@ -181,7 +183,7 @@ class OverlappedLoop(Loop):
         if self._ahead.begun is None:
             while not self.stream.complete(step):
                 self.stream.pump(LOOK_S)
-            return step_batch(self.scorer.collect(self.stream.taken(step)), step, self.recipe)
+            return step_batch(self.scorer.collect(self.stream.taken(step)), step, self.recipe, self.task.name)
         return self._ahead.taken()
 
     def _learned(self, step: int, batch: TrainBatch | None) -> UpdateReport | None:

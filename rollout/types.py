@@ -36,7 +36,7 @@ class Prompt:
     answer: Mapping[str, Any] = field(default_factory=dict)
     """Plain data for the reward function (gold answer, metadata); never shown to the model."""
     dataset: str = ""
-    """Name of the task that made it."""
+    """Name of the dataset that it is from: its task's, unless that mixes several."""
     row: int = -1
     """Row in that task's split."""
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ OFF_CENTRE = 1e-3
 """Largest mean of a group's advantages over the largest of them; rounding gives 1e-7."""
 STANDARD_ERRORS = 3.0
 PART = "reward/part."
+DATASET, SHARE = "dataset/", "/token_share"
 
 
 def reward_rules(recipe: Recipe) -> Iterator[Rule]:
@@ -54,8 +55,15 @@ def reward_rules(recipe: Recipe) -> Iterator[Rule]:
     yield Rule(
         name="starved_part",
         look=StarvedParts(settings.starved_part_steps).look,
-        cause="nothing that the model does earns it: its function looks for what the prompt never asks for, or it fails quietly",
-        advice="try the function on responses of rollouts/, and look at reward.parts",
+        cause="nothing that the model does earns it: its function looks for what the prompt never asks for, it fails quietly, or the task is beyond the model",
+        advice="try the function on responses of rollouts/, look at reward.parts; else take easier rows, or a longer cold start",
+    )
+    yield Rule(
+        name="starved_dataset",
+        look=StarvedDatasets(settings.starved_dataset_steps).look,
+        cause="its rows are too easy or too hard for this model, its reward is constant, or its groups are always replaced: the run learns from the others "
+        "alone",
+        advice="look at dataset/<name>/reward_mean and at its rollouts (samepath inspect filters by dataset); take other rows of it, or leave it out",
     )
     yield Rule(
         name="parted_parts",
@@ -154,6 +162,36 @@ class StarvedParts:
             return ""
         named = ", ".join(f"{PART}{name}" for name in starved)
         return f"{named} has been 0 in all of {max(self._flat.values())} steps"
+
+
+class StarvedDatasets:
+    """Counts, for each dataset, the steps since one last learned from it, of those that asked it and learned from another."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._without: dict[str, tuple[int, float]] = {}
+        """By name: so many steps, and so many groups in them."""
+
+    def look(self, step: int, metrics: Metrics) -> str | None:
+        """Name the datasets that nothing has been learned from for long."""
+        shares = {
+            name.removeprefix(DATASET).removesuffix(SHARE): value
+            for name, value in metrics.items()
+            if name.startswith(DATASET) and name.endswith(SHARE)
+        }
+        if not shares:
+            return None
+        for name, share in shares.items():
+            steps, groups = self._without.get(name, (0, 0.0))
+            if share:
+                self._without[name] = (0, 0.0)
+            elif any(shares.values()):
+                self._without[name] = (steps + 1, groups + metrics.get(f"{DATASET}{name}/groups", 0.0))
+        starved = [(name, *seen) for name, seen in sorted(self._without.items()) if seen[0] >= self._steps]
+        return "; ".join(
+            f"nothing was learned from {name} in {steps} steps ({groups:g} groups, {DATASET}{name}{SHARE} = 0), but from others"
+            for name, steps, groups in starved
+        )
 
 
 class PartedParts:

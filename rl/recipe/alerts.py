@@ -22,6 +22,10 @@ class AlertSettings(BaseModel):
     off_centre: bool = Field(True, description="say when the advantages of a group do not add up to 0")
     starved_part: bool = Field(True, description="say when a part of the reward never pays")
     starved_part_steps: int = Field(20, ge=2, le=10_000, description="steps in which it paid nothing")
+    starved_dataset: bool = Field(True, description="say when nothing is learned from one dataset of several")
+    starved_dataset_steps: int = Field(
+        20, ge=2, le=10_000, description="steps without a token of it to learn from, while there are some of others"
+    )
     parted_parts: bool = Field(True, description="say when the first part of the reward falls while the total rises")
     parted_parts_drop: float = Field(
         0.1, gt=0, le=1e6, description="fall of the first part, from one window to another, that counts; reward units"

@@ -64,12 +64,17 @@ class ColumnMap(BaseModel):
     )
     answer: str = Field(default="answer", min_length=1, description="Column of the gold answer (text or number).")
     id: str = Field(default="", description="Column of an id, unique in its split; empty: row numbers serve as ids.")
+    dataset: str = Field(
+        default="",
+        description="Column of the name of the dataset that a row is from, for a table that mixes several; empty: all are of one, the table's own.",
+    )
     extra: tuple[str, ...] = Field(default=(), description="More columns that the reward function is to see.")
 
     @property
     def names(self) -> list[str]:
         """Columns that the table must have, each once."""
-        return list(dict.fromkeys([self.prompt, self.answer, *([self.id] if self.id else []), *self.extra]))
+        named = [name for name in (self.id, self.dataset) if name]
+        return list(dict.fromkeys([self.prompt, self.answer, *named, *self.extra]))
 
 
 class TableRows(PromptSettings):

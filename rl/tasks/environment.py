@@ -81,12 +81,13 @@ class EnvironmentRows:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0 … {len(self) - 1}; got {index}")
         row = self._rows[index]
+        dataset = row.dataset or self.name
         return TaskRow(
             row_id=row.row_id,
             question=row.text,
             text=row.text,
-            answer={**row.data, "dataset": self.name},
-            dataset=self.name,
+            answer={**row.data, "dataset": dataset},
+            dataset=dataset,
             row=index,
             where=f"{self._source.environment} {self._split} row {index}",
             episode=RowEpisode(environment=self._source, row=row, settings=self._episode),

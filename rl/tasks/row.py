@@ -66,7 +66,7 @@ class TaskRow:
     """For the reward function: `answer` (gold answer, text), `entry` (source row, plain data), `dataset` (name); of
     reasoning_gym also `config` (the dataset's params, which some scorers read)."""
     dataset: str
-    """Name of the task."""
+    """Name of the dataset that it is from: the task's own name, unless the task mixes several."""
     row: int
     """Index in the task's split, from 0."""
     episode: RowEpisode | None = None

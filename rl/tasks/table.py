@@ -69,6 +69,7 @@ def _row(number: int, where: str, record: Mapping[str, Any], settings: TableRows
             "empty_answer",
         )
     prompt = prompt_text(settings, question, where)
+    dataset = _dataset(entry[columns.dataset], columns.dataset, where) if columns.dataset else dataset
     return TaskRow(
         row_id=str(entry[columns.id]) if columns.id else str(number),
         question=question,
@@ -143,6 +144,15 @@ def _gold(value: object, column: str, where: str) -> str:
         f"{where}: column {column!r} must be text or a number; got {value!r:.80}. "
         "For answers with structure name a text column here and list theirs under columns.extra.",
         "answer_not_text",
+    )
+
+
+def _dataset(value: object, column: str, where: str) -> str:
+    """Return the name of the dataset that a row is from."""
+    if isinstance(value, str) and value.strip():
+        return value
+    raise TaskError(
+        f"{where}: column {column!r} must be the name of a dataset, as text; got {value!r:.80}.", "no_dataset"
     )
 
 

@@ -43,6 +43,9 @@ class EnvironmentRow:
     """What is asked, for people, and to tell whether two rows ask the same: training and held-out rows must not share it."""
     data: Mapping[str, JsonValue] = field(default_factory=dict)
     """All that a session needs; the model never sees it."""
+    dataset: str = ""
+    """Where rows are of several kinds (domains, difficulties, the seat that the model takes in a game), the name of this one's, for metrics, alerts
+    and `beta_by_dataset`; empty: the environment's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

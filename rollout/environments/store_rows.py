@@ -192,7 +192,10 @@ def _drawn(options: StoreOptions, rng: random.Random, row_id: str) -> Environmen
     }
     asked = " then ".join(question_text(keys) for keys in questions)
     return EnvironmentRow(
-        row_id=row_id, text=f"{asked} {' '.join(f'{key}={value}' for key, value in store.items())}", data=data
+        row_id=row_id,
+        text=f"{asked} {' '.join(f'{key}={value}' for key, value in store.items())}",
+        data=data,
+        dataset=harder,
     )
 
 

@@ -198,6 +198,22 @@ def rewards_constant(patch: Patch) -> None:
     patch.setattr(GroupScorer, "collect", collect)
 
 
+def dataset_constant(patch: Patch) -> None:
+    """Every answer to a row of one dataset of two earns the same."""
+    original = GroupScorer.collect
+
+    def collect(self: GroupScorer, groups: Sequence[Group]) -> list[Group]:
+        same = Score(total=0.5, parts={"short": 0.5})
+        return [
+            replace(group, rollouts=tuple(replace(one, score=same) for one in group.rollouts))
+            if group.prompt.dataset == "minus"
+            else group
+            for group in original(self, groups)
+        ]
+
+    patch.setattr(GroupScorer, "collect", collect)
+
+
 def one_seed_for_all(patch: Patch) -> None:
     """All samples of a prompt are drawn with one seed, so they are one answer."""
     original = Feed.request

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 
 Changes = dict[str, float]
 HEALTHY: Changes = {
+    "dataset/easy/groups": 3.0,
+    "dataset/easy/groups_spread": 1.0,
+    "dataset/easy/token_share": 0.8,
+    "dataset/hard/groups": 1.0,
+    "dataset/hard/groups_spread": 1.0,
+    "dataset/hard/token_share": 0.2,
     "eval/accuracy": 0.5,
     "eval/scored": 64.0,
     "kl/reference_full": 0.02,
@@ -113,6 +119,15 @@ CASES = [
         begins=20,
         says="reward/part.style has been 0 in all of 20 steps",
         steps=20,
+    ),
+    Case(
+        rule="starved_dataset",
+        changes=from_step(
+            3, {"dataset/hard/groups": 2.0, "dataset/hard/token_share": 0.0, "dataset/easy/token_share": 1.0}
+        ),
+        begins=22,
+        says="nothing was learned from hard in 20 steps (40 groups, dataset/hard/token_share = 0), but from others",
+        steps=22,
     ),
     Case(
         rule="parted_parts",

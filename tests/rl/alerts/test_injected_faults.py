@@ -1,6 +1,7 @@
 """Defects put into real runs of a tiny model: an alert, or a check that stops the run, names the cause within three steps. The same runs without
 them say nothing."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ QUICK = (
 MANY = ("rl.prompts_per_step=8", "rl.group_size=8")
 SMALL_DELTA = ("rl.prompts_per_step=16", "rl.group_size=8", "rl.objective.off_policy_mask.delta=1.0e-6")
 WIDE = ("rl.max_gap_at_lag_0=100",)
+MIXED = (
+    "task={kind: file, path: mixed.jsonl, held_out_fraction: 0.1, max_held_out: 2, columns: {dataset: dataset}}",
+    "alerts.starved_dataset_steps=2",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,12 @@ FAULTS = [
         says=("25% of 16 responses have no usable reward (reward/status.error = 4)",),
     ),
     Fault(inject=faults.rewards_constant, rule="no_spread", says=("the reward is constant",)),
+    Fault(
+        inject=faults.dataset_constant,
+        rule="starved_dataset",
+        says=("nothing was learned from minus in 2 steps", "its reward is constant"),
+        overrides=MIXED,
+    ),
     Fault(inject=faults.one_seed_for_all, rule="no_spread", says=("all samples of a prompt are the same",)),
     Fault(inject=faults.rows_begin_anew, rule="data_position", says=("100% of the groups of step 3", "after a resume")),
     Fault(inject=faults.kl_logged_as_0, rule="reference_moves", says=("a missing KL is logged as 0",)),
@@ -136,6 +147,13 @@ FAULTS = [
 def made(folder: Path, *overrides: str) -> Diagnosis:
     """Run the tiny recipe to its end, or to what stops it; what is found in its folder."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    rows = [
+        {"question": f"{left}{sign}{right}=", "answer": left + right if sign == "+" else left - right, "dataset": name}
+        for left in range(10, 20)
+        for right in range(1, 6)
+        for sign, name in (("+", "plus"), ("-", "minus"))
+    ]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = load_recipe(folder / "tiny.yaml", [f"runs_dir={folder / 'runs'}", *QUICK, *overrides], Recipe)
     # What it says is in the folder.
     with suppress(RuntimeError, ValueError):
@@ -168,6 +186,16 @@ def test_same_run_without_a_fault_says_nothing(
     assert found.status == "finished"
     assert [(one.rule, one.seen) for one in found.findings] == []
     assert not found.notes or wide
+
+
+def test_run_of_two_datasets_says_what_it_learns_from_each(tmp_path: Path, blank_pictures: None) -> None:
+    made(tmp_path, *MIXED, "rl.steps=1")
+    (lines,) = [path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")]
+    records = [json.loads(line)["metrics"] for line in lines.splitlines()]
+    metrics = next(one for one in records if "reward/mean" in one)
+    groups = {name: metrics[f"dataset/{name}/groups"] for name in ("plus", "minus")}
+    assert sum(groups.values()) == 4
+    assert metrics["dataset/plus/token_share"] + metrics["dataset/minus/token_share"] == pytest.approx(1)
 
 
 def test_one_fault_of_each_kind_is_named(

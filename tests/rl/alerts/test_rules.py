@@ -68,6 +68,7 @@ THRESHOLDS: dict[str, tuple[str, str, Callable[[int], Changes], int]] = {
     "failed_share_above": ("0.2", "failed_share", BY_RULE["failed_share"].changes, 12),
     "no_spread_steps": ("11", "no_spread", BY_RULE["no_spread"].changes, 12),
     "starved_part_steps": ("21", "starved_part", BY_RULE["starved_part"].changes, 20),
+    "starved_dataset_steps": ("21", "starved_dataset", BY_RULE["starved_dataset"].changes, 22),
     "parted_parts_drop": ("0.2", "parted_parts", BY_RULE["parted_parts"].changes, 16),
     "parted_parts_steps": ("16", "parted_parts", BY_RULE["parted_parts"].changes, 16),
     "accuracy_falls_drop": ("0.5", "accuracy_falls", BY_RULE["accuracy_falls"].changes, 12),
@@ -189,6 +190,34 @@ def test_ratio_off_1_with_older_weights_is_drift(tiny_recipe) -> None:
 def test_part_that_paid_once_is_not_starved(tiny_recipe) -> None:
     changes = lambda step: {"reward/part.style": float(step == 3)}  # noqa: E731
     assert begun(tiny_recipe(), changes, 60) == {}
+
+
+def starving(step: int) -> Changes:
+    return {"dataset/hard/token_share": 0.0, "dataset/easy/token_share": 1.0}
+
+
+def test_dataset_that_is_learned_from_now_and_then_is_not_starved(tiny_recipe) -> None:
+    changes = lambda step: {} if step % 19 == 0 else starving(step)  # noqa: E731
+    assert begun(tiny_recipe(), changes, 80) == {}
+
+
+def test_steps_that_learn_from_no_dataset_and_such_that_do_not_ask_it_starve_none(tiny_recipe) -> None:
+    nothing = {"dataset/hard/token_share": 0.0, "dataset/easy/token_share": 0.0}
+    assert begun(tiny_recipe(), lambda step: nothing, 60) == {}
+    watch = Watch(rules_of(tiny_recipe()))
+    without = {name: value for name, value in HEALTHY.items() if not name.startswith("dataset/hard")}
+    alerts = []
+    for step in range(1, 61):
+        alerts += watch.step(step, {**HEALTHY, **starving(step)} if step % 4 == 0 and step < 80 else without)
+    assert alerts == []
+    for step in range(61, 82):
+        alerts += watch.step(step, {**HEALTHY, **starving(step)} if step % 4 == 0 else without)
+    assert [(alert.rule, alert.step, alert.event) for alert in alerts] == [("starved_dataset", 80, "begins")]
+
+
+def test_starved_dataset_is_over_when_something_is_learned_from_it(tiny_recipe) -> None:
+    alerts = said(tiny_recipe(), lambda step: starving(step) if step < 25 else {}, 30)
+    assert [(alert.event, alert.step) for alert in alerts] == [("begins", 20), ("ends", 25)]
 
 
 def test_mask_that_fires_now_and_then_is_no_fault(tiny_recipe) -> None:

@@ -54,6 +54,17 @@ def test_build_environment_gives_its_rows_with_their_conversation() -> None:
     assert (request.prompt.dataset, request.prompt.text, request.prompt.row) == ("Toy", "a b", 0)
 
 
+def test_build_environment_rows_are_of_the_dataset_that_they_name_or_of_the_environment() -> None:
+    store = EnvironmentTask(
+        environment="samepath.rollout.environments.store:StoreEnvironment",
+        options={"harder_share": 0.5, "num_train": 40},
+    )
+    rows = [*build_environment(store, Path()).train]
+    named = {row.dataset for row in rows}
+    assert named == {"StoreEnvironment", "chain", "terms"}
+    assert all(row.answer["dataset"] == row.dataset for row in rows)
+
+
 @pytest.mark.parametrize(
     ("rl", "one_version"),
     [

@@ -58,6 +58,23 @@ def test_build_file_rows_carry_text_answer_and_ids(tmp_path, name, write):
     assert task.held_out[0].row_id.startswith("held-out-r")
 
 
+@pytest.mark.parametrize(("name", "write"), [("rows.jsonl", write_jsonl), ("rows.parquet", write_parquet)])
+def test_build_file_rows_are_of_the_dataset_that_their_column_names(tmp_path, name, write):
+    write(tmp_path / name, [{**row, "from": "odd" if row["answer"] % 2 else "even"} for row in ROWS])
+    task = build(tmp_path, name, columns={"dataset": "from"})
+    for row in [*task.train, *task.held_out]:
+        wanted = "odd" if int(row.answer["answer"]) % 2 else "even"
+        assert (row.dataset, row.answer["dataset"]) == (wanted, wanted)
+    assert task.name == "rows"
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, 3])
+def test_build_file_refuses_a_row_without_the_name_of_its_dataset(tmp_path, value):
+    write_jsonl(tmp_path / "rows.jsonl", [{**ROWS[0], "from": "odd"}, {**ROWS[1], "from": value}])
+    said = refusal(tmp_path, columns={"dataset": "from"})
+    assert said.startswith(f"rows.jsonl:2: column 'from' must be the name of a dataset, as text; got {value!r}")
+
+
 def test_build_file_formats_give_the_same_task(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     write_parquet(tmp_path / "rows.pq", ROWS)

@@ -105,7 +105,9 @@ def test_harder_rows_have_one_question_with_a_longer_chain_or_more_terms() -> No
 
 def test_harder_share_is_the_share_of_marked_rows() -> None:
     assert {row.data["harder"] for row in rows(200)} == {""}
-    marked = sum(row.data["harder"] != "" for row in rows(400, harder_share=0.25))
+    drawn = rows(400, harder_share=0.25)
+    assert [row.dataset for row in drawn] == [row.data["harder"] for row in drawn]
+    marked = sum(row.data["harder"] != "" for row in drawn)
     assert 70 < marked < 130
     held_out = StoreEnvironment(harder_share=1.0).tasks("held_out")
     assert all(row.data["harder"] for row in held_out)
