@@ -32,6 +32,7 @@ class TritonKernels:
     selection_fingerprint = staticmethod(triton_selected_keys.selection_fingerprint)
 
     index_logits = staticmethod(triton_index_logits.index_logits)
+    cached_index_logits = staticmethod(triton_index_logits.cached_index_logits)
     selected_index_logits = staticmethod(triton_selected_logits.selected_index_logits)
     dense_indexer_loss = staticmethod(triton_dense_indexer.dense_indexer_loss)
 

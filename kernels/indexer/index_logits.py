@@ -5,6 +5,7 @@ Axes: B sequences of a window, T query rows of each, S keys of each, I indexer h
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from samepath.kernels.backend import Backend, round_up
 from samepath.kernels.gpu.loading import fused_kernels
@@ -40,6 +41,34 @@ def index_logits(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Ba
     for head in range(1, num_heads):
         logits_BTS = logits_BTS + scores_BTIS[:, :, head] * weights_BTI[:, :, head : head + 1]
     return logits_BTS
+
+
+def cached_index_logits(
+    q_BTIK: Tensor, keys_SK: Tensor, table_BS: Tensor, weights_BTI: Tensor, ends_BT: Tensor, backend: Backend
+) -> Tensor:
+    """Index logits of every query row against the rows of a key store that `table_BS` lists, `[B, T, S]`, the bits of `index_logits` on a copy.
+
+    What stands from a row's end on may be anything: a fused backend reads keys where they are and leaves out what no row sees.
+
+    Args:
+        table_BS: int64, row of `keys_SK` of each position of a sequence. ends_BT: int64, number of positions that a query may see.
+    """
+    if (
+        table_BS.shape[0] != q_BTIK.shape[0]
+        or ends_BT.shape != q_BTIK.shape[:2]
+        or weights_BTI.shape != q_BTIK.shape[:3]
+    ):
+        raise ValueError(
+            f"cached_index_logits needs q [B,T,I,K], table [B,S], weights [B,T,I], ends [B,T]; got {tuple(q_BTIK.shape)}, "
+            f"{tuple(table_BS.shape)}, {tuple(weights_BTI.shape)}, {tuple(ends_BT.shape)}"
+        )
+    if q_BTIK.shape[3] != keys_SK.shape[1]:
+        raise ValueError(f"queries and keys must be equally wide; got {q_BTIK.shape[3]} and {keys_SK.shape[1]}")
+    fused = fused_kernels(backend, "cached_index_logits", q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT)
+    if fused is not None:
+        return fused.cached_index_logits(q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT)
+    # Whole rows are copied, which indexing does number by number on a CPU.
+    return index_logits(q_BTIK, embedding(table_BS, keys_SK), weights_BTI, backend)
 
 
 def selected_index_logits(

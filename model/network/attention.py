@@ -7,12 +7,12 @@ J indexer width, C selected keys, Q half the rotary width; M rows of a part; B, 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm
+from torch.nn.functional import layer_norm
 
 from samepath.kernels.backend import CAPABILITIES, Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend, dense_attend_with_lse
 from samepath.kernels.indexer.dense_indexer import Teacher, dense_indexer_loss
-from samepath.kernels.indexer.index_logits import index_logits, indexer_loss, selected_index_logits
+from samepath.kernels.indexer.index_logits import cached_index_logits, indexer_loss, selected_index_logits
 from samepath.kernels.rows.dense_rows import linear, rms_norm
 from samepath.kernels.rows.head_product import head_product
 from samepath.kernels.selection.selection import key_rows, select, select_all, selection_fingerprint
@@ -78,9 +78,9 @@ class Indexer(KernelModule):
             q_BTIJ, weights_BTI = (
                 values[:, None] if in_order else values[window.rows_BT] for values in (index.q_NIJ, index.weights_NI)
             )
-            # Whole rows are copied, which indexing does number by number on a CPU.
-            keys_BSJ = embedding(window.keys_BS, index.keys_SJ)
-            logits_BTS = index_logits(q_BTIJ, keys_BSJ, weights_BTI, self.backend)
+            logits_BTS = cached_index_logits(
+                q_BTIJ, index.keys_SJ, window.keys_BS, weights_BTI, window.ends_BT, self.backend
+            )
             positions, count = select(
                 logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend
             )

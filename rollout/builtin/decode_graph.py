@@ -29,7 +29,7 @@ MOST_PROMPT_ROWS = 512
 """Prompt tokens of a step that a graph runs; more go through a pass of their own size."""
 
 MOST_PROMPT_KEYS = 1 << 20
-"""Rows times key window of such a graph, which may copy the indexer's keys of every row."""
+"""Rows times key window of such a graph, in which every row reads the indexer's keys of its window by itself."""
 
 
 class DecodeGraphs:

@@ -117,6 +117,12 @@ def indexer(dtype: torch.dtype) -> None:
         bounds = torch.zeros(1, ROWS, dtype=torch.int32), torch.full((1, ROWS), KEYS, dtype=torch.int32)
         triton_index_logits.index_logits(q, k, weights, bounds)
         triton_index_logits.index_logits(q, k, weights, bounds, None, triton_index_logits.Tiles())
+        for decoding in (q[:, :1], q[:, :1, :8, :64]):
+            heads, width = decoding.shape[2:]
+            store, table = random(KEYS, width, dtype=dtype), torch.zeros(1, KEYS, dtype=torch.int64)
+            triton_index_logits.cached_index_logits(
+                decoding, store, table, weights[:, :1, :heads], torch.zeros(1, 1, dtype=torch.int64)
+            )
         triton_index_logits.index_logits_fp8(q, k, weights)
         triton_index_logits.index_logits_fp8(q, k, weights, exact=True)
     indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from samepath.kernels.indexer.index_logits import index_logits, indexer_loss, selected_index_logits
+from samepath.kernels.backend import Backend
+from samepath.kernels.indexer.index_logits import cached_index_logits, index_logits, indexer_loss, selected_index_logits
 
 SHAPES = [(1, 1, 1, 1, 2), (2, 3, 16, 3, 8), (3, 5, 33, 4, 16), (1, 17, 48, 5, 7)]
 """(B sequences, T rows, S keys, I heads, K width); T·I is often no multiple of 16."""
@@ -54,6 +55,28 @@ def test_index_logits_bad_shapes_are_refused(broken: int) -> None:
     inputs[broken] = inputs[broken][:1]
     with pytest.raises(ValueError, match=r"q \[B,T,I,K\]"):
         index_logits(*inputs, "torch")
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_cached_index_logits_are_those_of_the_rows_that_the_table_lists(backend: Backend) -> None:
+    q_BTIK, k_BSK, weights_BTI = make_inputs((2, 3, 16, 3, 8))
+    table_BS = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:32].view(2, 16)
+    keys_SK = torch.full((40, 8), torch.nan, dtype=torch.float64)
+    keys_SK[table_BS] = k_BSK
+    ends_BT = torch.full((2, 3), 16)
+    got = cached_index_logits(q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT, backend)
+    assert torch.equal(got, index_logits(q_BTIK, k_BSK, weights_BTI, backend))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"), [(0, "table"), (1, "equally wide"), (2, "table"), (3, "ends"), (4, "ends")]
+)
+def test_cached_index_logits_bad_shapes_are_refused(broken: int, message: str) -> None:
+    q_BTIK, k_BSK, weights_BTI = make_inputs((2, 3, 16, 3, 8))
+    inputs = [q_BTIK, k_BSK[0], torch.zeros(2, 16, dtype=torch.int64), weights_BTI, torch.ones(2, 3, dtype=torch.int64)]
+    inputs[broken] = inputs[broken][:, :1] if broken == 1 else inputs[broken][:1]
+    with pytest.raises(ValueError, match=message):
+        cached_index_logits(*inputs, "torch")
 
 
 def test_selected_index_logits_equal_the_full_ones_at_the_selection() -> None:

@@ -11,7 +11,7 @@ DEVICE = require_triton()
 
 from samepath.kernels.backend import Backend
 from samepath.kernels.indexer import triton_index_logits, triton_selected_logits
-from samepath.kernels.indexer.index_logits import index_logits, selected_index_logits
+from samepath.kernels.indexer.index_logits import cached_index_logits, index_logits, selected_index_logits
 
 SHAPES = [(1, 1, 1, 1, 16), (2, 3, 16, 3, 16), (3, 5, 33, 4, 16), (1, 17, 48, 5, 32), (1, 9, 40, 20, 48)]
 """(B sequences, T rows, S keys, I heads, K width); often no multiple of a tile."""
@@ -74,6 +74,55 @@ def test_index_logits_rows_and_keys_do_not_depend_on_the_rest_of_the_window() ->
         part = (slice(sequence, sequence + 1), rows)
         alone = index_logits(q_BTIK[part], k_BSK[sequence : sequence + 1, :num_keys], weights_BTI[part], "triton")
         assert torch.equal(alone[0], whole[sequence, rows, :num_keys])
+
+
+def paged(k_BSK: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(a store whose rows hold the keys in random order, between rows of NaN, and the table of their places)."""
+    num_sequences, num_keys, width = k_BSK.shape
+    places = torch.randperm(2 * num_sequences * num_keys, generator=torch.Generator().manual_seed(seed))
+    table_BS = places[: num_sequences * num_keys].view(num_sequences, num_keys).to(DEVICE)
+    keys_SK = torch.full((len(places), width), torch.nan, dtype=k_BSK.dtype, device=DEVICE)
+    keys_SK[table_BS] = k_BSK
+    return keys_SK, table_BS
+
+
+def some_ends(num_sequences: int, num_rows: int, num_keys: int, seed: int = 0) -> Tensor:
+    """int64 [B, T]; the first row sees all keys, some see none."""
+    ends_BT = torch.randint(-2, num_keys + 1, (num_sequences, num_rows), generator=torch.Generator().manual_seed(seed))
+    ends_BT[0, 0] = num_keys
+    return ends_BT.clamp(min=0).to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 1, 70, 8, 32), (1, 18, 35, 2, 16)])
+def test_cached_index_logits_have_the_bits_of_a_copy_where_a_row_sees_keys(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Rows of the store that nobody lists are NaN, and so is fresh memory; positions from a row's end on may hold anything."""
+    q_BTIK, k_BSK, weights_BTI = make_inputs(shape)
+    q_BTIK, k_BSK = q_BTIK.to(dtype), k_BSK.to(dtype)
+    keys_SK, table_BS = paged(k_BSK)
+    ends_BT = some_ends(*shape[:3])
+    copied = index_logits(q_BTIK, k_BSK, weights_BTI, "triton")
+    wanted, size = truth(q_BTIK, k_BSK, weights_BTI)
+    poison_fresh_memory(monkeypatch)
+    got = cached_index_logits(q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT, "triton")
+    seen = torch.arange(shape[2], device=DEVICE) < ends_BT[..., None]
+    assert torch.equal(got[seen], copied[seen])
+    assert_near(got[seen], wanted[seen], size[seen], 2e-6)
+
+
+def test_cached_index_logits_leave_tiles_behind_all_ends_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even their places are read: the table's last ones point behind the store."""
+    q_BTIK, k_BSK, weights_BTI = make_inputs((2, 1, 900, 4, 16))
+    keys_SK, table_BS = paged(k_BSK)
+    ends_BT = torch.tensor([[5], [300]], device=DEVICE)
+    table_BS[0, 5:], table_BS[1, 300:] = 1 << 40, 1 << 40
+    poison_fresh_memory(monkeypatch)
+    got = cached_index_logits(q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT, "triton")
+    for sequence, end in enumerate((5, 300)):
+        assert got[sequence, 0, :end].isfinite().all()
+        assert got[sequence, 0, end + 255 :].isnan().all()
 
 
 def hadamard(width: int) -> Tensor:
@@ -202,6 +251,48 @@ def test_index_logits_at_the_published_widths_have_the_bits_of_plain_tiles(shape
         row = slice(num_rows // 2, num_rows // 2 + 1)
         alone = triton_index_logits.index_logits(q[:, row], k, weights[:, row], None, key_scales)
         assert torch.equal(alone, whole[:, row])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "width"), [(64, 128), (32, 128), (16, 64), (8, 64), (8, 128), (4, 32), (3, 24), (1, 16)]
+)
+@pytest.mark.parametrize("num_rows", [1, 16, 40])
+def test_cached_index_logits_of_few_queries_have_the_bits_of_the_packed_pass(
+    num_rows: int, heads: int, width: int, dtype: torch.dtype
+) -> None:
+    """Rows that decode, over scattered keys, against all rows of a batch over one copy of the keys, as the learner has them; 20 repeats."""
+    shape = (5, 64, 1000, heads, width)
+    q_BTIK, k_BSK, weights_BTI = make_inputs(shape, seed=heads)
+    q_BTIK, k_BSK = q_BTIK.to(dtype), k_BSK.to(dtype)
+    keys_SK, table_BS = paged(k_BSK)
+    rows = slice(7, 7 + num_rows)
+    ends_BT = some_ends(5, num_rows, 1000)
+    seen = torch.arange(1000, device=DEVICE) < ends_BT[..., None]
+    wanted = index_logits(q_BTIK, k_BSK, weights_BTI, "triton")[:, rows][seen]
+    tiles = triton_index_logits.Tiles()
+    plain = triton_index_logits.index_logits(q_BTIK, k_BSK, weights_BTI, None, None, tiles)[:, rows][seen]
+    assert torch.equal(plain, wanted)
+    part = q_BTIK[:, rows], keys_SK, table_BS, weights_BTI[:, rows], ends_BT
+    for _ in range(20):
+        assert torch.equal(cached_index_logits(*part, "triton")[seen], wanted)
+
+
+@pytest.mark.gpu
+def test_cached_index_logits_can_be_captured_and_follow_their_table_and_ends() -> None:
+    q_BTIK, k_BSK, weights_BTI = (value.bfloat16() for value in make_inputs((3, 1, 500, 8, 64)))
+    keys_SK, table_BS = paged(k_BSK)
+    ends_BT = torch.full((3, 1), 400, device=DEVICE)
+    cached_index_logits(q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT, "triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = cached_index_logits(q_BTIK, keys_SK, table_BS, weights_BTI, ends_BT, "triton")
+    table_BS.copy_(table_BS.flip(1))
+    ends_BT.copy_(ends_BT - 399)
+    graph.replay()
+    wanted = index_logits(q_BTIK, k_BSK.flip(1), weights_BTI, "triton")
+    assert torch.equal(got[..., :1], wanted[..., :1])
 
 
 @pytest.mark.gpu
