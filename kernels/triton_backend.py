@@ -8,6 +8,7 @@ import samepath.kernels.experts.triton_choice as triton_choice
 import samepath.kernels.experts.triton_gates as triton_gates
 import samepath.kernels.experts.triton_product as triton_product
 import samepath.kernels.experts.triton_rows as triton_rows
+import samepath.kernels.head.triton_candidates as triton_candidates
 import samepath.kernels.head.triton_logprob as triton_logprob
 import samepath.kernels.indexer.triton_dense_indexer as triton_dense_indexer
 import samepath.kernels.indexer.triton_index_logits as triton_index_logits
@@ -49,6 +50,7 @@ class TritonKernels:
 
     head_logprobs = staticmethod(triton_logprob.head_logprobs)
     row_logprobs = staticmethod(triton_logprob.row_logprobs)
+    truncate = staticmethod(triton_candidates.truncate)
 
     linear = staticmethod(triton_dense_rows.linear)
     rms_norm = staticmethod(triton_rms_norm.rms_norm)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from samepath.kernels.head.logprob import sampling_logprobs, scaled_logits
+from samepath.kernels.backend import Backend
+from samepath.kernels.head.candidates import truncate
+from samepath.kernels.head.logprob import sampling_logprobs
 from samepath.rollout.sampling_settings import SamplingSettings
 
 DRAW_BLOCK = 512
@@ -29,8 +31,8 @@ class Draw:
     """int64 [B]."""
     logprobs_B: Tensor
     """[B] nats under the sampling distribution."""
-    kept_BV: Tensor | None
-    """bool [B, V], True for candidates; a row without truncation is all False. None if no row may truncate."""
+    words_BW: Tensor | None
+    """int32 `kept_words` of the candidates; 0 for a row that draws from the full vocabulary. None if no row may truncate."""
     over_cap_B: Tensor
     """bool [B], True where the support exceeded its cap, so that the full vocabulary was drawn from."""
 
@@ -54,44 +56,6 @@ def uniforms(seeds_B: NDArray[np.uint64], counters_B: NDArray[np.int64]) -> NDAr
         z = z ^ (z >> np.uint64(31))
     fractions: NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return fractions
-
-
-def descending(values_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """(values, ids) of each row, best first; equal values in the order of their ids, as a stable sort gives them."""
-    if values_BV.device.type != "cpu" or values_BV.dtype != torch.float32:
-        order = values_BV.sort(dim=-1, descending=True, stable=True)
-        return order.values, order.indices
-    # Distinct integers, which NumPy sorts with vector instructions: a row of 274 takes an eighth of the time. Adding 0 turns −0.0 into +0.0.
-    bits_BV = (values_BV + 0.0).view(torch.int32).numpy()
-    # Flipped, the bits of a negative float fall with it; what is left is turned round for the largest to come first.
-    rising_BV = bits_BV ^ ((bits_BV >> 31) & 0x7FFFFFFF)
-    keys_BV = (~rising_BV).astype(np.int64) << 32 | np.arange(values_BV.shape[1])
-    keys_BV.sort(axis=-1)
-    ids_BV = torch.from_numpy(keys_BV & 0xFFFFFFFF)
-    return values_BV.gather(1, ids_BV), ids_BV
-
-
-def candidates(logits_BV: Tensor, temperature_B: Tensor, settings_5B: Tensor) -> tuple[Tensor, Tensor]:
-    """(kept_BV, over_cap_B) of `setting_rows`. A row that keeps everything, or more than its cap, is all False.
-
-    In vLLM's order: temperature, then min-p and top-k (tokens as likely as the k-th stay), then top-p over what these left, renormalised.
-    """
-    values_sorted_BV, ids_sorted_BV = descending(scaled_logits(logits_BV, temperature_B))
-    _, top_k_B, top_p_B, min_p_B, cap_B = settings_5B
-    truncates_B = (top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0)
-    place_B1 = (top_k_B.long() - 1).clamp(0, logits_BV.shape[1] - 1)[:, None]
-    best_B1, kth_B1 = values_sorted_BV[:, :1], values_sorted_BV.gather(1, place_B1)
-    left_sorted_BV = (values_sorted_BV - best_B1).exp() >= min_p_B.to(values_sorted_BV.dtype)[:, None]
-    left_sorted_BV &= (values_sorted_BV >= kth_B1) | (top_k_B == 0)[:, None]
-    left_BV = torch.zeros_like(left_sorted_BV).scatter_(1, ids_sorted_BV, left_sorted_BV)
-    probs_sorted_BV = sampling_logprobs(logits_BV, temperature_B, ~left_BV).exp().gather(1, ids_sorted_BV)
-    # In float64: how a library groups the additions of a row may follow the number of rows, and must not decide.
-    before_BV = probs_sorted_BV.cumsum(-1, dtype=torch.float64) - probs_sorted_BV
-    kept_sorted_BV = left_sorted_BV & ((before_BV < top_p_B[:, None]) | (top_p_B >= 1)[:, None])
-    kept_BV = torch.zeros_like(kept_sorted_BV).scatter_(1, ids_sorted_BV, kept_sorted_BV)
-    over_cap_B = (kept_BV.sum(1) > cap_B) & truncates_B
-    # A token of probability 0 in float32 is never a candidate of an untruncated row either, so "keeps all" is by settings.
-    return kept_BV & (truncates_B & ~over_cap_B)[:, None], over_cap_B
 
 
 def invert_cumulative(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
@@ -121,18 +85,22 @@ def _first_beyond(cumulative_BV: Tensor, shares_B1: Tensor) -> Tensor:
     return (cumulative_BV <= shares_B1 * cumulative_BV[:, -1:]).sum(-1).clamp_(max=last)
 
 
-def draw(logits_BV: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncates: bool) -> Draw:
+def draw(
+    logits_BV: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncates: bool, backend: Backend = "torch"
+) -> Draw:
     """Sample one token per row by inverting the cumulative distribution at `uniforms_B` (float64).
 
     `settings_5B` are the `setting_rows` on the logits' device, `truncates` says whether any of them truncates; nothing waits for the host.
     """
     greedy_B = settings_5B[0] == 0
     temperature_B = settings_5B[0].masked_fill(greedy_B, 1).to(logits_BV.dtype)
-    kept_BV, excluded_BV, over_cap_B = None, None, torch.zeros_like(greedy_B)
+    words_BW, over_cap_B = None, torch.zeros_like(greedy_B)
     if truncates:
-        kept_BV, over_cap_B = candidates(logits_BV, temperature_B, settings_5B)
-        excluded_BV = ~kept_BV & kept_BV.any(1, keepdim=True)
-    logprobs_BV = sampling_logprobs(logits_BV, temperature_B, excluded_BV)
+        found = truncate(logits_BV, temperature_B, settings_5B, backend)
+        words_BW, over_cap_B = found.words_BW, found.over_cap_B
+        logprobs_BV = found.scaled_BV.log_softmax(-1)
+    else:
+        logprobs_BV = sampling_logprobs(logits_BV, temperature_B, None)
     tokens_B = invert_cumulative(logprobs_BV, uniforms_B)
     # On a GPU the question would cost a wait.
     if greedy_B.device.type != "cpu" or bool(greedy_B.any()):
@@ -141,6 +109,6 @@ def draw(logits_BV: Tensor, settings_5B: Tensor, uniforms_B: Tensor, *, truncate
         temperature_B=temperature_B,
         tokens_B=tokens_B,
         logprobs_B=logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1),
-        kept_BV=kept_BV,
+        words_BW=words_BW,
         over_cap_B=over_cap_B,
     )

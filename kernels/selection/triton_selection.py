@@ -17,7 +17,7 @@ from samepath.kernels.selection.cuda_selection import select as select_by_cuda
 
 
 @triton.jit
-def _ordered_keys(values, position, start, end):
+def ordered_keys(values, position, start, end):
     """int32 keys in the order of the values: NaN is −inf, −0 is +0, and positions out of bounds come below everything."""
     values = tl.where(values != values, float("-inf"), values) + 0.0
     bits = values.to(tl.int32, bitcast=True)
@@ -74,7 +74,7 @@ def _sampled_bar(logits_row, start, end, num_selected, SAMPLE: tl.constexpr, RUN
     offsets = tl.arange(0, SAMPLE)
     length = end - start
     position = start + (offsets // RUN) * (length // (SAMPLE // RUN)) + offsets % RUN
-    keys = _ordered_keys(tl.load(logits_row + position, mask=position < end, other=0.0), position, start, end)
+    keys = ordered_keys(tl.load(logits_row + position, mask=position < end, other=0.0), position, start, end)
     share = num_selected * (SAMPLE * 1.0 / length)
     # Four standard deviations above the expected number of winners in the sample.
     rank = (share + 4.0 * tl.sqrt(share) + 4.0).to(tl.int32)
@@ -130,7 +130,7 @@ def _select_rows(
                         # Whoever comes later must beat the last one kept, for ties go to the earlier position.
                         bar = threshold + 1
                         held = wanted
-                    keys = _ordered_keys(values, position, start, end)
+                    keys = ordered_keys(values, position, start, end)
                     entering = (keys >= bar).to(tl.int32)
                     place = held + tl.cumsum(entering, 0) - 1
                     tl.store(keys_of + place, keys, mask=entering > 0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.kernels.backend import CAPABILITIES
-from samepath.kernels.head.logprob import fused_logprobs, kept_words, padded_logits
+from samepath.kernels.head.logprob import fused_logprobs, padded_logits
 from samepath.model.network.network import CausalLM
 from samepath.rollout.sampling import draw
 
@@ -52,15 +52,14 @@ def draw_rows(model: CausalLM, hidden_BD: Tensor, settings_5B: Tensor, uniforms_
     softmax that the token was drawn from, so where the learner uses one its number is taken; for other backends both are the same.
     """
     logits_BV = padded_logits(hidden_BD, model.head_weight, model.backend)
-    drawn = draw(logits_BV, settings_5B, uniforms_B, truncates=truncates)
-    words_BW = None if drawn.kept_BV is None else kept_words(drawn.kept_BV)
+    drawn = draw(logits_BV, settings_5B, uniforms_B, truncates=truncates, backend=model.backend)
     logprobs_B = drawn.logprobs_B
     if CAPABILITIES[model.backend].fused:
         logprobs_B = fused_logprobs(
-            hidden_BD, model.head_weight, drawn.tokens_B, drawn.temperature_B, words_BW, model.backend
+            hidden_BD, model.head_weight, drawn.tokens_B, drawn.temperature_B, drawn.words_BW, model.backend
         )
     report_3B = torch.stack([drawn.tokens_B.double(), logprobs_B.double(), drawn.over_cap_B.double()])
-    return Drawn(report_3B=report_3B, words_BW=words_BW)
+    return Drawn(report_3B=report_3B, words_BW=drawn.words_BW)
 
 
 def read_report(report_3B: NDArray[np.float64], words_BW: NDArray[np.int32] | None) -> HostDrawn:

@@ -67,7 +67,7 @@ from samepath.kernels.dense_attention import triton_joined as triton_dense_atten
 from samepath.kernels.experts import triton_gates
 from samepath.kernels.experts import triton_product as triton_expert_product
 from samepath.kernels.experts.expert_choice import ChoiceRule
-from samepath.kernels.head import triton_logprob
+from samepath.kernels.head import triton_candidates, triton_logprob
 from samepath.kernels.head.logprob import SupportRows
 from samepath.kernels.indexer import triton_dense_indexer, triton_index_logits, triton_selected_logits
 from samepath.kernels.indexer.dense_indexer import Teacher
@@ -159,7 +159,8 @@ def dense_rows(dtype: torch.dtype) -> None:
 
 
 def small_operations(dtype: torch.dtype) -> None:
-    """The kernels that stand for several small operations, with their gradients: choice of experts, what follows a selection, rotary embedding, SwiGLU."""
+    """The kernels that stand for several small operations, with their gradients: choice of experts, what follows a selection, rotary embedding, SwiGLU;
+    and candidates of a draw."""
     for num_experts, rule in (
         (256, ChoiceRule(num_chosen=8, num_groups=8, open_groups=4, scale=2.5)),
         (128, ChoiceRule(num_chosen=8)),
@@ -174,6 +175,7 @@ def small_operations(dtype: torch.dtype) -> None:
     triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], cosines, sines, True).sum().backward()
     triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], cosines, sines, False).sum().backward()
     triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype)).sum().backward()
+    triton_candidates.truncate(torch.zeros(ROWS, 32000), torch.zeros(5, ROWS, dtype=torch.float64))
 
 
 def windows(dtype: torch.dtype, key_width: int, value_width: int) -> None:

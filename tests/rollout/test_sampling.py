@@ -18,8 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from samepath.kernels.head.candidates import candidates, descending
 from samepath.kernels.head.logprob import sampling_logprobs
-from samepath.rollout.sampling import Draw, candidates, descending, draw, invert_cumulative, setting_rows, uniforms
+from samepath.rollout.builtin.drawing import kept_ids as drawn_ids
+from samepath.rollout.sampling import Draw, draw, invert_cumulative, setting_rows, uniforms
 from samepath.rollout.sampling_settings import SamplingSettings
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
@@ -33,6 +35,14 @@ def rows_of(entries: Sequence[SamplingSettings]) -> Tensor:
 def drawn_from(logits_BV: Tensor, entries: Sequence[SamplingSettings], numbers: NDArray[np.float64]) -> Draw:
     truncates = any(entry.truncates for entry in entries)
     return draw(logits_BV, rows_of(entries), torch.from_numpy(numbers), truncates=truncates)
+
+
+def kept_row(drawn: Draw, row: int, vocab_size: int) -> Tensor:
+    """bool [V] of the row's bits; all False where the full vocabulary is drawn from."""
+    kept_V = torch.zeros(vocab_size, dtype=torch.bool)
+    if drawn.words_BW is not None:
+        kept_V[torch.from_numpy(drawn_ids(drawn.words_BW.numpy())[row]).long()] = True
+    return kept_V
 
 
 def kept_ids(**changes: object) -> list[int]:
@@ -159,7 +169,7 @@ def test_candidates_are_those_of_transformers_warpers(
     logits_BV = torch.tensor([levels]) * 0.37
     drawn = drawn_from(logits_BV, [entry], np.array([0.5]))
     left_V = warped(logits_BV, entry)[0] > -torch.inf
-    kept_V = torch.ones_like(left_V) if drawn.kept_BV is None else drawn.kept_BV[0]
+    kept_V = torch.ones_like(left_V) if drawn.words_BW is None else kept_row(drawn, 0, len(levels))
     assert sorted(logits_BV[0, kept_V].tolist()) == sorted(logits_BV[0, left_V].tolist())
     for level in set(levels):
         of_level = [bool(kept_V[index]) for index, other in enumerate(levels) if other == level]
@@ -220,7 +230,7 @@ def test_draw_hand_worked_inverse_of_the_cumulative_distribution() -> None:
     numbers = np.array([0.0, 0.09, 0.11, 0.49, 0.52, 0.56, 0.79, 0.81, 0.999])
     drawn = drawn_from(PROBABILITIES.log().repeat(9, 1), [SamplingSettings()] * 9, numbers)
     assert drawn.tokens_B.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4]
-    assert drawn.kept_BV is None
+    assert drawn.words_BW is None
 
 
 def test_draw_temperature_zero_takes_the_best_and_ties_go_to_the_lower_id() -> None:
@@ -241,9 +251,7 @@ def test_draw_rows_do_not_depend_on_their_neighbours() -> None:
         alone = drawn_from(logits_BV[row : row + 1], entries[row : row + 1], numbers[row : row + 1])
         assert torch.equal(alone.tokens_B[0], whole.tokens_B[row])
         assert torch.equal(alone.logprobs_B[0], whole.logprobs_B[row])
-        assert whole.kept_BV is not None
-        kept_V = torch.zeros(50, dtype=torch.bool) if alone.kept_BV is None else alone.kept_BV[0]
-        assert torch.equal(kept_V, whole.kept_BV[row])
+        assert torch.equal(kept_row(alone, 0, 50), kept_row(whole, row, 50))
 
 
 def test_uniforms_first_number_is_splitmix64_of_the_seed() -> None:
