@@ -1,7 +1,7 @@
 """Times the GPU kernels at the published model's shapes beside what PyTorch offers: `python -m benchmarks.kernels.each_kernel --out FILE.json`.
 
 Median of CUDA-event times after warm-up; inputs are random; comparators run in the same process; one layer's attention as a whole stands in
-layer.py, attention over all keys in dense.py. FLOP counts: sparse forward
+layer.py, attention over all keys in dense.py, steps of decoding in decoding.py. FLOP counts: sparse forward
 2·H·(576 + 512)·pairs, backward 2·H·(3·576 + 2·512)·pairs, index logits 2·I·K·pairs, expert product 6·rows·D·F (three times that with its
 backward), head 2·N·V·D. Axes: N query rows, S keys, H heads, C selected keys, I indexer heads, D width, E experts, F expert width, V vocabulary.
 """
@@ -27,6 +27,7 @@ import samepath.kernels.selection.triton_selection as selection_kernels
 import samepath.kernels.sparse_attention.triton_backward as backward_kernels
 import samepath.kernels.sparse_attention.triton_forward as forward_kernels
 import samepath.kernels.sparse_attention.triton_mass as mass_kernels
+from benchmarks.kernels.decoding import DecodingBench
 from benchmarks.kernels.dense import DenseBench
 from benchmarks.kernels.layer import LayerBench
 from benchmarks.kernels.measurement import (
@@ -356,17 +357,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     single = ("ceilings", "attention", "dense", "indexer", "experts", "rows", "head")
     over_all_keys = ("grouped", "grouped_decode", "warmup")
-    groups = (*single, "prefill", "training", "decode", "short", *over_all_keys)
+    layers, steps = ("prefill", "training", "decode", "short"), ("cached_logits", "candidates")
+    groups = (*single, *layers, *over_all_keys, *steps)
     parser.add_argument("--only", nargs="*", choices=groups, default=groups, help="groups to run")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="JSON file to write")
     options = parser.parse_args()
     problem = backend_problem("triton")
     if problem is not None or not torch.cuda.is_available():
         raise SystemExit(f"the benchmark needs Triton on an NVIDIA GPU: {problem or 'no CUDA device is visible'}.")
-    bench, layer, dense = Bench(), LayerBench(), DenseBench()
+    benches = {
+        Bench(): single,
+        LayerBench(): layers,
+        DenseBench(): over_all_keys,
+        DecodingBench(): steps,
+    }
     results: list[Measurement] = []
     for name in options.only:
-        results += getattr(bench if name in single else dense if name in over_all_keys else layer, name)()
+        bench = next(bench for bench, names in benches.items() if name in names)
+        results += getattr(bench, name)()
         torch.cuda.empty_cache()
         record = {
             "gpu": torch.cuda.get_device_name(),

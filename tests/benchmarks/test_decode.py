@@ -8,6 +8,8 @@ import yaml
 
 from benchmarks import decode as bench_decode
 from benchmarks.decode import DecodeResult, bench_requests, measure, same_bits, table
+from benchmarks.decode_models import MODELS, SMALL
+from samepath.model.config import ModelConfig
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.engine_runs import make_engine
 
@@ -16,7 +18,7 @@ SAMPLING = SamplingSettings(max_new_tokens=5, ignore_stop=True)
 
 def test_bench_model_is_the_recipes() -> None:
     recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "h200_small.yaml").read_text(encoding="utf-8"))
-    assert recipe["model"]["config"] == bench_decode.MODEL
+    assert recipe["model"]["config"] == SMALL
 
 
 def test_bench_requests_hold_all_rows_with_a_seed_each() -> None:
@@ -25,12 +27,25 @@ def test_bench_requests_hold_all_rows_with_a_seed_each() -> None:
     assert sorted(seed for request in requests for seed in request.seeds) == list(range(40))
 
 
-def test_measure_counts_the_second_round_alone() -> None:
+def test_bench_requests_have_prompts_and_groups_of_one_size() -> None:
+    requests = bench_requests(3, 17, SAMPLING, prompt_tokens=30, group_size=1)
+    assert [(len(request.seeds), len(request.prompt.token_ids)) for request in requests] == [(1, 30)] * 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bench_models_are_valid(name: str) -> None:
+    assert ModelConfig.model_validate({**MODELS[name], "vocab_size": 32000}).num_hidden_layers == 8
+
+
+def test_measure_counts_the_second_round_and_its_decoding_steps_alone() -> None:
     requests = bench_requests(20, 17, SAMPLING)
-    result, groups = measure(make_engine(), requests, "eager")
-    assert (result.rows, result.vocab_size, result.device_ms) == (20, 18, 0)
+    engine = make_engine()
+    result, groups = measure(engine, requests, "eager")
+    assert (result.rows, result.vocab_size, result.prompt_tokens, result.device_ms) == (20, 18, 12, 0)
     assert 0 < result.host_ms <= result.step_ms
-    assert result.tokens_per_s == pytest.approx(20 * 5 / (5 * result.step_ms / 1000))
+    assert result.tokens_per_s == pytest.approx(20 / (result.step_ms / 1000))
+    assert result.whole_tokens_per_s > 0
+    assert engine.counters.sampled_tokens == 2 * 20 * 5
     assert sum(len(group.rollouts) for group in groups) == 20
 
 
@@ -43,7 +58,15 @@ def test_same_bits_sees_one_other_token() -> None:
 
 
 def test_table_leaves_the_device_time_of_launched_passes_out() -> None:
-    numbers = {"rows": 64, "top_p": 1.0, "vocab_size": 17, "host_ms": 1.5, "tokens_per_s": 12345.6}
+    numbers = {
+        "rows": 64,
+        "top_p": 1.0,
+        "vocab_size": 17,
+        "host_ms": 1.5,
+        "tokens_per_s": 12345.6,
+        "prompt_tokens": 12,
+        "whole_tokens_per_s": 9999.5,
+    }
     rows = table(
         [
             DecodeResult(decode="eager", step_ms=30.0, device_ms=0.0, **numbers),
@@ -51,8 +74,8 @@ def test_table_leaves_the_device_time_of_launched_passes_out() -> None:
         ]
     ).splitlines()[2:]
     assert rows == [
-        "| eager | 64 | 17 | 1 | 30.00 | 1.50 |  | 12,346 |",
-        "| graph | 64 | 17 | 1 | 2.00 | 1.50 | 1.75 | 12,346 |",
+        "| eager | 64 | 12 | 17 | 1 | 30.00 | 1.50 |  | 12,346 | 10,000 |",
+        "| graph | 64 | 12 | 17 | 1 | 2.00 | 1.50 | 1.75 | 12,346 | 10,000 |",
     ]
 
 
