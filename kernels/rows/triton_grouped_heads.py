@@ -27,8 +27,8 @@ def _pairs_in_order(value, HEADS: tl.constexpr, WIDTH: tl.constexpr):
     if WIDTH > 128:
         # A thread's own channels come first.
         value = tl.sum(tl.reshape(value, (HEADS * 128, WIDTH // 128)), 1)
-    LANES: tl.constexpr = min(WIDTH, 32)
-    WARPS: tl.constexpr = min(WIDTH, 128) // LANES
+    LANES: tl.constexpr = 32 if WIDTH > 32 else WIDTH
+    WARPS: tl.constexpr = (128 if WIDTH > 128 else WIDTH) // LANES
     value = tl.reshape(value, (HEADS * WARPS, LANES))
     if LANES >= 32:
         value = tl.sum(tl.reshape(value, (HEADS * WARPS, 2, 16)), 1)
