@@ -4,9 +4,11 @@ Axes: N rows of the batch, B sequences of a window, T query rows of a sequence, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.kernels.backend import round_up
@@ -33,28 +35,45 @@ class Span:
 def plan_spans(spans: Sequence[Span], num_rows: int, num_index_heads: int) -> AttentionPlan:
     """Bucket spans by length into windows within `MAX_WINDOW_ELEMENTS`; `num_rows` is the padded N, `num_index_heads` the heads whose scores are held."""
     pieces = [piece for span in spans for piece in _split(span, num_index_heads)]
-    order = sorted(
-        range(len(pieces)), key=lambda index: (pieces[index].first + pieces[index].count, pieces[index].count)
-    )
-    buckets: list[list[Span]] = []
-    for index in order:
-        piece = pieces[index]
-        if buckets and _fits([*buckets[-1], piece], num_index_heads):
-            buckets[-1].append(piece)
-        else:
-            buckets.append([piece])
+    pieces.sort(key=lambda piece: (piece.first + piece.count, piece.count))
+    buckets: list[_Bucket] = []
+    for piece in pieces:
+        if not buckets or not buckets[-1].takes(piece, _most_pairs(num_index_heads)):
+            buckets.append(_Bucket())
+        buckets[-1].add(piece)
     windows = []
-    source_N = torch.full((num_rows,), -1, dtype=torch.int64)
+    source_N = np.full(num_rows, -1, np.int64)
     offset = 0
     for bucket in buckets:
-        window = _window(bucket)
-        for place, piece in enumerate(bucket):
-            start = offset + place * window.rows_BT.shape[1]
-            source_N[piece.row : piece.row + piece.count] = torch.arange(start, start + piece.count)
+        window, lives_BT = _window(bucket.pieces)
+        source_N[window.rows_BT.numpy()[lives_BT]] = offset + np.flatnonzero(lives_BT)
         windows.append(window)
-        offset += window.rows_BT.numel()
+        offset += lives_BT.size
     source_N[source_N < 0] = offset
-    return AttentionPlan(windows=tuple(windows), source_N=source_N)
+    return AttentionPlan(windows=tuple(windows), source_N=torch.from_numpy(source_N))
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Pieces of one window, which come in the order of their ends."""
+
+    pieces: list[Span] = field(default_factory=list)
+    _rows: int = 0
+    """Most queries of a piece."""
+    _used: int = 0
+    """Elements of the pieces' own grids."""
+
+    def takes(self, piece: Span, most_pairs: int) -> bool:
+        """True if one grid for all of them stays within the bound and pads less than about half of it."""
+        keys = round_up(piece.first + piece.count)
+        area = (len(self.pieces) + 1) * round_up(max(self._rows, piece.count)) * keys
+        return area <= most_pairs and area <= 2 * (self._used + round_up(piece.count) * keys)
+
+    def add(self, piece: Span) -> None:
+        """Put it in."""
+        self.pieces.append(piece)
+        self._rows = max(self._rows, piece.count)
+        self._used += round_up(piece.count) * round_up(piece.first + piece.count)
 
 
 def _split(span: Span, num_index_heads: int) -> list[Span]:
@@ -67,33 +86,30 @@ def _split(span: Span, num_index_heads: int) -> list[Span]:
     ]
 
 
-def _fits(bucket: list[Span], num_index_heads: int) -> bool:
-    """True if one grid for all of them stays within the bound and pads less than about half of it."""
-    rows = round_up(max(piece.count for piece in bucket))
-    keys = round_up(max(piece.first + piece.count for piece in bucket))
-    used = sum(round_up(piece.count) * round_up(piece.first + piece.count) for piece in bucket)
-    area = len(bucket) * rows * keys
-    return area <= _most_pairs(num_index_heads) and area <= 2 * used
-
-
 def _most_pairs(num_index_heads: int) -> int:
     """Query and key positions B·T·S of one window; without bound where no head's scores are held at all."""
     return MAX_WINDOW_ELEMENTS // num_index_heads if num_index_heads else 1 << 62
 
 
-def _window(bucket: list[Span]) -> Window:
-    num_rows = max(piece.count for piece in bucket)
-    longest = max(piece.first + piece.count for piece in bucket)
-    rows_BT = torch.zeros(len(bucket), num_rows, dtype=torch.int64)
-    ends_BT = torch.zeros(len(bucket), num_rows, dtype=torch.int64)
-    keys_BS = torch.zeros(len(bucket), round_up(longest), dtype=torch.int64)
-    for place, piece in enumerate(bucket):
-        rows_BT[place, : piece.count] = torch.arange(piece.row, piece.row + piece.count)
-        ends_BT[place, : piece.count] = torch.arange(piece.first + 1, piece.first + piece.count + 1)
-        end = piece.first + piece.count
-        keys_BS[place, :end] = piece.keys[:end]
-    whole = all(piece.first == 0 for piece in bucket)
-    return Window(rows_BT=rows_BT, ends_BT=ends_BT, keys_BS=keys_BS, longest=longest, whole=whole)
+def _window(pieces: list[Span]) -> tuple[Window, NDArray[np.bool_]]:
+    """The window of some pieces, and [B, T] True at its queries, False at padding."""
+    row_B, first_B, count_B = (
+        np.array([getattr(piece, name) for piece in pieces], np.int64) for name in ("row", "first", "count")
+    )
+    end_B = first_B + count_B
+    longest, query_T = int(end_B.max()), np.arange(count_B.max())
+    lives_BT = query_T < count_B[:, None]
+    keys_BS = np.zeros((len(pieces), round_up(longest)), np.int64)
+    own_keys = [piece.keys[: piece.first + piece.count].numpy() for piece in pieces]
+    keys_BS[np.arange(keys_BS.shape[1]) < end_B[:, None]] = np.concatenate(own_keys)
+    window = Window(
+        rows_BT=torch.from_numpy(np.where(lives_BT, row_B[:, None] + query_T, 0)),
+        ends_BT=torch.from_numpy(np.where(lives_BT, first_B[:, None] + query_T + 1, 0)),
+        keys_BS=torch.from_numpy(keys_BS),
+        longest=longest,
+        whole=not first_B.any(),
+    )
+    return window, lives_BT
 
 
 def plan_decode(

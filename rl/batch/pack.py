@@ -9,9 +9,11 @@ M sampled tokens that are trained, U different ones among them (equal row, token
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samepath.kernels.backend import round_up
@@ -19,7 +21,7 @@ from samepath.kernels.head.logprob import SupportRows
 from samepath.kernels.window import AttentionPlan
 from samepath.model.plan import Span, plan_spans
 from samepath.model.shape import ModelShape
-from samepath.rl.batch.route_check import check_routes
+from samepath.rl.batch.route_check import checked_routes
 from samepath.rl.batch.shared_rows import Placed, SharedRows
 from samepath.rollout.types import Segment
 
@@ -104,36 +106,35 @@ def pack(
         placed = [shared.place(entry.segment) for entry in sequences]
     num_rows = sum(len(place.rows_T) - place.num_shared for place in placed)
     padded = round_up(num_rows)
+    segments, lengths_S = [entry.segment for entry in sequences], np.array([len(place.rows_T) for place in placed])
+    rows_R, starts_S = np.concatenate([place.rows_T.numpy() for place in placed]), np.cumsum(lengths_S) - lengths_S
+    routes_RLX, missing = checked_routes(
+        [segment.routes[:length] for segment, length in zip(segments, lengths_S)],
+        shape,
+        [entry.name for entry in sequences],
+    )
     token_ids, positions = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
-    routes = np.full((padded, len(shape.moe_layers), shape.num_experts_per_tok), -1, np.int64)
-    recorded = all(entry.segment.selection_fingerprint is not None for entry in sequences)
-    fingerprints = np.zeros((padded, len(shape.sparse_layers)), np.int64)
-    trained_rows, missing = [], 0
-    for entry, place in zip(sequences, placed):
-        segment, rows, length = entry.segment, place.rows_T.numpy(), len(place.rows_T)
-        missing += check_routes(segment.routes[:length], length, shape, entry.name)
-        token_ids[rows] = segment.token_ids[:-1]
-        positions[rows] = np.arange(length)
-        routes[rows] = segment.routes[:length]
-        if segment.selection_fingerprint is not None:
-            fingerprints[rows] = segment.selection_fingerprint[:length].view(np.int64)
-        trained_rows.append(rows[segment.trained[1:]])
-    counts = np.array([len(part) for part in trained_rows])
-    segments = [entry.segment for entry in sequences]
-    rows_M, targets_M = torch.from_numpy(np.concatenate(trained_rows)), _trained(segments, "token_ids").long()
-    temperature_M = torch.tensor([entry.temperature for entry in sequences]).repeat_interleave(torch.from_numpy(counts))
-    support = _pack_supports(segments, counts)
+    routes = np.full((padded, *routes_RLX.shape[1:]), -1, np.int64)
+    # Rows that several sequences share are written by each, with equal numbers.
+    token_ids[rows_R] = np.concatenate([segment.token_ids[:-1] for segment in segments])
+    positions[rows_R] = np.arange(len(rows_R)) - np.repeat(starts_S, lengths_S)
+    routes[rows_R] = routes_RLX
+    trained_R = np.concatenate([segment.trained[1:] for segment in segments])
+    sequence_R = np.repeat(np.arange(len(segments)), lengths_S)
+    sequence_M = torch.from_numpy(sequence_R[trained_R])
+    rows_M = torch.from_numpy(rows_R[trained_R])
+    targets_M = torch.from_numpy(_trained(segments, "token_ids", trained_R)).long()
+    temperature_M = torch.tensor([entry.temperature for entry in sequences])[sequence_M]
+    support = _pack_supports(segments, np.bincount(sequence_R[trained_R], minlength=len(segments)))
     first_U, scored_M = _different(rows_M, targets_M, temperature_M, support)
-    sequence_M = torch.arange(len(sequences)).repeat_interleave(torch.from_numpy(counts))
-    sequence_R = torch.arange(len(sequences)).repeat_interleave(torch.tensor([len(place.rows_T) for place in placed]))
     rollouts = torch.arange(len(sequences)) if rollout_S is None else torch.tensor(rollout_S)
     return PackedBatch(
         token_ids_N=torch.from_numpy(token_ids),
         positions_N=torch.from_numpy(positions),
         plan=plan_spans(_spans(placed), padded, shape.window_heads),
         num_rows=num_rows,
-        rows_R=torch.cat([place.rows_T for place in placed]),
-        sequence_R=sequence_R,
+        rows_R=torch.from_numpy(rows_R),
+        sequence_R=torch.from_numpy(sequence_R),
         prompts_apart=sum(place.apart for place in placed),
         rows_M=rows_M,
         targets_M=targets_M,
@@ -145,11 +146,11 @@ def pack(
         rollout_S=rollouts,
         rollout_M=rollouts[sequence_M],
         rollout_R=rollouts[sequence_R],
-        sampler_logprobs_M=_trained(segments, "sampler_logprobs"),
-        version_M=_trained(segments, "weight_version").long(),
+        sampler_logprobs_M=torch.from_numpy(_trained(segments, "sampler_logprobs", trained_R)),
+        version_M=torch.from_numpy(_trained(segments, "weight_version", trained_R)).long(),
         routes_LNX=torch.from_numpy(routes).transpose(0, 1).contiguous(),
         missing_routes=missing,
-        fingerprints_NL=torch.from_numpy(fingerprints) if recorded else None,
+        fingerprints_NL=_fingerprints(segments, rows_R, lengths_S, (padded, len(shape.sparse_layers))),
     )
 
 
@@ -166,23 +167,44 @@ def _different(
     rows_M: Tensor, targets_M: Tensor, temperature_M: Tensor, support: SupportRows | None
 ) -> tuple[Tensor, Tensor]:
     """(first_U, scored_M): tokens that share their row often are the same token, from the same distribution."""
-    if support is None:
-        supports: list[bytes] = [b""] * len(rows_M)
-    else:
-        ends = np.cumsum(support.counts_N.numpy())[:-1]
-        supports = [ids.tobytes() for ids in np.split(support.ids.numpy(), ends)]
-    places: dict[tuple[int, int, float, bytes], int] = {}
-    scored = [
-        places.setdefault(key, len(places))
-        for key in zip(rows_M.tolist(), targets_M.tolist(), temperature_M.tolist(), supports)
+    columns = (temperature_M.numpy(), targets_M.numpy(), rows_M.numpy())
+    order_M = np.lexsort(columns)
+    begins_M = np.ones(len(order_M), np.bool_)
+    begins_M[1:] = np.any([column[order_M[1:]] != column[order_M[:-1]] for column in columns], 0)
+    # Of tokens that are alike, by their place in order; the sort leaves them in it.
+    alike_M = np.cumsum(begins_M) - 1
+    firsts = order_M[begins_M]
+    same_M = np.empty_like(order_M)
+    same_M[order_M] = firsts[alike_M]
+    if support is not None:
+        ends_M = np.cumsum(support.counts_N.numpy())
+        starts_M, ids = ends_M - support.counts_N.numpy(), support.ids.numpy()
+        places: dict[tuple[int, bytes], int] = {}
+        for place in np.flatnonzero(np.bincount(same_M, minlength=len(same_M))[same_M] > 1).tolist():
+            key = (int(same_M[place]), ids[starts_M[place] : ends_M[place]].tobytes())
+            same_M[place] = places.setdefault(key, place)
+    first_U, scored_M = np.unique(same_M, return_inverse=True)
+    return torch.from_numpy(first_U), torch.from_numpy(scored_M)
+
+
+def _trained(segments: Sequence[Segment], name: str, trained_R: NDArray[np.bool_]) -> NDArray[Any]:
+    return np.concatenate([getattr(segment, name)[1:] for segment in segments])[trained_R]
+
+
+def _fingerprints(
+    segments: Sequence[Segment], rows_R: NDArray[np.int64], lengths_S: NDArray[np.int64], size: tuple[int, int]
+) -> Tensor | None:
+    """`PackedBatch.fingerprints_NL`."""
+    parts = [
+        segment.selection_fingerprint[:length]
+        for segment, length in zip(segments, lengths_S)
+        if segment.selection_fingerprint is not None
     ]
-    scored_M = torch.tensor(scored, dtype=torch.int64)
-    first_U = torch.full((len(places),), len(scored), dtype=torch.int64)
-    return first_U.scatter_reduce_(0, scored_M, torch.arange(len(scored)), "amin"), scored_M
-
-
-def _trained(segments: Sequence[Segment], name: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([getattr(segment, name)[1:][segment.trained[1:]] for segment in segments]))
+    if len(parts) < len(segments):
+        return None
+    fingerprints_NL = np.zeros(size, np.int64)
+    fingerprints_NL[rows_R] = np.concatenate(parts).view(np.int64)
+    return torch.from_numpy(fingerprints_NL)
 
 
 def _pack_supports(segments: Sequence[Segment], counts_S: np.ndarray) -> SupportRows | None:

@@ -3,6 +3,8 @@
 Axes: T rows of one segment, L mixture-of-experts layers, X experts chosen.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,31 @@ from samepath.rollout.types import MISSING_ROUTE
 
 class RouteError(ValueError):
     """Recorded routes that cannot belong to this model or these tokens."""
+
+
+def checked_routes(
+    parts: Sequence[NDArray[np.int16]], shape: ModelShape, names: Sequence[str]
+) -> tuple[NDArray[np.int16], int]:
+    """(routes of all segments end to end, missing entries); `parts` are the rows that will be run of each. Raises RouteError as `check_routes`.
+
+    All are looked at together; only if something may be wrong each is looked at alone.
+    """
+    expected = (len(shape.moe_layers), shape.num_experts_per_tok)
+    if all(part.shape[1:] == expected for part in parts):
+        routes_RLX = np.concatenate(parts)
+        if all(map(len, parts)) and routes_RLX.size:
+            missing_RL = routes_RLX[..., 0] == MISSING_ROUTE
+            ordered_RLX = np.sort(routes_RLX, axis=-1)
+            repeated_RL = (ordered_RLX[..., 1:] == ordered_RLX[..., :-1]).any(-1) & ~missing_RL
+            partly = ordered_RLX[..., 0][~missing_RL].min(initial=0) < 0 or ordered_RLX[missing_RL].max(initial=-1) >= 0
+            highest_R = ordered_RLX[..., -1].max(1)
+            starts_S = np.cumsum([0, *map(len, parts[:-1])])
+            unset = (np.maximum.reduceat(highest_R, starts_S) == 0).any()
+            outside = ordered_RLX.min() < MISSING_ROUTE or highest_R.max() >= shape.n_routed_experts
+            if not (outside or partly or unset or repeated_RL.any()):
+                return routes_RLX, int(missing_RL.sum())
+    missing = sum(check_routes(part, len(part), shape, name) for part, name in zip(parts, names, strict=True))
+    return np.concatenate(parts), missing
 
 
 def check_routes(routes_TLX: NDArray[np.int16], num_rows: int, shape: ModelShape, where: str) -> int:
