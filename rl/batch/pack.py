@@ -188,7 +188,8 @@ def _different(
 
 
 def _trained(segments: Sequence[Segment], name: str, trained_R: NDArray[np.bool_]) -> NDArray[Any]:
-    return np.concatenate([getattr(segment, name)[1:] for segment in segments])[trained_R]
+    whole_R: NDArray[Any] = np.concatenate([getattr(segment, name)[1:] for segment in segments])
+    return whole_R[trained_R]
 
 
 def _fingerprints(

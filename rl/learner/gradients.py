@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[Tensor | None]:
@@ -13,7 +14,17 @@ def gradients_of(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> list
 
 def add_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
     """Add one pass's gradients to `.grad` in the parameter's type; the first pass's become it, without a copy if it has that type."""
+    sums: list[Tensor] = []
+    added: list[Tensor] = []
     for parameter, gradient in zip(parameters, gradients):
-        if gradient is not None:
-            grad = parameter.grad
-            parameter.grad = gradient.to(parameter.dtype) if grad is None else grad.add_(gradient)
+        if gradient is not None and parameter.grad is None:
+            parameter.grad = gradient.to(parameter.dtype)
+        elif gradient is not None and parameter.grad is not None:
+            sums.append(parameter.grad)
+            added.append(gradient)
+    if any(isinstance(gradient, DTensor) for gradient in added):
+        for total, gradient in zip(sums, added):
+            total.add_(gradient)
+    elif added:
+        # Few launches for hundreds of parameters.
+        torch._foreach_add_(tuple(sums), tuple(added))

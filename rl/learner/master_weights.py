@@ -30,8 +30,12 @@ class MasterWeights:
     @torch.no_grad()
     def publish(self) -> None:
         """Round the masters into the parameters that the passes use."""
-        for parameter, master in self._apart():
-            parameter.copy_(master)
+        apart = self._apart()
+        if any(isinstance(master, DTensor) for _, master in apart):
+            for parameter, master in apart:
+                parameter.copy_(master)
+        elif apart:
+            torch._foreach_copy_([parameter for parameter, _ in apart], [master for _, master in apart])
 
     def state(self) -> list[Tensor]:
         """The masters that are no parameter themselves, for a checkpoint."""

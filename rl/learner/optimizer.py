@@ -20,6 +20,9 @@ from samepath.rl.learner.schedule import learning_rate
 from samepath.rl.objective.objective import NonFiniteError
 from samepath.rl.recipe.optimizer import OptimizerSettings
 
+NEAR = 0.999
+"""Share of the largest norm below which clipping multiplies by exactly 1, and so is left out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientNorms:
@@ -90,11 +93,8 @@ class Optimizer:
     def step(self) -> GradientNorms:
         """See `GradientStep`. Raises NonFiniteError if a gradient is not finite."""
         rate = learning_rate(self._settings, self.updates, self._total_updates)
-        norms = GradientNorms(
-            policy=self._clipped("policy", self._policy),
-            indexer=self._clipped("indexer", self._indexer) if self._indexer else None,
-            lr=rate,
-        )
+        found = self._clipped({"policy": self._policy, "indexer": self._indexer})
+        norms = GradientNorms(policy=found.get("policy", 0.0), indexer=found.get("indexer"), lr=rate)
         for group in self._adamw.param_groups:
             group["lr"] = rate * group["scale"]
         self.updates += 1
@@ -140,14 +140,25 @@ class Optimizer:
         self.updates = updates
         self._weights.publish()
 
-    def _clipped(self, name: str, masters: list[Parameter]) -> float:
-        total_norm = torch.nn.utils.get_total_norm([one.grad for one in masters if one.grad is not None])
+    def _clipped(self, groups: Mapping[str, list[Parameter]]) -> dict[str, float]:
+        """Clip the gradients of each group that has any parameter by a norm of its own; the norms before, for which a GPU is waited for once."""
+        norms: dict[str, Tensor] = {}
+        for name, masters in groups.items():
+            if masters:
+                gradients = [one.grad for one in masters if one.grad is not None]
+                norms[name] = torch.nn.utils.get_total_norm(gradients) if gradients else masters[0].new_zeros(())
+        if not norms:
+            return {}
         # Of shards each rank knows its part of the sum alone.
-        norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm)
-        if not math.isfinite(norm):
-            raise NonFiniteError(
-                f"the norm of the {name}'s gradient must be finite; got {norm}. No weight was changed. Look at the rewards and at learner/grad_norm, "
-                "or set rl.nonfinite=skip to leave such a mini-batch out."
-            )
-        torch.nn.utils.clip_grads_with_norm_(masters, self._max_norm, total_norm)
-        return norm
+        whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms.values()]
+        found = dict(zip(norms, torch.stack(whole).tolist(), strict=True))
+        for name, norm in found.items():
+            if not math.isfinite(norm):
+                raise NonFiniteError(
+                    f"the norm of the {name}'s gradient must be finite; got {norm}. No weight was changed. Look at the rewards and at learner/grad_norm, "
+                    "or set rl.nonfinite=skip to leave such a mini-batch out."
+                )
+        for name, norm in norms.items():
+            if found[name] > NEAR * self._max_norm:
+                torch.nn.utils.clip_grads_with_norm_(groups[name], self._max_norm, norm)
+        return found

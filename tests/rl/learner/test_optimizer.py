@@ -84,6 +84,18 @@ def test_max_grad_norm_scales_the_gradient_down_to_it() -> None:
     assert indexer == pytest.approx([1 - rate * 0.5 / 1.5], rel=1e-6), "below the limit nothing is scaled"
 
 
+def test_max_grad_norm_holds_just_above_it_and_changes_no_bit_below() -> None:
+    """With ε = 1 a step grows with the gradient, so a gradient that was not scaled back would show."""
+    plain = {"epsilon": 1.0, "max_grad_norm": 1e9}
+    for factor, changes in ((1.0003, True), (0.9995, False), (0.5, False)):
+        gradients = [([0.6 * factor, 0.8 * factor], [factor])]
+        moved, free = weights_after(gradients, epsilon=1.0, max_grad_norm=1.0), weights_after(gradients, **plain)
+        assert (moved != free) == changes
+        if changes:
+            limit = weights_after([([0.6, 0.8], [1.0])], **plain)
+            assert moved[0] == pytest.approx(limit[0], rel=1e-6)
+
+
 def test_warm_up_rises_from_the_first_update_to_the_full_rate() -> None:
     """Update n of w moves by lr·(n + 1)/w, so the w-th is the first at the full rate."""
     rate = PLAIN["lr"]
