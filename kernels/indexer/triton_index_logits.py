@@ -97,7 +97,7 @@ def _index_logits(
         q_HJ = tl.load(
             q + place[:, None] * width + channel[None, :], mask=live[:, None] & (channel < width)[None, :], other=0.0
         )
-        weight = tl.load(weights + place, mask=live, other=0.0)
+        weight = tl.load(weights + place, mask=live, other=0.0).to(tl.float32)
         scores = tl.maximum(tl.dot(k_KJ, tl.trans(q_HJ.to(OPERAND)), input_precision="ieee"), 0.0) * weight[None, :]
         sums = tl.sum(tl.reshape(scores, (KEYS, ROWS, HEADS)), 2)
         if SCALED:
@@ -221,7 +221,7 @@ def _launch(q_BTIK: Tensor, keys: _Keys, weights_BTI: Tensor, tiles: Tiles) -> T
     _index_logits[grid](
         q_BTIK.contiguous(),
         keys.rows.contiguous(),
-        weights_BTI.float().contiguous(),
+        weights_BTI.contiguous(),
         scales,
         table,
         starts,
