@@ -134,3 +134,36 @@ def test_real_sweep_that_is_interrupted_goes_on_when_it_is_called_again(tmp_path
     for lr in ("1e-3", "1e-4"):
         for seed in (0, 1):
             assert RunState.load(tmp_path / "runs" / f"tiny-lr_{lr}-seed_{seed}").phase == "finished"
+
+
+@pytest.mark.slow
+def test_sweep_under_ray_runs_side_by_side_each_on_a_cluster_of_its_own(tmp_path: Path) -> None:
+    recipe = {
+        **TINY,
+        "runtime": "ray",
+        "runs_dir": str(tmp_path / "runs"),
+        "cold_start": {"steps": 1},
+        "rollout": {"num_workers": 1},
+        "rl": {**TINY["rl"], "steps": 2},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    samepath = str(Path(sys.executable).with_name("samepath"))
+    command = [samepath, "sweep", str(tmp_path / "tiny.yaml"), "optimizer.lr=1e-3,1e-4", "--jobs=2", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {one["title"] for one in json.loads(done.stdout)["configurations"]} == {
+        "optimizer.lr=0.001",
+        "optimizer.lr=0.0001",
+    }
+    first, second = (steps_of(tmp_path / "runs" / f"tiny-lr_{lr}") for lr in ("1e-3", "1e-4"))
+    assert first[0]["reward/mean"] == second[0]["reward/mean"], "one seed and one cold start give the first answers"
+    assert first[1]["kl/reference_full"] > second[1]["kl/reference_full"], "each had its own rate"
+    begun = [RunState.load(tmp_path / "runs" / f"tiny-lr_{lr}").phase for lr in ("1e-3", "1e-4")]
+    assert begun == ["finished", "finished"]
+
+
+def steps_of(run_dir: Path) -> list[dict[str, float]]:
+    """Metrics of the steps that trained."""
+    assert json.loads((run_dir / "summary.json").read_text())["runtime"] == "ray"
+    records = [json.loads(line)["metrics"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [metrics for metrics in records if "reward/mean" in metrics]
