@@ -102,7 +102,8 @@ def read_run(folder: Path) -> Run:
     try:
         recipe = recipe_of_run(folder)
     except FileNotFoundError as error:
-        raise NoRunError(f"samepath compare needs folders of runs, such as runs/quickstart; {error}") from error
+        # Not `from` it: whoever names the wrong folder has no file that fails, which is another exit status.
+        raise NoRunError(f"samepath compare needs folders of runs, such as runs/quickstart; {error}") from None
     path = folder / METRICS_FILE
     return Run(
         folder=folder,

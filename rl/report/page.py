@@ -40,9 +40,9 @@ COLUMNS = (
 """Fields of a rollout that the page has as columns of the same name."""
 MADE_COLUMNS = ("prompt", "response_left_out", "messages", "segments")
 """Columns that are no field as it stands."""
-SCRIPTS_OF_ONE = ("rollout.js", "tokens.js", "conversation.js")
-"""The parts of the script that show one rollout, in their order."""
-SCRIPTS = (*SCRIPTS_OF_ONE, "rollouts.js")
+SHARED_SCRIPTS = ("rollout.js", "tokens.js", "conversation.js", "list.js")
+"""The parts of the script that the inspector has too, in their order: one rollout, and the list of them."""
+SCRIPTS = (*SHARED_SCRIPTS, "rollouts.js")
 """All of its parts."""
 
 

@@ -53,6 +53,8 @@ SECTIONS: Mapping[str, tuple[ReportPanel, ...]] = {
             "share of groups",
             *(f"reward/groups_{kind}" for kind in ("no_spread", "all_right", "all_wrong", "unusable")),
         ),
+        _lines("Reward by dataset", "mean reward", "dataset/*/reward_mean"),
+        _lines("What is learned from, by dataset", "share of tokens", "dataset/*/token_share"),
         _lines("Entropy", "nats per token", "policy/entropy"),
     ),
     "How far from the reference?": (
@@ -110,6 +112,7 @@ SECTIONS: Mapping[str, tuple[ReportPanel, ...]] = {
         ),
         _lines("Tokens a second", "tokens a second", "rollout/tokens_per_s", "learner/tokens_per_s", logarithmic=True),
         _lines("Idle share", "share", "rollout/idle_share", "learner/idle_share"),
+        _lines("Memory", "GiB", "memory/driver_gib", "memory/learner_gib", "learner/gpu_peak_gib"),
     ),
 }
 """Pictures by the question that they answer; those that a run has no finite value for are left out."""

@@ -1,7 +1,5 @@
 // The page of a run that needs no server: the list over data that stand in the page.
 "use strict";
-const ROW_PX = 30;
-const ROWS_BEYOND = 12;
 const data = JSON.parse(document.getElementById("data").textContent);
 const { columns, prompts } = data;
 const total = columns.step.length;
@@ -57,7 +55,7 @@ function refresh() {
   find("count").textContent = `${counted(state.shown.length)} of ${counted(total)} rollouts`;
   find("order-note").textContent = note;
   drawOnly();
-  find("space").style.height = ROW_PX * state.shown.length + "px";
+  sizeList(state.shown.length);
   find("list").scrollTop = 0;
   choose(state.shown.length ? 0 : -1);
 }
@@ -67,18 +65,10 @@ function drawOnly() {
   find("only").replaceChildren(...(text ? [button] : []));
 }
 function drawRows() {
-  const list = find("list"), first = Math.max(0, Math.floor(list.scrollTop / ROW_PX) - ROWS_BEYOND);
-  const last = Math.min(state.shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PX) + ROWS_BEYOND);
-  find("window").style.top = ROW_PX * first + "px";
-  find("window").replaceChildren(...state.shown.slice(first, last).map((index, offset) => row(index, first + offset)));
+  drawLines(state.shown.length, row);
 }
-function row(index, place) {
-  const box = make("div", undefined, "row");
-  box.id = "row-" + place;
-  box.setAttribute("role", "option");
-  box.setAttribute("aria-selected", String(place === state.chosen));
-  box.setAttribute("aria-posinset", String(place + 1));
-  box.setAttribute("aria-setsize", String(state.shown.length));
+function row(place) {
+  const index = state.shown[place], box = lineBox(place, state.chosen, state.shown.length);
   box.append(make("span", "step " + columns.step[index], "step dim"), make("b", show(rewards[index]), "reward"), ...badgesOf(recordOf(index)),
     make("span", columns.response_text[index].slice(0, 200) || "(empty)", "said"));
   box.addEventListener("click", () => choose(place));
@@ -86,20 +76,15 @@ function row(index, place) {
 }
 function choose(place) {
   state.chosen = place;
-  const list = find("list"), top = ROW_PX * place;
-  if (place >= 0 && top < list.scrollTop) list.scrollTop = top;
-  if (place >= 0 && top + ROW_PX > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW_PX - list.clientHeight;
+  showChosen(place);
   drawRows();
-  if (place >= 0) list.setAttribute("aria-activedescendant", "row-" + place);
-  else list.removeAttribute("aria-activedescendant");
   drawDetail();
 }
 function moveByKey(event) {
-  const page = Math.max(1, Math.floor(find("list").clientHeight / ROW_PX) - 1), last = state.shown.length - 1;
-  const to = { ArrowDown: state.chosen + 1, ArrowUp: state.chosen - 1, PageDown: state.chosen + page, PageUp: state.chosen - page, Home: 0, End: last };
-  if (!(event.key in to) || last < 0) return;
+  const to = placeByKey(event.key, state.chosen, state.shown.length);
+  if (to === undefined || state.shown.length === 0) return;
   event.preventDefault();
-  choose(Math.max(0, Math.min(last, to[event.key])));
+  choose(to);
 }
 
 // One rollout.

@@ -2,6 +2,7 @@
 "use strict";
 const TOKENS_DRAWN = 20000;
 const SURPRISE_NATS = 5;
+const EXPERTS_KEPT = 64;
 const ROLES = { t: "in the loss", m: "masked", o: "not in the loss" };
 const ROLE_HUES = { t: 145, m: 10, o: 220 };
 let colour = "";
@@ -78,13 +79,19 @@ function teller(one) {
   return place => stored.filter(([, values]) => place < values.length).map(([id, values]) => ", " + told(one, id, values[place], place)).join("");
 }
 
+// Why a rollout has no values of a kind. Flips without experts are those of a mixture whose experts were too many to keep, or of a run of an earlier version.
+function whyMissing(one, id) {
+  if (id !== "experts") return "not stored";
+  if (one.routes === undefined) return "in samepath inspect";
+  return Number.isFinite(number(one.route_flips)) ? `not stored: kept up to ${EXPERTS_KEPT} a token over all layers` : "not stored";
+}
 // The choice of what colours tokens; `changed` draws anew.
 function colourChoice(one, changed) {
   const label = make("label", "colour tokens by "), select = make("select");
   select.append(new Option(isConversation(one) ? "who made them" : "nothing", ""));
   for (const [id, { name }] of Object.entries(COLOURS)) {
     const option = new Option(name, id), stored = valuesFor(one, id).length > 0;
-    if (!stored) option.text += " (not stored)";
+    if (!stored) option.text += ` (${whyMissing(one, id)})`;
     option.disabled = !stored && id !== colour;
     select.append(option);
   }

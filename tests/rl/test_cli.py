@@ -76,6 +76,12 @@ def test_command_on_a_folder_without_a_run_says_so_in_a_sentence(command: str, t
     assert loaded & HEAVY == set()
 
 
+def test_compare_with_a_folder_without_a_run_is_exit_status_1_as_of_other_commands(tmp_path: Path) -> None:
+    status, printed, said, _ = called("compare", str(tmp_path), str(tmp_path / "none"))
+    assert (status, printed) == (1, "")
+    assert said.endswith(f"such as runs/quickstart; {tmp_path} is no run folder: it has no recipe.yaml\n")
+
+
 def test_doctor_of_a_run_loads_no_heavy_package(tiny_recipe) -> None:
     run_dir = (
         Attempt(tiny_recipe("rl.steps=2")).steps([1, 2], lambda step: {"rollout/truncated": 1.0}).ended("FINISHED")

@@ -1,8 +1,5 @@
 // The inspector: what is looked at stands in the address behind `#`, so that every view is a link.
 "use strict";
-const ROW_PX = 30;
-const ROWS_BEYOND = 12;
-const ROWS_DRAWN = 300;
 const WINDOW = 100;
 const LOOK_MS = 2000;
 const TYPING_MS = 200;
@@ -107,7 +104,7 @@ async function refresh(at, quiet) {
   find("count").textContent = `${counted(answer.found)} of ${counted(answer.total)} rollouts`;
   drawOnly();
   drawOrder();
-  find("space").style.height = ROW_PX * state.found + "px";
+  sizeList(state.found);
   if (!at) find("list").scrollTop = 0;
   const place = at && answer.at !== undefined ? answer.at : state.found ? 0 : -1;
   if (quiet && at) { state.chosen = place; drawRows(); return; }
@@ -138,35 +135,22 @@ async function fetchWindow(start) {
   }
 }
 function drawRows() {
-  const list = find("list"), first = Math.max(0, Math.floor(list.scrollTop / ROW_PX) - ROWS_BEYOND);
-  const last = Math.min(state.found, first + ROWS_DRAWN, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PX) + ROWS_BEYOND);
-  find("window").style.top = ROW_PX * first + "px";
-  const rows = [];
-  for (let place = first; place < last; place++) {
+  const [first, last] = drawLines(state.found, place => {
     const row = line(state.lines.get(place), place, state.chosen, state.found);
     row.addEventListener("click", () => attempt(() => choose(place)));
-    rows.push(row);
-  }
-  find("window").replaceChildren(...rows);
+    return row;
+  });
   if (last > first && !(state.lines.has(first) && state.lines.has(last - 1))) attempt(() => fetchLines(first, last), "list");
 }
 async function choose(place) {
   state.chosen = place;
-  keepInSight();
-  const list = find("list");
-  if (place >= 0) list.setAttribute("aria-activedescendant", "row-" + place);
-  else list.removeAttribute("aria-activedescendant");
+  showChosen(place);
   drawRows();
   if (place < 0) { state.one = null; state.at = ""; draw(); remember(false); return; }
   if (!state.lines.get(place)) await fetchLines(place, place + 1);
   const one = state.lines.get(place);
   if (!one || state.chosen !== place) return;
   await showOne(nameOf(one));
-}
-function keepInSight() {
-  const list = find("list"), top = ROW_PX * state.chosen;
-  if (state.chosen >= 0 && top < list.scrollTop) list.scrollTop = top;
-  if (state.chosen >= 0 && top + ROW_PX > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW_PX - list.clientHeight;
 }
 function drawOnly() {
   const text = state.group ? "only group " + state.group : state.prompt ? "only one prompt" : "";
@@ -230,7 +214,7 @@ async function view(name) {
   if (!state.at) { draw(); return; }
   remember(true);
   await showOne(state.at);
-  if (name === "list") { keepInSight(); drawRows(); find("list").focus({ preventScroll: true }); }
+  if (name === "list") { showChosen(state.chosen); drawRows(); find("list").focus({ preventScroll: true }); }
 }
 function moveInGroup(by) {
   state.member = Math.max(0, Math.min(state.members.length - 1, state.member + by));
@@ -244,10 +228,7 @@ function moveInGroup(by) {
 }
 
 // Keys.
-function moveBy(event) {
-  const page = Math.max(1, Math.floor(find("list").clientHeight / ROW_PX) - 1), last = state.found - 1, here = state.chosen;
-  return { ArrowDown: here + 1, j: here + 1, ArrowUp: here - 1, k: here - 1, PageDown: here + page, PageUp: here - page, Home: 0, End: last }[event.key];
-}
+const LETTERS = { j: "ArrowDown", k: "ArrowUp" };
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
@@ -259,14 +240,13 @@ function onKey(event) {
   }[event.key];
   // A button that has the focus takes Enter itself.
   if (act && !(event.key === "Enter" && event.target.tagName === "BUTTON")) { event.preventDefault(); attempt(async () => act()); return; }
-  const to = moveBy(event);
+  const key = LETTERS[event.key] || event.key, to = placeByKey(key, state.chosen, state.found), steps = { ArrowDown: 1, ArrowUp: -1 }[key];
   if (to === undefined || state.found === 0) return;
-  const inGroup = state.view === "group";
-  if (inGroup && !["j", "k", "ArrowDown", "ArrowUp"].includes(event.key)) return;
-  if (state.view === "rollout" && !["j", "k"].includes(event.key)) return;
+  if (state.view === "group" && !steps) return;
+  if (state.view === "rollout" && !(event.key in LETTERS)) return;
   event.preventDefault();
-  if (inGroup) moveInGroup(to - state.chosen);
-  else attempt(() => choose(Math.max(0, Math.min(state.found - 1, to))));
+  if (state.view === "group") moveInGroup(steps);
+  else attempt(() => choose(to));
 }
 
 // The run goes on: its new steps join the list, and what is looked at stays.

@@ -18,7 +18,7 @@ from samepath.rl.report.inspector.api import Api, MissingError
 from samepath.rl.report.inspector.details import RewrittenError
 from samepath.rl.report.inspector.rollout_index import RolloutIndex
 from samepath.rl.report.inspector.run_facts import rollouts_of
-from samepath.rl.report.page import SCRIPTS_OF_ONE
+from samepath.rl.report.page import SHARED_SCRIPTS
 
 HOST = "127.0.0.1"
 LOOK_S = 1.0
@@ -34,7 +34,7 @@ FILES = {
     "/": (HERE / "inspector.html", "text/html"),
     "/rollouts.css": (HERE.parent / "rollouts.css", "text/css"),
     "/inspector.css": (HERE / "inspector.css", "text/css"),
-    **{f"/{name}": (HERE.parent / name, "text/javascript") for name in SCRIPTS_OF_ONE},
+    **{f"/{name}": (HERE.parent / name, "text/javascript") for name in SHARED_SCRIPTS},
     **{f"/{name}": (HERE / name, "text/javascript") for name in ("views.js", "inspector.js")},
 }
 """All files that there are to ask for; a path is looked up here and never joined to a folder."""

@@ -21,12 +21,7 @@ function drawRunCurve(steps) {
 
 // A line of the list.
 function line(one, place, chosen, found) {
-  const box = make("div", undefined, "row");
-  box.id = "row-" + place;
-  box.setAttribute("role", "option");
-  box.setAttribute("aria-selected", String(place === chosen));
-  box.setAttribute("aria-posinset", String(place + 1));
-  box.setAttribute("aria-setsize", String(found));
+  const box = lineBox(place, chosen, found);
   if (!one) { box.classList.add("waits"); box.append(make("span", "…", "said")); return box; }
   for (const [name] of CELLS) {
     const cell = make("span", name === "task" ? one.task : show(one[name]), "cell " + name);

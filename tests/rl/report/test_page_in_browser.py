@@ -219,6 +219,11 @@ def test_page_colours_the_drawn_tokens_of_a_conversation_by_their_own_values(pag
     assert not page.ask(f"[...document.querySelectorAll('.context .token')].some({painted})")
 
 
+def test_page_says_where_experts_are_to_be_seen(page: Browser) -> None:
+    offered = page.ask("[...find('colour').options].find(one => one.value === 'experts').text")
+    assert offered == "experts of a layer (in samepath inspect)"
+
+
 def test_page_finds_what_is_said_in_conversations_and_says_where_tokens_are_not_here(page: Browser) -> None:
     assert len(shown(page, text="no answer in 0.5 s")) == 2
     shown(page, text="too long")

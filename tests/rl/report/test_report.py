@@ -58,6 +58,19 @@ def test_sections_hold_what_the_run_has_each_with_its_meaning() -> None:
     assert dict(drawn_sections({}, None)) == {}
 
 
+def test_datasets_and_memory_have_pictures_where_there_are_any() -> None:
+    steps = {
+        step: {f"dataset/{name}/{what}": 0.5 for name in ("easy", "hard") for what in ("reward_mean", "token_share")}
+        | {"memory/driver_gib": 1.0}
+        for step in (1, 2)
+    }
+    sections = dict(drawn_sections(steps, None))
+    learned, memory = sections["Does it learn?"], sections["Learner and time"]
+    assert [panel.title for panel in learned] == ["Reward by dataset", "What is learned from, by dataset"]
+    assert all(panel.meanings for panel in learned)
+    assert [panel.title for panel in memory] == ["Memory"]
+
+
 def test_delta_is_drawn_where_there_is_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from samepath.rl.report.inspector.server import InspectorServer
-from samepath.rl.tracking.token_columns import routes
+from samepath.rl.tracking.token_columns import CHOICES, routes
 from tests.browser import NAMES, Browser, find_browser
 from tests.conversations import drawn_call
 from tests.rl.report.inspector.made_run import some_rollouts, tracked, write, write_run
@@ -50,6 +50,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             advantage=-0.5,
             masked=True,
             off_policy=0.08,
+            route_flips=0.01,
             response_text=OWNED,
             prompt_text="prompt 50",
         ),
@@ -292,7 +293,19 @@ def test_page_colours_tokens_by_everything_that_is_stored(browser: Browser, serv
     assert "layer=1" in page.ask("location.hash")
     other = at(browser, server, f"at={STEPS}%2F1%2Fs{STEPS}-g50&view=rollout&colour=experts")
     assert "holds no values for the tokens" in detail(other)
-    assert "(not stored)" in other.ask("[...find('colour').options].find(one => one.value === 'experts').text")
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [(1, f"not stored: kept up to {CHOICES} a token over all layers"), (2, "not stored")],
+    ids=["of a mixture", "of a dense model"],
+)
+def test_page_says_why_experts_are_not_stored(
+    browser: Browser, server: InspectorServer, sample: int, said: str
+) -> None:
+    page = at(browser, server, f"at={STEPS}%2F{sample}%2Fs{STEPS}-g50&view=rollout")
+    offered = page.ask("[...find('colour').options].find(one => one.value === 'experts').text")
+    assert offered == f"experts of a layer ({said})"
 
 
 def test_page_shows_why_the_mask_decided_as_it_did(browser: Browser, server: InspectorServer) -> None:
