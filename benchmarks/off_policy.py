@@ -6,23 +6,16 @@ One cold start a seed, from which every arm begins; an arm samples with one work
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import yaml
 
 from benchmarks.off_policy_report import ArmRuns, write_report
-from benchmarks.process import CHECKOUT, MOST_OUTPUT, BenchError
-from samepath.rl.machine import child_environment
+from benchmarks.side_by_side import COLD, RECIPE, Planned, SideBySide, cold_starts
 
-RECIPE = CHECKOUT / "recipes" / "quickstart.yaml"
-COLD, SHARED = "cold", "arm.yaml"
+SHARED = "arm.yaml"
 CORES = 2
 """Of each run."""
 
@@ -71,57 +64,23 @@ def write_arm_recipe(folder: Path) -> Path:
     return folder / SHARED
 
 
-def run(arguments: Sequence[str], folder: Path, name: str, slot: int | None) -> None:
-    """`samepath run` unless it is done; an unfinished run begins again. Raises BenchError with the end of its output."""
-    if (folder / name / "summary.json").is_file():
-        return
-    if (folder / name).exists():
-        raise BenchError(f"{folder / name} is there and not finished: delete it, or finish it with samepath resume")
-    fixed = [f"name={name}", f"runs_dir={folder}", "tracking.kind=jsonl"]
-    command = [sys.executable, "-c", "from samepath.rl.cli import main; main()", "run", *arguments, *fixed]
-    if slot is not None:
-        command = ["taskset", "-c", f"{CORES * slot}-{CORES * slot + CORES - 1}", *command]
-    # Ray would start an idle worker for every core of the machine, whatever a run may use.
-    variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_prestart_worker_first_driver": "0"}
-    done = subprocess.run(
-        command, env=child_environment(variables), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    (folder / f"{name}.log").write_text(done.stdout + done.stderr)
-    if done.returncode:
-        raise BenchError(f"{name} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-MOST_OUTPUT:]}")
-    print(f"{name} is done", flush=True)
-
-
-def run_all(folder: Path, chosen: Sequence[Arm], seeds: Sequence[int], at_once: int, overrides: Sequence[str]) -> None:
-    """Cold starts, then every arm with every seed, seed by seed."""
+def planned_arms(folder: Path, chosen: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str]) -> list[Planned]:
+    """Every arm with every seed, seed by seed."""
     shared = str(write_arm_recipe(folder))
-    slots: SimpleQueue[int] = SimpleQueue()
-    for slot in range(at_once):
-        slots.put(slot)
-
-    def placed(arguments: Sequence[str], name: str) -> None:
-        slot = slots.get()
-        try:
-            run([*arguments, *overrides], folder, name, slot if at_once > 1 else None)
-        finally:
-            slots.put(slot)
-
-    with ThreadPoolExecutor(at_once) as pool:
-        cold = ["rl.steps=0", "runtime=inline"]
-        begun = [pool.submit(placed, [str(RECIPE), f"seed={seed}", *cold], f"{COLD}-{seed}") for seed in seeds]
-        for each in begun:
-            each.result()
-        begun = [
-            pool.submit(
-                placed,
-                [shared, f"seed={seed}", f"model.path={folder.resolve()}/{COLD}-{seed}/reference", *arm.overrides],
-                f"{arm.name}-{seed}",
-            )
-            for seed in seeds
-            for arm in chosen
-        ]
-        for each in begun:
-            each.result()
+    return [
+        Planned(
+            name=f"{arm.name}-{seed}",
+            arguments=(
+                shared,
+                f"seed={seed}",
+                f"model.path={folder.resolve()}/{COLD}-{seed}/reference",
+                *arm.overrides,
+                *overrides,
+            ),
+        )
+        for seed in seeds
+        for arm in chosen
+    ]
 
 
 def main() -> None:
@@ -134,11 +93,13 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help=f"runs side by side, {CORES} cores each")
     parser.add_argument("--out", type=Path, help="folder for the table and the picture; default: the runs' folder")
     options, overrides = parser.parse_known_args()
-    if not 1 <= CORES * options.at_once <= max(CORES, os.cpu_count() or 1):
-        parser.error(f"--at-once {options.at_once} needs {CORES * options.at_once} cores; here are {os.cpu_count()}")
+    side_by_side = SideBySide(folder=options.folder, at_once=options.at_once, cores=CORES)
+    if problem := side_by_side.problem():
+        parser.error(problem)
     chosen = arms([int(lag) for lag in options.lags.split(",")], options.modes.split(","))
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    run_all(options.folder, chosen, seeds, options.at_once, overrides)
+    side_by_side.run(cold_starts(seeds, ("runtime=inline", *overrides)))
+    side_by_side.run(planned_arms(options.folder, chosen, seeds, overrides))
     runs = [
         ArmRuns(name=arm.name, lag=arm.lag, folders=tuple(options.folder / f"{arm.name}-{seed}" for seed in seeds))
         for arm in chosen
