@@ -1,6 +1,6 @@
 """Measures, table and picture of the ablation study.
 
-Fixed before its first run, and computed from the held-out accuracy (greedy, every five steps):
+Fixed before its first run, and computed from the held-out accuracy (greedy, every two steps):
 
 - **held**: the last accuracy is at least 95 % of the run's best one. Reported as the share of an arm's runs.
 - **area**: mean accuracy over the evaluations after the one before training, trapezoids over steps. Reported as the mean over seeds with

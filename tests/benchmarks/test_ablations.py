@@ -35,6 +35,7 @@ def test_every_arm_is_a_recipe_that_differs_from_the_first_where_it_says(tmp_pat
     assert switches["all"] == full
     for place, name in enumerate(STABILISERS):
         assert switches[f"without {name}"] == (*full[:place], nothing[place], *full[place + 1 :])
+        assert switches[f"only {name}"] == (*nothing[:place], full[place], *nothing[place + 1 :])
     assert {switches[name] for name in ("none", "GSPO", "CISPO", "TIS", "IcePop")} == {nothing}
     objective = {name: recipe.rl.objective for name, recipe in recipes.items()}
     assert (objective["GSPO"].surrogate, objective["GSPO"].clip_low) == ("gspo", 3e-4)
@@ -42,7 +43,7 @@ def test_every_arm_is_a_recipe_that_differs_from_the_first_where_it_says(tmp_pat
     assert (objective["TIS"].old_policy, objective["TIS"].importance.mode) == ("learner", "truncated")
     assert objective["IcePop"].importance.mode == "banded"
     assert {(one.seed, one.engine.dtype, one.rl.updates_per_rollout) for one in recipes.values()} == {
-        (3, "bfloat16", 8)
+        (3, "bfloat16", 16)
     }
 
 
