@@ -27,6 +27,8 @@ class Window:
     """bool, True where position s of sequence b is not seen (one query a sequence only): made once, used by every layer."""
     whole: bool = False
     """Every sequence's queries begin at its first position, so query t sees the keys up to t."""
+    apart: bool = False
+    """No key row belongs to two of the sequences, as in a packed batch without a common beginning: their gradients need not be added in order."""
 
     def part(self, start: int, stop: int) -> "Window":
         """The sequences from `start` to `stop` alone."""

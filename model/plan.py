@@ -101,13 +101,17 @@ def _window(pieces: list[Span]) -> tuple[Window, NDArray[np.bool_]]:
     lives_BT = query_T < count_B[:, None]
     keys_BS = np.zeros((len(pieces), round_up(longest)), np.int64)
     own_keys = [piece.keys[: piece.first + piece.count].numpy() for piece in pieces]
-    keys_BS[np.arange(keys_BS.shape[1]) < end_B[:, None]] = np.concatenate(own_keys)
+    keys_R = np.concatenate(own_keys)
+    keys_BS[np.arange(keys_BS.shape[1]) < end_B[:, None]] = keys_R
+    rows_BT, whole = row_B[:, None] + query_T, not first_B.any()
     window = Window(
-        rows_BT=torch.from_numpy(np.where(lives_BT, row_B[:, None] + query_T, 0)),
+        rows_BT=torch.from_numpy(np.where(lives_BT, rows_BT, 0)),
         ends_BT=torch.from_numpy(np.where(lives_BT, first_B[:, None] + query_T + 1, 0)),
         keys_BS=torch.from_numpy(keys_BS),
         longest=longest,
-        whole=not first_B.any(),
+        whole=whole,
+        # Keys that are the queries' own rows, of which no two are one.
+        apart=whole and np.array_equal(keys_R, rows_BT[lives_BT]),
     )
     return window, lives_BT
 

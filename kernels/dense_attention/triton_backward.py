@@ -297,6 +297,7 @@ class _Part:
         self.rows_BT = window.rows_BT[sequences]
         self.ends_BT = window.ends_BT[sequences]
         self.keys_BS = window.keys_BS[sequences]
+        self.apart = window.apart
 
 
 def _window_gradients(
@@ -313,7 +314,7 @@ def _window_gradients(
     num_groups, width = sums_SGW.shape[1:]
     num_heads = saved.q_NHK.shape[1]
     # One sequence has each row at most once; several may share some.
-    pairs = num_sequences > 1
+    pairs = num_sequences > 1 and not part.apart
     target = sums_SGW
     if pairs:
         target = torch.empty(num_sequences, num_keys, num_groups, width, dtype=torch.float32, device=sums_SGW.device)

@@ -80,6 +80,22 @@ def test_plan_spans_similar_lengths_share_a_window_and_unlike_ones_do_not() -> N
     assert len(plan_spans(make_spans([(0, 4), (0, 5), (0, 900)]), 912, 1).windows) == 2
 
 
+def test_plan_spans_sequences_are_apart_only_if_all_their_keys_are_their_own_rows() -> None:
+    own = [
+        Span(row=row, first=0, count=count, keys=torch.arange(row, row + count)) for row, count in ((0, 30), (30, 31))
+    ]
+    assert [window.apart for window in plan_spans(own, 64, 1).windows] == [True]
+    prompt = torch.arange(18)
+    shared = [
+        Span(row=start, first=18, count=5, keys=torch.cat([prompt, torch.arange(start, start + 5)]))
+        for start in (18, 23)
+    ]
+    assert [window.apart for window in plan_spans(shared, 32, 1).windows] == [False]
+    # Slots of a cache, which several sequences may point to.
+    cached = [Span(row=row, first=0, count=4, keys=torch.arange(9, 13)) for row in (0, 4)]
+    assert [window.apart for window in plan_spans(cached, 16, 1).windows] == [False]
+
+
 @pytest.mark.parametrize("bound", [1, 40, 1 << 23])
 def test_plan_decode_rows_see_their_cache_whatever_the_bound(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     monkeypatch.setattr(plan_module, "MAX_WINDOW_ELEMENTS", bound)

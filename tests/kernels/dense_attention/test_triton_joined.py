@@ -1,5 +1,7 @@
 """Triton's attention over all keys against one masked softmax in float64, and one row's bits whatever surrounds it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,6 +122,29 @@ def test_dense_attend_sequences_that_share_a_prompt_teach_the_same_rows(value_st
     for value, second, truth in zip(got, again, wanted, strict=True):
         assert torch.equal(value, second)
         assert_near(value, truth, 1e-5)
+
+
+def test_dense_attend_sequences_apart_get_the_bits_of_gradients_added_in_order() -> None:
+    shape = SHAPES[0]
+    plan, inputs = packed_plan(LENGTHS, shape[0]), random_inputs(48, shape)
+    assert all(window.apart for window in plan.windows)
+    ordered = replace(plan, windows=tuple(replace(window, apart=False) for window in plan.windows))
+    for value, wanted in zip(
+        run(*inputs, plan, shape, "triton", torch.float32),
+        run(*inputs, ordered, shape, "triton", torch.float32),
+        strict=True,
+    ):
+        assert torch.equal(value, wanted)
+
+
+@pytest.mark.gpu
+def test_dense_attend_sequences_apart_get_those_bits_at_a_real_size() -> None:
+    shape = (32, 4, 128, 128)
+    plan, inputs = packed_plan((2048, 1500, 1999), 0), random_inputs(5552, shape)
+    ordered = replace(plan, windows=tuple(replace(window, apart=False) for window in plan.windows))
+    got, wanted = (run(*inputs, one, shape, "triton", torch.bfloat16) for one in (plan, ordered))
+    for value, truth in zip(got, wanted, strict=True):
+        assert torch.equal(value, truth)
 
 
 def test_dense_attend_pieces_of_a_window_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
