@@ -71,8 +71,10 @@ def rotate(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool) -> 
     if interleaved:
         even, odd = x_NHK[..., 0::2], x_NHK[..., 1::2]
         return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1).flatten(-2)
-    first, second = x_NHK.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+    half = cos_NQ.shape[1]
+    first, second, rest = x_NHK[..., :half], x_NHK[..., half : 2 * half], x_NHK[..., 2 * half :]
+    rotated = torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+    return torch.cat([rotated, rest], -1) if rest.shape[2] else rotated
 
 
 def choose_with_gates(scores_NE: Tensor, bias_E: Tensor | None, rule: ChoiceRule) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,8 @@ class _HeadProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NHK, weight_HKM = ctx.saved_tensors
         grad_HNM = grads[0].transpose(0, 1)
-        grad_x_NHK = torch.bmm(grad_HNM, weight_HKM.transpose(1, 2)).transpose(0, 1)
+        # Written where it is wanted: by head it would be copied by whoever takes it.
+        grad_x_NHK = torch.empty(x_NHK.shape, dtype=x_NHK.dtype, device=x_NHK.device)
+        torch.bmm(grad_HNM, weight_HKM.transpose(1, 2), out=grad_x_NHK.transpose(0, 1))
         grad_weight_HKM = torch.bmm(x_NHK.permute(1, 2, 0), grad_HNM)
         return grad_x_NHK, grad_weight_HKM

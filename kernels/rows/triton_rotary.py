@@ -1,7 +1,7 @@
 """Rotary embedding in one kernel (Triton): the products and sums of the separate operations, rounded where they round. The gradient
 is the same kernel turning back.
 
-Axes: N rows, H heads, K rotary width, Q half of it.
+Axes: N rows, H heads, K channels of a head, Q half of those that are rotated, which come first.
 """
 
 from typing import Any
@@ -20,6 +20,7 @@ def _rotate(
     out,
     num_heads,
     half,
+    width,
     x_row,
     x_head,
     table_row,
@@ -27,6 +28,7 @@ def _rotate(
     BACK: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    REST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]
@@ -48,13 +50,20 @@ def _rotate(
     # Each product is rounded to the type before the sum, as an operation of its own would.
     left = (first * cosine).to(kind).to(tl.float32) - (second * sine).to(kind).to(tl.float32)
     right = (second * cosine).to(kind).to(tl.float32) + (first * sine).to(kind).to(tl.float32)
-    end = out + row * num_heads * 2 * half + head * 2 * half
+    end = out + (row * num_heads + head) * width
     tl.store(end + first_place, left.to(kind), mask=keep)
     tl.store(end + second_place, right.to(kind), mask=keep)
+    if REST:
+        channel = 2 * half + tl.arange(0, REST)[None, :]
+        keep = (head < num_heads) & (channel < width)
+        tl.store(end + channel, tl.load(start + channel, mask=keep, other=0.0), mask=keep)
 
 
 def rotate(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool) -> Tensor:
-    """Pairs (2i, 2i + 1) if interleaved, else (i, i + Q), rotated, `[N, H, K]`; with gradient for x. The last axis of all inputs is dense."""
+    """Pairs (2i, 2i + 1) if interleaved, else (i, i + Q), rotated, `[N, H, K]`, with gradient for x; channels behind them stay.
+
+    The last axis of all inputs is dense.
+    """
     out_NHK: Tensor = _Rotate.apply(x_NHK, cos_NQ, sin_NQ, interleaved)
     return out_NHK
 
@@ -76,7 +85,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool, *, back: bool) -> Tensor:
-    num_rows, num_heads, width = x_NHK.shape
+    (num_rows, num_heads, width), half = x_NHK.shape, cos_NQ.shape[1]
     out_NHK = torch.empty(num_rows, num_heads, width, dtype=x_NHK.dtype, device=x_NHK.device)
     if num_rows:
         _rotate[(num_rows,)](
@@ -85,14 +94,16 @@ def _rotated(x_NHK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, interleaved: bool, *
             sin_NQ,
             out_NHK,
             num_heads,
-            width // 2,
+            half,
+            width,
             x_NHK.stride(0),
             x_NHK.stride(1),
             cos_NQ.stride(0),
             INTERLEAVED=interleaved,
             BACK=back,
             HEADS=triton.next_power_of_2(num_heads),
-            HALF=triton.next_power_of_2(width // 2),
+            HALF=triton.next_power_of_2(half),
+            REST=triton.next_power_of_2(width - 2 * half) if width > 2 * half else 0,
             num_warps=1 if num_heads * width <= 512 else 4,
             # A product that were added unrounded would be another number.
             enable_fp_fusion=False,

@@ -46,15 +46,14 @@ class Indexer(KernelModule):
     def project(self, x_ND: Tensor, q_latent: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(queries [N, I, J], keys [N, J], head weights [N, I]); RoPE on the first rotary channels, halves layout."""
         x_ND, q_latent = x_ND.detach(), q_latent.detach()
-        heads, width, rope = self.config.index_n_heads, self.config.index_head_dim, self.config.qk_rope_head_dim
+        heads, width = self.config.index_n_heads, self.config.index_head_dim
         cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
         q_NIJ = linear(q_latent, self.query, self.row_backend).view(-1, heads, width)
         k_NJ = layer_norm(
             linear(x_ND, self.key, self.row_backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
         )
-        rotated_NIJ = rotate_halves(q_NIJ[..., :rope], cos_NQ[:, None], sin_NQ[:, None], self.backend)
-        q_NIJ = torch.cat([rotated_NIJ, q_NIJ[..., rope:]], -1)
-        k_NJ = torch.cat([rotate_halves(k_NJ[:, :rope], cos_NQ, sin_NQ, self.backend), k_NJ[:, rope:]], -1)
+        q_NIJ = rotate_halves(q_NIJ, cos_NQ[:, None], sin_NQ[:, None], self.backend)
+        k_NJ = rotate_halves(k_NJ, cos_NQ, sin_NQ, self.backend)
         return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.row_backend) * (heads**-0.5 * width**-0.5)
 
     @torch.no_grad()

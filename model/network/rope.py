@@ -72,24 +72,27 @@ def rope_table(config: ModelConfig) -> Tensor:
 
 
 def rotate_interleaved(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
-    """Rotate pairs (2i, 2i+1): MLA's layout. `x` may have head axes between N and K if cos and sin broadcast.
+    """Rotate pairs (2i, 2i+1) of the first 2Q channels, the others stay: MLA's layout. `x` may have head axes between N and K if cos and sin broadcast.
 
     A fused backend takes one kernel, with the bits of these operations, and for the gradient the same turning back.
     """
     rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=True)
     if rotated is not None:
         return rotated
-    even, odd = x_NK[..., 0::2], x_NK[..., 1::2]
-    return torch.stack([even * cos_NQ - odd * sin_NQ, odd * cos_NQ + even * sin_NQ], -1).flatten(-2)
+    end = 2 * cos_NQ.shape[-1]
+    even, odd = x_NK[..., 0:end:2], x_NK[..., 1:end:2]
+    rotated = torch.stack([even * cos_NQ - odd * sin_NQ, odd * cos_NQ + even * sin_NQ], -1).flatten(-2)
+    return rotated if end == x_NK.shape[-1] else torch.cat([rotated, x_NK[..., end:]], -1)
 
 
 def rotate_halves(x_NK: Tensor, cos_NQ: Tensor, sin_NQ: Tensor, backend: Backend = "torch") -> Tensor:
-    """Rotate pairs (i, i + width/2): the indexer's layout, different from MLA's; otherwise as above."""
+    """Rotate pairs (i, i + Q) of the first 2Q channels, the others stay: the indexer's layout, otherwise as above."""
     rotated = _rotate_fused(x_NK, cos_NQ, sin_NQ, backend, interleaved=False)
     if rotated is not None:
         return rotated
-    first, second = x_NK.chunk(2, dim=-1)
-    return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ], -1)
+    half = cos_NQ.shape[-1]
+    first, second, rest = x_NK[..., :half], x_NK[..., half : 2 * half], x_NK[..., 2 * half :]
+    return torch.cat([first * cos_NQ - second * sin_NQ, second * cos_NQ + first * sin_NQ, rest], -1)
 
 
 def _rotate_fused(

@@ -173,7 +173,7 @@ def small_operations(dtype: torch.dtype) -> None:
     triton_selected_keys.key_rows(torch.zeros(ROWS, KEYS, dtype=torch.int64), positions)
     cosines, sines = random(ROWS, 2, 32, dtype=dtype).detach().unbind(1)
     triton_rotary.rotate(random(ROWS, 128, 192, dtype=dtype)[..., 128:], cosines, sines, True).sum().backward()
-    triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype)[..., :64], cosines, sines, False).sum().backward()
+    triton_rotary.rotate(random(ROWS, 64, 128, dtype=dtype), cosines, sines, False).sum().backward()
     triton_gated_unit.swiglu(random(ROWS, 4096, dtype=dtype)).sum().backward()
     triton_candidates.truncate(torch.zeros(ROWS, 32000), torch.zeros(5, ROWS, dtype=torch.float64))
 

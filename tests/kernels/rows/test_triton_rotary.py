@@ -29,6 +29,10 @@ def test_rotate_fused_equals_the_separate_operations(
     wanted = rotate(x_NHK, cos_NQ[:, None], sin_NQ[:, None])
     assert torch.equal(rotate(x_NHK, cos_NQ[:, None], sin_NQ[:, None], "triton"), wanted)
     assert torch.equal(rotate(x_NHK[:, 0], cos_NQ, sin_NQ, "triton"), rotate(x_NHK[:, 0], cos_NQ, sin_NQ))
+    # Channels behind the table's stay as they are.
+    wanted = rotate(whole, cos_NQ[:, None], sin_NQ[:, None])
+    assert torch.equal(wanted[..., 2 * half :], whole[..., 2 * half :])
+    assert torch.equal(rotate(whole, cos_NQ[:, None], sin_NQ[:, None], "triton"), wanted)
 
 
 @pytest.mark.parametrize("rotate", [rotate_interleaved, rotate_halves])
@@ -47,6 +51,10 @@ def test_rotate_gradient_equals_float64(
     rotated = rotate(single[..., 5:], cos_N1Q.float(), sin_N1Q.float(), "triton")
     (got,) = torch.autograd.grad(rotated, single, upstream.float())
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-5)
+    longer = torch.cat([upstream, upstream[..., :5]], -1)
+    (wanted,) = torch.autograd.grad(rotate(exact, cos_N1Q, sin_N1Q), exact, longer)
+    (through,) = torch.autograd.grad(rotate(single, cos_N1Q.float(), sin_N1Q.float(), "triton"), single, longer.float())
+    torch.testing.assert_close(through.double(), wanted, rtol=0, atol=1e-5)
     # What flows back may be a part of wider rows, or one number for all.
     wider = torch.cat([upstream.float(), upstream.float()], -1)[..., : 2 * half]
     rotated = rotate(single[..., 5:], cos_N1Q.float(), sin_N1Q.float(), "triton")
