@@ -41,6 +41,7 @@ def prepare(recipe: Recipe, recipe_dir: Path) -> Prepared:
         describe(recipe.engine).require(recipe.engine)
         require(recipe.model.placement)
     task = build_task(recipe.task, recipe_dir)
+    task.check_datasets(recipe.rl.objective.kl.beta_by_dataset)
     sets = build_sets(recipe, task, recipe_dir)
     counted = recipe.model_copy(update={"rl": recipe.rl.counted(len(task.train))})
     prepared = Prepared(recipe=counted, task=task, sets=sets)

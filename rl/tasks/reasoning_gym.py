@@ -39,7 +39,13 @@ def build_reasoning_gym(settings: ReasoningGymTask) -> Task:
             f"{settings.dataset}: held-out rows must be a small part of what the dataset generates; of {_PROBED_ROWS} training "
             f"rows {_PROBED_ROWS - num_fresh} were held out. Lower num_held_out ({settings.num_held_out}) or widen params."
         )
-    return Task(name=settings.dataset, train=train, held_out=held_out, seed=settings.seed)
+    return Task(
+        name=settings.dataset,
+        train=train,
+        held_out=held_out,
+        seed=settings.seed,
+        datasets={settings.dataset: settings.num_train},
+    )
 
 
 class GeneratedRows:

@@ -1,6 +1,6 @@
 """What a task is once it is built: rows to train on, rows held out, and an endless shuffled order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from samepath.model.text.chat import ChatForm
 from samepath.model.text.conversation import Message
 from samepath.model.text.tokenizer import Tokenizer
+from samepath.rl.recipe.did_you_mean import did_you_mean
 from samepath.rollout.environments.first_context import first_context
 from samepath.rollout.environments.protocol import EnvironmentRow
 from samepath.rollout.environments.settings import EnvironmentSettings, EpisodeSettings
@@ -116,8 +117,27 @@ class Task:
     """Rows for evaluation only."""
     seed: int
     """Seed of the epoch order."""
+    datasets: Mapping[str, int] = field(default_factory=dict)
+    """Training rows of each dataset that they are from; empty where that is seen only when a row is made."""
     dropped_overlap: int = 0
     """Rows of the training file left out because the held-out file has the same text."""
+
+    @property
+    def remarks(self) -> str:
+        """What is to be said of its rows beside their number, each part behind a comma: rows that are left out, datasets that are mixed."""
+        said = [f"{self.dropped_overlap} training rows left out that are held out too"] if self.dropped_overlap else []
+        if len(self.datasets) > 1:
+            said.append("of the datasets " + ", ".join(f"{name} {count}" for name, count in self.datasets.items()))
+        return "".join(f", {one}" for one in said)
+
+    def check_datasets(self, named: Iterable[str]) -> None:
+        """Raise TaskError if `beta_by_dataset` names one that no training row is from; an environment's stay unchecked: its rows are made on demand."""
+        for name in named:
+            if self.datasets and name not in self.datasets:
+                hint, known = did_you_mean(name, self.datasets), ", ".join(self.datasets)
+                raise TaskError(
+                    f"rl.objective.kl.beta_by_dataset must name datasets of the task; got {name!r}{hint}; there are: {known}"
+                )
 
     def train_row(self, index: int) -> TaskRow:
         """Return the row at place `index` ≥ 0 of the endless order: every epoch visits each row once, newly shuffled.

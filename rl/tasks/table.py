@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,7 @@ def split_task(
         train=numbered(train, "train"),
         held_out=numbered(held_out[: settings.max_held_out or None], "held-out"),
         seed=settings.seed,
+        datasets=Counter(row.dataset for row in train),
         dropped_overlap=dropped,
     )
 

@@ -115,14 +115,12 @@ class _Checks:
     def _task(self) -> str:
         task = build_task(self.recipe.task, self.recipe_dir)
         self.task = task
-        dropped = (
-            f", {task.dropped_overlap} training rows left out that are held out too" if task.dropped_overlap else ""
-        )
+        task.check_datasets(self.recipe.rl.objective.kl.beta_by_dataset)
         rl, first = self.recipe.rl, task.held_out[0]
         epochs = f", rl.epochs={rl.epochs:g} are {rl.counted(len(task.train)).steps} steps" if rl.epochs else ""
         gold = f", gold answer {first.answer['answer']!r:.40}" if "answer" in first.answer else ""
         return (
-            f"{task.name}: {len(task.train)} training and {len(task.held_out)} held-out rows{dropped}{epochs}; "
+            f"{task.name}: {len(task.train)} training and {len(task.held_out)} held-out rows{task.remarks}{epochs}; "
             f"first held-out prompt {first.text!r:.200}{gold}"
         )
 

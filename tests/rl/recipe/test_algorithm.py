@@ -63,6 +63,12 @@ def test_prepare_counts_the_tasks_rows(tiny_recipe, tmp_path: Path) -> None:
     assert prepare(tiny_recipe(), tmp_path).recipe == tiny_recipe()
 
 
+def test_prepare_refuses_a_weight_for_a_dataset_that_is_not_there(tiny_recipe, tmp_path) -> None:
+    prepare(tiny_recipe("rl.objective.kl.beta_by_dataset={chain_sum: 0.1}"), tmp_path)
+    with pytest.raises(ValueError, match="got 'chain_sun'.*chain_sum"):
+        prepare(tiny_recipe("rl.objective.kl.beta_by_dataset={chain_sun: 0.1}"), tmp_path)
+
+
 def test_resume_counts_steps(tiny_recipe) -> None:
     run_dir = tiny_recipe().run_dir
     run_dir.mkdir(parents=True)

@@ -149,6 +149,9 @@ def test_page_draws_a_window_of_rows_and_keys_move_through_it(page: Browser) -> 
     assert page.ask("document.querySelectorAll('.row').length") < 100
     page.ask("find('list').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowUp'}))")
     assert page.ask("state.chosen") == STEPS * GROUPS * SAMPLES + TALKS - 2
+    page.ask("find('list').dispatchEvent(new KeyboardEvent('keydown', {key: 'Home'}))")
+    page.ask("find('list').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowDown'}))")
+    assert page.ask("state.chosen") == 1
 
 
 def test_page_group_and_prompt_alone_can_be_shown_and_left(page: Browser) -> None:

@@ -63,6 +63,7 @@ def test_build_environment_rows_are_of_the_dataset_that_they_name_or_of_the_envi
     named = {row.dataset for row in rows}
     assert named == {"StoreEnvironment", "chain", "terms"}
     assert all(row.answer["dataset"] == row.dataset for row in rows)
+    build_environment(store, Path()).check_datasets(["what only rows can tell"])
 
 
 @pytest.mark.parametrize(

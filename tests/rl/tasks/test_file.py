@@ -68,6 +68,18 @@ def test_build_file_rows_are_of_the_dataset_that_their_column_names(tmp_path, na
     assert task.name == "rows"
 
 
+def test_task_of_a_file_counts_its_datasets_and_refuses_settings_that_name_no_such(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{**row, "from": "odd" if row["answer"] % 2 else "even"} for row in ROWS])
+    task = build(tmp_path, columns={"dataset": "from"})
+    assert task.datasets == {name: sum(row.dataset == name for row in task.train) for name in ("odd", "even")}
+    assert build(tmp_path).datasets == {"rows": len(task.train)}
+    task.check_datasets(["odd", "even"])
+    with pytest.raises(
+        TaskError, match=r"beta_by_dataset must name datasets of the task; got 'evn'; did you mean even.*; there are: "
+    ):
+        task.check_datasets(["odd", "evn"])
+
+
 @pytest.mark.parametrize("value", ["", "  ", None, 3])
 def test_build_file_refuses_a_row_without_the_name_of_its_dataset(tmp_path, value):
     write_jsonl(tmp_path / "rows.jsonl", [{**ROWS[0], "from": "odd"}, {**ROWS[1], "from": value}])

@@ -1,6 +1,7 @@
 """`samepath validate`: every check's outcome, on small checkpoints and without a network; exit statuses."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def test_validate_new_model_everything_is_checked(tmp_path: Path) -> None:
     ]
     assert result.passed(strict=True)
     assert any(line.startswith("| least devices of 80 GB") for line in result.lines())
+
+
+def test_validate_names_the_datasets_of_a_mixture_and_a_weight_for_none_of_them(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+1=", "answer": i + 1, "from": "odd" if i % 4 else "even"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"kind": "file", "path": "rows.jsonl", "held_out_fraction": 0.2, "columns": {"dataset": "from"}}
+    _, found = checked(tmp_path, task=task)
+    assert re.search(r"held-out rows, of the datasets \w+ \d+, \w+ \d+; first", found["task"].detail)
+    kl = {"objective": {"kl": {"beta_by_dataset": {"odd": 0.0, "evens": 0.1}}}}
+    _, found = checked(tmp_path, task=task, rl={**TINY["rl"], **kl})
+    assert (found["task"].outcome, "got 'evens'" in found["task"].detail) == ("wrong", True)
 
 
 def test_validate_checkpoint_without_weights_is_not_built(checkpoint: Path) -> None:
