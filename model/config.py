@@ -25,7 +25,8 @@ class ModelConfig(BaseModel):
         "deepseek_v32",
         description=(
             "family: latent attention with an indexer (deepseek_v32) or over all keys (deepseek_v3), or grouped-query attention; "
-            "experts chosen by sigmoid scores (deepseek, glm4_moe) or by a softmax (qwen3_moe)"
+            "experts chosen by sigmoid scores (deepseek, glm4_moe) or by a softmax (qwen3_moe); samepath_grouped: grouped-query attention "
+            "with or without an indexer and experts"
         ),
     )
     vocab_size: int = Field(ge=2, description="V, tokens")
@@ -43,7 +44,10 @@ class ModelConfig(BaseModel):
     attention_bias: bool = Field(
         False, description="biases of all four attention matrices (llama, qwen3, qwen3_moe), or of three (glm4_moe)"
     )
-    use_qk_norm: bool = Field(False, description="norms of each head's queries and keys (glm4_moe)")
+    qkv_bias: bool = Field(
+        False, description="biases of queries, keys and values, not of the output (samepath_grouped)"
+    )
+    use_qk_norm: bool = Field(False, description="norms of each head's queries and keys (glm4_moe, samepath_grouped)")
     q_lora_rank: int = Field(
         0, ge=0, multiple_of=16, description="width of the query latent (deepseek); 0, deepseek_v3 only, is none"
     )
@@ -75,9 +79,15 @@ class ModelConfig(BaseModel):
     topk_group: int = Field(1, ge=1, description="groups a token may choose from (sigmoid router)")
     routed_scaling_factor: float = Field(2.5, gt=0, description="factor of the gates (sigmoid router)")
     norm_topk_prob: bool = Field(True, description="renormalise the gates over the chosen experts")
-    index_n_heads: int = Field(0, ge=1, description="I, indexer heads (deepseek_v32)")
-    index_head_dim: int = Field(0, ge=2, description="indexer head width (deepseek_v32)")
-    index_topk: int = Field(0, ge=1, description="C, keys each query attends to (deepseek_v32)")
+    index_n_heads: int = Field(0, ge=1, description="I, indexer heads (deepseek_v32, samepath_grouped)")
+    index_head_dim: int = Field(0, ge=2, description="indexer head width (same)")
+    index_topk: int = Field(0, ge=1, description="C, keys each query attends to (same)")
+    index_rope_head_dim: int = Field(
+        0,
+        ge=2,
+        multiple_of=2,
+        description="channels that the indexer rotates, a divisor of those that attention rotates (samepath_grouped)",
+    )
     max_position_embeddings: int = Field(ge=2, description="longest sequence, tokens")
     rope_parameters: RopeParameters = Field(default_factory=lambda: RopeParameters(), description="rotary embedding")
     rms_norm_eps: float = Field(1e-6, gt=0, description="RMSNorm epsilon")
@@ -96,7 +106,12 @@ class ModelConfig(BaseModel):
                 f"the sizes must be those of model_type={self.model_type}; missing: {', '.join(missing) or 'none'}, "
                 f"of other families: {', '.join(foreign) or 'none'}"
             )
+        for sizes in self.family.together:
+            given = [name for name in sizes if name in self.model_fields_set]
+            if given and len(given) < len(sizes):
+                raise ValueError(f"{', '.join(sizes)} must be given together or not at all; got {', '.join(given)}")
         self._check_attention()
+        self._check_indexer()
         if self.n_routed_experts:
             self._check_experts()
         return self
@@ -122,14 +137,22 @@ class ModelConfig(BaseModel):
                     f"partial_rotary_factor={self.rope_parameters.partial_rotary_factor:g} must leave an even number of the head's "
                     f"{self.head_width} channels, at least 2; got {self.rope_width}"
                 )
+
+    def _check_indexer(self) -> None:
+        if not self.index_topk:
             return
-        if self.index_topk and not self.q_lora_rank:
+        if self.latent_attention and not self.q_lora_rank:
             raise ValueError(
                 "q_lora_rank must be at least 16: the indexer takes its queries from the query latent; got 0"
             )
-        if self.index_topk and self.index_head_dim < self.qk_rope_head_dim:
+        if self.rope_width % self.index_rope_width:
             raise ValueError(
-                f"index_head_dim must be at least qk_rope_head_dim={self.qk_rope_head_dim}; got {self.index_head_dim}"
+                f"index_rope_head_dim must divide the {self.rope_width} channels that attention rotates; got {self.index_rope_width}"
+            )
+        if self.index_head_dim < self.index_rope_width:
+            name = "qk_rope_head_dim" if self.latent_attention else "index_rope_head_dim"
+            raise ValueError(
+                f"index_head_dim must be at least {name}={self.index_rope_width}; got {self.index_head_dim}"
             )
 
     def _check_experts(self) -> None:
@@ -157,7 +180,8 @@ class ModelConfig(BaseModel):
     def _leave_out_other_families(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is written can be read again, and that has the family's own sizes only."""
         own = family_fields(self.model_type)
-        return {name: value for name, value in dump(self).items() if name in own}
+        absent = {name for sizes in self.family.together if not getattr(self, sizes[0]) for name in sizes}
+        return {name: value for name, value in dump(self).items() if name in own and name not in absent}
 
     @property
     def family(self) -> Family:
@@ -177,7 +201,7 @@ class ModelConfig(BaseModel):
     @property
     def query_bias(self) -> bool:
         """Whether queries, keys and values of grouped-query attention have biases."""
-        return self.attention_bias or self.family.query_bias
+        return self.attention_bias or self.qkv_bias or self.family.query_bias
 
     @property
     def output_bias(self) -> bool:
@@ -221,6 +245,16 @@ class ModelConfig(BaseModel):
         if self.latent_attention:
             return self.qk_rope_head_dim
         return int(self.head_width * self.rope_parameters.partial_rotary_factor)
+
+    @property
+    def index_rope_width(self) -> int:
+        """Channels of the indexer's queries and keys that are rotated; with MLA as many as attention's."""
+        return self.qk_rope_head_dim if self.latent_attention else self.index_rope_head_dim
+
+    @property
+    def index_query_width(self) -> int:
+        """Width of what the indexer makes its queries of: the query latent, or the layer's input."""
+        return self.q_lora_rank if self.latent_attention else self.hidden_size
 
     @property
     def key_heads(self) -> int:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ModelType = Literal["deepseek_v32", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"]
-"""`model_type` of the published `config.json`."""
+ModelType = Literal[
+    "deepseek_v32", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe", "samepath_grouped"
+]
+"""`model_type` of the published `config.json`; `samepath_grouped` is this package's own, for what no published family can say."""
 
 AttentionKind = Literal["latent", "grouped"]
 """Multi-head latent attention (arXiv:2405.04434), or grouped-query attention (arXiv:2305.13245)."""
@@ -15,6 +17,8 @@ RouterKind = Literal["sigmoid", "softmax"]
 
 LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 INDEXER_SIZES = ("index_n_heads", "index_head_dim", "index_topk")
+GROUPED_INDEXER_SIZES = (*INDEXER_SIZES, "index_rope_head_dim")
+"""With grouped-query attention the channels that the indexer rotates are a size of their own."""
 GROUPED_SIZES = ("num_key_value_heads",)
 EXPERT_SIZES = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
 SHARED_SIZES = ("n_shared_experts", "first_k_dense_replace")
@@ -38,6 +42,8 @@ class Family:
     """Sizes that must be given."""
     optional: tuple[str, ...] = ()
     """Sizes that may be given."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """Optional sizes of which all are given or none."""
     absent: Mapping[str, Any] = field(default_factory=dict)
     """What a published file means by leaving a key out, where that is not `ModelConfig`'s own default."""
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -125,5 +131,23 @@ FAMILIES: dict[ModelType, Family] = {
         aliases={"num_local_experts": "n_routed_experts"},
         output_bias=False,
         partial_rotary=True,
+    ),
+    "samepath_grouped": Family(
+        architecture="SamepathGroupedForCausalLM",
+        attention="grouped",
+        router="softmax",
+        required=GROUPED_SIZES,
+        optional=(
+            "head_dim",
+            "attention_bias",
+            "qkv_bias",
+            "use_qk_norm",
+            *EXPERT_SIZES,
+            *ROUTER_SIZES["softmax"],
+            "decoder_sparse_step",
+            "mlp_only_layers",
+            *GROUPED_INDEXER_SIZES,
+        ),
+        together=(EXPERT_SIZES, GROUPED_INDEXER_SIZES),
     ),
 }

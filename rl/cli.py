@@ -114,13 +114,27 @@ def convert(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights")
     ] = "float32",
+    indexer: Annotated[
+        str,
+        typer.Option(help="add a lightning indexer: heads=4,width=32,topk=256 (and rope=16: channels that it rotates)"),
+    ] = "",
+    experts: Annotated[int, typer.Option(min=0, help="make this many experts of each feed-forward")] = 0,
+    chosen: Annotated[int, typer.Option(min=1, help="experts that a token goes through, with --experts")] = 2,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="take the indexer away again, for transformers where it has such a model")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of the new indexer's and routers' weights")] = 0,
 ) -> None:
-    """Turn a model into a checkpoint folder with plain, trainable weights, once."""
+    """Turn a model into a checkpoint folder with plain, trainable weights, once; with an indexer and experts if wanted."""
     # Late: no other command needs it.
     from samepath.model.files.convert import convert as write_checkpoint
     from samepath.model.files.convert import find_source
+    from samepath.model.files.upcycle import Change, read_indexer
 
-    done = write_checkpoint(find_source(source, file), target, dtype, Console(stderr=True).print)
+    change = Change(
+        indexer=read_indexer(indexer) if indexer else None, experts=experts, chosen=chosen, dense=dense, seed=seed
+    )
+    done = write_checkpoint(find_source(source, file), target, dtype, Console(stderr=True).print, change)
     Console().print(
         f"{done.folder}: {done.architecture}, {done.parameters:,} parameters, {dtype}, {done.size_bytes / 2**20:.0f} MiB",
         markup=False,

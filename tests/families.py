@@ -46,6 +46,8 @@ _GLM_MOE: dict[str, object] = {
     "routed_scaling_factor": 1.7,
 }
 
+_INDEXED: dict[str, object] = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "index_rope_head_dim": 8}
+
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 2},
     "smollm": {
@@ -126,6 +128,25 @@ FAMILIES: dict[str, dict[str, object]] = {
         },
     },
     "deepseek_v32": tiny_config().model_dump(),
+    "samepath_grouped": {
+        "model_type": "samepath_grouped",
+        **_INDEXED,
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+    },
+    "samepath_grouped experts": {
+        "model_type": "samepath_grouped",
+        **_INDEXED,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "index_rope_head_dim": 12,
+        "qkv_bias": True,
+        "use_qk_norm": True,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "mlp_only_layers": (1,),
+    },
 }
 """Family, or a variant of one, and its sizes."""
 

@@ -18,6 +18,14 @@ from samepath.model.files.weight_files import MAX_SHARD_BYTES, read_weights, wri
 from samepath.model.network.moe import MixtureOfExperts
 from samepath.model.network.network import CausalLM
 
+_INDEXER = {
+    "indexer.query": "indexer.wq_b.weight",
+    "indexer.key": "indexer.wk.weight",
+    "indexer.key_norm_weight": "indexer.k_norm.weight",
+    "indexer.key_norm_bias": "indexer.k_norm.bias",
+    "indexer.head_weights": "indexer.weights_proj.weight",
+}
+
 _LATENT = {
     "query_down": "q_a_proj.weight",
     "query_norm": "q_a_layernorm.weight",
@@ -26,11 +34,7 @@ _LATENT = {
     "key_norm": "kv_a_layernorm.weight",
     "key_up": "kv_b_proj.weight",
     "output": "o_proj.weight",
-    "indexer.query": "indexer.wq_b.weight",
-    "indexer.key": "indexer.wk.weight",
-    "indexer.key_norm_weight": "indexer.k_norm.weight",
-    "indexer.key_norm_bias": "indexer.k_norm.bias",
-    "indexer.head_weights": "indexer.weights_proj.weight",
+    **_INDEXER,
 }
 
 _GROUPED = {
@@ -38,6 +42,7 @@ _GROUPED = {
     "output_bias": "o_proj.bias",
     "query_norm": "q_norm.weight",
     "key_norm": "k_norm.weight",
+    **_INDEXER,
 }
 
 

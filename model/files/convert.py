@@ -1,24 +1,31 @@
 """`samepath convert`: one-time conversion of any source of a causal language model into a checkpoint folder that trains.
 
 A GGUF file holds quantised weights; they come out as plain floating-point ones. What is written is an ordinary Hugging Face
-folder, which every engine and learner reads.
+folder, which every engine and learner reads; with an indexer or experts added (`upcycle.py`), one that the own network reads.
 """
 
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from samepath.model.files.checkpoint import load_checkpoint, write_own_config
+from samepath.model.files.config_file import CONFIG_FILE, read_config
+from samepath.model.files.upcycle import Change, changed_config, changed_tensors
+from samepath.model.files.weight_files import MAX_SHARD_BYTES, write_weights
 from samepath.model.text.tokenizer import load_tokenizer
 
 WeightType = Literal["float32", "bfloat16", "float16"]
 GGUF_SUFFIX = ".gguf"
+UNCHANGED = Change()
+"""The model as it is."""
 
 
 class ConvertError(RuntimeError):
@@ -94,34 +101,77 @@ def _one_of(files: list[Path], wanted: str, where: str) -> Source:
     return Source(location=str(chosen[0].parent), gguf_file=chosen[0].name)
 
 
-def convert(source: Source, target: Path, weight_type: WeightType, report: Callable[[str], None]) -> Converted:
+def convert(
+    source: Source,
+    target: Path,
+    weight_type: WeightType,
+    report: Callable[[str], None],
+    change: Change = UNCHANGED,
+) -> Converted:
     """Write weights, configuration and tokenizer to `target`, whole or not at all. `report` is told what is being done.
 
-    Raises ConvertError if `target` exists, a package is missing, or the source cannot be read.
+    Raises ConvertError if `target` exists, a package is missing, or the source cannot be read or changed so.
     """
     if target.exists():
         raise ConvertError(f"{target} already exists and is left alone. Choose another folder, or delete it.")
     if source.gguf_file:
         _require_gguf()
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, plain = (target.with_name(f".{target.name}.{name}") for name in ("partial", "plain"))
+    for folder in (partial, plain):
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         report(f"reading {source.gguf_file or source.location}")
-        model, tokenizer = _read(source, weight_type)
+        folder = Path(source.location)
+        if change.nothing:
+            written = _write_plain(source, partial, weight_type)
+        elif source.gguf_file or not folder.is_dir():
+            _write_plain(source, plain, "float32")
+            written = _write_changed(plain, partial, weight_type, change)
+        else:
+            written = _write_changed(folder, partial, weight_type, change)
         report(f"writing {target}")
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
         # What cannot be read here is refused now rather than when a run starts.
         load_tokenizer(partial)
         os.replace(partial, target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, plain):
+            shutil.rmtree(folder, ignore_errors=True)
+    architecture, parameters = written
     return Converted(
         folder=target,
-        architecture=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        architecture=architecture,
+        parameters=parameters,
         size_bytes=sum(file.stat().st_size for file in target.iterdir()),
     )
+
+
+def _write_plain(source: Source, folder: Path, weight_type: WeightType) -> tuple[str, int]:
+    """(class, number of weights) of what transformers reads and writes."""
+    model, tokenizer = _read(source, weight_type)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _write_changed(source: Path, folder: Path, weight_type: WeightType, change: Change) -> tuple[str, int]:
+    """The same with an indexer or experts, of the own network; what cannot be changed is refused before a weight is read."""
+    try:
+        config = changed_config(read_config(source / CONFIG_FILE), change)
+        model, tokenizer = load_checkpoint(source), load_tokenizer(source)
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{source}: {error}") from error
+    counted = 0
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        nonlocal counted
+        for name, tensor in changed_tensors(model, config, change):
+            counted += tensor.numel()
+            yield name, tensor.to(getattr(torch, weight_type))
+
+    write_own_config(config, folder)
+    write_weights(tensors(), folder, MAX_SHARD_BYTES)
+    tokenizer.save(folder)
+    return config.family.architecture, counted
 
 
 def _require_gguf() -> None:

@@ -5,7 +5,18 @@ from typing import Any
 
 from samepath.model.files.model_sizes import LayerSizes, PublishedSizes
 
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "glm4_moe")
+GROUPED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen2_moe",
+    "qwen3_moe",
+    "mixtral",
+    "olmoe",
+    "glm4_moe",
+    "samepath_grouped",
+)
 LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
 NORMED_HEADS = ("qwen3", "qwen3_moe", "olmoe")
 """Grouped-query models that norm their queries and keys."""
@@ -63,17 +74,14 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
     groups = read.number("num_key_value_heads", default=heads)
     head = read.number("head_dim", default=width // heads)
     queries, keys = heads * head, groups * head
-    attention = width * queries + 2 * width * keys + queries * width
-    if model_type in ("qwen2", "qwen2_moe"):
-        attention += queries + 2 * keys
-    elif read.flag("attention_bias", False):
-        attention += queries + 2 * keys + (width if model_type != "glm4_moe" else 0)
-    normed = model_type in NORMED_HEADS or (model_type == "glm4_moe" and read.flag("use_qk_norm", False))
-    if normed and model_type != "olmoe":
-        attention += 2 * head
-    if model_type == "olmoe":
-        attention += queries + keys
+    attention, normed = _grouped_attention(read, model_type, (width, queries, keys, head))
+    index_heads = index_key = 0
+    if model_type == "samepath_grouped":
+        index_heads, index_key = read.number("index_n_heads", default=0), read.number("index_head_dim", default=0)
+    indexer = width * (index_heads * index_key + index_key + index_heads) + 2 * index_key
     experts = 0
+    if model_type == "samepath_grouped":
+        experts = read.number("n_routed_experts", default=0)
     if model_type in ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "glm4_moe"):
         experts = read.number("num_experts", "num_local_experts", "n_routed_experts")
     moe_layers = _sparse_layers(read, model_type, layers) if experts else 0
@@ -100,11 +108,11 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
         tied=read.flag("tie_word_embeddings", False),
         max_positions=read.number("max_position_embeddings"),
         dense_layer=LayerSizes(
-            attention=attention, indexer=0, dense=dense, expert=0, shared=0, router=0, norms=2 * width
+            attention=attention, indexer=indexer, dense=dense, expert=0, shared=0, router=0, norms=2 * width
         ),
         moe_layer=LayerSizes(
             attention=attention,
-            indexer=0,
+            indexer=indexer,
             dense=0,
             expert=3 * width * expert_width,
             # Qwen2-MoE weighs its shared expert with a gate of its own.
@@ -114,7 +122,7 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
         ),
         # A norm keeps its input and its normalised rows beside its output.
         attention_elements=2 * queries + 2 * keys + (2 * (queries + keys) if normed else 0),
-        cache_width=2 * keys,
+        cache_width=2 * keys + index_key,
         unfolded_cache_width=2 * keys,
         latent=False,
         dense_width=dense_width,
@@ -123,11 +131,30 @@ def _grouped(read: _Reader, model_type: str) -> PublishedSizes:
     )
 
 
+def _grouped_attention(read: _Reader, model_type: str, widths: tuple[int, int, int, int]) -> tuple[int, bool]:
+    """(parameters of a layer's attention, whether heads are normed); widths of the stream, of all queries, of all keys, of a head."""
+    width, queries, keys, head = widths
+    attention = width * queries + 2 * width * keys + queries * width
+    if model_type in ("qwen2", "qwen2_moe"):
+        attention += queries + 2 * keys
+    elif read.flag("attention_bias", False):
+        attention += queries + 2 * keys + (width if model_type != "glm4_moe" else 0)
+    elif model_type == "samepath_grouped" and read.flag("qkv_bias", False):
+        attention += queries + 2 * keys
+    said_normed = model_type in ("glm4_moe", "samepath_grouped") and read.flag("use_qk_norm", False)
+    normed = model_type in NORMED_HEADS or said_normed
+    if normed and model_type != "olmoe":
+        attention += 2 * head
+    if model_type == "olmoe":
+        attention += queries + keys
+    return attention, normed
+
+
 def _sparse_layers(read: _Reader, model_type: str, layers: int) -> int:
     """Number of mixture-of-experts layers of a grouped-query model."""
     if model_type == "glm4_moe":
         return layers - min(read.number("first_k_dense_replace", default=1), layers)
-    if not model_type.startswith("qwen"):
+    if not model_type.startswith(("qwen", "samepath")):
         return layers
     step, dense = read.number("decoder_sparse_step", default=1), read.numbers("mlp_only_layers")
     return sum((layer + 1) % step == 0 and layer not in dense for layer in range(layers))

@@ -7,84 +7,25 @@ J indexer width, C selected keys, Q half the rotary width; M rows of a part; B, 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from samepath.kernels.backend import CAPABILITIES, Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend, dense_attend_with_lse
 from samepath.kernels.indexer.dense_indexer import Teacher, dense_indexer_loss
-from samepath.kernels.indexer.index_logits import cached_index_logits, indexer_loss, selected_index_logits
 from samepath.kernels.rows.dense_rows import linear, rms_norm
 from samepath.kernels.rows.head_product import head_product
-from samepath.kernels.selection.selection import key_rows, select, select_all, selection_fingerprint
 from samepath.kernels.sparse_attention.sparse_attention import DenseWindows, attend
 from samepath.kernels.window import AttentionPlan, Division, Window
 from samepath.kernels.window_attention.window_attention import window_attend
 from samepath.model.config import ModelConfig
 from samepath.model.key_store import KeyStore
+from samepath.model.network.indexer import Indexer
 from samepath.model.network.kernel_module import KernelModule
-from samepath.model.network.latent_rows import Attended, IndexRows, LatentRows, Selection, merged, merged_selection
-from samepath.model.network.rope import rotate_halves, rotate_interleaved
+from samepath.model.network.latent_rows import Attended, IndexRows, LatentRows, Selection, merged
+from samepath.model.network.rope import rotate_interleaved
 from samepath.model.trace import ForwardTrace
 
 LATENT_NORM_EPS = 1e-6
 """The published code gives the norms of both latents this epsilon, whatever the config's."""
-
-
-class Indexer(KernelModule):
-    """Scores keys for each query; learns from its own loss alone, so its inputs are detached."""
-
-    def __init__(self, config: ModelConfig, backend: Backend) -> None:
-        super().__init__(backend)
-        self.config = config
-        heads, width = config.index_n_heads, config.index_head_dim
-        self.query = nn.Parameter(torch.empty(heads * width, config.q_lora_rank))
-        self.key = nn.Parameter(torch.empty(width, config.hidden_size))
-        self.key_norm_weight = nn.Parameter(torch.ones(width))
-        self.key_norm_bias = nn.Parameter(torch.zeros(width))
-        self.head_weights = nn.Parameter(torch.empty(heads, config.hidden_size))
-
-    def project(self, x_ND: Tensor, q_latent: Tensor, rope_N2Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(queries [N, I, J], keys [N, J], head weights [N, I]); RoPE on the first rotary channels, halves layout."""
-        x_ND, q_latent = x_ND.detach(), q_latent.detach()
-        heads, width = self.config.index_n_heads, self.config.index_head_dim
-        cos_NQ, sin_NQ = rope_N2Q[:, 0], rope_N2Q[:, 1]
-        q_NIJ = linear(q_latent, self.query, self.row_backend).view(-1, heads, width)
-        k_NJ = layer_norm(
-            linear(x_ND, self.key, self.row_backend), (width,), self.key_norm_weight, self.key_norm_bias, eps=1e-6
-        )
-        q_NIJ = rotate_halves(q_NIJ, cos_NQ[:, None], sin_NQ[:, None], self.backend)
-        k_NJ = rotate_halves(k_NJ, cos_NQ, sin_NQ, self.backend)
-        return q_NIJ, k_NJ, linear(x_ND, self.head_weights, self.row_backend) * (heads**-0.5 * width**-0.5)
-
-    @torch.no_grad()
-    def select(self, rows: LatentRows, plan: AttentionPlan, num_selected: int) -> Selection:
-        """Each row's selected keys."""
-        parts = [self.select_window(rows, window, num_selected) for window in plan.windows]
-        if plan.row_by_row:
-            return parts[0]
-        return merged_selection(parts, plan.source_N, num_selected)
-
-    @torch.no_grad()
-    def select_window(self, rows: LatentRows, window: Window, num_selected: int) -> Selection:
-        """The selected keys of a window's queries, one after the other."""
-        assert rows.index is not None
-        ends = window.ends_BT.flatten()
-        if window.longest <= num_selected:
-            positions, count = select_all(torch.zeros_like(ends), ends, num_selected)
-        else:
-            index, in_order = rows.index, window.in_order and len(rows.index.q_NIJ) == len(ends)
-            # A decoding batch's rows are its queries, in order.
-            q_BTIJ, weights_BTI = (
-                values[:, None] if in_order else values[window.rows_BT] for values in (index.q_NIJ, index.weights_NI)
-            )
-            logits_BTS = cached_index_logits(
-                q_BTIJ, index.keys_SJ, window.keys_BS, weights_BTI, window.ends_BT, self.backend
-            )
-            positions, count = select(
-                logits_BTS.flatten(0, 1), torch.zeros_like(ends), ends, num_selected, self.backend
-            )
-        rows_NC = key_rows(window.keys_BS, positions, self.backend)
-        return Selection(rows_NC=rows_NC, positions_NC=positions, count_N=count)
 
 
 class LatentAttention(KernelModule):
@@ -127,16 +68,8 @@ class LatentAttention(KernelModule):
             attended = self._absorbed(rows, plan, num_selected, with_mass)
         else:
             attended = self._divided(rows, plan.division, num_selected, trace)
-        selection = attended.selection
-        if selection is not None and trace.record_fingerprints:
-            fingerprint_N = selection_fingerprint(selection.positions_NC, selection.count_N, self.backend)
-            trace.record_fingerprint(self.layer, fingerprint_N)
-        if selection is not None and rows.index is not None and attended.mass_NC is not None:
-            index = rows.index
-            selected_NC = selected_index_logits(
-                index.q_NIJ, index.keys_SJ, index.weights_NI, selection.rows_NC, self.backend
-            )
-            trace.record_indexer_loss(self.layer, indexer_loss(selected_NC, attended.mass_NC, selection.count_N))
+        if self.indexer is not None and rows.index is not None:
+            self.indexer.report(rows.index, attended, trace, self.layer)
         return linear(attended.out_NHV.flatten(1), self.output, self.row_backend)
 
     def _project(self, x_ND: Tensor, rope_N2Q: Tensor, store: KeyStore) -> LatentRows:
@@ -156,7 +89,7 @@ class LatentAttention(KernelModule):
         key_NK = torch.cat([latent, rotate_interleaved(k_rope, cos_NQ, sin_NQ, self.backend)], -1)
         index = None
         if self.indexer is not None:
-            q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, rope_N2Q)
+            q_NIJ, index_key_NJ, weights_NI = self.indexer.project(x_ND, q_latent, cos_NQ, sin_NQ)
             index_keys_SJ = store.update_index(self.layer, index_key_NJ)
             index = IndexRows(q_NIJ=q_NIJ, keys_SJ=index_keys_SJ, weights_NI=weights_NI)
         return LatentRows(
@@ -175,7 +108,7 @@ class LatentAttention(KernelModule):
         """Attention over latents, which all heads share: over the selected ones, or over all."""
         q_NHK, up_HRV = self._absorbed_queries(rows)
         scale, value_width = self.config.softmax_scale, self.config.kv_lora_rank
-        if self.indexer is None:
+        if self.indexer is None or rows.index is None:
             out_NHR = dense_attend(
                 q_NHK,
                 rows.keys_SK[None],
@@ -186,7 +119,7 @@ class LatentAttention(KernelModule):
                 backend=self.backend,
             )
             return Attended(out_NHV=head_product(out_NHR, up_HRV, self.row_backend))
-        selection = self.indexer.select(rows, plan, num_selected)
+        selection = self.indexer.select(rows.index, plan, num_selected)
         out_NHR, _, mass_NC = attend(
             q_NHK,
             rows.keys_SK,
@@ -234,8 +167,9 @@ class LatentAttention(KernelModule):
             parts.append(self._absorbed(rows.part(division.rows_M), division.absorbed, num_selected, with_mass))
         for window in division.expanded:
             selection = None
-            if self.indexer is not None and (trace.record_fingerprints or with_mass or window.longest > num_selected):
-                selection = self.indexer.select_window(rows, window, num_selected)
+            wanted = trace.record_fingerprints or with_mass or window.longest > num_selected
+            if self.indexer is not None and rows.index is not None and wanted:
+                selection = self.indexer.select_window(rows.index, window, num_selected)
             parts.append(self._expanded(rows, window, selection, with_mass))
         return merged(parts, division.source_N, num_selected)
 

@@ -1,4 +1,4 @@
-"""What latent attention passes between its steps, and how the results of several windows become those of the batch's rows.
+"""What attention passes between its steps, and how the results of several windows become those of the batch's rows.
 
 Axes: N rows, S rows of the key store, H heads, E channels of a head's query, K latent key width, V value head width, I indexer heads,
 J indexer width, C selected keys, P results of all parts.

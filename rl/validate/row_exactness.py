@@ -93,6 +93,8 @@ def model_shapes(config: ModelConfig) -> RowShapes:
         head = config.head_width
         products |= {(width, (heads + 2 * config.key_heads) * head), (heads * head, width)}
         attention = (config.key_heads, heads, head, head)
+        if config.index_topk:
+            selected = ((heads // config.key_heads, config.key_row_width, head, config.index_topk),)
     return RowShapes(
         products=tuple(sorted(products)),
         experts=((width, config.moe_intermediate_size),) if config.moe_layers else (),

@@ -17,7 +17,7 @@ from transformers import DeepseekV32ForCausalLM
 from samepath.model.files import checkpoint
 from samepath.model.files.checkpoint import load_checkpoint, load_published, published_tensors, save_checkpoint
 from samepath.model.files.weight_files import INDEX_FILE, WEIGHTS_FILE
-from samepath.model.network import attention
+from samepath.model.network import attention, indexer, rope
 from samepath.model.network.network import CausalLM
 from samepath.model.rope_parameters import RopeParameters
 from tests.conftest import tiny_model
@@ -85,7 +85,7 @@ def test_transformers_catches_a_wrong_indexer_layout_only_past_the_top_k(
     sequences = random_sequences(model.config, LENGTHS)
     wanted = logits_of_theirs(theirs, sequences)
     right = logits_of_ours(model, sequences)
-    monkeypatch.setattr(attention, "rotate_halves", attention.rotate_interleaved)
+    monkeypatch.setattr(indexer, "rotate_halves", rope.rotate_interleaved)
     for ours, before, truth in zip(logits_of_ours(model, sequences), right, wanted, strict=True):
         assert torch.equal(ours[:TOP_K], before[:TOP_K])
         if len(truth) > 2 * TOP_K:
@@ -98,7 +98,7 @@ def test_transformers_catches_a_wrong_attention_layout_at_once(
     model, theirs = both
     sequences = random_sequences(model.config, LENGTHS)
     wanted = logits_of_theirs(theirs, sequences)
-    monkeypatch.setattr(attention, "rotate_interleaved", attention.rotate_halves)
+    monkeypatch.setattr(attention, "rotate_interleaved", rope.rotate_halves)
     ours = logits_of_ours(model, sequences)
     assert float((ours[1] - wanted[1]).abs().max()) > 1000 * TOLERANCE
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from samepath.kernels.indexer import index_logits as index_logits_module
 from samepath.kernels.selection.selection import selection_fingerprint
 from samepath.model import plan as plan_module
 from samepath.model.key_store import PackedKeys
-from samepath.model.network import attention
+from samepath.model.network import indexer as indexer_module
 from samepath.model.network.attention import LatentAttention
 from samepath.model.network.latent_rows import Selection
 from samepath.model.network.network import CausalLM
@@ -63,7 +64,7 @@ def test_latent_attention_equals_expanded_attention_over_the_selected_keys(
     batch = packed_input(config, [torch.zeros(48, dtype=torch.int64)])
     x_ND = torch.randn(48, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept_NN = torch.zeros(48, 48, dtype=torch.bool)
-    select = attention.Indexer.select
+    select = indexer_module.Indexer.select
 
     def recorded(self: Any, *args: Any) -> Selection:
         selection = select(self, *args)
@@ -71,7 +72,7 @@ def test_latent_attention_equals_expanded_attention_over_the_selected_keys(
             kept_NN[row, selection.positions_NC[row, :count].long()] = True
         return selection
 
-    monkeypatch.setattr(attention.Indexer, "select", recorded)
+    monkeypatch.setattr(indexer_module.Indexer, "select", recorded)
     rope_N2Q = model.rope[batch.positions_N].double()
     got = layer(x_ND, rope_N2Q, batch.plan, PackedKeys(), ForwardTrace(), index_topk)
     assert kept_NN.sum(1).tolist() == [min(row + 1, index_topk) for row in range(48)]
@@ -195,13 +196,13 @@ def test_index_logits_never_exceed_the_window_bound_and_bucketing_changes_no_bit
     model, sequences = tiny_model(), random_sequences(config, [60, 3, 61, 25, 40, 7])
     whole, trace = run(model, packed_input(config, sequences))
     sizes = []
-    original = attention.index_logits
+    original = index_logits_module.index_logits
 
     def measured(q_BTIK: Tensor, k_BSK: Tensor, weights_BTI: Tensor, backend: Any) -> Tensor:
         sizes.append(q_BTIK.shape[0] * q_BTIK.shape[1] * q_BTIK.shape[2] * k_BSK.shape[1])
         return original(q_BTIK, k_BSK, weights_BTI, backend)
 
-    monkeypatch.setattr(attention, "index_logits", measured)
+    monkeypatch.setattr(index_logits_module, "index_logits", measured)
     monkeypatch.setattr(plan_module, "MAX_WINDOW_ELEMENTS", bound)
     cut, cut_trace = run(model, packed_input(config, sequences))
     assert max(sizes) <= bound

@@ -46,6 +46,7 @@ def outputs_and_gradients(
         # Every key selected, as in the dense warm-up: no lists of keys. The experts are in the line above.
         ("deepseek_v32", 1, 64, SHORT),
         ("qwen3_moe", 2, None, SHORT),
+        ("samepath_grouped", 1, None, LENGTHS),
         pytest.param("deepseek_v3", 2, None, LENGTHS, marks=pytest.mark.slow),
     ],
 )
