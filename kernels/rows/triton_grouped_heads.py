@@ -48,17 +48,23 @@ def _pairs_in_order(value, HEADS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _normed(x, roots, weight, keep, KIND: tl.constexpr):
+def _weight(query_weight, key_weight, channel, of_query, keep):
+    """Each head's own weight."""
+    of_queries = tl.load(query_weight + channel, mask=keep & of_query, other=0.0).to(tl.float32)
+    return of_queries + tl.load(key_weight + channel, mask=keep & (of_query == 0), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _normed(x, root, weight, KIND: tl.constexpr):
     """x·r, rounded, times the head's weight, rounded, as two operations would."""
-    value = tl.load(x, mask=keep, other=0.0).to(tl.float32) * roots
-    scale = tl.load(weight, mask=keep, other=0.0).to(tl.float32)
-    return (value.to(KIND).to(tl.float32) * scale).to(KIND).to(tl.float32)
+    return ((x * root).to(KIND).to(tl.float32) * weight).to(KIND).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _grouped_heads(
     qkv,
-    weights,
+    query_weight,
+    key_weight,
     rope,
     queries,
     key_rows,
@@ -73,7 +79,7 @@ def _grouped_heads(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Some heads of one row; `weights` holds the query heads' weight and, behind it, the key heads'."""
+    """Some heads of one row."""
     row = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     channel = tl.arange(0, WIDTH)[None, :]
@@ -85,16 +91,15 @@ def _grouped_heads(
     partner = tl.where(channel < rotary // 2, channel + rotary // 2, channel - rotary // 2)
     start = qkv + (row * (moved + num_groups) + head) * width
     plain = tl.load(start + channel, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(start + partner, mask=inside & turns, other=0.0).to(tl.float32)
     if NORMED:
         total = _pairs_in_order(plain * plain, HEADS, WIDTH)
         root = 1.0 / tl.sqrt(total / width + eps)
         tl.store(roots + row * moved + head, root, mask=head < moved)
-        weight = weights + tl.where(head < num_heads, 0, width)
-        normed = _normed(start + channel, root, weight + channel, inside, kind)
+        of_query = head < num_heads
+        normed = _normed(plain, root, _weight(query_weight, key_weight, channel, of_query, channel < width), kind)
         plain = tl.where(head < moved, normed, plain)
-        other = _normed(start + partner, root, weight + partner, inside & turns, kind)
-    else:
-        other = tl.load(start + partner, mask=inside & turns, other=0.0).to(tl.float32)
+        other = _normed(other, root, _weight(query_weight, key_weight, partner, of_query, channel < rotary), kind)
     cosine = tl.load(rope + row * 2 * rotary + channel, mask=channel < rotary, other=0.0).to(tl.float32)
     sine = tl.load(rope + (row * 2 + 1) * rotary + channel, mask=channel < rotary, other=0.0).to(tl.float32)
     # Each product is rounded to the type before the sum, as an operation of its own would.
@@ -110,7 +115,8 @@ def _grouped_heads(
 @triton.jit(do_not_specialize=["num_rows", "rows_each"])
 def _grouped_heads_backward(
     qkv,
-    weights,
+    query_weight,
+    key_weight,
     rope,
     roots,
     grad_queries,
@@ -142,7 +148,7 @@ def _grouped_heads_backward(
     of_value = (head >= moved).to(tl.int64)
     parts = tl.zeros((HEADS, WIDTH), tl.float32)
     if NORMED:
-        weight = tl.load(weights + tl.where(of_query, 0, width) + channel, mask=inside, other=0.0).to(tl.float32)
+        weight = _weight(query_weight, key_weight, channel, of_query, channel < width)
     start = tl.program_id(0) * rows_each
     for number in range(start, tl.minimum(start + rows_each, num_rows)):
         row = tl.full((), 0, tl.int64) + number
@@ -200,15 +206,15 @@ class _GroupedHeads(torch.autograd.Function):
         qkv_NXK, rope_N2R = qkv_NXK.contiguous(), rope_N2R.contiguous()
         num_rows, num_all, width = qkv_NXK.shape
         num_groups = (num_all - num_heads) // 2
-        weights_2K = None if query_K is None or key_K is None else torch.stack([query_K, key_K])
+        weights = None if query_K is None or key_K is None else (query_K.contiguous(), key_K.contiguous())
         q_NHK = qkv_NXK.new_empty(num_rows, num_heads, width)
         rows_GNW = qkv_NXK.new_empty(num_groups, num_rows, 2 * width)
-        root_NX = q_NHK.new_empty(0 if weights_2K is None else num_rows, num_heads + num_groups, dtype=torch.float32)
+        root_NX = q_NHK.new_empty(0 if weights is None else num_rows, num_heads + num_groups, dtype=torch.float32)
         heads, block = _tile(num_all, width)
         if num_rows:
             _grouped_heads[(num_rows, triton.cdiv(num_all, heads))](
                 qkv_NXK,
-                qkv_NXK if weights_2K is None else weights_2K,
+                *(weights or (qkv_NXK, qkv_NXK)),
                 rope_N2R,
                 q_NHK,
                 rows_GNW,
@@ -219,17 +225,17 @@ class _GroupedHeads(torch.autograd.Function):
                 width,
                 rope_N2R.shape[2],
                 eps,
-                NORMED=weights_2K is not None,
+                NORMED=weights is not None,
                 HEADS=heads,
                 WIDTH=block,
                 num_warps=2,
                 # A product that were added unrounded would be another number.
                 enable_fp_fusion=False,
             )
-        if weights_2K is None:
+        if weights is None:
             ctx.save_for_backward(rope_N2R)
         else:
-            ctx.save_for_backward(rope_N2R, qkv_NXK, weights_2K, root_NX)
+            ctx.save_for_backward(rope_N2R, qkv_NXK, root_NX, *weights)
         return q_NHK, rows_GNW
 
     @staticmethod
@@ -239,7 +245,7 @@ class _GroupedHeads(torch.autograd.Function):
         num_rows, num_heads, width = grad_q_NHK.shape
         num_groups = grad_rows_GNW.shape[0]
         grad_NXK = grad_q_NHK.new_empty(num_rows, num_heads + 2 * num_groups, width)
-        qkv_NXK, weights_2K, root_NX = normed or (grad_NXK, grad_NXK, grad_NXK)
+        qkv_NXK, root_NX, query_K, key_K = normed or 4 * [grad_NXK]
         heads, block = _tile(num_heads + 2 * num_groups, width)
         rows_each = triton.cdiv(num_rows, MAX_PROGRAMS)
         programs = triton.cdiv(num_rows, rows_each) if num_rows else 0
@@ -249,7 +255,8 @@ class _GroupedHeads(torch.autograd.Function):
         if programs:
             _grouped_heads_backward[(programs, triton.cdiv(num_heads + 2 * num_groups, heads))](
                 qkv_NXK,
-                weights_2K,
+                query_K,
+                key_K,
                 rope_N2R,
                 root_NX,
                 grad_q_NHK,
@@ -271,4 +278,4 @@ class _GroupedHeads(torch.autograd.Function):
             return grad_NXK, None, None, None, None, None
         summed_XK = part_PXK.sum(0)
         grad_query_K, grad_key_K = summed_XK[:num_heads].sum(0), summed_XK[num_heads:].sum(0)
-        return grad_NXK, grad_query_K.to(weights_2K.dtype), grad_key_K.to(weights_2K.dtype), None, None, None
+        return grad_NXK, grad_query_K.to(query_K.dtype), grad_key_K.to(key_K.dtype), None, None, None

@@ -51,7 +51,6 @@ def run_policy(
         token_ids_N=batch.token_ids_N, positions_N=batch.positions_N, plan=batch.plan, replay_LNX=routes_LNX
     )
     hidden_ND = model(inputs, PackedKeys(), trace, num_selected=num_selected)
-    trace.to_cpu()
     device, first_U = hidden_ND.device, batch.first_U
     hidden_UD = hidden_ND[batch.rows_M[first_U].to(device)]
     scores_U = head_logprobs(
@@ -62,6 +61,8 @@ def run_policy(
         _support_of(batch, device) if use_support else None,
         model.backend,
     )
+    # Only now: to bring anything back waits for the network, and the head is launched meanwhile.
+    trace.to_cpu()
     logprobs_M, entropy_M, kept_mass_M = (score_U.cpu()[batch.scored_M] for score_U in scores_U)
     size_M = torch.zeros_like(batch.targets_M) if batch.support is None else batch.support.counts_N
     head = HeadStatistics(entropy_M=entropy_M, kept_mass_M=kept_mass_M, support_size_M=size_M)
