@@ -47,6 +47,7 @@ SMALL = (
     f"reward={json.dumps(REWARD)}",
     "model.config.hidden_size=64",
     "model.config.num_hidden_layers=2",
+    "optimizer.lr=2e-5",
     "cold_start.steps=400",
     "cold_start.late_steps=80",
     "cold_start.late_options.direct_share=0.4",
@@ -62,7 +63,7 @@ SMALL = (
 SETTINGS: tuple[tuple[str, ...], ...] = (
     (),
     ("sampling.top_p=0.9", "rl.updates_per_rollout=4"),
-    ("optimizer.lr=1e-4",),
+    ("optimizer.lr=5e-5",),
     ("rl.objective.surrogate=gspo", "rl.objective.clip_low=3e-4", "rl.objective.clip_high=4e-4"),
     ("rl.objective.surrogate=cispo", "rl.objective.aggregation.mode=token_mean"),
     ("rl.objective.old_policy=learner", "rl.objective.importance.mode=truncated"),
