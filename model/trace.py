@@ -15,13 +15,26 @@ class ForwardTrace:
     No dataclass: whoever shards layers (FSDP) copies the dataclasses that he hands them, and a copy would hear what was meant for this.
     """
 
-    __slots__ = ("fingerprints", "indexer_losses", "live_routes", "record_fingerprints", "routes", "train_indexer")
+    __slots__ = (
+        "amounts",
+        "captured",
+        "fingerprints",
+        "indexer_losses",
+        "live_routes",
+        "record_fingerprints",
+        "routes",
+        "train_indexer",
+    )
 
-    def __init__(self, *, record_fingerprints: bool = False, train_indexer: bool = False) -> None:
+    def __init__(
+        self, *, record_fingerprints: bool = False, train_indexer: bool = False, amounts: tuple[int, ...] = ()
+    ) -> None:
         self.record_fingerprints = record_fingerprints
         """Hash each row's attended key set."""
         self.train_indexer = train_indexer
         """Compute the indexer's own loss (needs gradients)."""
+        self.amounts = amounts
+        """Numbers A of keys, for each of which the attention that falls on the indexer's best is measured, over all keys; empty measures nothing."""
         self.routes: list[Tensor] = []
         """One [N, X] int64 per mixture-of-experts layer, in order: the ids that were used."""
         self.live_routes: list[Tensor] = []
@@ -30,6 +43,8 @@ class ForwardTrace:
         """One [N] int64 per sparse layer."""
         self.indexer_losses: list[Tensor] = []
         """One [N] per layer, nats, with gradient to the indexer only."""
+        self.captured: list[Tensor] = []
+        """One [N, A] per sparse layer, shares of the row's attention."""
 
     def record_routes(self, place: int, used_NX: Tensor, live_NX: Tensor) -> None:
         """Report the `place`-th mixture-of-experts layer."""
@@ -46,6 +61,11 @@ class ForwardTrace:
         """Report the loss of the `place`-th sparse layer's indexer."""
         if place == len(self.indexer_losses):
             self.indexer_losses.append(loss_N)
+
+    def record_captured(self, place: int, share_NA: Tensor) -> None:
+        """Report what share of the `place`-th sparse layer's attention its indexer's best keys hold."""
+        if place == len(self.captured):
+            self.captured.append(share_NA)
 
     def indexer_loss(self, rows_R: Tensor, num_rows: int) -> Tensor:
         """The share that these rows have in the mean over all layers and `num_rows` rows, nats, on the CPU; 0 without an indexer.

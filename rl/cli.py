@@ -22,6 +22,7 @@ from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.machine import package_versions, set_missing_variables
 from samepath.rl.sample_command import sample
 from samepath.rl.sweep_command import sweep
+from samepath.rl.text_command import resume_on_text, start_on_text
 from samepath.rl.validate_command import validate
 from samepath.rollout.bounded_call import overdue
 
@@ -63,6 +64,9 @@ def options(
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train by a recipe and print the summary; Ctrl-C leaves a checkpoint."""
+    if _on_text(recipe, overrides or []):
+        start_on_text(recipe, overrides or [])
+        return
     resolved = _load(recipe, overrides or [])
     # Late: as in `_load`.
     from samepath.rl.run_folder import begun
@@ -89,6 +93,8 @@ def resume(
     ] = None,
 ) -> None:
     """Go on with an interrupted run from its newest checkpoint, or with a finished one for more steps."""
+    if resume_on_text(run_dir, overrides or [], step):
+        return
     # Late: building the checks of every setting takes time that `--help` does not need.
     from samepath.rl.run_folder import recipe_of_run
 
@@ -215,6 +221,13 @@ def replay_run(
 
     steps = make_again(run_dir, from_rollouts=from_rollouts, on_step=said)
     sys.stdout.write(f"{steps} steps, all equal to the bit\n")
+
+
+def _on_text(path: Path, overrides: Sequence[str]) -> bool:
+    # Late: see `_load`.
+    from samepath.rl.recipe.file import recipe_keys
+
+    return "stage" in recipe_keys(path, overrides)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> "Recipe":

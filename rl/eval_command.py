@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from samepath.rl.text_command import measure_on_text
+
 if TYPE_CHECKING:
     # For the checker alone: building the checks of every setting takes time that `--help` does not need.
     from samepath.rl.recipe.recipe import Recipe
@@ -68,11 +70,23 @@ def evaluate(
         list[str] | None, typer.Option("--set", help="only this set of evaluation.sets; may be given several times")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    suite: Annotated[
+        Literal["rewards", "sparse"],
+        typer.Option(
+            help="`sparse`: what the selection of keys costs on held-out text, of a run or recipe with a stage"
+        ),
+    ] = "rewards",
 ) -> None:
     """Accuracy, mean reward and pass@k of a checkpoint on the held-out rows or on the recipe's evaluation sets.
 
-    A recipe without --step, --best, --set or --json prints the short JSON of its first set.
+    A recipe without --step, --best, --set or --json prints the short JSON of its first set. With --suite sparse: perplexity over all keys and over
+    the selected ones, and the share of attention that these hold, layer by layer.
     """
+    if suite == "sparse":
+        if best or only:
+            raise ValueError("--suite sparse has no sets and no best checkpoint; leave --set and --best out")
+        measure_on_text(source, overrides or [], recipe_file=recipe, checkpoint=checkpoint, step=step, as_json=as_json)
+        return
     if best and (step is not None or checkpoint is not None):
         raise ValueError("give one of --best, --step and --checkpoint")
     found = _source(source, overrides or [], recipe, checkpoint, "best" if best else step)

@@ -23,9 +23,15 @@ def validate(
 ) -> int:
     """Check a recipe, its task, model, prompts, rewards and memory, and print all of it; starts nothing. Status 1 if anything is wrong."""
     # Late: building the checks of every setting takes time that `--help` does not need.
-    from samepath.rl.recipe.file import dump_recipe, load_recipe
+    from samepath.rl.recipe.file import dump_recipe, load_recipe, recipe_keys
     from samepath.rl.recipe.recipe import Recipe
+    from samepath.rl.text_command import validate_on_text
 
+    if "stage" in recipe_keys(recipe, overrides or []):
+        if as_json:
+            raise ValueError(f"--json goes with recipes of reinforcement learning; {recipe} has a stage. Leave it out.")
+        validate_on_text(recipe, overrides or [], quiet=quiet)
+        return 0
     resolved = load_recipe(recipe, overrides or [], Recipe)
     # Late: torch; what the settings alone show is said before it.
     from samepath.rl.validate.validation import validate_recipe

@@ -55,6 +55,7 @@ HOUSE: dict[str, str] = {
         alerts/
         learner/ report/
         report/inspector/
+        pretraining/
         compare/ validate/ preparation resume saving feed faults/
         kept_samples leftovers
         rollout_stream step_batch
@@ -63,7 +64,8 @@ HOUSE: dict[str, str] = {
         training
         run sweep/
         preview preview_conversation notebook measure resampling replay_run doctor_command
-        eval_command sample_command export_command compare_command sweep_command init_command validate_command inspect_command starter/ completion/
+        sample_command export_command compare_command sweep_command init_command text_command inspect_command starter/ completion/
+        validate_command eval_command
         cli
     """,
 }

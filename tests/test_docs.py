@@ -19,10 +19,11 @@ from samepath.model.families import ModelType
 from samepath.model.files.published_sizes import KNOWN_TYPES
 from samepath.rewards.settings import RewardSettings
 from samepath.rl.cli import app
-from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.file import load_recipe, recipe_keys
 from samepath.rl.recipe.model import ModelSettings
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import TaskSettings
+from samepath.rl.recipe.text import TextRecipe
 from tests.tiny_transformers import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +118,9 @@ def test_run_commands_name_recipes_and_settings_that_exist(name: str) -> None:
     for words in commands((ROOT / name).read_text(encoding="utf-8")):
         if words[1] in ("run", "validate") and len(words) > 2:
             path = EXAMPLE / words[2] if words[2] == "recipe.yaml" else ROOT / words[2]
+            if "stage" in recipe_keys(path, words[3:]):
+                assert load_recipe(path, words[3:], TextRecipe).stage.steps > 0
+                continue
             assert load_recipe(path, words[3:], Recipe).rl.steps > 0
 
 

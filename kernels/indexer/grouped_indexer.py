@@ -100,7 +100,7 @@ class _GroupedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_NIJ, k_SJ, weights_NI = ctx.saved_tensors
-        grad_q, grad_k, grad_weights = (torch.zeros_like(tensor) for tensor in ctx.saved_tensors)
+        grad_q, grad_k, grad_weights = (torch.zeros_like(tensor) for tensor in (q_NIJ, k_SJ, weights_NI))
         for block in _blocks(ctx.plan, max(ctx.teacher.q_NHK.shape[1], q_NIJ.shape[1])):
             rows_T = block.rows_T
             logits_TS, scores_TIS = _logits(q_NIJ, k_SJ, weights_NI, block)

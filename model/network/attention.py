@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from samepath.kernels.backend import CAPABILITIES, Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend, dense_attend_with_lse
 from samepath.kernels.indexer.dense_indexer import Teacher, dense_indexer_loss
+from samepath.kernels.indexer.grouped_indexer import GroupedTeacher
 from samepath.kernels.rows.dense_rows import linear, rms_norm
 from samepath.kernels.rows.head_product import head_product
 from samepath.kernels.sparse_attention.sparse_attention import DenseWindows, attend
@@ -62,6 +63,10 @@ class LatentAttention(KernelModule):
         """Attention output `[N, D]`; new keys go to `store`, selections and the indexer's loss to `trace`."""
         rows = self._project(x_ND, rope_N2Q, store)
         with_mass = trace.train_indexer and rows.index is not None
+        if trace.amounts and self.indexer is not None and rows.index is not None:
+            q_NHK, _ = self._absorbed_queries(rows)
+            teacher = GroupedTeacher(q_NHK=q_NHK, keys_GSK=rows.keys_SK[None], scale=self.config.softmax_scale)
+            self.indexer.report_captured(rows.index, teacher, plan, trace, self.layer)
         if plan.division is None and self._learns_from_all_keys(plan, trace, num_selected):
             attended = self._absorbed_with_loss(rows, plan, trace)
         elif plan.division is None:

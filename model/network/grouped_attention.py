@@ -95,13 +95,14 @@ class GroupedAttention(KernelModule):
         """Attention `[N, H, K]` over the selected keys, or over all where a caller asks for more than the model selects and no row has as many."""
         config, index = self.config, rows.index
         dense = num_selected > config.index_topk and all(window.longest <= num_selected for window in plan.windows)
+        teacher = GroupedTeacher(
+            q_NHK=rows.q_NHK.detach(),
+            keys_GSK=rows.rows_GSW[..., config.head_width :].detach(),
+            scale=config.softmax_scale,
+        )
+        indexer.report_captured(index, teacher, plan, trace, self.layer)
         if dense and not trace.record_fingerprints:
             if trace.train_indexer:
-                teacher = GroupedTeacher(
-                    q_NHK=rows.q_NHK.detach(),
-                    keys_GSK=rows.rows_GSW[..., config.head_width :].detach(),
-                    scale=config.softmax_scale,
-                )
                 loss_N = grouped_indexer_loss(index.q_NIJ, index.keys_SJ, index.weights_NI, teacher, plan)
                 trace.record_indexer_loss(self.layer, loss_N)
             return dense_attend(

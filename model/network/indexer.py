@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from samepath.kernels.backend import Backend
+from samepath.kernels.indexer.grouped_indexer import GroupedTeacher, captured_mass
 from samepath.kernels.indexer.index_logits import cached_index_logits, indexer_loss, selected_index_logits
 from samepath.kernels.rows.dense_rows import linear
 from samepath.kernels.selection.selection import key_rows, select, select_all, selection_fingerprint
@@ -89,3 +90,11 @@ class Indexer(KernelModule):
                 index.q_NIJ, index.keys_SJ, index.weights_NI, selection.rows_NC, self.backend
             )
             trace.record_indexer_loss(layer, indexer_loss(selected_NC, attended.mass_NC, selection.count_N))
+
+    def report_captured(
+        self, index: IndexRows, teacher: GroupedTeacher, plan: AttentionPlan, trace: ForwardTrace, layer: int
+    ) -> None:
+        """Give `trace` what share of attention over all keys the best keys hold, if it asks."""
+        if trace.amounts:
+            share_NA = captured_mass(index.q_NIJ, index.keys_SJ, index.weights_NI, teacher, plan, trace.amounts)
+            trace.record_captured(layer, share_NA)

@@ -31,7 +31,7 @@ from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.shard_files import Rest, ShardSnapshot, holds_shards, read_shards, shard_snapshot
 from samepath.rl.learner.sharded_runner import runner_of
 from samepath.rl.learner.sharding import named_weights, write_whole
-from samepath.rl.learner.snapshot import STATE_FILE, Snapshot, in_host_memory
+from samepath.rl.learner.snapshot import Snapshot, in_host_memory, read_state
 from samepath.rl.learner.update import PolicyUpdater
 from samepath.rl.learner.worked_batches import WorkedBatches
 from samepath.rl.recipe.model import CheckpointModel
@@ -275,7 +275,7 @@ class Learner:
         if holds_shards(folder):
             read_shards(folder, self._model, self._optimizer)
         else:
-            state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+            state = read_state(folder)
             self._optimizer.restore(state)
             if self._recipe.learner.lora.enabled:
                 held = adapter_tensors(self._model)

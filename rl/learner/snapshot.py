@@ -50,6 +50,12 @@ class Snapshot:
         write_json(folder / STEP_FILE, {"step": self.step, "version": self.version})
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """The `state` of a checkpoint, in host memory."""
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+    return state
+
+
 def in_host_memory(tree: Any, *, copied: bool) -> tuple[Any, Callable[[], None]]:
     """The tree of dicts and lists with its tensors in host memory, and a call that waits until they are there.
 

@@ -36,6 +36,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str], model: type[M]) -> M
         raise RecipeError("\n  ".join([f"{count} in recipe {path}:", *problems])) from error
 
 
+def recipe_keys(path: str | Path, overrides: Sequence[str]) -> frozenset[str]:
+    """Top-level keys of a recipe file with what it extends and the overrides: what kind of recipe it is. Raises RecipeError for no YAML mapping."""
+    root = with_overrides(_read(Path(path), ()), overrides).value
+    assert isinstance(root, dict)
+    return frozenset(root)
+
+
 def dump_recipe(recipe: BaseModel) -> str:
     """Write a recipe as YAML that loads back to an equal recipe, every default written out.
 

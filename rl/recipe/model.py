@@ -143,11 +143,11 @@ class CheckpointModel(PlacedModel):
         return expected
 
 
-def _short_form(value: object) -> object:
+def short_form(value: object) -> object:
     """`model: NAME` stands for `{kind: checkpoint, path: NAME}`."""
     return {"kind": "checkpoint", "path": value} if isinstance(value, str) else value
 
 
 ModelSettings = Annotated[
-    Annotated[NewModel | CheckpointModel, Field(discriminator="kind")], BeforeValidator(_short_form)
+    Annotated[NewModel | CheckpointModel, Field(discriminator="kind")], BeforeValidator(short_form)
 ]

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from samepath.model.config import ModelConfig
 from samepath.rl.recipe.did_you_mean import kinds_of, models_in
 from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.text import TextRecipe
 
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 """Sizes that `model.kind: new` takes from its tokenizer, so that a recipe may not give them."""
@@ -43,6 +44,13 @@ command is started. *Required* means that there is no default. Where `kind` choo
 (`reward: samepath.rewards.exact:number`), and in a mapping without `parts` whatever is no setting of the reward is a part
 (`reward: {answer: samepath.rewards.math:answer, short: {function: …, weight: 0.1}, timeout_s: 2}`). `model: NAME` is a checkpoint's
 path and `engine: vllm` an engine's kind. Overrides and `extends` reach into each of these forms.
+"""
+
+TEXT_HEAD = """
+# Recipes on text
+
+A recipe with a `stage` trains on text instead of rewards ([docs/sparse.md](sparse.md)). It has `name`, `seed`, `runs_dir`, `model` (a checkpoint of the own
+network), `checkpoint` and `tracking` as above, and two sections of its own.
 """
 
 
@@ -106,7 +114,8 @@ def recipe_reference() -> str:
         tables.setdefault(table.title, table)
         if table.title == "`model` (`kind: new`)":
             tables |= {sizes.title: sizes for sizes in _sizes_of_a_new_model()}
-    return HEAD + "".join(map(_table, tables.values()))
+    stages = [table for table in sections(TextRecipe) if table.title.startswith(("`text", "`stage"))]
+    return HEAD + "".join(map(_table, tables.values())) + TEXT_HEAD + "".join(map(_table, stages))
 
 
 def _sizes_of_a_new_model() -> Iterator[Section]:

@@ -17,7 +17,10 @@ HEADLINES = {
     "length": "rollout/length_mean",
     "truncated": "rollout/truncated",
     "accuracy": "eval/accuracy",
+    "loss": "text/loss",
+    "indexer KL": "text/indexer_kl",
     "tokens/s": "rollout/tokens_per_s",
+    "text tokens/s": "text/tokens_per_s",
 }
 """What is shown of a step, and the metric it comes from."""
 
