@@ -38,7 +38,7 @@ def sampled_batch(recipe: Recipe, folder: Path, tokens: int) -> TrainBatch:
         prompt = Prompt(prompt_id=str(index), text=text, token_ids=tokenizer.encode(text))
         seeds = tuple(1000 * index + sample for sample in range(rl.group_size))
         requests.append(GroupRequest(group_id=f"g{index}", prompt=prompt, sampling=sampling, seeds=seeds))
-    worker, fresh = RolloutWorker(folder, recipe.engine, 1), requests
+    worker, fresh = RolloutWorker(folder, recipe.engine, 1, recipe.model.placement), requests
     groups: list[Group] = []
     while len(groups) < len(requests):
         groups += worker.work(fresh, 60.0)

@@ -1,8 +1,8 @@
 """Norms of each head, rotation by position and the key rows' layout in one kernel, and their gradients in another (Triton).
 
 Bound by memory: both read and write every channel once. The forward rounds where the separate operations round, and a head's squares are added in
-the order in which `_rms_norm` adds them, spelled out because it must not follow from the tile. Weight gradients are sums over the batch: each program
-adds its rows in order, and the programs' sums are added in order.
+the order in which `_rms_norm` adds them where the width is a power of two, spelled out because it must not follow from the tile. Weight gradients are
+sums over the batch: each program adds its rows in order, and the programs' sums are added in order.
 Axes: N rows, X heads of the product (H query, G key, G value heads), K head width, R rotated channels, W = 2K, P programs.
 """
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from samepath.kernels.head.candidates import candidates
 from samepath.kernels.head.logprob import padded_logits
 from samepath.model.files.checkpoint import load_checkpoint, published_tensors
 from samepath.model.text.tokenizer import character_tokenizer
@@ -17,7 +18,7 @@ from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.engine import build_engine
 from samepath.rollout.engine_settings import describe
 from samepath.rollout.request import GroupRequest
-from samepath.rollout.sampling import candidates, setting_rows
+from samepath.rollout.sampling import setting_rows
 from samepath.rollout.sampling_settings import SamplingSettings
 from samepath.rollout.vllm.settings import VllmSettings
 from tests.conftest import ALPHABET, tiny_model
