@@ -158,10 +158,11 @@ def main() -> None:
     parser.add_argument("--updates", default=",".join(map(str, UPDATES)), help="of the grid")
     parser.add_argument("--seeds", default="2,3,4,5,6")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side, one core each")
+    parser.add_argument("--first-core", type=int, default=0, help="cores below it are left to others")
     parser.add_argument("--cold", type=Path, help="folder with the cold starts; default: the runs' folder")
     parser.add_argument("--out", type=Path, help="folder for table, figures and picture; default: the runs' folder")
     options, overrides = parser.parse_known_args()
-    side_by_side = SideBySide(folder=options.folder, at_once=options.at_once, cores=1)
+    side_by_side = SideBySide(folder=options.folder, at_once=options.at_once, cores=1, first_core=options.first_core)
     if problem := side_by_side.problem():
         parser.error(problem)
     chosen = arms() if options.study == "arms" else grid([int(count) for count in options.updates.split(",")])
