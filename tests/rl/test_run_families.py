@@ -24,7 +24,7 @@ def sizes_of(config: ModelConfig) -> dict[str, object]:
     return {key: value for key, value in config.model_dump(mode="json").items() if key not in FROM_ALPHABET}
 
 
-@pytest.mark.parametrize("name", ["smollm", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["smollm", "qwen3_moe", "deepseek_v3", "samepath_grouped experts"])
 def test_start_run_on_every_kind_of_model_has_no_gap_and_learns(name: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     sizes = sizes_of(family_config(name))
@@ -32,12 +32,15 @@ def test_start_run_on_every_kind_of_model_has_no_gap_and_learns(name: str, tmp_p
     overrides = [f"runs_dir={tmp_path / 'runs'}", "cold_start.steps=3", "rl.steps=2"]
     if name == "smollm":
         overrides.append("learner.activation_checkpointing=true")
+    if name.startswith("samepath"):
+        overrides += ["learner.indexer=trained", "cold_start.dense_warmup_steps=1"]
     path.write_text(yaml.safe_dump({**TINY, "model": model}))
     summary = start_run(load_recipe(path, overrides, Recipe), tmp_path)
     assert summary["gap_at_lag_0"] == 0.0
     last = read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl")[2]
     assert float(last["learner/grad_norm"]) > 0
     assert ("routing/flip_rate" in last) == (name != "smollm")
+    assert ("indexer/grad_norm" in last) == name.startswith("samepath")
     assert latest_checkpoint(tmp_path / "runs" / "tiny") is not None
 
 

@@ -157,3 +157,13 @@ def test_dense_warm_up_is_attention_over_all_keys_and_the_loss_over_a_selection_
         torch.testing.assert_close(ours[rows], theirs[rows], rtol=0, atol=1e-10)
     narrow, _ = run(model, batch)
     assert float((narrow[rows] - dense[rows]).detach().abs().max()) > 1e-3
+
+
+def test_short_sequences_have_the_same_bits_whether_the_indexer_learns_or_not() -> None:
+    """No row has more keys than are selected, and none may be attended to in another form: the sampler's bits would not be the learner's."""
+    model = family_model("samepath_grouped")
+    batch = packed_input(model.config, random_sequences(model.config, [8, 5, 7]))
+    learning = model(batch, PackedKeys(), ForwardTrace(train_indexer=True))
+    sampled, _ = run(model, batch)
+    assert torch.equal(learning[:20], sampled[:20])
+    assert not torch.equal(model(batch, PackedKeys(), ForwardTrace(), num_selected=16)[:20], sampled[:20])

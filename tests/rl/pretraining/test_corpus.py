@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from samepath.rl.pretraining import corpus as module
+from samepath.rl.pretraining import documents as documents_module
 from samepath.rl.pretraining.corpus import Corpus, load_corpus
 from samepath.rl.pretraining.documents import TextError, documents
 from samepath.rl.recipe.text import TextSettings
@@ -29,6 +30,26 @@ def test_documents_of_every_kind_of_file_stand_in_order_and_blank_ones_are_left_
     (tmp_path / "c.txt").write_text("\ufeff5\n6", encoding="utf-8")
     assert list(documents(settings(), tmp_path)) == ["1", "2", "3", "4", "5\n6"]
     assert list(documents(settings(paths=["c*", "a*"]), tmp_path)) == ["5\n6", "1", "2"]
+
+
+def test_documents_of_the_hub_are_asked_for_by_name_revision_and_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    (tmp_path / "one.jsonl").write_text('{"text": "1"}\n')
+    (tmp_path / "two.jsonl").write_text('{"text": "2"}\n')
+    asked = []
+
+    def found(name: str, kind: str, patterns: object, revision: str) -> Path:
+        asked.append((name, kind, revision))
+        return tmp_path
+
+    monkeypatch.setattr(documents_module, "hub_folder", found)
+    hub = TextSettings.model_validate({"kind": "hub", "path": "some/set", "config": "two", "revision": "v3"})
+    assert list(documents(hub, tmp_path)) == ["2"]
+    assert asked == [("some/set", "dataset", "v3")]
 
 
 def test_documents_of_a_data_set_in_the_layout_of_the_hub(tmp_path: Path) -> None:

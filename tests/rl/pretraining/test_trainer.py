@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from samepath.model.key_store import PackedKeys
 from samepath.model.network.network import CausalLM
 from samepath.model.trace import ForwardTrace
 from samepath.rl.pretraining import trainer as module
@@ -14,6 +15,7 @@ from samepath.rl.pretraining.trainer import TextTrainer, check_stage
 from samepath.rl.recipe.text import StageSettings
 from tests.conftest import tiny_model
 from tests.families import family_config, family_model
+from tests.tiny_runs import packed_input
 
 SEQUENCES = [np.random.default_rng(number).integers(2, 18, 40) for number in range(4)]
 
@@ -43,12 +45,25 @@ MODELS: dict[str, Callable[[], CausalLM]] = {
 }
 
 
+def of_all_keys(model: CausalLM) -> tuple[float, float]:
+    """(loss a token, KL a row and layer) with attention over all keys, on sequences without their last token."""
+    trace = ForwardTrace(train_indexer=True)
+    batch = packed_input(model.config, [torch.from_numpy(ids[:-1]) for ids in SEQUENCES])
+    hidden_ND = model(batch, PackedKeys(), trace, num_selected=64).detach()[: 39 * 4]
+    logprobs_NV = (hidden_ND @ model.head_weight.detach().T).log_softmax(-1)
+    targets_N = torch.from_numpy(np.concatenate([ids[1:] for ids in SEQUENCES]))
+    losses_LN = torch.stack(trace.indexer_losses).detach()
+    return -float(logprobs_NV.gather(1, targets_N[:, None]).mean()), float(losses_LN[:, : 39 * 4].mean())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_warm_up_moves_every_parameter_of_the_indexer_and_nothing_else(name: str) -> None:
     model = MODELS[name]()
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     buffers = {key: tensor.clone() for key, tensor in model.named_buffers()}
+    wanted = of_all_keys(model)
     after, metrics = trained(model, stage("warmup"))
+    assert (metrics["text/loss"], metrics["text/indexer_kl"]) == pytest.approx(wanted, rel=1e-5)
     own = {id(parameter) for parameter in model.indexer_parameters()}
     assert changed(model, after, before) == {key for key, one in model.named_parameters() if id(one) in own}
     assert all(torch.equal(tensor, buffers[key]) for key, tensor in model.named_buffers())
@@ -107,10 +122,23 @@ def test_indexer_lr_scale_is_the_indexers_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["warmup", "sparse"])
-def test_passes_and_activation_checkpointing_change_no_more_than_rounding(kind: str) -> None:
+def test_passes_and_activation_checkpointing_change_no_more_than_rounding(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, sizes = module.pack, []
+    monkeypatch.setattr(
+        module,
+        "pack",
+        lambda *arguments, **options: (sizes.append(len(arguments[0])), packed(*arguments, **options))[1],
+    )
     wanted, whole = trained(family_model("samepath_grouped"), stage(kind))
+    assert sizes == [4]
     for changes in ({"max_tokens_per_pass": 40}, {"activation_checkpointing": True}):
-        got, metrics = trained(family_model("samepath_grouped"), stage(kind, **changes))
+        sizes.clear()
+        model = family_model("samepath_grouped")
+        got, metrics = trained(model, stage(kind, **changes))
+        assert sizes == ([1] * 4 if "max_tokens_per_pass" in changes else [4])
+        assert model.activation_checkpointing == ("activation_checkpointing" in changes)
         assert metrics["text/indexer_kl"] == pytest.approx(whole["text/indexer_kl"], rel=1e-5)
         assert metrics["text/loss"] == pytest.approx(whole["text/loss"], rel=1e-5)
         for key, tensor in got.items():
