@@ -87,8 +87,13 @@ def evaluate(
             raise ValueError("--suite sparse has no sets and no best checkpoint; leave --set and --best out")
         measure_on_text(source, overrides or [], recipe_file=recipe, checkpoint=checkpoint, step=step, as_json=as_json)
         return
+    # Late: as below.
+    from samepath.rl.run_state import TEXT_RECIPE_FILE
+
     if best and (step is not None or checkpoint is not None):
         raise ValueError("give one of --best, --step and --checkpoint")
+    if (source / TEXT_RECIPE_FILE).is_file():
+        raise ValueError(f"{source} is a run on text, which has no rewards: samepath eval {source} --suite sparse")
     found = _source(source, overrides or [], recipe, checkpoint, "best" if best else step)
     # Late: torch; what is wrong with the settings is said before it.
     from samepath.rl.measure import evaluate_run, evaluate_source

@@ -11,6 +11,8 @@ from samepath.model.json_file import write_json
 STATE_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
 """The resolved recipe of a run, in its folder."""
+TEXT_RECIPE_FILE = "text-recipe.yaml"
+"""The same of a run on text: what is made for runs with rewards does not take it for one."""
 METRICS_FILE = "metrics.jsonl"
 MARKS_BEYOND = 2
 """Marks kept beside those of `checkpoint.keep` checkpoints: of one that is being written, and of one that could not be removed."""

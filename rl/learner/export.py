@@ -24,7 +24,7 @@ from samepath.rl.learner.checkpoints import STEP_FILE, best_checkpoint, latest_c
 from samepath.rl.learner.shard_files import read_shards
 from samepath.rl.learner.snapshot import STATE_FILE
 from samepath.rl.run_folder import REFERENCE
-from samepath.rl.run_state import RECIPE_FILE
+from samepath.rl.run_state import RECIPE_FILE, TEXT_RECIPE_FILE
 
 LEFT_OUT = {MANIFEST_FILE, STEP_FILE, STATE_FILE, SHARDS_FILE, INDEX_FILE}
 """What a checkpoint needs to go on with a run alone, and what is written anew."""
@@ -85,7 +85,7 @@ def export(source: Path, out: Path, max_bytes: int, *, best: bool = False) -> Ex
 
 
 def _checkpoint(source: Path, best: bool) -> Path:
-    if not (source / RECIPE_FILE).is_file():
+    if not any((source / name).is_file() for name in (RECIPE_FILE, TEXT_RECIPE_FILE)):
         if not (source / CONFIG_FILE).is_file():
             raise ExportError(f"samepath export needs a run's folder or one of its checkpoints; {source} is neither")
         if best:

@@ -23,13 +23,13 @@ from samepath.rl.machine import collect_environment
 from samepath.rl.pretraining.corpus import Corpus, load_corpus
 from samepath.rl.pretraining.documents import TextError, documents
 from samepath.rl.pretraining.measure import SparseMeasure, measure_sparse
-from samepath.rl.pretraining.text_folder import TEXT_RECIPE_FILE, TextSource, refuse_begun
+from samepath.rl.pretraining.text_folder import TextSource, refuse_begun
 from samepath.rl.pretraining.trainer import TextTrainer, check_stage
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.text import TextRecipe
 from samepath.rl.report.progress import ProgressDisplay, summary_table
 from samepath.rl.run_folder import claimed
-from samepath.rl.run_state import METRICS_FILE, RunState, metrics_bytes
+from samepath.rl.run_state import METRICS_FILE, TEXT_RECIPE_FILE, RunState, metrics_bytes
 from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
 
@@ -97,9 +97,9 @@ class _Run:
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of a step, and wait for it: text needs no overlap with a sampler."""
-        folder = checkpoint_folder(self.recipe.run_dir, step)
-        if folder.is_dir():
+        if step in self.state.marks:
             return
+        folder = checkpoint_folder(self.recipe.run_dir, step)
         # On the disk before the checkpoint is, which may be whole when the process ends here.
         self.state.begin(self.recipe.run_dir, step, None)
         self.state.save(self.recipe.run_dir)

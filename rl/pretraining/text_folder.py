@@ -8,10 +8,8 @@ from typing import Any
 from samepath.rl.recipe.file import load_recipe
 from samepath.rl.recipe.text import TextRecipe
 from samepath.rl.run_folder import RunFolderError, RunFolderUnusableError, begun, unusable
-from samepath.rl.run_state import RunState
+from samepath.rl.run_state import TEXT_RECIPE_FILE, RunState
 
-TEXT_RECIPE_FILE = "text-recipe.yaml"
-"""The resolved recipe of a run on text; runs with rewards have another file."""
 MAY_CHANGE = (
     "stage.steps",
     "stage.measure_every",

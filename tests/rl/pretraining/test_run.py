@@ -190,3 +190,23 @@ def test_eval_suite_sparse_measures_runs_recipes_and_folders(made: Path) -> None
         ([str(path), "--step", "1"], "--step goes with a run on text"),
     ]:
         assert message in str(CliRunner().invoke(app, ["eval", *arguments, "--suite", "sparse"]).exception)
+
+
+def test_resume_from_an_earlier_step_makes_the_later_ones_again(made: Path) -> None:
+    shutil.copytree(made / "runs/warmup", made / "runs/again")
+    for _ in range(2):
+        resume_text_run(text_recipe_of_run(made / "runs/again"), made / "runs/again", step=2)
+        assert [line["step"] for line in lines(made / "runs/again")] == [0, 1, 2, 3, 3]
+    wanted, got = weights(made / "runs/warmup", 3), weights(made / "runs/again", 3)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    resume_text_run(text_recipe_of_run(made / "runs/again"), made / "runs/again")
+
+
+def test_export_takes_a_run_on_text_and_eval_says_how_it_is_measured(made: Path, tmp_path: Path) -> None:
+    run_dir = made / "runs" / "warmup"
+    assert (
+        CliRunner().invoke(app, ["export", str(run_dir), str(tmp_path / "out")], catch_exceptions=False).exit_code == 0
+    )
+    wanted, got = weights(run_dir, 3), load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert "--suite sparse" in str(CliRunner().invoke(app, ["eval", str(run_dir)]).exception)
