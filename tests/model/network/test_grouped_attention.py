@@ -38,8 +38,8 @@ def rotated(x: Tensor, angles: Tensor) -> Tensor:
     )
 
 
-def naive(layer: GroupedAttention, x_ND: Tensor, kept_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """(output, index logits [N, N]) by the equations, row by row."""
+def naive(layer: GroupedAttention, x_ND: Tensor, kept_NN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, index logits [N, N], probabilities [H, N, N]) by the equations, row by row."""
     config, selecting = layer.config, layer.indexer
     assert selecting is not None
     heads, groups, width, rows = (
@@ -77,7 +77,7 @@ def naive(layer: GroupedAttention, x_ND: Tensor, kept_NN: Tensor) -> tuple[Tenso
     probs = scores.masked_fill(~kept_NN, -torch.inf).softmax(-1)
     out = torch.stack([probs[head] @ v[:, head // shared] for head in range(heads)], 1)
     out = out.flatten(1) @ layer.output.T
-    return out if layer.output_bias is None else out + layer.output_bias, logits
+    return out if layer.output_bias is None else out + layer.output_bias, logits, probs
 
 
 @pytest.mark.parametrize("name", INDEXED)
@@ -105,9 +105,16 @@ def test_grouped_attention_equals_the_textbook_over_the_best_keys_of_the_indexer
     )
     cos, sin = exact.cos(), exact.sin()
     rope_N2R = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)], 1)
-    got = layer(x_ND, rope_N2R, batch.plan, PackedKeys(), ForwardTrace(), model.config.index_topk)
-    wanted, logits = (result.detach() for result in naive(layer, x_ND, kept_NN))
+    trace = ForwardTrace(train_indexer=True)
+    got = layer(x_ND, rope_N2R, batch.plan, PackedKeys(), trace, model.config.index_topk)
+    wanted, logits, probs = (result.detach() for result in naive(layer, x_ND, kept_NN))
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    # The sparse stage's loss: over the selected keys alone (arXiv:2512.02556 eq. 4).
+    p_NN = probs.mean(0)
+    guess_NN = logits.masked_fill(~kept_NN, -torch.inf).log_softmax(-1).masked_fill(~kept_NN, 0)
+    losses_N = (torch.xlogy(p_NN, p_NN) - p_NN * guess_NN).sum(-1)
+    assert float(losses_N.max()) > 0.01
+    torch.testing.assert_close(trace.indexer_losses[0].detach(), losses_N, rtol=0, atol=1e-10)
     past = torch.ones(48, 48, dtype=torch.bool).tril()
     logits = logits.masked_fill(~past, -torch.inf)
     for row in range(48):
