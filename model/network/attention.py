@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from samepath.kernels.backend import CAPABILITIES, Backend
 from samepath.kernels.dense_attention.dense_attention import dense_attend, dense_attend_with_lse
 from samepath.kernels.indexer.dense_indexer import Teacher, dense_indexer_loss
-from samepath.kernels.indexer.grouped_indexer import GroupedTeacher
+from samepath.kernels.indexer.grouped_indexer import GroupedTeacher, grouped_indexer_loss
 from samepath.kernels.rows.dense_rows import linear, rms_norm
 from samepath.kernels.rows.head_product import head_product
 from samepath.kernels.sparse_attention.sparse_attention import DenseWindows, attend
@@ -67,7 +67,7 @@ class LatentAttention(KernelModule):
             q_NHK, _ = self._absorbed_queries(rows)
             teacher = GroupedTeacher(q_NHK=q_NHK, keys_GSK=rows.keys_SK[None], scale=self.config.softmax_scale)
             self.indexer.report_captured(rows.index, teacher, plan, trace, self.layer)
-        if plan.division is None and self._learns_from_all_keys(plan, trace, num_selected):
+        if plan.division is None and self._learns_from_all_keys(rows, plan, trace, num_selected):
             attended = self._absorbed_with_loss(rows, plan, trace)
         elif plan.division is None:
             attended = self._absorbed(rows, plan, num_selected, with_mass)
@@ -114,15 +114,7 @@ class LatentAttention(KernelModule):
         q_NHK, up_HRV = self._absorbed_queries(rows)
         scale, value_width = self.config.softmax_scale, self.config.kv_lora_rank
         if self.indexer is None or rows.index is None:
-            out_NHR = dense_attend(
-                q_NHK,
-                rows.keys_SK[None],
-                plan,
-                scale=scale,
-                value_start=0,
-                value_width=value_width,
-                backend=self.backend,
-            )
+            out_NHR = self._attend_all(q_NHK, rows, plan)
             return Attended(out_NHV=head_product(out_NHR, up_HRV, self.row_backend))
         selection = self.indexer.select(rows.index, plan, num_selected)
         out_NHR, _, mass_NC = attend(
@@ -140,9 +132,27 @@ class LatentAttention(KernelModule):
         out_NHV = head_product(out_NHR, up_HRV, self.row_backend)
         return Attended(out_NHV=out_NHV, mass_NC=mass_NC if with_mass else None, selection=selection)
 
-    def _learns_from_all_keys(self, plan: AttentionPlan, trace: ForwardTrace, num_selected: int) -> bool:
-        """True if no row's selection leaves a key out, so that attention and the indexer's loss need no lists of keys: the same bits."""
-        wanted = CAPABILITIES[self.backend].fused and trace.train_indexer and not trace.record_fingerprints
+    def _attend_all(self, q_NHK: Tensor, rows: LatentRows, plan: AttentionPlan) -> Tensor:
+        """[N, H, R] sums of latents over all keys."""
+        return dense_attend(
+            q_NHK,
+            rows.keys_SK[None],
+            plan,
+            scale=self.config.softmax_scale,
+            value_start=0,
+            value_width=self.config.kv_lora_rank,
+            backend=self.backend,
+        )
+
+    def _learns_from_all_keys(
+        self, rows: LatentRows, plan: AttentionPlan, trace: ForwardTrace, num_selected: int
+    ) -> bool:
+        """True if no row's selection leaves a key out, so that attention and the indexer's loss need no lists of keys.
+
+        Fused kernels give the same bits. Others do not, so they take this form only where nothing but the indexer learns.
+        """
+        allowed = CAPABILITIES[self.backend].fused or not rows.keys_SK.requires_grad
+        wanted = allowed and trace.train_indexer and not trace.record_fingerprints
         return wanted and self.indexer is not None and all(window.longest <= num_selected for window in plan.windows)
 
     def _absorbed_with_loss(self, rows: LatentRows, plan: AttentionPlan, trace: ForwardTrace) -> Attended:
@@ -150,6 +160,12 @@ class LatentAttention(KernelModule):
         assert rows.index is not None
         q_NHK, up_HRV = self._absorbed_queries(rows)
         scale, index = self.config.softmax_scale, rows.index
+        if not CAPABILITIES[self.backend].fused:
+            out_NHR = self._attend_all(q_NHK, rows, plan)
+            constant = GroupedTeacher(q_NHK=q_NHK, keys_GSK=rows.keys_SK[None], scale=scale)
+            losses_N = grouped_indexer_loss(index.q_NIJ, index.keys_SJ, index.weights_NI, constant, plan)
+            trace.record_indexer_loss(self.layer, losses_N)
+            return Attended(out_NHV=head_product(out_NHR, up_HRV, self.row_backend))
         out_NHR, lse_NH = dense_attend_with_lse(
             q_NHK,
             rows.keys_SK[None],

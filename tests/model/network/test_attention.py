@@ -10,6 +10,7 @@ from samepath.kernels.indexer import index_logits as index_logits_module
 from samepath.kernels.selection.selection import selection_fingerprint
 from samepath.model import plan as plan_module
 from samepath.model.key_store import PackedKeys
+from samepath.model.network import attention as attention_module
 from samepath.model.network import indexer as indexer_module
 from samepath.model.network.attention import LatentAttention
 from samepath.model.network.latent_rows import Selection
@@ -208,3 +209,30 @@ def test_index_logits_never_exceed_the_window_bound_and_bucketing_changes_no_bit
     assert max(sizes) <= bound
     assert torch.equal(cut[:196], whole[:196])
     assert torch.equal(cut_trace.stacked_fingerprints(), trace.stacked_fingerprints())
+
+
+def test_indexer_alone_learns_from_all_keys_without_lists_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen attention, as in the warm-up on text: losses and gradients of the form with lists, which is refused meanwhile."""
+    model = tiny_model().double()
+    batch = packed_input(model.config, random_sequences(model.config, [40, 9]))
+
+    def learned() -> tuple[Tensor, list[Tensor], Tensor]:
+        trace = ForwardTrace(train_indexer=True)
+        hidden_ND = model(batch, PackedKeys(), trace, num_selected=64)
+        losses_LN = torch.stack(trace.indexer_losses)[:, :49]
+        return losses_LN, list(torch.autograd.grad(losses_LN.sum(), model.indexer_parameters())), hidden_ND[:49]
+
+    wanted = learned()
+    own = {id(parameter) for parameter in model.indexer_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in own)
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("lists of keys")
+
+    monkeypatch.setattr(attention_module, "attend", refused)
+    losses_LN, gradients, hidden_ND = learned()
+    torch.testing.assert_close(losses_LN, wanted[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(hidden_ND, wanted[2], rtol=0, atol=1e-10)
+    for ours, theirs in zip(gradients, wanted[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
