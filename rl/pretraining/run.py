@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from samepath.model.durable_file import replace_file
 from samepath.model.files.config_file import CONFIG_FILE, read_config
 from samepath.model.files.policy_files import file_tensors, load_policy
@@ -192,7 +194,7 @@ def _run(recipe: TextRecipe, state: RunState, folder: Path, first_step: int, kee
     check_stage(read_config(folder / CONFIG_FILE), recipe.stage, recipe.text.length)
     tokenizer = load_tokenizer(folder)
     tokens = Path(recipe.runs_dir) / TOKENS
-    corpus = load_corpus(recipe.text, tokenizer, Path(state.recipe_dir), tokens, said.append)
+    corpus = load_corpus(recipe.text, tokenizer, Path(state.recipe_dir), tokens, _say)
     model = load_policy(folder, "own", recipe.model.backend)
     assert isinstance(model, CausalLM)
     trainer = TextTrainer(place(model, recipe.model.placement), recipe.stage)
@@ -206,6 +208,11 @@ def _run(recipe: TextRecipe, state: RunState, folder: Path, first_step: int, kee
             f"text: {corpus.documents:,} documents, {len(corpus.tokens):,} tokens, {corpus.num_trained:,} sequences of {corpus.length} to train on"
         )
         return _tracked(recipe, state, _Parts(trainer=trainer, tokenizer=tokenizer, corpus=corpus), first_step, said)
+
+
+def _say(text: str) -> None:
+    """At once: before the display is there, and tokenising may take long."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
