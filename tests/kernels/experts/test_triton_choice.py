@@ -59,7 +59,7 @@ def test_gates_and_their_gradient_equal_float64(monkeypatch: pytest.MonkeyPatch,
     scores_NE = torch.rand(19, num_experts, generator=generator, dtype=torch.float64).to(DEVICE) + 0.01
     upstream_NX = torch.randn(19, rule.num_chosen, generator=generator, dtype=torch.float64).to(DEVICE)
     replayed_NX = torch.rand(19, num_experts, generator=generator).argsort(1)[:, : rule.num_chosen].to(DEVICE)
-    replayed_NX[0] = replayed_NX[0, 0]
+    replayed_NX[0] = replayed_NX[0, 0].clone()
     exact_NE, single_NE = scores_NE.requires_grad_(), scores_NE.detach().float().requires_grad_()
     poison_fresh_memory(monkeypatch)
     ids_NX, live_NX = choose_with_gates(single_NE, None, rule, "triton")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from samepath.kernels.head.logprob import padded_logits
+from samepath.rollout.builtin.drawing import kept_ids
 from samepath.rollout.sampling import draw, setting_rows, uniforms
 from samepath.rollout.sampling_settings import SamplingSettings
 from tests.engine_runs import LEARNER, SAMPLINGS, TOKENIZER, assert_nothing_leaked, assert_same_samples, make_engine
@@ -35,8 +36,8 @@ def test_each_token_is_drawn_by_the_number_of_its_seed_and_position() -> None:
         rows = torch.from_numpy(setting_rows([sampling] * 20))
         drawn = draw(logits_NV, rows, torch.from_numpy(numbers), truncates=True)
         assert drawn.tokens_B.tolist() == segment.token_ids[3:].tolist()
-        assert drawn.kept_BV is not None
-        kept = [row.nonzero().flatten().tolist() for row in drawn.kept_BV]
+        assert drawn.words_BW is not None
+        kept = [ids.tolist() for ids in kept_ids(drawn.words_BW.numpy())]
         assert segment.support is not None
         assert [ids.tolist() for ids in np.split(segment.support.ids, segment.support.counts.cumsum()[:-1])] == kept
         assert np.array_equal(segment.sampler_logprobs[3:], drawn.logprobs_B.numpy())
