@@ -3,10 +3,12 @@
 Axes: T tokens of a sequence.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +71,11 @@ def load_corpus(
     """
     path = folder / f"{_fingerprint(settings, tokenizer, recipe_dir)}.tokens"
     about = path.with_suffix(".json")
-    if not about.is_file():
-        say(f"tokenising {settings.path or ', '.join(settings.paths)}")
-        count = _tokenise(settings, tokenizer, recipe_dir, path)
-        replace_file(about, json.dumps({"documents": count}) + "\n")
+    with _one_at_a_time(path.with_suffix(".lock")):
+        if not about.is_file():
+            say(f"tokenising {settings.path or ', '.join(settings.paths)}")
+            count = _tokenise(settings, tokenizer, recipe_dir, path)
+            replace_file(about, json.dumps({"documents": count}) + "\n")
     tokens = np.memmap(path, TOKEN_TYPE, "r")
     corpus = Corpus(
         tokens=tokens,
@@ -86,6 +89,15 @@ def load_corpus(
             "tokens. Give more text, or lower one of the two."
         )
     return corpus
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which the runs that share a folder of tokens wait for; a process that dies lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _tokenise(settings: TextSettings, tokenizer: Tokenizer, recipe_dir: Path, path: Path) -> int:

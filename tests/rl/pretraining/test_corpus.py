@@ -1,6 +1,9 @@
 """Text becomes tokens once, and each step's sequences follow from seed and step; what is wrong with it is named by file and row."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +134,29 @@ def test_load_corpus_cut_short_begins_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "documents", cut)
     with pytest.raises(KeyboardInterrupt):
         load_corpus(settings(), tokenizer(), tmp_path, tmp_path / ".other", lambda _: None)
-    assert list((tmp_path / ".other").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / ".other").iterdir()] == [".lock"]
     monkeypatch.undo()
     again = load_corpus(settings(), tokenizer(), tmp_path, tmp_path / ".other", lambda _: None)
     assert again.tokens.tolist() == whole
+
+
+def test_load_corpus_of_two_runs_at_once_tokenises_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path)
+    original, begun, made = module._tokenise, threading.Event(), []
+
+    def slow(*arguments: object) -> int:
+        made.append(1)
+        begun.set()
+        time.sleep(0.2)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "_tokenise", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(loaded, tmp_path)
+        assert begun.wait(10)
+        second = pool.submit(loaded, tmp_path)
+        assert first.result(10).tokens.tolist() == second.result(10).tokens.tolist()
+    assert made == [1]
 
 
 def test_corpus_batch_takes_each_sequence_once_an_epoch_in_the_seeds_order(tmp_path: Path) -> None:
