@@ -9,12 +9,13 @@ from samepath.model.text.chat import ChatForm
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rl.learner.checkpoints import best_checkpoint, latest_checkpoint
 from samepath.rl.learner.model_source import build_model, resolve_folder
-from samepath.rl.recipe.file import load_recipe
+from samepath.rl.recipe.file import load_recipe, recipe_keys
 from samepath.rl.recipe.model import CheckpointModel
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.recipe.task import EnvironmentTask
-from samepath.rl.run_folder import run_of_checkpoint
-from samepath.rl.run_state import RECIPE_FILE
+from samepath.rl.recipe.text import TextRecipe
+from samepath.rl.run_folder import REFERENCE, run_of_checkpoint
+from samepath.rl.run_state import RECIPE_FILE, TEXT_RECIPE_FILE
 from samepath.rollout.builtin.builtin_engine import BuiltinEngine
 from samepath.rollout.builtin.settings import BuiltinSettings
 from samepath.rollout.request import GroupRequest
@@ -75,18 +76,28 @@ def sample_source(
 
 
 def recipe_of(source: Path) -> Recipe | None:
-    """The recipe that `source` is or was made by; None for a checkpoint folder outside a run."""
+    """The recipe with rewards that `source` is or was made by; None for a recipe or a run on text, and for a checkpoint folder outside a run."""
     if not source.is_dir():
-        return load_recipe(source, [], Recipe)
+        recipe = _recipe(source)
+        return recipe if isinstance(recipe, Recipe) else None
     run_dir = source if (source / RECIPE_FILE).is_file() else run_of_checkpoint(source)
     return None if run_dir is None else load_recipe(run_dir / RECIPE_FILE, [], Recipe)
+
+
+def _recipe(path: Path) -> Recipe | TextRecipe:
+    on_text = "stage" in recipe_keys(path, [])
+    return load_recipe(path, [], TextRecipe) if on_text else load_recipe(path, [], Recipe)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (RECIPE_FILE, TEXT_RECIPE_FILE))
 
 
 def _run_of(source: Path) -> Path:
     """The run that a recipe or a run's folder names. Raises ValueError for a checkpoint folder."""
     if not source.is_dir():
-        return load_recipe(source, [], Recipe).run_dir
-    if not (source / RECIPE_FILE).is_file():
+        return _recipe(source).run_dir
+    if not _is_run(source):
         raise ValueError(f"--best goes with a recipe or a run's folder; {source} is a checkpoint. Leave --best out.")
     return source
 
@@ -96,13 +107,15 @@ def model_of(source: Path, *, best: bool = False) -> Any:
     if best:
         folder = best_checkpoint(_run_of(source))[0]
         return load_checkpoint(folder), load_tokenizer(folder)
-    if source.is_dir() and (source / RECIPE_FILE).is_file():
+    if source.is_dir() and _is_run(source):
         found = latest_checkpoint(source)
-        folder = found[0] if found else source / "reference"
+        folder = found[0] if found else source / REFERENCE
+        if not folder.is_dir():
+            raise ValueError(f"{source} has no checkpoint yet; give the folder of the model that it began with")
         return load_checkpoint(folder), load_tokenizer(folder)
     if source.is_dir():
         return load_checkpoint(source), load_tokenizer(source)
-    recipe = load_recipe(source, [], Recipe)
+    recipe = _recipe(source)
     found = latest_checkpoint(recipe.run_dir)
     if found:
         return load_checkpoint(found[0]), load_tokenizer(found[0])

@@ -1,13 +1,19 @@
 """`samepath sample`: answers to a prompt, or a conversation of an environment. Imports torch only when it is called."""
 
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    # For the checker alone: NumPy.
+    from samepath.rollout.types import Rollout
 
 RESPONSES = 4
 """Answers to a prompt, if no number is given."""
@@ -54,6 +60,7 @@ def sample(
     best: Annotated[
         bool, typer.Option("--best", help="the run's checkpoint whose evaluation had the highest accuracy")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, with each segment's ids and logprobs")] = False,
 ) -> None:
     """Answer one prompt a few times, or play one conversation and show it token by token."""
     given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
@@ -61,7 +68,9 @@ def sample(
     if conversation:
         if prompt is not None or chat is not None:
             raise ValueError("--conversation plays a row of the environment: leave the prompt and --chat out")
-        _converse(source, row or 0, count or 1, changes, seed, ids=ids, best=best)
+        if ids and as_json:
+            raise ValueError("--json has the ids: leave --ids out")
+        _converse(source, row or 0, count or 1, changes, seed, ids=ids, best=best, as_json=as_json)
         return
     if prompt is None:
         raise ValueError('give a prompt, such as samepath sample RECIPE "1+2=", or --conversation')
@@ -70,8 +79,12 @@ def sample(
     # Late: torch.
     from samepath.rl.preview import sample_source
 
+    answers = sample_source(source, prompt, count or RESPONSES, {**PLAIN, **changes}, seed, chat=chat, best=best)
+    if as_json:
+        _print_json([_plain(rollout) for rollout in answers])
+        return
     table = Table("log-probability", "tokens", "finish", "response")
-    for rollout in sample_source(source, prompt, count or RESPONSES, {**PLAIN, **changes}, seed, chat=chat, best=best):
+    for rollout in answers:
         logprob = sum(float(segment.sampler_logprobs.sum()) for segment in rollout.segments)
         finish_reason = rollout.segments[-1].finish_reason
         table.add_row(f"{logprob:.3f}", str(rollout.num_trained), finish_reason, Text(rollout.text))
@@ -79,15 +92,50 @@ def sample(
 
 
 def _converse(
-    source: Path, row: int, count: int, changes: Mapping[str, Any], seed: int, *, ids: bool, best: bool
+    source: Path,
+    row: int,
+    count: int,
+    changes: Mapping[str, Any],
+    seed: int,
+    *,
+    ids: bool,
+    best: bool,
+    as_json: bool,
 ) -> None:
     # Late: torch.
     from samepath.rl.preview_conversation import play_conversations
     from samepath.rl.report.conversation_text import conversation_text
 
     played = play_conversations(source, row, count, changes, seed, best=best)
+    if as_json:
+        _print_json([{"row": played.row_id, **_plain(rollout)} for rollout in played.rollouts])
+        return
     console = Console()
     for number, rollout in enumerate(played.rollouts):
         console.rule(Text(f"row {played.row_id}, conversation {number}"))
         for line in conversation_text(rollout, played.tokenizer, ids=ids):
             console.print(line, highlight=False, soft_wrap=True)
+
+
+def _plain(rollout: "Rollout") -> dict[str, Any]:
+    """A rollout as JSON: its text and, segment by segment, every token; the log-probability of one that was not sampled is null."""
+    return {
+        "text": rollout.text,
+        "finish_reason": rollout.segments[-1].finish_reason,
+        "sampled_tokens": rollout.num_trained,
+        "logprob": sum(float(segment.sampler_logprobs.sum()) for segment in rollout.segments),
+        "segments": [
+            {
+                "token_ids": segment.token_ids.tolist(),
+                "logprobs": [
+                    value if sampled else None
+                    for value, sampled in zip(segment.sampler_logprobs.tolist(), segment.trained.tolist(), strict=True)
+                ],
+            }
+            for segment in rollout.segments
+        ],
+    }
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

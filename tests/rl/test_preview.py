@@ -1,5 +1,6 @@
 """Looking at a model without training it."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from samepath.model.manifest import seal
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rl.cli import app
 from samepath.rl.preview import sample_source
+from samepath.rl.sample_command import PLAIN
 from tests.conftest import ALPHABET, tiny_model
 from tests.rl.conftest import TINY
 from tests.rl.tasks.test_requests import chatty
@@ -88,3 +90,17 @@ def test_sample_command_passes_the_choice_on_and_shows_text_as_it_is(
         assert result.exit_code == 0, result.output
         assert "[/b]x[red]" in result.output
     assert asked == [None, True, False]
+
+
+def test_sample_command_prints_json_with_every_token(run_folder: Path) -> None:
+    result = CliRunner().invoke(app, ["sample", str(run_folder), "1+2", "--count", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)
+    wanted = sample_source(run_folder, "1+2", 2, PLAIN, seed=0)
+    assert [answer["text"] for answer in answers] == [rollout.text for rollout in wanted]
+    for answer, rollout in zip(answers, wanted, strict=True):
+        (segment,), (plain,) = rollout.segments, answer["segments"]
+        assert plain["token_ids"] == segment.token_ids.tolist()
+        assert [value is not None for value in plain["logprobs"]] == segment.trained.tolist()
+        assert sum(value or 0.0 for value in plain["logprobs"]) == pytest.approx(answer["logprob"])
+        assert (answer["sampled_tokens"], answer["finish_reason"]) == (rollout.num_trained, segment.finish_reason)

@@ -1,5 +1,6 @@
 """Playing a held-out conversation without training: which row, with which sampling, and who is refused."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ def test_command_shows_messages_and_tokens_and_ids_where_asked_for(recipe: Path)
     assert f"'<｜User｜>':{user}" in with_ids.output
 
 
+def test_command_prints_conversations_as_json(recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["sample", str(recipe), "--conversation", "--row", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    (conversation,) = json.loads(result.stdout)
+    (rollout,) = play_conversations(recipe, 1, 1, {}, seed=0).rollouts
+    assert conversation["row"] == "held_out-1"
+    assert [one["token_ids"] for one in conversation["segments"]] == [
+        one.token_ids.tolist() for one in rollout.segments
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -133,6 +145,7 @@ def test_command_shows_messages_and_tokens_and_ids_where_asked_for(recipe: Path)
         (["--conversation", "--no-chat"], "leave the prompt and --chat out"),
         (["1+2=", "--row", "0"], "--row and --ids go with --conversation"),
         (["1+2=", "--ids"], "--row and --ids go with --conversation"),
+        (["--conversation", "--ids", "--json"], "--json has the ids: leave --ids out"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(recipe: Path, options: list[str], problem: str) -> None:

@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from samepath.rl.cli import app
+from samepath.rl.learner.checkpoints import CheckpointError
 from samepath.rl.pretraining import run as module
 from samepath.rl.pretraining.run import resume_text_run, start_text_run
 from samepath.rl.pretraining.text_folder import text_recipe_of_run
+from samepath.rl.preview import sample_source
+from samepath.rl.preview_conversation import play_conversations
 from samepath.rl.recipe.text import TextRecipe
 from tests.rl.pretraining.texts import text_recipe, write_model, write_text
 
@@ -210,3 +213,17 @@ def test_export_takes_a_run_on_text_and_eval_says_how_it_is_measured(made: Path,
     wanted, got = weights(run_dir, 3), load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
     assert "--suite sparse" in str(CliRunner().invoke(app, ["eval", str(run_dir)]).exception)
+
+
+def test_sample_answers_with_a_run_on_text_and_with_its_recipe(made: Path) -> None:
+    run_dir = made / "runs" / "warmup"
+    checkpoint = run_dir / "checkpoints" / "step-000003"
+    answers = [
+        [rollout.text for rollout in sample_source(source, "1+2+", 2, {"max_new_tokens": 8}, seed=0)]
+        for source in (run_dir, checkpoint, write_recipe(made, name="warmup"), made / "model")
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    with pytest.raises(CheckpointError, match="names no best checkpoint"):
+        sample_source(run_dir, "1+2+", 1, {}, seed=0, best=True)
+    with pytest.raises(ValueError, match="--conversation needs a recipe or a run, which names an environment"):
+        play_conversations(run_dir, 0, 1, {}, seed=0)
