@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from samepath.kernels.gpu.compilation import compilations_said
 from samepath.model.durable_file import replace_file
 from samepath.rewards.runner import RewardRunner
 from samepath.rl.alerts.alerts import Alerts
@@ -192,6 +193,7 @@ def _trained(attempt: _Attempt, tracker: Tracker, faults: FaultInjector, alerts:
             every=recipe.tracking.log_every,
             mark=faults.mark,
         ) as display,
+        compilations_said(recipe.model.backend, display.message),
     ):
         faults.say = display.message
         gone_on = alerts.go_on(recipe.run_dir, attempt.first_step)

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from samepath.rl import run as run_module
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.diagnostics.meanings import meaning_of
 from samepath.rl.learner.checkpoints import latest_checkpoint
@@ -265,3 +268,20 @@ def test_start_run_with_an_unreachable_tracking_server_finishes(
     run_dir = tmp_path / "runs" / "tiny"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 3
     assert (run_dir / "tracking-queue.jsonl").stat().st_size > 0
+
+
+def test_run_says_what_its_backend_compiles(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    watched = []
+
+    @contextmanager
+    def said(backend: str, say: Callable[[str], None]) -> Iterator[None]:
+        watched.append(backend)
+        say("compiling a kernel")
+        yield
+
+    monkeypatch.setattr(run_module, "compilations_said", said)
+    start_run(tiny_recipe("rl.steps=0"), tmp_path)
+    assert watched == ["torch"]
+    assert "compiling a kernel" in capsys.readouterr().out
