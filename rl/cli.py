@@ -120,6 +120,9 @@ def convert(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights")
     ] = "float32",
+    max_file_gib: Annotated[
+        float, typer.Option(min=1e-6, help="weights beyond this go into several files with an index, GiB")
+    ] = 4.0,
     indexer: Annotated[
         str,
         typer.Option(help="add a lightning indexer: heads=4,width=32,topk=256 (and rope=16: channels that it rotates)"),
@@ -133,14 +136,15 @@ def convert(
 ) -> None:
     """Turn a model into a checkpoint folder with plain, trainable weights, once; with an indexer and experts if wanted."""
     # Late: no other command needs it.
+    from samepath.model.files.convert import Output, find_source
     from samepath.model.files.convert import convert as write_checkpoint
-    from samepath.model.files.convert import find_source
     from samepath.model.files.upcycle import Change, read_indexer
 
     change = Change(
         indexer=read_indexer(indexer) if indexer else None, experts=experts, chosen=chosen, dense=dense, seed=seed
     )
-    done = write_checkpoint(find_source(source, file), target, dtype, Console(stderr=True).print, change)
+    output = Output(weight_type=dtype, max_bytes=int(max_file_gib * 2**30))
+    done = write_checkpoint(find_source(source, file), target, output, Console(stderr=True).print, change)
     Console().print(
         f"{done.folder}: {done.architecture}, {done.parameters:,} parameters, {dtype}, {done.size_bytes / 2**20:.0f} MiB",
         markup=False,

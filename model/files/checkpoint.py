@@ -5,7 +5,7 @@ attention are one; on disk each stands under its published name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from samepath.kernels.backend import Backend
 from samepath.model.config import ModelConfig
 from samepath.model.files.config_file import CONFIG_FILE, read_config, write_config
-from samepath.model.files.weight_files import MAX_SHARD_BYTES, read_weights, write_weights
+from samepath.model.files.stored_weights import StoredWeights
+from samepath.model.files.weight_files import MAX_SHARD_BYTES, write_weights
 from samepath.model.network.moe import MixtureOfExperts
 from samepath.model.network.network import CausalLM
 
@@ -113,9 +114,10 @@ def _split_feed_forward(stem: str, gate_up: Tensor, down: Tensor) -> Iterator[tu
     yield stem + "down_proj.weight", down
 
 
-def save_checkpoint(model: CausalLM, folder: Path) -> None:
-    """Write `config.json` and safetensors (sharded above 4 GiB) into `folder`, which is made if missing."""
-    write_checkpoint(model.config, published_tensors(model), folder)
+def save_checkpoint(model: CausalLM, folder: Path, max_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write `config.json` and safetensors, in files of at most `max_bytes`, into `folder`, which is made if missing."""
+    write_own_config(model.config, folder)
+    write_weights(published_tensors(model).items(), folder, max_bytes)
 
 
 def write_checkpoint(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -124,51 +126,97 @@ def write_checkpoint(config: ModelConfig, tensors: Mapping[str, Tensor], folder:
     write_weights(tensors.items(), folder, MAX_SHARD_BYTES)
 
 
-def write_own_config(config: ModelConfig, folder: Path) -> None:
-    """Write `config.json` into `folder`, which is made if missing."""
+def write_own_config(config: ModelConfig, folder: Path, dtype: str = "float32") -> None:
+    """Write `config.json`, for weights of a type, into `folder`, which is made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(write_config(config), indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps({**write_config(config), "torch_dtype": dtype}, indent=2) + "\n")
 
 
 def load_checkpoint(folder: Path, backend: Backend = "torch", dtype: torch.dtype = torch.float32) -> CausalLM:
-    """Build the model of `folder` and fill it. Raises ValueError naming missing, unknown or misshapen tensors."""
-    model = CausalLM(read_config(folder / CONFIG_FILE), backend).to(dtype)
-    load_published(model, read_weights(folder))
+    """Build the model of `folder` and fill it tensor by tensor; memory is the model's and that of the one file being read.
+
+    Raises FileNotFoundError or ValueError as `stored_checkpoint` does.
+    """
+    config, tensors = stored_checkpoint(folder, dtype)
+    model = CausalLM(config, backend).to(dtype)
+    targets = published_tensors(model)
+    for name, tensor in tensors:
+        # These are views of the parameters, so this fills the model.
+        targets[name].copy_(tensor)
     return model
+
+
+def stored_checkpoint(
+    folder: Path, dtype: torch.dtype = torch.float32
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
+    """Configuration and, one after the other as they stand in the files, the weights under the names of `published_tensors`.
+
+    FP8 weights come out as their values in `dtype`, others in the type that they are stored in; each may be gone once the next is asked for.
+    Raises FileNotFoundError or ValueError, before a weight is read, that name what is missing, unknown, misshapen or not to be read, and its file.
+    """
+    config, stored = read_config(folder / CONFIG_FILE), StoredWeights(folder)
+    with torch.device("meta"):
+        blank = CausalLM(config)
+    shapes = stored.shapes
+    described = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    wanted = _check_fit(published_tensors(blank), described, config, stored.file_of)
+    tensors = stored.read(wanted, dtype)
+    return config, (part for name, tensor in tensors for part in _parts(name, tensor, config))
 
 
 def load_published(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
     """Copy published tensors into the model in place. Raises ValueError, with nothing written, unless names and shapes match."""
     targets = published_tensors(model)
-    tensors = _expand(tensors, model.config)
-    missing, unknown = sorted(set(targets) - set(tensors)), sorted(set(tensors) - set(targets))
+    for name in _check_fit(targets, tensors, model.config, lambda _: None):
+        for published, part in _parts(name, tensors[name], model.config):
+            targets[published].copy_(part)
+
+
+def _check_fit(
+    targets: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig,
+    file_of: Callable[[str], Path | None],
+) -> list[str]:
+    """Names of the tensors that fill the targets. Raises ValueError, with a tensor's file where it has one, unless they do so and none is left over."""
+    given = {
+        part: (name, shape) for name, tensor in tensors.items() for part, shape in _part_shapes(name, tensor, config)
+    }
     # A multi-token-prediction layer stands behind the last layer in published checkpoints; it is not part of the policy.
-    unknown = [name for name in unknown if not name.startswith(f"model.layers.{model.config.num_hidden_layers}.")]
+    beyond = f"model.layers.{config.num_hidden_layers}."
+    missing = sorted(set(targets) - set(given))
+    unknown = sorted(name for name in set(given) - set(targets) if not name.startswith(beyond))
     if missing or unknown:
-        raise ValueError(
-            f"checkpoint tensors must match the config; missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)})"
+        where = (
+            f"; the first unknown one stands in {file}" if unknown and (file := file_of(given[unknown[0]][0])) else ""
         )
-    for name, target in targets.items():
-        if target.shape != tensors[name].shape:
+        raise ValueError(
+            f"checkpoint tensors must match the config; missing {missing[:5]} ({len(missing)}), unknown {unknown[:5]} ({len(unknown)}){where}"
+        )
+    for part, target in targets.items():
+        name, shape = given[part]
+        if target.shape != shape:
             raise ValueError(
-                f"{name} must have shape {tuple(target.shape)}; the checkpoint has {tuple(tensors[name].shape)}"
+                f"{part} must have shape {tuple(target.shape)}; {file_of(name) or 'the checkpoint'} has {tuple(shape)}"
             )
-    for name, target in targets.items():
-        # `state_dict` and its slices are views of the parameters, so this fills the model.
-        target.copy_(tensors[name])
+    filling = {given[part][0] for part in targets}
+    return [name for name in tensors if name in filling]
 
 
-def _expand(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Split experts that stand stacked, and leave out what other writers add: rotary tables, the head of a tied model."""
-    expanded: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        stem, _, kind = name.rpartition(".")
-        if kind == "gate_up_proj" and stem.endswith(".experts"):
-            for expert, matrix in enumerate(tensor):
-                gate, up = matrix.chunk(2, dim=0)
-                expanded[f"{stem}.{expert}.gate_proj.weight"], expanded[f"{stem}.{expert}.up_proj.weight"] = gate, up
-        elif kind == "down_proj" and stem.endswith(".experts"):
-            expanded |= {f"{stem}.{expert}.down_proj.weight": matrix for expert, matrix in enumerate(tensor)}
-        elif kind != "inv_freq" and not (name == "lm_head.weight" and config.tie_word_embeddings):
-            expanded[name] = tensor
-    return expanded
+def _part_shapes(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, torch.Size]]:
+    return ((part, one.shape) for part, one in _parts(name, tensor, config))
+
+
+def _parts(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Experts that stand stacked, one by one; what other writers add is left out: rotary tables, the head of a tied model."""
+    stem, _, kind = name.rpartition(".")
+    stacked = stem.endswith(".experts") and tensor.ndim == 3
+    if kind == "gate_up_proj" and stacked:
+        for expert, matrix in enumerate(tensor):
+            gate, up = matrix.chunk(2, dim=0)
+            yield f"{stem}.{expert}.gate_proj.weight", gate
+            yield f"{stem}.{expert}.up_proj.weight", up
+    elif kind == "down_proj" and stacked:
+        yield from ((f"{stem}.{expert}.down_proj.weight", matrix) for expert, matrix in enumerate(tensor))
+    elif kind != "inv_freq" and not (name == "lm_head.weight" and config.tie_word_embeddings):
+        yield name, tensor

@@ -5,6 +5,7 @@ from typing import Any
 
 from samepath.model.config import ModelConfig, family_fields
 from samepath.model.families import FAMILIES
+from samepath.model.files.fp8_blocks import read_quantization
 from samepath.model.json_file import read_json
 from samepath.model.rope_parameters import RopeParameters
 
@@ -51,6 +52,8 @@ _ROPE_REQUIRED: dict[str, tuple[str, ...]] = {
 def read_config(path: Path) -> ModelConfig:
     """Read a published `config.json`; keys that do not shape the network are ignored, unsupported ones refused.
 
+    How quantised weights are stored is no part of the network and left to `StoredWeights`; a kind that is not read is refused here.
+
     Raises FileNotFoundError or ValueError that name the file and what does not fit.
     """
     if not path.is_file():
@@ -63,10 +66,7 @@ def read_config(path: Path) -> ModelConfig:
     for key, allowed in _SUPPORTED.items():
         if data.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} must be {allowed[0]!r}; got {data[key]!r}")
-    if data.get("quantization_config"):
-        raise ValueError(
-            f"{path}: quantised weights are not read; convert the checkpoint to bfloat16 first and remove quantization_config"
-        )
+    read_quantization(data, path)
     if family.attention == "latent" and data.get("attention_bias"):
         raise ValueError(f"{path}: attention_bias must be False; got True")
     others = [kind for kind in data.get("layer_types") or () if kind != family.layer_type]

@@ -7,7 +7,7 @@ folder, which every engine and learner reads; with an indexer or experts added (
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from samepath.model.files.checkpoint import load_checkpoint, write_own_config
+from samepath.model.files.checkpoint import stored_checkpoint, write_own_config
 from samepath.model.files.config_file import CONFIG_FILE, read_config
+from samepath.model.files.fp8_blocks import QUANTIZATION_KEY
 from samepath.model.files.upcycle import Change, changed_config, changed_tensors
-from samepath.model.files.weight_files import MAX_SHARD_BYTES, write_weights
+from samepath.model.files.weight_files import MAX_SHARD_BYTES, weight_files, write_weights
+from samepath.model.json_file import read_json, write_json
 from samepath.model.text.tokenizer import load_tokenizer
 
 WeightType = Literal["float32", "bfloat16", "float16"]
@@ -44,6 +46,20 @@ class Source:
     """Folder or hub name."""
     gguf_file: str
     """File in it, or empty for a folder of safetensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How weights are written.
+
+    Example:
+        Output(weight_type="bfloat16", max_bytes=4 << 30)
+    """
+
+    weight_type: WeightType = "float32"
+    """Of all weights."""
+    max_bytes: int = MAX_SHARD_BYTES
+    """Of a file; beyond, there are several with an index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +120,13 @@ def _one_of(files: list[Path], wanted: str, where: str) -> Source:
 def convert(
     source: Source,
     target: Path,
-    weight_type: WeightType,
+    output: Output,
     report: Callable[[str], None],
     change: Change = UNCHANGED,
 ) -> Converted:
     """Write weights, configuration and tokenizer to `target`, whole or not at all. `report` is told what is being done.
 
+    A folder of a family of the own network is read and written file by file; anything else is held whole in memory.
     Raises ConvertError if `target` exists, a package is missing, or the source cannot be read or changed so.
     """
     if target.exists():
@@ -122,13 +139,14 @@ def convert(
     try:
         report(f"reading {source.gguf_file or source.location}")
         folder = Path(source.location)
-        if change.nothing:
-            written = _write_plain(source, partial, weight_type)
-        elif source.gguf_file or not folder.is_dir():
-            _write_plain(source, plain, "float32")
-            written = _write_changed(plain, partial, weight_type, change)
+        local = not source.gguf_file and folder.is_dir()
+        if change.nothing and not (local and _own_reads(folder)):
+            written = _write_plain(source, partial, output)
+        elif local:
+            written = _write_streamed(folder, partial, output, change)
         else:
-            written = _write_changed(folder, partial, weight_type, change)
+            _write_plain(source, plain, Output())
+            written = _write_streamed(plain, partial, output, change)
         report(f"writing {target}")
         # What cannot be read here is refused now rather than when a run starts.
         load_tokenizer(partial)
@@ -145,33 +163,71 @@ def convert(
     )
 
 
-def _write_plain(source: Source, folder: Path, weight_type: WeightType) -> tuple[str, int]:
-    """(class, number of weights) of what transformers reads and writes."""
-    model, tokenizer = _read(source, weight_type)
-    model.save_pretrained(folder)
+def _write_plain(source: Source, folder: Path, output: Output) -> tuple[str, int]:
+    """(class, number of weights) of what transformers reads and writes, whole in memory."""
+    model, tokenizer = _read(source, output.weight_type)
+    model.save_pretrained(folder, max_shard_size=output.max_bytes)
     tokenizer.save_pretrained(folder)
     return type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
 
 
-def _write_changed(source: Path, folder: Path, weight_type: WeightType, change: Change) -> tuple[str, int]:
-    """The same with an indexer or experts, of the own network; what cannot be changed is refused before a weight is read."""
+def _own_reads(folder: Path) -> bool:
+    """Whether a folder is of a family of the own network, in safetensors. Raises ConvertError for quantised weights that nothing here reads."""
     try:
-        config = changed_config(read_config(source / CONFIG_FILE), change)
-        model, tokenizer = load_checkpoint(source), load_tokenizer(source)
+        weight_files(folder)
+        read_config(folder / CONFIG_FILE)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        if read_json(folder / CONFIG_FILE).get(QUANTIZATION_KEY):
+            raise ConvertError(str(error)) from error
+        return False
+    return True
+
+
+def _write_streamed(source: Path, folder: Path, output: Output, change: Change) -> tuple[str, int]:
+    """(class, number of weights) of an own family's folder as it is or changed, in memory one file read and one to be written.
+
+    What cannot be changed or read is refused before a weight is read; quantised weights become plain.
+    """
+    try:
+        config, tensors = stored_checkpoint(source)
+        new_config = config if change.nothing else changed_config(config, change)
+        tokenizer = load_tokenizer(source)
     except (OSError, ValueError) as error:
         raise ConvertError(f"{source}: {error}") from error
-    counted = 0
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        nonlocal counted
-        for name, tensor in changed_tensors(model, config, change):
-            counted += tensor.numel()
-            yield name, tensor.to(getattr(torch, weight_type))
-
-    write_own_config(config, folder)
-    write_weights(tensors(), folder, MAX_SHARD_BYTES)
+    if change.nothing:
+        folder.mkdir(parents=True)
+        write_json(folder / CONFIG_FILE, _plain_config(source, output.weight_type))
+    else:
+        write_own_config(new_config, folder, output.weight_type)
+        tensors = changed_tensors(tensors, new_config, change)
+    counts: list[int] = []
+    try:
+        write_weights(_typed(tensors, getattr(torch, output.weight_type), counts), folder, output.max_bytes)
+    except ValueError as error:
+        raise ConvertError(f"{source}: {error}") from error
     tokenizer.save(folder)
-    return config.family.architecture, counted
+    return new_config.family.architecture, sum(counts)
+
+
+def _plain_config(source: Path, weight_type: WeightType) -> dict[str, Any]:
+    """A published file as it is, but for what is said of the weights; those of multi-token prediction are left out."""
+    data = read_json(source / CONFIG_FILE)
+    gone = (QUANTIZATION_KEY, "num_nextn_predict_layers", "dtype")
+    return {**{key: value for key, value in data.items() if key not in gone}, "torch_dtype": weight_type}
+
+
+def _typed(
+    tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, counts: list[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights in a type, their numbers added to `counts`. A router's selection bias is no weight: its steps are lost in sixteen bits."""
+    for name, tensor in tensors:
+        if name.endswith(".e_score_correction_bias"):
+            yield name, tensor.float()
+            continue
+        counts.append(tensor.numel())
+        yield name, tensor.to(dtype)
 
 
 def _require_gguf() -> None:
@@ -198,6 +254,7 @@ def _read(source: Source, weight_type: WeightType) -> tuple[Any, Any]:
     odd = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
     if odd or getattr(model, "is_quantized", False):
         raise ConvertError(
-            f"{source.location} has quantised weights ({', '.join(odd[:3]) or 'as a whole'}), which cannot be trained. Take an unquantised or GGUF one."
+            f"{source.location} has quantised weights ({', '.join(odd[:3]) or 'as a whole'}), which cannot be trained. FP8 ones with a scale for each "
+            "block are read from a local folder: fetch it (`hf download NAME --local-dir FOLDER`) and convert that. Of others take an unquantised or GGUF one."
         )
     return model, tokenizer

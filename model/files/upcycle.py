@@ -5,7 +5,7 @@ gates of the chosen ones add up to 1. So the logits are those of the source up t
 Axes: E experts, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from samepath.model.config import ModelConfig
 from samepath.model.families import EXPERT_SIZES, GROUPED_INDEXER_SIZES, INDEXER_SIZES, ModelType
-from samepath.model.files.checkpoint import published_ends, published_layer
-from samepath.model.network.network import CausalLM
 
 INDEXER_KEYS = ("heads", "width", "topk", "rope")
 
@@ -172,21 +170,22 @@ def _published_type(config: ModelConfig, *, biases: bool, norms: bool) -> ModelT
     )
 
 
-def changed_tensors(model: CausalLM, config: ModelConfig, change: Change) -> Iterator[tuple[str, Tensor]]:
-    """The changed model's weights under their published names, one after the other; copies of a feed-forward are one tensor under many names."""
+def changed_tensors(
+    tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, change: Change
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the changed model (`config`), made of the source's, one after the other; copies of a feed-forward are one tensor under many names."""
+    for name, tensor in tensors:
+        if change.dense and ".self_attn.indexer." in name:
+            continue
+        layer, experts, matrix = name.partition(".mlp.")
+        if not (change.experts and experts):
+            yield name, tensor
+            continue
+        for expert in range(change.experts):
+            yield f"{layer}.mlp.experts.{expert}.{matrix}", tensor
     generator = torch.Generator().manual_seed(change.seed)
-    yield from published_ends(model).items()
-    for layer in range(config.num_hidden_layers):
-        stem = f"model.layers.{layer}."
-        for name, tensor in published_layer(model, layer):
-            local = name.removeprefix(stem)
-            if change.dense and local.startswith("self_attn.indexer."):
-                continue
-            if not (change.experts and local.startswith("mlp.")):
-                yield name, tensor
-                continue
-            for expert in range(change.experts):
-                yield f"{stem}mlp.experts.{expert}.{local.removeprefix('mlp.')}", tensor
+    for number in range(config.num_hidden_layers):
+        stem = f"model.layers.{number}."
         if change.experts:
             yield f"{stem}mlp.gate.weight", _normal((change.experts, config.hidden_size), config, generator)
         if change.indexer is not None:

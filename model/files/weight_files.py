@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from samepath.model.json_file import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -23,6 +24,7 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
     """
     held: dict[str, Tensor] = {}
     files: list[tuple[Path, list[str]]] = []
+    held_bytes = total_bytes = 0
 
     def flush() -> None:
         path = folder / f".{len(files):05d}.{WEIGHTS_FILE}"
@@ -31,9 +33,12 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
         held.clear()
 
     for name, tensor in tensors:
-        if held and sum(one.nbytes for one in held.values()) + tensor.nbytes > max_bytes:
+        if held and held_bytes + tensor.nbytes > max_bytes:
             flush()
+            held_bytes = 0
         held[name] = _own(tensor)
+        held_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
     flush()
     if len(files) == 1:
         files[0][0].rename(folder / WEIGHTS_FILE)
@@ -43,7 +48,8 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         path.rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
-    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -62,24 +68,16 @@ def refuse_shards(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> Mapping[str, Path]:
-    """The file of each tensor, or of all under "" where there is no index. Raises FileNotFoundError without weights."""
+    """The file of each tensor, or of all under "" where there is no index. Raises FileNotFoundError without weights, ValueError
+    for an index that is none."""
     refuse_shards(folder)
     if (folder / INDEX_FILE).is_file():
-        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(
+                f"{folder / INDEX_FILE}: weight_map must give the file of each tensor; it does not. Fetch it again."
+            )
         return {name: folder / file for name, file in weight_map.items()}
     if (folder / WEIGHTS_FILE).is_file():
         return {"": folder / WEIGHTS_FILE}
     raise FileNotFoundError(f"a checkpoint needs {WEIGHTS_FILE} or {INDEX_FILE}; neither is in {folder}")
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's files. Raises FileNotFoundError, or ValueError for a file that is torn."""
-    tensors = {}
-    for file in sorted(set(weight_files(folder).values())):
-        try:
-            with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():  # noqa: SIM118 (not a mapping)
-                    tensors[name] = reader.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no whole safetensors file: {error}. Fetch it again.") from error
-    return tensors

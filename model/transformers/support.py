@@ -21,11 +21,17 @@ HEAD_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_h
 
 
 def model_class(folder: Path) -> type[PreTrainedModel]:
-    """The class that `config.json` names. Not AutoModel: importing vLLM gives some model types another configuration there."""
+    """The class that `config.json` names; quantised weights are refused. Not AutoModel: importing vLLM gives some model types another configuration there."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint needs config.json; none in {folder}")
-    architecture = (json.loads(path.read_text()).get("architectures") or ["none"])[0]
+    data = json.loads(path.read_text())
+    if data.get("quantization_config"):
+        raise ValueError(
+            f"{path}: quantization_config must not be there: quantised weights train with model.implementation=own alone. Make a plain copy first "
+            "(`samepath convert FOLDER OUT`, if they are FP8 with a scale for each block)."
+        )
+    architecture = (data.get("architectures") or ["none"])[0]
     found = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
     if found is None:
         raise ValueError(

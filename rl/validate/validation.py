@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samepath.model.files.config_file import read_config
+from samepath.model.files.fp8_blocks import QUANTIZATION_KEY
 from samepath.model.files.model_sizes import PublishedSizes
 from samepath.model.files.published_sizes import KNOWN_TYPES, published_sizes
 from samepath.model.network.placement import PlacementError, require
@@ -136,19 +137,20 @@ class _Checks:
             self.config = model.expected
             raise
         self.config = check_expected(model.expected, self.folder)
-        if quantised := self.config.get("quantization_config"):
-            method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        quantised, stored = self.config.get(QUANTIZATION_KEY), ""
+        if model.implementation == "own":
+            read_config(self.folder / "config.json")
+            stored = ", FP8 weights that are read as their values" if quantised else ""
+        elif quantised:
             detail = (
-                f"published as {method}, which this version does not train; give the path of a float32 or bfloat16 copy"
+                "quantised weights train with model.implementation=own alone; make a plain copy (`samepath convert FOLDER OUT`, if they are FP8 with a "
+                "scale for each block) and give its path"
             )
             self._add("weights", "obstacle", detail)
         else:
-            if model.implementation == "own":
-                read_config(self.folder / "config.json")
-            else:
-                check_foreign_checkpoint(self.folder, self.recipe.rl, self.recipe.learner, self.recipe.engine)
+            check_foreign_checkpoint(self.folder, self.recipe.rl, self.recipe.learner, self.recipe.engine)
         compared = f", equal to model.expected in {len(model.expected)} sizes" if model.expected else ""
-        return f"{self.config.get('model_type')} in {self.folder}{compared}"
+        return f"{self.config.get('model_type')} in {self.folder}{compared}{stored}"
 
     def _sizes(self) -> str:
         if not self.config:
@@ -204,7 +206,7 @@ class _Checks:
         threads, limit = sorted({1, self.recipe.rollout.threads}), self.recipe.rl.max_gap_at_lag_0
         if isinstance(model, NewModel):
             self.result.findings.append(row_finding(model.shape, threads, limit))
-        elif self.folder is not None and self.result.is_ok("model") and not self.config.get("quantization_config"):
+        elif self.folder is not None and self.result.is_ok("model"):
             config = read_config(self.folder / "config.json")
             self.result.findings.append(row_finding(config, threads, limit))
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from samepath.model.config import ModelConfig
 from samepath.model.files.config_file import read_config, write_config
+from samepath.model.files.fp8_blocks import Fp8Blocks, read_quantization
 from samepath.model.network.rope import rope_table
 from samepath.model.rope_parameters import RopeParameters, yarn_mscale
 from tests.conftest import tiny_config
@@ -281,6 +282,39 @@ def test_read_config_yarn_as_qwen_publishes_it_carries_the_temperature_in_the_co
     assert not first[1].any()
 
 
-def test_read_config_quantised_checkpoint_is_refused_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="convert the checkpoint to bfloat16"):
-        read_config(written(tmp_path, quantization_config={"quant_method": "fp8"}))
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"quant_method": "awq"}, "quant_method must be fp8.*; got 'awq'"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt must be e4m3.*; got 'e5m2'"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "activation_scheme must be dynamic.*; got 'static'"),
+        ({"quant_method": "fp8", "scale_fmt": "ue4m3"}, "scale_fmt must be ue8m0 or float.*; got 'ue4m3'"),
+        ({"quant_method": "fp8", "weight_block_size": None}, "weight_block_size must be two whole numbers.*; got None"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"weight_block_size must be .*; got \[128, 0\]"),
+        ({"quant_method": "fp8", "group_size": 32}, "keys that are not known here: group_size"),
+        ("fp8", "quantization_config must be an object; got 'fp8'"),
+    ],
+)
+def test_read_config_other_quantisation_is_refused_by_its_key_and_file(
+    tmp_path: Path, said: object, message: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"config\.json: quantization_config.*{message.removeprefix('quantization_config')}"
+    ):
+        read_config(written(tmp_path, quantization_config=said))
+
+
+def test_read_config_block_scales_of_a_published_file_are_no_part_of_the_network(tmp_path: Path) -> None:
+    said = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "scale_fmt": "ue8m0",
+        "weight_block_size": [128, 128],
+    }
+    config = read_config(written(tmp_path, quantization_config=said))
+    assert config == tiny_config()
+    assert "quantization_config" not in write_config(config)
+    assert read_quantization({"quantization_config": said}, "") == Fp8Blocks(rows=128, columns=128)
+    assert read_quantization({"quantization_config": {"quant_method": "fp8"}}, "") == Fp8Blocks(rows=128, columns=128)
+    assert read_quantization({}, "") is None

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV32ForCausalLM
 
-from samepath.model.files import checkpoint
 from samepath.model.files.checkpoint import load_checkpoint, load_published, published_tensors, save_checkpoint
 from samepath.model.files.weight_files import INDEX_FILE, WEIGHTS_FILE
 from samepath.model.network import attention, indexer, rope
@@ -140,10 +139,9 @@ def test_load_checkpoint_in_float64_keeps_the_values(tmp_path: Path) -> None:
     assert torch.equal(again.head, model.head.double())
 
 
-def test_save_checkpoint_large_model_is_sharded_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100_000)
+def test_save_checkpoint_large_model_is_sharded_with_an_index(tmp_path: Path) -> None:
     model = tiny_model(1)
-    save_checkpoint(model, tmp_path)
+    save_checkpoint(model, tmp_path, max_bytes=100_000)
     weight_map = json.loads((tmp_path / INDEX_FILE).read_text())["weight_map"]
     assert weight_map.keys() == published_tensors(model).keys()
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from samepath.model.files import convert as module
-from samepath.model.files.convert import ConvertError, Source, convert, find_source
+from samepath.model.files.convert import ConvertError, Output, Source, convert, find_source
 from samepath.model.text.tokenizer import load_tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -78,7 +78,7 @@ def test_convert_package_gives_the_dequantised_weights_and_trains(
     package: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     told: list[str] = []
-    done = convert(find_source("carrier"), tmp_path / "models" / "tiny", "float32", told.append)
+    done = convert(find_source("carrier"), tmp_path / "models" / "tiny", Output(), told.append)
     tensors = load_file(done.folder / "model.safetensors")
     assert np.array_equal(tensors["model.embed_tokens.weight"].numpy(), package["token_embd.weight"])
     for layer in range(LAYERS):
@@ -100,8 +100,8 @@ def test_convert_package_gives_the_dequantised_weights_and_trains(
 
 @pytest.mark.filterwarnings("ignore")
 def test_convert_folder_to_bfloat16_halves_it(package: dict[str, np.ndarray], tmp_path: Path) -> None:
-    whole = convert(find_source("carrier"), tmp_path / "whole", "float32", lambda _: None)
-    half = convert(find_source(str(whole.folder)), tmp_path / "half", "bfloat16", lambda _: None)
+    whole = convert(find_source("carrier"), tmp_path / "whole", Output(), lambda _: None)
+    half = convert(find_source(str(whole.folder)), tmp_path / "half", Output(weight_type="bfloat16"), lambda _: None)
     first, second = (load_file(done.folder / "model.safetensors") for done in (whole, half))
     assert {name: tensor.bfloat16().tolist() for name, tensor in first.items()} == {
         name: tensor.tolist() for name, tensor in second.items()
@@ -110,7 +110,7 @@ def test_convert_folder_to_bfloat16_halves_it(package: dict[str, np.ndarray], tm
 
 def test_convert_to_an_existing_folder_leaves_it_alone(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="already exists and is left alone"):
-        convert(Source(location=str(tmp_path), gguf_file=""), tmp_path, "float32", lambda _: None)
+        convert(Source(location=str(tmp_path), gguf_file=""), tmp_path, Output(), lambda _: None)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -118,7 +118,7 @@ def test_convert_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConvertError, match="transformers cannot read"):
-        convert(find_source(str(tmp_path / "broken")), tmp_path / "target", "float32", lambda _: None)
+        convert(find_source(str(tmp_path / "broken")), tmp_path / "target", Output(), lambda _: None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
 
 
@@ -127,7 +127,7 @@ def test_convert_without_the_packages_names_the_command(
 ) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(ConvertError, match=r"needs gguf: pip install 'samepath\[gguf\]'"):
-        convert(find_source("carrier"), tmp_path / "target", "float32", lambda _: None)
+        convert(find_source("carrier"), tmp_path / "target", Output(), lambda _: None)
 
 
 def test_find_source_of_each_kind(package: dict[str, np.ndarray], tmp_path: Path) -> None:

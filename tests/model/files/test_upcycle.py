@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from samepath.model.files.checkpoint import load_checkpoint, save_checkpoint
-from samepath.model.files.convert import ConvertError, convert, find_source
+from samepath.model.files.convert import ConvertError, Output, convert, find_source
 from samepath.model.files.upcycle import Change, IndexerSizes, UpcycleError, read_indexer
 from samepath.model.network.network import CausalLM
 from samepath.model.text.tokenizer import character_tokenizer, load_tokenizer
@@ -34,7 +34,7 @@ def source(name: str, folder: Path) -> CausalLM:
 
 
 def changed(folder: Path, target: Path, change: Change) -> CausalLM:
-    convert(find_source(str(folder)), target, "float32", lambda _: None, change)
+    convert(find_source(str(folder)), target, Output(), lambda _: None, change)
     return load_checkpoint(target)
 
 

@@ -155,7 +155,7 @@ def test_load_checkpoint_missing_tensor_is_named(name: str, missing: str, tmp_pa
         ("glm4_moe", {"rope_parameters": {"partial_rotary_factor": 0.2}}, "even number of the head's 16 .* 2; got 3"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
         ("llama", {"model_type": "mistral"}, "model_type must be one of deepseek_v32"),
-        ("llama", {"quantization_config": {"bits": 4}}, "quantised weights are not read"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quant_method must be fp8.*; got None"),
     ],
 )
 def test_load_checkpoint_unsupported_variant_is_refused(

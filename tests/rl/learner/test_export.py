@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from samepath.model.files.policy_files import load_policy, policy_tensors
-from samepath.model.files.weight_files import INDEX_FILE, read_weights
+from samepath.model.files.stored_weights import StoredWeights
+from samepath.model.files.weight_files import INDEX_FILE
 from samepath.model.manifest import BrokenFolderError
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rl.cli import app
@@ -20,6 +21,11 @@ from samepath.rl.learner.learner import Learner
 from samepath.rl.recipe.file import dump_recipe
 
 WHOLE = 1 << 40
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    stored = StoredWeights(folder)
+    return dict(stored.read(stored.shapes))
 
 
 @pytest.fixture

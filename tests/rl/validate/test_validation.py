@@ -323,12 +323,33 @@ def test_validate_cache_that_holds_no_sample_is_wrong(tmp_path: Path) -> None:
     assert fits["prompts"].outcome == "ok"
 
 
-def test_validate_quantised_checkpoint_is_an_obstacle(checkpoint: Path) -> None:
+def quantised(checkpoint: Path, **said: object) -> Path:
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
-    _, found = checked(checkpoint.parent, model={"kind": "checkpoint", "path": "checkpoint", "expected": SIZES})
+    (checkpoint / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    return checkpoint.parent
+
+
+def test_validate_fp8_checkpoint_is_read_by_the_own_network(checkpoint: Path) -> None:
+    folder = quantised(checkpoint, quant_method="fp8", fmt="e4m3", weight_block_size=[128, 128])
+    _, found = checked(folder, model={"kind": "checkpoint", "path": "checkpoint", "expected": SIZES})
+    assert found["model"].outcome == "ok"
+    assert found["model"].detail.endswith("FP8 weights that are read as their values")
+
+
+def test_validate_fp8_checkpoint_for_transformers_is_an_obstacle_with_the_cure(checkpoint: Path) -> None:
+    folder = quantised(checkpoint, quant_method="fp8")
+    model = {"kind": "checkpoint", "path": "checkpoint", "implementation": "transformers"}
+    frozen = {"cold_start": {"steps": 0}, "learner": {**TINY["learner"], "indexer": "frozen"}}
+    _, found = checked(folder, **{**foreign(), **frozen, "model": model})
     assert (found["weights"].outcome, found["model"].outcome) == ("obstacle", "ok")
-    assert "published as fp8, which this version does not train" in found["weights"].detail
+    assert "samepath convert FOLDER OUT" in found["weights"].detail
+
+
+def test_validate_other_quantised_checkpoint_is_wrong(checkpoint: Path) -> None:
+    folder = quantised(checkpoint, quant_method="awq")
+    _, found = checked(folder, model={"kind": "checkpoint", "path": "checkpoint"})
+    assert found["model"].outcome == "wrong"
+    assert "quantization_config.quant_method must be fp8" in found["model"].detail
 
 
 def test_validate_engine_limit_below_the_response_is_wrong(tmp_path: Path) -> None:
