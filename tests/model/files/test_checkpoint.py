@@ -7,7 +7,7 @@ ReLUs of a key can be closed at once, several keys of a row then tie at exactly 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,10 +30,17 @@ YARN = RopeParameters(
 )
 
 
-def comparable_model(rope: RopeParameters | None = None) -> CausalLM:
-    """A model whose index logits do not tie; its selection bias is set, so that a lost bias shows."""
+class TopK(NamedTuple):
+    """What `Tensor.topk` returns."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def comparable_model(rope: RopeParameters | None = None, heads: int = 16) -> CausalLM:
+    """A model whose index logits do not tie with sixteen heads; its selection bias is set, so that a lost bias shows."""
     changes = {} if rope is None else {"rope_parameters": rope}
-    model = tiny_model(3, index_n_heads=16, index_head_dim=32, index_topk=TOP_K, initializer_range=0.15, **changes)
+    model = tiny_model(3, index_n_heads=heads, index_head_dim=32, index_topk=TOP_K, initializer_range=0.15, **changes)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -100,6 +107,29 @@ def test_transformers_catches_a_wrong_attention_layout_at_once(
     monkeypatch.setattr(attention, "rotate_interleaved", rope.rotate_halves)
     ours = logits_of_ours(model, sequences)
     assert float((ours[1] - wanted[1]).abs().max()) > 1000 * TOLERANCE
+
+
+def test_transformers_logits_differ_where_ties_decide_and_there_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two indexer heads leave exact zeros. With ties to the lower index, as here, transformers gives these logits too."""
+    model = comparable_model(heads=2)
+    save_checkpoint(model, tmp_path)
+    theirs = DeepseekV32ForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    sequences = random_sequences(model.config, LENGTHS)
+    ours, wanted = torch.cat(logits_of_ours(model, sequences)), torch.cat(logits_of_theirs(theirs, sequences))
+    apart_N = (ours - wanted).abs().amax(1)
+    before_tie_N = torch.cat([torch.arange(length) for length in LENGTHS]) < TOP_K
+    assert float(apart_N[before_tie_N].max()) < TOLERANCE
+    assert float(apart_N.max()) > 1000 * TOLERANCE
+
+    def lower_index_first(self: Tensor, k: int, dim: int = -1, **_: object) -> Any:
+        values, places = torch.sort(self, dim=dim, descending=True, stable=True)
+        return TopK(values.narrow(dim, 0, k), places.narrow(dim, 0, k))
+
+    monkeypatch.setattr(Tensor, "topk", lower_index_first)
+    ruled = torch.cat(logits_of_theirs(theirs, sequences))
+    torch.testing.assert_close(ours, ruled, rtol=0, atol=TOLERANCE)
 
 
 def test_transformers_saves_what_we_load(both: tuple[CausalLM, Any], tmp_path: Path) -> None:
