@@ -5,6 +5,8 @@ A layer that is run again (activation checkpointing recomputes it in the backwar
 Axes: N rows, R rows counted (some perhaps several times), L layers, X experts chosen, E experts.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,17 +19,25 @@ class ForwardTrace:
 
     __slots__ = (
         "amounts",
+        "best",
         "captured",
+        "compared",
         "fingerprints",
         "indexer_losses",
         "live_routes",
+        "output_errors",
         "record_fingerprints",
         "routes",
         "train_indexer",
     )
 
     def __init__(
-        self, *, record_fingerprints: bool = False, train_indexer: bool = False, amounts: tuple[int, ...] = ()
+        self,
+        *,
+        record_fingerprints: bool = False,
+        train_indexer: bool = False,
+        amounts: tuple[int, ...] = (),
+        compared: tuple[int, ...] = (),
     ) -> None:
         self.record_fingerprints = record_fingerprints
         """Hash each row's attended key set."""
@@ -35,6 +45,8 @@ class ForwardTrace:
         """Compute the indexer's own loss (needs gradients)."""
         self.amounts = amounts
         """Numbers A of keys, for each of which the attention that falls on the indexer's best is measured, over all keys; empty measures nothing."""
+        self.compared = compared
+        """Numbers of keys, for each of which attention's output over the indexer's best is compared with the pass's own; part of `amounts`."""
         self.routes: list[Tensor] = []
         """One [N, X] int64 per mixture-of-experts layer, in order: the ids that were used."""
         self.live_routes: list[Tensor] = []
@@ -44,7 +56,11 @@ class ForwardTrace:
         self.indexer_losses: list[Tensor] = []
         """One [N] per layer, nats, with gradient to the indexer only."""
         self.captured: list[Tensor] = []
-        """One [N, A] per sparse layer, shares of the row's attention."""
+        """One [N, A] per sparse layer, shares of the row's attention on the indexer's best keys."""
+        self.best: list[Tensor] = []
+        """The same on the keys that have the most."""
+        self.output_errors: list[Tensor] = []
+        """One [N, number compared] per sparse layer: |output over the selected keys − output| / |output|."""
 
     def record_routes(self, place: int, used_NX: Tensor, live_NX: Tensor) -> None:
         """Report the `place`-th mixture-of-experts layer."""
@@ -62,10 +78,18 @@ class ForwardTrace:
         if place == len(self.indexer_losses):
             self.indexer_losses.append(loss_N)
 
-    def record_captured(self, place: int, share_NA: Tensor) -> None:
-        """Report what share of the `place`-th sparse layer's attention its indexer's best keys hold."""
+    def record_captured(self, place: int, share_NA: Tensor, best_NA: Tensor) -> None:
+        """Report what share of the `place`-th sparse layer's attention its indexer's best keys hold, and the best keys that there are."""
         if place == len(self.captured):
             self.captured.append(share_NA)
+            self.best.append(best_NA)
+
+    def record_output_errors(self, place: int, output_ND: Tensor, of_amount: Callable[[int], Tensor]) -> None:
+        """Report how far the `place`-th sparse layer's output over so many selected keys lies from its output in this pass, if asked for."""
+        if self.compared and place == len(self.output_errors):
+            size_N = output_ND.norm(dim=-1).clamp(min=torch.finfo(output_ND.dtype).tiny)
+            errors = [(of_amount(amount) - output_ND).norm(dim=-1) / size_N for amount in self.compared]
+            self.output_errors.append(torch.stack(errors, 1))
 
     def indexer_loss(self, rows_R: Tensor, num_rows: int) -> Tensor:
         """The share that these rows have in the mean over all layers and `num_rows` rows, nats, on the CPU; 0 without an indexer.

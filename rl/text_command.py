@@ -98,6 +98,14 @@ def sparse_table(measured: "SparseMeasure") -> Table:
     table.add_row("perplexity", *(f"{measured.perplexity(amount):.4f}" for amount in excess))
     table.add_row("above all keys", *(f"{value:+.2%}" for value in excess.values()))
     table.add_row("recall, mean", *(f"{sum(one) / len(one):.3f}" for one in measured.recalls.values()))
-    for layer, shares in enumerate(zip(*measured.recalls.values())):
-        table.add_row(f"recall, layer {layer}", *(f"{share:.3f}" for share in shares))
+    table.add_row("best recall, mean", *(f"{sum(one) / len(one):.3f}" for one in measured.best_recalls.values()))
+    table.add_row("output error, mean", *(f"{sum(one) / len(one):.3f}" for one in measured.output_errors.values()))
+    table.add_row("KL of logits, nats", *(f"{kl:.4f}" for kl in measured.logits_kls.values()))
+    for name, values in (
+        ("recall", measured.recalls),
+        ("best recall", measured.best_recalls),
+        ("output error", measured.output_errors),
+    ):
+        for layer, shares in enumerate(zip(*values.values())):
+            table.add_row(f"{name}, layer {layer}", *(f"{share:.3f}" for share in shares))
     return table

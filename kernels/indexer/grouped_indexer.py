@@ -63,20 +63,22 @@ def captured_mass(
     teacher: GroupedTeacher,
     plan: AttentionPlan,
     amounts: Sequence[int],
-) -> Tensor:
-    """`[N, A]`: the share of a row's attention over all its keys, mean over heads, that falls on the keys which the indexer scores highest.
+) -> tuple[Tensor, Tensor]:
+    """The share of a row's attention over all its keys, mean over heads, that falls on so many keys, `[N, A]` each.
 
-    Ties go to the lower position, as in `select`. Rows without keys give 0.
+    First on those which the indexer scores highest, ties going to the lower position as in `select`; then on the best that could be selected: those with
+    the most attention. Rows without keys give 0.
     """
     q_NIJ, k_SJ, weights_NI, teacher = _wide(q_NIJ), _wide(k_SJ), _wide(weights_NI), _wide_teacher(teacher)
-    captured_NA = weights_NI.new_zeros(len(q_NIJ), len(amounts))
+    captured_NA, best_NA = weights_NI.new_zeros(2, len(q_NIJ), len(amounts))
     for block in _blocks(plan, max(teacher.q_NHK.shape[1], q_NIJ.shape[1])):
         logits_TS, _ = _logits(q_NIJ, k_SJ, weights_NI, block)
         order_TS = logits_TS.masked_fill(block.hidden_TS, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
-        sums_TS = _mass(teacher, block).gather(1, order_TS).cumsum(1)
-        places_A = torch.tensor(amounts, device=sums_TS.device).clamp(max=sums_TS.shape[1]) - 1
-        captured_NA[block.rows_T] = sums_TS[:, places_A]
-    return captured_NA
+        mass_TS = _mass(teacher, block)
+        places_A = torch.tensor(amounts, device=mass_TS.device).clamp(max=mass_TS.shape[1]) - 1
+        captured_NA[block.rows_T] = mass_TS.gather(1, order_TS).cumsum(1)[:, places_A]
+        best_NA[block.rows_T] = mass_TS.sort(dim=-1, descending=True).values.cumsum(1)[:, places_A]
+    return captured_NA, best_NA
 
 
 class _GroupedLoss(torch.autograd.Function):

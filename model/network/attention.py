@@ -5,6 +5,8 @@ Axes: N rows, D width, H heads, E channels of a head's query, K absorbed key wid
 J indexer width, C selected keys, Q half the rotary width; M rows of a part; B, T, S of a window as in `window.py`.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +77,14 @@ class LatentAttention(KernelModule):
             attended = self._divided(rows, plan.division, num_selected, trace)
         if self.indexer is not None and rows.index is not None:
             self.indexer.report(rows.index, attended, trace, self.layer)
-        return linear(attended.out_NHV.flatten(1), self.output, self.row_backend)
+        output_ND = linear(attended.out_NHV.flatten(1), self.output, self.row_backend)
+        if self.indexer is not None:
+            trace.record_output_errors(self.layer, output_ND, partial(self._selected_output, rows, plan))
+        return output_ND
+
+    def _selected_output(self, rows: LatentRows, plan: AttentionPlan, num_selected: int) -> Tensor:
+        out_NHV = self._absorbed(rows, plan, num_selected, with_mass=False).out_NHV
+        return linear(out_NHV.flatten(1), self.output, self.row_backend)
 
     def _project(self, x_ND: Tensor, rope_N2Q: Tensor, store: KeyStore) -> LatentRows:
         """Queries and the indexer's inputs of the rows, and the keys of all rows that the store has."""

@@ -5,6 +5,7 @@ Axes: N rows, D width, H query heads, G key heads, X both, K head width, R rotat
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,10 @@ class GroupedAttention(KernelModule):
             rows_GSW = store.update(self.layer, grouped_rows(rows_GNW))
             index = self._index_rows(self.indexer, x_ND, rope_N2R, store)
             rows = GroupedRows(q_NHK=q_NHK, rows_GSW=rows_GSW, index=index)
-            out_NHK = self._attend_selected(self.indexer, rows, plan, trace, num_selected)
-            return linear(out_NHK.flatten(1), self.output, self.row_backend, self.output_bias)
+            output_ND = self._selected_output(self.indexer, rows, plan, trace, num_selected)
+            of_amount = partial(self._selected_output, self.indexer, rows, plan, ForwardTrace())
+            trace.record_output_errors(self.layer, output_ND, of_amount)
+            return output_ND
         rows_GSW = store.update(self.layer, rows_GNW)
         out_NHK = dense_attend(
             q_NHK,
@@ -83,6 +86,12 @@ class GroupedAttention(KernelModule):
         cos_NQ, sin_NQ = rope_N2R[:, 0, :half:step].contiguous(), rope_N2R[:, 1, half::step].contiguous()
         q_NIJ, key_NJ, weights_NI = indexer.project(x_ND, x_ND, cos_NQ, sin_NQ)
         return IndexRows(q_NIJ=q_NIJ, keys_SJ=store.update_index(self.layer, key_NJ), weights_NI=weights_NI)
+
+    def _selected_output(
+        self, indexer: Indexer, rows: "GroupedRows", plan: AttentionPlan, trace: ForwardTrace, num_selected: int
+    ) -> Tensor:
+        out_NHK = self._attend_selected(indexer, rows, plan, trace, num_selected)
+        return linear(out_NHK.flatten(1), self.output, self.row_backend, self.output_bias)
 
     def _attend_selected(
         self,

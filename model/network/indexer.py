@@ -94,7 +94,9 @@ class Indexer(KernelModule):
     def report_captured(
         self, index: IndexRows, teacher: GroupedTeacher, plan: AttentionPlan, trace: ForwardTrace, layer: int
     ) -> None:
-        """Give `trace` what share of attention over all keys the best keys hold, if it asks."""
+        """Give `trace` what share of attention over all keys its best keys hold, and the best that there are, if it asks."""
         if trace.amounts:
-            share_NA = captured_mass(index.q_NIJ, index.keys_SJ, index.weights_NI, teacher, plan, trace.amounts)
-            trace.record_captured(layer, share_NA)
+            share_NA, best_NA = captured_mass(
+                index.q_NIJ, index.keys_SJ, index.weights_NI, teacher, plan, trace.amounts
+            )
+            trace.record_captured(layer, share_NA, best_NA)

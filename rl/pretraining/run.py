@@ -269,7 +269,7 @@ def _tracked(
             "seconds": round(state.seconds, 1),
             **found.metrics(parts.trainer.model.config.index_topk),
         }
-        write_json(run_dir / SUMMARY_FILE, {**summary, "recall_by_layer": found.recalls})
+        write_json(run_dir / SUMMARY_FILE, {**summary, **found.by_layer()})
         tracker.log_artifact(run_dir / SUMMARY_FILE)
         summary_table(summary)
         status = "FINISHED"

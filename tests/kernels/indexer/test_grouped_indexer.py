@@ -97,14 +97,18 @@ def test_captured_mass_is_the_share_of_the_highest_index_logits(
     tensors: tuple[Tensor, Tensor, Tensor, GroupedTeacher],
 ) -> None:
     amounts = (1, 4, 100)
-    got_NA = captured_mass(*tensors, plan(), amounts)
+    got_NA, best_NA = captured_mass(*tensors, plan(), amounts)
     for row in range(sum(LENGTHS)):
         p, logits = naive_row(*tensors, row)
         order = sorted(range(len(p)), key=lambda place: (-float(logits[place]), place))
         for place, amount in enumerate(amounts):
             assert math.isclose(float(got_NA[row, place]), sum(float(p[one]) for one in order[:amount]), abs_tol=1e-12)
+            best = sum(sorted(p.tolist(), reverse=True)[:amount])
+            assert math.isclose(float(best_NA[row, place]), best, abs_tol=1e-12)
+    assert float((best_NA - got_NA)[:, 1].max()) > 0.05
     assert torch.allclose(got_NA[: sum(LENGTHS), 2], torch.ones(sum(LENGTHS), dtype=torch.float64))
     assert not got_NA[sum(LENGTHS) :].any()
+    assert not best_NA[sum(LENGTHS) :].any()
 
 
 def test_captured_mass_ties_go_to_the_lower_position() -> None:
@@ -114,4 +118,4 @@ def test_captured_mass_ties_go_to_the_lower_position() -> None:
     teacher = GroupedTeacher(q_NHK=q, keys_GSK=q.transpose(0, 1).contiguous(), scale=1.0)
     plan_16 = plan_spans([Span(row=0, first=0, count=16, keys=torch.arange(16))], 16, 1)
     wanted = (q[15, 0] @ q[:, 0].T).softmax(0)[:3].sum()
-    torch.testing.assert_close(captured_mass(*zeros, teacher, plan_16, [3])[15, 0], wanted)
+    torch.testing.assert_close(captured_mass(*zeros, teacher, plan_16, [3])[0][15, 0], wanted)

@@ -9,7 +9,7 @@ import pytest
 from samepath.rl.diagnostics.meanings import meaning_groups, meaning_of, metric_tables, written_out
 
 ROOT = Path(__file__).resolve().parents[3]
-GROUPS = "policy|kl|routing|reward|rollout|segments|conversation|learner|time|weights|eval|evaluation|cold_start|indexer|faults"
+GROUPS = "policy|kl|routing|reward|rollout|segments|conversation|learner|time|weights|eval|evaluation|cold_start|indexer|faults|sparse|text"
 LEFT_OUT = {
     "rollout/length",
     "policy/off_policy",
@@ -17,8 +17,12 @@ LEFT_OUT = {
     "kl/reference_unbiased_after_mask",
     "reward/status.",
     "rollout/failure.",
+    "text/css",
+    "text/javascript",
+    "text/html",
+    "text/plain",
 }
-"""Beginnings of names, which are no metric themselves."""
+"""Beginnings of names, which are no metric themselves, and types of files."""
 
 
 def constants() -> set[str]:
