@@ -76,6 +76,9 @@ def evaluate(
             help="`sparse`: what the selection of keys costs on held-out text, of a run or recipe with a stage"
         ),
     ] = "rewards",
+    pictures: Annotated[
+        Path | None, typer.Option(help="with --suite sparse: folder that pictures are drawn into")
+    ] = None,
 ) -> None:
     """Accuracy, mean reward and pass@k of a checkpoint on the held-out rows or on the recipe's evaluation sets.
 
@@ -85,8 +88,18 @@ def evaluate(
     if suite == "sparse":
         if best or only:
             raise ValueError("--suite sparse has no sets and no best checkpoint; leave --set and --best out")
-        measure_on_text(source, overrides or [], recipe_file=recipe, checkpoint=checkpoint, step=step, as_json=as_json)
+        measure_on_text(
+            source,
+            overrides or [],
+            recipe_file=recipe,
+            checkpoint=checkpoint,
+            step=step,
+            as_json=as_json,
+            pictures=pictures,
+        )
         return
+    if pictures is not None:
+        raise ValueError("--pictures goes with --suite sparse; `samepath report` draws a run with rewards")
     # Late: as below.
     from samepath.rl.run_state import TEXT_RECIPE_FILE
 
@@ -103,6 +116,11 @@ def evaluate(
         sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
         return
     sets = evaluate_run(found.recipe, found.recipe_dir, found.checkpoint, only or [])
+    _say(found, sets, as_json=as_json)
+
+
+def _say(found: Source, sets: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print what was measured."""
     if as_json:
         result = {
             "run": str(found.recipe.run_dir),

@@ -70,8 +70,11 @@ def measure_on_text(
     checkpoint: Path | None,
     step: int | None,
     as_json: bool,
+    pictures: Path | None,
 ) -> None:
     """`samepath eval --suite sparse`: of a run's checkpoint, of the model of a recipe with a stage, or of any checkpoint folder with such a recipe.
+
+    Pictures go to the folder `pictures`, None draws none.
 
     Raises ValueError or FileNotFoundError for what does not go together or is not there.
     """
@@ -80,9 +83,12 @@ def measure_on_text(
 
     found = source_on_text(source, overrides, recipe_file=recipe_file, checkpoint=checkpoint, step=step)
     # Late: torch.
+    from samepath.rl.pretraining.pictures import draw_measure
     from samepath.rl.pretraining.run import measure_source
 
     measured, topk = measure_source(found)
+    if pictures is not None:
+        draw_measure(measured, pictures)
     result = {"checkpoint": str(found.checkpoint), "topk": topk, **measured.plain()}
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")

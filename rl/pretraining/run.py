@@ -25,6 +25,7 @@ from samepath.rl.machine import collect_environment
 from samepath.rl.pretraining.corpus import Corpus, load_corpus
 from samepath.rl.pretraining.documents import TextError, documents
 from samepath.rl.pretraining.measure import SparseMeasure, measure_sparse
+from samepath.rl.pretraining.pictures import draw_course, draw_measure
 from samepath.rl.pretraining.text_folder import TextSource, refuse_begun
 from samepath.rl.pretraining.trainer import TextTrainer, check_stage
 from samepath.rl.recipe.file import dump_recipe
@@ -36,6 +37,8 @@ from samepath.rl.tracking.sink import RunStart, RunStatus
 from samepath.rl.tracking.tracker import Tracker, build_tracker
 
 SUMMARY_FILE = "summary.json"
+PICTURES = "pictures"
+"""Folder of pictures in a run's folder."""
 TOKENS = "tokens"
 """Folder of tokenised text, below runs_dir."""
 
@@ -270,7 +273,10 @@ def _tracked(
             **found.metrics(parts.trainer.model.config.index_topk),
         }
         write_json(run_dir / SUMMARY_FILE, {**summary, **found.by_layer()})
-        tracker.log_artifact(run_dir / SUMMARY_FILE)
+        draw_measure(found, run_dir / PICTURES)
+        draw_course(run_dir / METRICS_FILE, run_dir / PICTURES)
+        for name in (SUMMARY_FILE, PICTURES):
+            tracker.log_artifact(run_dir / name)
         summary_table(summary)
         status = "FINISHED"
         return summary

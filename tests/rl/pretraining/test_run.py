@@ -20,6 +20,7 @@ from samepath.rl.pretraining.text_folder import text_recipe_of_run
 from samepath.rl.preview import sample_source
 from samepath.rl.preview_conversation import play_conversations
 from samepath.rl.recipe.text import TextRecipe
+from samepath.rl.tracking.tracker import Tracker
 from tests.rl.pretraining.texts import text_recipe, write_model, write_text
 
 
@@ -49,6 +50,9 @@ def test_run_keeps_every_step_and_a_summary_with_recall_by_layer(made: Path) -> 
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["checkpoint"] == str(run_dir / "checkpoints" / "step-000003")
     assert [len(by_layer) for by_layer in summary["recall_by_layer"].values()] == [2]
+    assert len(summary["recall_best_by_layer"]["8"]) == len(summary["output_error_by_layer"]["8"]) == 2
+    names = sorted(path.name for path in (run_dir / "pictures").iterdir())
+    assert names == ["course.png", "excess.png", "layers.png", "mass.png"]
     assert summary["sparse/recall"] > found[0]["sparse/recall"]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
@@ -64,6 +68,14 @@ def test_sparse_stage_goes_on_from_the_warm_ups_checkpoint(made: Path) -> None:
         json.loads((made / "runs/warmup/summary.json").read_text())["sparse/recall"]
     )
     assert "sparse/perplexity_top4" in lines(made / "runs/sparse")[2]
+
+
+def test_run_keeps_summary_and_pictures_as_artifacts(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(Tracker, "log_artifact", lambda self, path: kept.append(path.name))
+    recipe = text_recipe(made, steps=1)
+    start_text_run(recipe.model_copy(update={"name": "kept"}), made)
+    assert {"summary.json", "pictures"} <= set(kept)
 
 
 def interrupted(recipe: TextRecipe, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
@@ -186,6 +198,15 @@ def test_eval_suite_sparse_measures_runs_recipes_and_folders(made: Path) -> None
     assert measured(str(run_dir), "text.length=30")["perplexity"] != whole["perplexity"]
     table = CliRunner().invoke(app, ["eval", str(run_dir), "--suite", "sparse"], catch_exceptions=False)
     assert "recall, layer 1" in table.output
+    assert "output error, mean" in table.output
+    assert "best recall, layer 0" in table.output
+    assert (
+        CliRunner().invoke(app, ["eval", str(path), "--suite", "sparse", "--pictures", str(made / "drawn")]).exit_code
+        == 0
+    )
+    assert sorted(file.name for file in (made / "drawn").iterdir()) == ["excess.png", "layers.png", "mass.png"]
+    wrong = CliRunner().invoke(app, ["eval", str(path), "--pictures", str(made / "drawn")])
+    assert "--pictures goes with --suite sparse" in str(wrong.exception)
     for arguments, message in [
         ([str(made / "model")], "Name a recipe with a stage"),
         ([str(run_dir), "--best"], "no sets and no best checkpoint"),
