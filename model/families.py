@@ -60,6 +60,13 @@ class Family:
     """Only the first channels of a head may be rotated (`partial_rotary_factor`)."""
 
 
+_DEEPSEEK_ABSENT = {
+    "q_lora_rank": 1536,
+    "n_group": 8,
+    "topk_group": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
+}
 _DEEPSEEK = (*LATENT_SIZES, *EXPERT_SIZES, *SHARED_SIZES)
 
 FAMILIES: dict[ModelType, Family] = {
@@ -69,6 +76,8 @@ FAMILIES: dict[ModelType, Family] = {
         router="sigmoid",
         required=(*_DEEPSEEK, *INDEXER_SIZES),
         optional=ROUTER_SIZES["sigmoid"],
+        absent=_DEEPSEEK_ABSENT,
+        aliases={"num_local_experts": "n_routed_experts"},
         layer_type="indexed_attention",
     ),
     "deepseek_v3": Family(
@@ -77,6 +86,8 @@ FAMILIES: dict[ModelType, Family] = {
         router="sigmoid",
         required=_DEEPSEEK,
         optional=ROUTER_SIZES["sigmoid"],
+        absent=_DEEPSEEK_ABSENT,
+        aliases={"num_local_experts": "n_routed_experts"},
     ),
     "llama": Family(
         architecture="LlamaForCausalLM",
@@ -89,6 +100,7 @@ FAMILIES: dict[ModelType, Family] = {
         attention="grouped",
         required=GROUPED_SIZES,
         optional=("head_dim",),
+        absent={"num_key_value_heads": 32},
         query_bias=True,
     ),
     "qwen3": Family(
@@ -96,7 +108,7 @@ FAMILIES: dict[ModelType, Family] = {
         attention="grouped",
         required=GROUPED_SIZES,
         optional=("head_dim", "attention_bias"),
-        absent={"head_dim": 128},
+        absent={"head_dim": 128, "num_key_value_heads": 32},
         head_norms=True,
     ),
     "qwen3_moe": Family(
@@ -111,7 +123,7 @@ FAMILIES: dict[ModelType, Family] = {
             "decoder_sparse_step",
             "mlp_only_layers",
         ),
-        absent={"norm_topk_prob": False},
+        absent={"norm_topk_prob": False, "num_key_value_heads": 4},
         aliases={"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"},
         head_norms=True,
     ),
@@ -122,6 +134,7 @@ FAMILIES: dict[ModelType, Family] = {
         required=(*GROUPED_SIZES, *EXPERT_SIZES, *SHARED_SIZES),
         optional=("head_dim", "attention_bias", "use_qk_norm", *ROUTER_SIZES["sigmoid"]),
         absent={
+            "num_key_value_heads": 8,
             "rms_norm_eps": 1e-5,
             "routed_scaling_factor": 1.0,
             "n_shared_experts": 1,

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from samepath.model.config import ModelConfig, family_fields
 from samepath.model.families import FAMILIES
+from samepath.model.files.config_keys import SILENT_KEYS
 from samepath.model.files.fp8_blocks import read_quantization
 from samepath.model.json_file import read_json
 from samepath.model.rope_parameters import RopeParameters
@@ -17,9 +20,24 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "topk_method": ("noaux_tc",),
     "rope_interleave": (True,),
     "mlp_bias": (False,),
+    "moe_layer_freq": (1,),
     "use_sliding_window": (False,),
 }
 """Switches with one supported setting; a file that leaves one out has it."""
+
+_READ_ELSEWHERE = (
+    "attention_bias",
+    "num_key_value_heads",
+    "mlp_layer_types",
+    "layer_types",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+    "quantization_config",
+)
+"""What `read_config` reads of a latent family beside its sizes."""
 
 _ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -52,6 +70,8 @@ _ROPE_REQUIRED: dict[str, tuple[str, ...]] = {
 def read_config(path: Path) -> ModelConfig:
     """Read a published `config.json`; keys that do not shape the network are ignored, unsupported ones refused.
 
+    Of the latent families every key is known, and one that is not is refused.
+
     How quantised weights are stored is no part of the network and left to `StoredWeights`; a kind that is not read is refused here.
 
     Raises FileNotFoundError or ValueError that name the file and what does not fit.
@@ -67,8 +87,8 @@ def read_config(path: Path) -> ModelConfig:
         if data.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} must be {allowed[0]!r}; got {data[key]!r}")
     read_quantization(data, path)
-    if family.attention == "latent" and data.get("attention_bias"):
-        raise ValueError(f"{path}: attention_bias must be False; got True")
+    if family.attention == "latent":
+        data = _latent_keys(data, path)
     others = [kind for kind in data.get("layer_types") or () if kind != family.layer_type]
     if others:
         raise ValueError(f"{path}: every layer of layer_types must be {family.layer_type!r}; got {others[0]!r}")
@@ -82,7 +102,49 @@ def read_config(path: Path) -> ModelConfig:
     if isinstance(known.get("eos_token_id"), list):
         known["eos_token_id"] = known["eos_token_id"][0]
     known["rope_parameters"] = _read_rope(data, path)
-    return ModelConfig.model_validate(known)
+    try:
+        return ModelConfig.model_validate(known)
+    except ValidationError as error:
+        problems = [
+            ".".join(map(str, one["loc"])) + ": " * bool(one["loc"]) + one["msg"].removeprefix("Value error, ")
+            for one in error.errors()
+        ]
+        raise ValueError(f"{path}: {'; '.join(problems)}") from error
+
+
+def _latent_keys(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Keys of the latent families, refused unless the network expresses them; the layers that `mlp_layer_types` lists become a number."""
+    if data.get("attention_bias"):
+        raise ValueError(f"{path}: attention_bias must be False; got {data['attention_bias']!r}")
+    heads, key_heads = data.get("num_attention_heads"), data.get("num_key_value_heads")
+    if key_heads not in (None, heads):
+        raise ValueError(
+            f"{path}: num_key_value_heads must be num_attention_heads={heads}: latent attention makes keys for every head; got {key_heads}"
+        )
+    read = {
+        *family_fields(data["model_type"]),
+        *_SUPPORTED,
+        *_READ_ELSEWHERE,
+        *SILENT_KEYS,
+        *FAMILIES[data["model_type"]].aliases,
+    }
+    unknown = sorted(
+        key for key, value in data.items() if key not in read and key[0] != "_" and value not in (None, False)
+    )
+    if unknown:
+        raise ValueError(
+            f"{path}: {', '.join(unknown)}: not known of model_type={data['model_type']}, whose network may not be computed as meant. If the key says "
+            "nothing about what the network computes, take it out of the file."
+        )
+    kinds = data.get("mlp_layer_types")
+    if kinds is None:
+        return data
+    dense = kinds.count("dense")
+    if kinds != ["dense"] * dense + ["sparse"] * (data.get("num_hidden_layers", 0) - dense):
+        raise ValueError(
+            f"{path}: mlp_layer_types must be 'dense' for the first layers and 'sparse' for the others, num_hidden_layers in all; got {kinds}"
+        )
+    return {**data, "first_k_dense_replace": dense}
 
 
 def _read_rope(data: dict[str, Any], path: Path) -> RopeParameters:
