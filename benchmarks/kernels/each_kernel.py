@@ -51,7 +51,9 @@ from benchmarks.kernels.measurement import (
     milliseconds,
 )
 from samepath.kernels.gpu.loading import backend_problem
+from samepath.kernels.indexer.triton_fp8 import quantise
 from samepath.kernels.sparse_attention.sparse_attention import attend
+from samepath.kernels.sparse_attention.triton_gradients import SavedRows
 
 
 class Bench(RandomInputs):
@@ -88,7 +90,7 @@ class Bench(RandomInputs):
             run = partial(forward_kernels.attend_forward, *arguments)
             results.append(flops("sparse forward", shape, ahead, run))
             out_NHV, lse_NH = forward_kernels.attend_forward(*arguments)
-            saved = backward_kernels.SavedRows(
+            saved = SavedRows(
                 q_NHK=q_NHK,
                 kv_SK=kv_SK,
                 indices_NC=indices_NC,
@@ -132,9 +134,9 @@ class Bench(RandomInputs):
         results = []
         q_BTIK = self.normal(1, QUERIES, INDEX_HEADS, INDEX_WIDTH)
         weights_BTI = self.normal(1, QUERIES, INDEX_HEADS, dtype=torch.float32)
-        codes, q_scales = index_kernels.quantise(q_BTIK.flatten(0, 2))
+        codes, q_scales = quantise(q_BTIK.flatten(0, 2))
         codes_q, scaled = codes.view(q_BTIK.shape), weights_BTI * q_scales.view(weights_BTI.shape)
-        ms = milliseconds(lambda: index_kernels.quantise(q_BTIK.flatten(0, 2)))
+        ms = milliseconds(lambda: quantise(q_BTIK.flatten(0, 2)))
         results.append(
             Measurement(
                 operation="Hadamard + FP8 quantise",
@@ -146,7 +148,7 @@ class Bench(RandomInputs):
         )
         for num_keys in (32768, 131072):
             k_BSK = self.normal(1, num_keys, INDEX_WIDTH)
-            codes, scales = index_kernels.quantise(k_BSK[0])
+            codes, scales = quantise(k_BSK[0])
             count = 2 * INDEX_HEADS * INDEX_WIDTH * QUERIES * num_keys
             shape = f"{QUERIES} queries, {INDEX_HEADS} heads × {INDEX_WIDTH}, {num_keys} keys"
             bf16 = partial(index_kernels.index_logits, q_BTIK, k_BSK, weights_BTI)
@@ -175,8 +177,8 @@ class Bench(RandomInputs):
             q_BTIK = self.normal(num_rows, 1, INDEX_HEADS, INDEX_WIDTH)
             weights_BTI = self.normal(num_rows, 1, INDEX_HEADS, dtype=torch.float32)
             k_BSK = self.normal(num_rows, num_keys, INDEX_WIDTH)
-            codes_q, _ = index_kernels.quantise(q_BTIK.flatten(0, 2))
-            codes_k, scales = index_kernels.quantise(k_BSK.flatten(0, 1))
+            codes_q, _ = quantise(q_BTIK.flatten(0, 2))
+            codes_k, scales = quantise(k_BSK.flatten(0, 1))
             fp8 = codes_q.view(q_BTIK.shape), codes_k.view(k_BSK.shape), weights_BTI, None, scales.view(num_rows, -1)
             logits_NS = self.normal(num_rows, num_keys, dtype=torch.float32)
             starts_N = torch.zeros(num_rows, dtype=torch.int32, device="cuda")

@@ -47,6 +47,7 @@ from benchmarks.kernels.measurement import (
     milliseconds,
 )
 from samepath.kernels.indexer.index_logits import indexer_loss
+from samepath.kernels.indexer.triton_fp8 import quantise
 from samepath.kernels.rows.head_product import head_product
 from samepath.kernels.window import Window
 from samepath.kernels.window_attention.window_attention import window_attend
@@ -222,7 +223,7 @@ class LayerBench(RandomInputs):
 
 def quantised(keys_BSJ: Tensor) -> tuple[Tensor, Tensor]:
     """FP8 codes and scales of index keys."""
-    codes, scales = index_kernels.quantise(keys_BSJ.flatten(0, 1))
+    codes, scales = quantise(keys_BSJ.flatten(0, 1))
     return codes.view(keys_BSJ.shape), scales.view(keys_BSJ.shape[:2])
 
 
@@ -233,7 +234,7 @@ def selected_keys(q_BTIK: Tensor, weights_BTI: Tensor, index_keys: tuple[Tensor,
     ends_T = torch.arange(num_keys - num_rows + 1, num_keys + 1, dtype=torch.int32, device="cuda")
     ends_BT = ends_T.expand(num_sequences, -1).contiguous()
     starts_BT = torch.zeros_like(ends_BT)
-    codes, scales = index_kernels.quantise(q_BTIK.flatten(0, 2))
+    codes, scales = quantise(q_BTIK.flatten(0, 2))
     logits_BTS = index_kernels.index_logits(
         codes.view(q_BTIK.shape),
         codes_BSJ,

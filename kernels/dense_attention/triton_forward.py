@@ -15,16 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from samepath.kernels.dense_attention.triton_segments import (
+    merge,
+    merge_window,
+    no_keys,
+    room_for_segments,
+    store_result,
+    store_segment,
+)
 from samepath.kernels.gpu.loading import interpreting
+from samepath.kernels.gpu.row_parts import LOG2_E, add_product, load_parts, score_rows, split_width
 from samepath.kernels.gpu.tiles import on_hopper, operand_type
-from samepath.kernels.sparse_attention.triton_forward import LOG2_E, load_rows, split_width
 from samepath.kernels.window import AttentionPlan, Window
 
 SEGMENT = 2048
 """Keys that share one softmax before segments are merged. It decides a row's rounding, so it is one number for prefill, decode and learner."""
-
-LOWEST = tl.constexpr(-1e30)
-"""Maximum of no scores: finite, so that a row without keys gives 0 and no NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,47 +58,6 @@ def tile_rows(rows, ends, first, num_queries, shared, group, num_heads, ROWS: tl
 
 
 @triton.jit
-def scaled_add(x, factor_M, y):
-    """x · factor + y row by row, rounded once: the same bits wherever it is compiled."""
-    return tl.fma(x, tl.broadcast_to(factor_M[:, None], x.shape), y)
-
-
-@triton.jit
-def score_keys(
-    q_main,
-    q_rest,
-    store,
-    key_rows,
-    live,
-    row_width,
-    WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """(q · k [M, KEYS], the two parts of the keys) of gathered keys; the second part repeats the first where there is none."""
-    k_main = load_rows(store, key_rows, 0, WIDTH, row_width, live, MAIN, MAIN <= WIDTH).to(OPERAND)
-    scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
-    k_rest = k_main
-    if REST:
-        k_rest = load_rows(store, key_rows, MAIN, WIDTH, row_width, live, REST, MAIN + REST == WIDTH).to(OPERAND)
-        scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
-    return scores, k_main, k_rest
-
-
-@triton.jit
-def load_parts(
-    base, rows, live, stride, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, OPERAND: tl.constexpr
-):
-    """The two parts of some rows; the second repeats the first where there is none."""
-    main = load_rows(base, rows, 0, WIDTH, stride, live, MAIN, MAIN <= WIDTH).to(OPERAND)
-    rest = main
-    if REST:
-        rest = load_rows(base, rows, MAIN, WIDTH, stride, live, REST, MAIN + REST == WIDTH).to(OPERAND)
-    return main, rest
-
-
-@triton.jit
 def _add_tiles(
     state,
     q_main,
@@ -108,12 +72,8 @@ def _add_tiles(
     factor,
     row_width,
     value_start,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    KEY_MAIN: tl.constexpr,
-    KEY_REST: tl.constexpr,
-    VALUE_MAIN: tl.constexpr,
-    VALUE_REST: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
     KEYS: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
@@ -123,12 +83,8 @@ def _add_tiles(
     key_rows = tl.load(table + begin + slots, mask=begin + slots < high, other=0)
     for first in range(begin, stop, KEYS):
         live = first + slots < high
-        scores, _, _ = score_keys(
-            q_main, q_rest, store, key_rows, live, row_width, KEY_WIDTH, KEY_MAIN, KEY_REST, OPERAND
-        )
-        v_main, v_rest = load_parts(
-            store + value_start, key_rows, live, row_width, VALUE_WIDTH, VALUE_MAIN, VALUE_REST, OPERAND
-        )
+        scores, _, _ = score_rows(q_main, q_rest, store, key_rows, live, row_width, KEY, OPERAND)
+        v_main, v_rest = load_parts(store + value_start, key_rows, live, row_width, VALUE, OPERAND)
         # Read ahead, so that the gather of the next tile waits for no index.
         key_rows = tl.load(table + first + KEYS + slots, mask=first + KEYS + slots < high, other=0)
         if first + KEYS > low:
@@ -139,48 +95,9 @@ def _add_tiles(
         probs = tl.exp2(tl.fma(scores, tl.full(scores.shape, factor, tl.float32), lowered))
         total = tl.fma(total, rescale, tl.sum(probs, 1))
         top = new_top
-        out = tl.dot(probs.to(OPERAND), v_main, out * rescale[:, None], input_precision="ieee")
-        if VALUE_REST:
-            out_rest = tl.dot(probs.to(OPERAND), v_rest, out_rest * rescale[:, None], input_precision="ieee")
+        factors = rescale[:, None]
+        out, out_rest = add_product(probs.to(OPERAND), v_main, v_rest, out * factors, out_rest * factors, VALUE)
     return out, out_rest, top, total
-
-
-@triton.jit
-def _merge(state, added, VALUE_REST: tl.constexpr):
-    """One softmax of two segments'."""
-    out, out_rest, top, total = state
-    new_out, new_rest, new_top, new_total = added
-    best = tl.maximum(top, new_top)
-    old, new = tl.exp2(top - best), tl.exp2(new_top - best)
-    out = scaled_add(out, old, new_out * new[:, None])
-    if VALUE_REST:
-        out_rest = scaled_add(out_rest, old, new_rest * new[:, None])
-    return out, out_rest, best, tl.fma(total, old, new_total * new)
-
-
-@triton.jit
-def _empty(ROWS: tl.constexpr, VALUE_MAIN: tl.constexpr, VALUE_REST: tl.constexpr):
-    """(values, rest of the values, maximum, sum) of no keys."""
-    out = tl.zeros((ROWS, VALUE_MAIN), tl.float32)
-    out_rest = tl.zeros((ROWS, VALUE_REST if VALUE_REST else 1), tl.float32)
-    return out, out_rest, tl.full((ROWS,), LOWEST, tl.float32), tl.zeros((ROWS,), tl.float32)
-
-
-@triton.jit
-def _store_result(state, out, lse, places, live, VALUE_WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
-    """Divide by the sum and store the rows that exist."""
-    values, rest, top, total = state
-    share = 1.0 / tl.where(total > 0, total, 1.0)
-    tl.store(lse + places, (top + tl.log2(tl.where(total > 0, total, 1.0))) / LOG2_E, mask=live)
-    channel = tl.arange(0, MAIN)
-    keep = live[:, None] & (channel < VALUE_WIDTH)[None, :]
-    target = out + places[:, None] * VALUE_WIDTH + channel[None, :]
-    tl.store(target, (values * share[:, None]).to(out.dtype.element_ty), mask=keep)
-    if REST:
-        channel = MAIN + tl.arange(0, REST)
-        keep = live[:, None] & (channel < VALUE_WIDTH)[None, :]
-        target = out + places[:, None] * VALUE_WIDTH + channel[None, :]
-        tl.store(target, (rest * share[:, None]).to(out.dtype.element_ty), mask=keep)
 
 
 @triton.jit
@@ -203,12 +120,8 @@ def _attend_forward(
     group_stride,
     row_width,
     value_start,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    KEY_MAIN: tl.constexpr,
-    KEY_REST: tl.constexpr,
-    VALUE_MAIN: tl.constexpr,
-    VALUE_REST: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SEGMENT: tl.constexpr,
@@ -227,25 +140,17 @@ def _attend_forward(
         sequence = zero + tl.program_id(2)
         # The last rows see most keys: they start first.
         tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    places, end = tile_rows(
-        rows_BT + sequence * num_queries,
-        ends_BT + sequence * num_queries,
-        tile * ROWS,
-        num_queries,
-        shared,
-        group,
-        num_heads,
-        ROWS,
-    )
+    rows, ends = rows_BT + sequence * num_queries, ends_BT + sequence * num_queries
+    places, end = tile_rows(rows, ends, tile * ROWS, num_queries, shared, group, num_heads, ROWS)
     live = end > 0
-    q_main, q_rest = load_parts(q, places, live, KEY_WIDTH, KEY_WIDTH, KEY_MAIN, KEY_REST, OPERAND)
+    q_main, q_rest = load_parts(q, places, live, KEY.total, KEY, OPERAND)
     high = tl.max(end, 0)
     # Up to here every row of the tile sees every key.
     low = tl.min(tl.where(live, end, high), 0) // KEYS * KEYS
     factor = scale * LOG2_E
     keys = store + group * group_stride
     table = keys_BS + sequence * num_keys
-    state = _empty(ROWS, VALUE_MAIN, VALUE_REST)
+    state = no_keys(ROWS, VALUE)
     begin = 0
     last = high
     if SPLIT:
@@ -253,72 +158,23 @@ def _attend_forward(
         last = tl.minimum(begin + SEGMENT, high)
     for first in range(begin, last, SEGMENT):
         stop = tl.minimum(first + SEGMENT, high)
-        added = _empty(ROWS, VALUE_MAIN, VALUE_REST)
+        added = no_keys(ROWS, VALUE)
         added = _add_tiles(
             added, q_main, q_rest, keys, table, end, first, stop, low, high, factor, row_width, value_start,
-            KEY_WIDTH, VALUE_WIDTH, KEY_MAIN, KEY_REST, VALUE_MAIN, VALUE_REST, KEYS, OPERAND,
+            KEY, VALUE, KEYS, OPERAND,
         )  # fmt: skip
         if ONE:
             state = added
         else:
-            state = _merge(state, added, VALUE_REST)
+            state = merge(state, added, VALUE)
     if SPLIT:
         # The rows of one sequence and segment stand together, head by head.
         place = (tl.program_id(2) % segments * (zero + tl.num_programs(2) // segments) + sequence) * num_heads
         place += group * shared + tl.arange(0, ROWS)
         if begin < high:
-            _store_segment(state, partial, tops, totals, place, live, VALUE_WIDTH, VALUE_MAIN, VALUE_REST)
+            store_segment(state, (partial, tops, totals), place, live, VALUE)
     else:
-        _store_result(state, out, lse, places, live, VALUE_WIDTH, VALUE_MAIN, VALUE_REST)
-
-
-@triton.jit
-def _store_segment(
-    state, partial, tops, totals, place, live, VALUE_WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
-):
-    values, rest, top, total = state
-    tl.store(tops + place, top, mask=live)
-    tl.store(totals + place, total, mask=live)
-    channel = tl.arange(0, MAIN)
-    keep = live[:, None] & (channel < VALUE_WIDTH)[None, :]
-    tl.store(partial + place[:, None] * VALUE_WIDTH + channel[None, :], values, mask=keep)
-    if REST:
-        channel = MAIN + tl.arange(0, REST)
-        keep = live[:, None] & (channel < VALUE_WIDTH)[None, :]
-        tl.store(partial + place[:, None] * VALUE_WIDTH + channel[None, :], rest, mask=keep)
-
-
-@triton.jit
-def _merge_segments(
-    partial,
-    tops,
-    totals,
-    rows_BT,
-    ends_BT,
-    out,
-    lse,
-    num_rows,
-    num_heads,
-    VALUE_WIDTH: tl.constexpr,
-    VALUE_MAIN: tl.constexpr,
-    VALUE_REST: tl.constexpr,
-    ROWS: tl.constexpr,
-    SEGMENT: tl.constexpr,
-):
-    """Merge the segments of some (sequence, head) rows of a decoding window in their order."""
-    place = (tl.full((), 0, tl.int64) + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
-    inside = place < num_rows
-    end = tl.load(ends_BT + place // num_heads, mask=inside, other=0).to(tl.int32)
-    row = tl.load(rows_BT + place // num_heads, mask=inside, other=0).to(tl.int64)
-    state = _empty(ROWS, VALUE_MAIN, VALUE_REST)
-    for first in range(0, tl.max(end, 0), SEGMENT):
-        live = first < end
-        at = (first // SEGMENT) * (tl.full((), 0, tl.int64) + num_rows) + place
-        values, rest = load_parts(partial, at, live, VALUE_WIDTH, VALUE_WIDTH, VALUE_MAIN, VALUE_REST, tl.float32)
-        top = tl.load(tops + at, mask=live, other=LOWEST)
-        total = tl.load(totals + at, mask=live, other=0.0)
-        state = _merge(state, (values, rest, top, total), VALUE_REST)
-    _store_result(state, out, lse, row * num_heads + place % num_heads, end > 0, VALUE_WIDTH, VALUE_MAIN, VALUE_REST)
+        store_result(state, out, lse, places, live, VALUE)
 
 
 def attend_forward(
@@ -357,10 +213,7 @@ def _attend_window(
     shared = num_heads // num_groups
     segments = triton.cdiv(num_keys, SEGMENT)
     split = num_queries == 1 and segments > 1 and shared <= 64
-    partial, tops, totals = out_NHV, lse_NH, lse_NH
-    if split:
-        partial = torch.empty(segments, num_sequences, *out_NHV.shape[1:], dtype=torch.float32, device=q_NHK.device)
-        tops, totals = (torch.empty(partial.shape[:3], dtype=torch.float32, device=q_NHK.device) for _ in range(2))
+    parts = room_for_segments(segments, num_sequences, out_NHV) if split else (out_NHV, lse_NH, lse_NH)
     arguments = (
         q_NHK,
         rows_GSW,
@@ -369,9 +222,7 @@ def _attend_window(
         window.keys_BS,
         out_NHV,
         lse_NH,
-        partial,
-        tops,
-        totals,
+        *parts,
         scale,
         num_queries,
         num_keys,
@@ -394,8 +245,8 @@ def _attend_window(
         tiles = tiles or default_tiles(q_NHK, num_queries * shared)
         _attend_forward[(triton.cdiv(num_queries * shared, tiles.rows), *programs)](
             *arguments,
-            **key_shape(q_NHK.shape[2]),
-            **value_shape(out_NHV.shape[2]),
+            KEY=split_width(q_NHK.shape[2]),
+            VALUE=split_width(out_NHV.shape[2]),
             **walk,
             ROWS=tiles.rows,
             KEYS=tiles.keys,
@@ -404,24 +255,7 @@ def _attend_window(
             num_stages=tiles.num_stages,
         )
     if split:
-        _merge_window(window, (partial, tops, totals), out_NHV, lse_NH)
-
-
-def _merge_window(window: Window, parts: tuple[Tensor, Tensor, Tensor], out_NHV: Tensor, lse_NH: Tensor) -> None:
-    rows, num_heads = 16, out_NHV.shape[1]
-    num_rows = window.rows_BT.numel() * num_heads
-    _merge_segments[(triton.cdiv(num_rows, rows),)](
-        *parts,
-        window.rows_BT,
-        window.ends_BT,
-        out_NHV,
-        lse_NH,
-        num_rows,
-        num_heads,
-        **value_shape(out_NHV.shape[2]),
-        ROWS=rows,
-        SEGMENT=SEGMENT,
-    )
+        merge_window(window, parts, SEGMENT, out_NHV, lse_NH)
 
 
 def fits_hopper(q_NHK: Tensor, rows_GSW: Tensor, value_start: int, value_width: int) -> bool:
@@ -429,18 +263,6 @@ def fits_hopper(q_NHK: Tensor, rows_GSW: Tensor, value_start: int, value_width: 
     widths = q_NHK.shape[2] == value_width and value_width in (64, 128)
     aligned = rows_GSW.shape[2] % 16 == 0 and value_start % 16 == 0
     return q_NHK.dtype == torch.bfloat16 and widths and aligned and on_hopper(q_NHK)
-
-
-def key_shape(width: int) -> dict[str, int]:
-    """Compile-time arguments that describe a key's width."""
-    main, rest = split_width(width)
-    return {"KEY_WIDTH": width, "KEY_MAIN": main, "KEY_REST": rest}
-
-
-def value_shape(width: int) -> dict[str, int]:
-    """Compile-time arguments that describe a value's width."""
-    main, rest = split_width(width)
-    return {"VALUE_WIDTH": width, "VALUE_MAIN": main, "VALUE_REST": rest}
 
 
 def default_tiles(q_NHK: Tensor, num_rows: int) -> Tiles:

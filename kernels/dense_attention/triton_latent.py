@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.dense_attention.triton_backward import SavedRows
-from samepath.kernels.sparse_attention.triton_backward import SavedRows as SelectedRows
 from samepath.kernels.sparse_attention.triton_backward import attend_backward
 from samepath.kernels.sparse_attention.triton_forward import attend_forward
+from samepath.kernels.sparse_attention.triton_gradients import SavedRows as SelectedRows
 from samepath.kernels.window import AttentionPlan
 
 INDEX_ELEMENTS = 1 << 24

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.experts.triton_rows import Layout
+from samepath.kernels.experts.triton_layout import Layout
 from samepath.kernels.gpu.tiles import GROUP_TILES, Tiles, default_tiles, operand_type, tile_place
 
 

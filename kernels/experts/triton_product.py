@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.experts.triton_grouped_product import grouped_outer_product, grouped_product, source_rows
-from samepath.kernels.experts.triton_rows import Layout, combine, group_rows, spread_rows
+from samepath.kernels.experts.triton_layout import Layout, group_rows
+from samepath.kernels.experts.triton_rows import combine, spread_rows
 from samepath.kernels.gpu.loading import interpreting
 from samepath.kernels.gpu.tiles import (
     GROUP_TILES,
@@ -201,8 +202,9 @@ class _ExpertProduct(torch.autograd.Function):
         if ids_NX.numel() and fits_hopper(x_ND, down_EDF):
             # Gluon has no interpreter, and older Triton no Gluon.
             import samepath.kernels.experts.hopper_product as hopper
+            from samepath.kernels.experts.hopper_producer import BLOCK, CONSUMERS
 
-            layout = group_rows(ids_NX, gate_up_EGD.shape[0], hopper.BLOCK.value, hopper.CONSUMERS.value)
+            layout = group_rows(ids_NX, gate_up_EGD.shape[0], BLOCK.value, CONSUMERS.value)
             x_RD, _ = spread_rows(x_ND, None, layout)
             hidden_RF, products = hopper.gated_units(x_RD, gate_up_EGD, layout, keep)
             y_RD = hopper.grouped_product(hidden_RF, down_EDF, layout, transposed=True)

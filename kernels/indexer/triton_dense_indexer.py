@@ -1,7 +1,7 @@
 """The indexer's loss over all keys with its gradients (Triton): KL(p ‖ softmax(I)) row by row, from attention mass and index logits of some rows.
 
 The forward keeps two numbers per row, Σ mass and logsumexp(I). The backward makes the mass again, some rows at a time, and recomputes the index
-products in two kernels: one of query rows (queries and head weights), one of keys; nothing is added by atomics.
+products in the kernels of `triton_dense_gradients`.
 
 Axes: N query rows, S key rows of the store or of a window, I indexer heads, J index head width; B, T of a window as in `window.py`; C products of
 one step, (query row, head) pairs.
@@ -16,13 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.dense_attention.triton_backward import add_part, seeing_queries
 from samepath.kernels.gpu.loading import interpreting
-from samepath.kernels.gpu.tiles import operand_type
 from samepath.kernels.indexer.dense_indexer import Teacher
+from samepath.kernels.indexer.triton_dense_gradients import key_gradients, row_gradients, tile_shape
 from samepath.kernels.indexer.triton_index_logits import index_logits
 from samepath.kernels.indexer.triton_mass import window_mass
-from samepath.kernels.sparse_attention.triton_backward import add_pairs_in_order
+from samepath.kernels.sparse_attention.triton_pairs import add_pairs_in_order
 from samepath.kernels.window import AttentionPlan
 
 PIECE_ELEMENTS = 1 << 27
@@ -86,150 +85,6 @@ def _row_losses(mass, logits, rows, ends, losses, sums, lses, num_keys, KEYS: tl
         tl.store(lses + row, lse)
 
 
-@triton.jit
-def _pair_gradients(
-    k_KJ, q_CJ, weight_C, mass_TS, lse_T, sum_T, upstream_T, seen, ROWS: tl.constexpr, HEADS: tl.constexpr
-):
-    """(ReLU(q·k) [KEYS, C], gradients of the logits [KEYS, ROWS], of the products [KEYS, C]) of a tile of keys and some rows."""
-    scores = tl.dot(k_KJ, tl.trans(q_CJ), input_precision="ieee")
-    positive = tl.maximum(scores, 0.0)
-    KEYS: tl.constexpr = scores.shape[0]
-    logits = tl.sum(tl.reshape(positive * weight_C[None, :], (KEYS, ROWS, HEADS)), 2)
-    grads = (tl.exp(logits - lse_T[None, :]) - mass_TS / sum_T[None, :]) * upstream_T[None, :]
-    grads = tl.where(seen, grads, 0.0)
-    spread = tl.reshape(tl.broadcast_to(grads[:, :, None], (KEYS, ROWS, HEADS)), (KEYS, ROWS * HEADS))
-    return positive, spread, tl.where(scores > 0, spread * weight_C[None, :], 0.0)
-
-
-@triton.jit
-def _row_gradients(
-    q,
-    k,
-    weights,
-    rows_BT,
-    ends_BT,
-    keys_BS,
-    mass,
-    sums,
-    lses,
-    upstream,
-    grad_q,
-    grad_weights,
-    num_queries,
-    num_keys,
-    num_heads,
-    width,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """Gradients of the queries and head weights of ROWS query rows."""
-    zero = tl.full((), 0, tl.int64)
-    sequence = zero + tl.program_id(1)
-    first_query = tl.program_id(0) * ROWS
-    query = first_query + tl.arange(0, ROWS)
-    end = tl.load(ends_BT + sequence * num_queries + query, mask=query < num_queries, other=0).to(tl.int32)
-    row = tl.load(rows_BT + sequence * num_queries + query, mask=query < num_queries, other=0).to(tl.int64)
-    sum_T = tl.load(sums + row, mask=end > 0, other=1.0)
-    lse_T = tl.load(lses + row, mask=end > 0, other=0.0)
-    upstream_T = tl.load(upstream + row, mask=end > 0, other=0.0)
-    head = tl.arange(0, ROWS * HEADS) % HEADS
-    pair_query = first_query + tl.arange(0, ROWS * HEADS) // HEADS
-    at = rows_BT + sequence * num_queries + pair_query
-    pair_row = tl.load(at, mask=pair_query < num_queries, other=0).to(tl.int64)
-    pair_end = tl.load(ends_BT + sequence * num_queries + pair_query, mask=pair_query < num_queries, other=0)
-    live_pair = (pair_end > 0) & (head < num_heads)
-    channel = tl.arange(0, WIDTH)
-    places = pair_row * num_heads + head
-    keep = live_pair[:, None] & (channel < width)[None, :]
-    q_CJ = tl.load(q + places[:, None] * width + channel[None, :], mask=keep, other=0.0).to(OPERAND)
-    weight_C = tl.load(weights + places, mask=live_pair, other=0.0).to(tl.float32)
-    grad_CJ = tl.zeros((ROWS * HEADS, WIDTH), tl.float32)
-    grad_weight = tl.zeros((ROWS * HEADS,), tl.float32)
-    high = tl.max(end, 0)
-    table = keys_BS + sequence * num_keys
-    slots = tl.arange(0, KEYS)
-    key_rows = tl.load(table + slots, mask=slots < high, other=0)
-    mass_of = mass + (sequence * num_queries + query)[None, :] * num_keys
-    for first in range(0, high, KEYS):
-        inside = (first + slots < high)[:, None] & (channel < width)[None, :]
-        k_KJ = tl.load(k + key_rows[:, None] * width + channel[None, :], mask=inside, other=0.0).to(OPERAND)
-        seen = (first + slots)[:, None] < end[None, :]
-        mass_KT = tl.load(mass_of + (first + slots)[:, None], mask=seen, other=0.0)
-        key_rows = tl.load(table + first + KEYS + slots, mask=first + KEYS + slots < high, other=0)
-        positive, spread, grads = _pair_gradients(
-            k_KJ, q_CJ, weight_C, mass_KT, lse_T, sum_T, upstream_T, seen, ROWS, HEADS
-        )
-        grad_weight += tl.sum(positive * spread, 0)
-        grad_CJ = tl.dot(tl.trans(grads.to(OPERAND)), k_KJ, grad_CJ, input_precision="ieee")
-    tl.store(grad_weights + places, grad_weight, mask=live_pair)
-    target = grad_q + places[:, None] * width + channel[None, :]
-    tl.store(target, grad_CJ.to(grad_q.dtype.element_ty), mask=keep)
-
-
-@triton.jit
-def _key_gradients(
-    q,
-    k,
-    weights,
-    rows_BT,
-    ends_BT,
-    keys_BS,
-    mass,
-    sums,
-    lses,
-    upstream,
-    target,
-    num_queries,
-    num_keys,
-    num_heads,
-    width,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """Gradients of one tile of keys: with PAIRS stored by sequence and place, else added to the rows' own."""
-    zero = tl.full((), 0, tl.int64)
-    sequence = zero + tl.program_id(1)
-    first_key = tl.program_id(0) * KEYS
-    slots = first_key + tl.arange(0, KEYS)
-    rows, ends = rows_BT + sequence * num_queries, ends_BT + sequence * num_queries
-    low, high, longest = seeing_queries(ends, num_queries, first_key)
-    live = slots < longest
-    key_rows = tl.load(keys_BS + sequence * num_keys + slots, mask=live, other=0)
-    channel = tl.arange(0, WIDTH)
-    inside = live[:, None] & (channel < width)[None, :]
-    k_KJ = tl.load(k + key_rows[:, None] * width + channel[None, :], mask=inside, other=0.0).to(OPERAND)
-    grad_KJ = tl.zeros((KEYS, WIDTH), tl.float32)
-    head = tl.arange(0, ROWS * HEADS) % HEADS
-    for first in range(low, high, ROWS):
-        query = first + tl.arange(0, ROWS)
-        end = tl.load(ends + query, mask=query < num_queries, other=0).to(tl.int32)
-        row = tl.load(rows + query, mask=query < num_queries, other=0).to(tl.int64)
-        sum_T = tl.load(sums + row, mask=end > 0, other=1.0)
-        lse_T = tl.load(lses + row, mask=end > 0, other=0.0)
-        upstream_T = tl.load(upstream + row, mask=end > 0, other=0.0)
-        pair_query = first + tl.arange(0, ROWS * HEADS) // HEADS
-        pair_row = tl.load(rows + pair_query, mask=pair_query < num_queries, other=0).to(tl.int64)
-        live_pair = (pair_query < num_queries) & (head < num_heads)
-        places = pair_row * num_heads + head
-        keep = live_pair[:, None] & (channel < width)[None, :]
-        q_CJ = tl.load(q + places[:, None] * width + channel[None, :], mask=keep, other=0.0).to(OPERAND)
-        weight_C = tl.load(weights + places, mask=live_pair, other=0.0).to(tl.float32)
-        seen = slots[:, None] < end[None, :]
-        mass_of = mass + (sequence * num_queries + query)[None, :] * num_keys
-        mass_KT = tl.load(mass_of + slots[:, None], mask=seen, other=0.0)
-        _, _, grads = _pair_gradients(k_KJ, q_CJ, weight_C, mass_KT, lse_T, sum_T, upstream_T, seen, ROWS, HEADS)
-        grad_KJ = tl.dot(grads.to(OPERAND), q_CJ, grad_KJ, input_precision="ieee")
-    place = sequence * num_keys + slots if PAIRS else key_rows
-    add_part(target, place, live, grad_KJ, 0, width, WIDTH, width, not PAIRS)
-
-
 def dense_indexer_loss(
     q_NIJ: Tensor, k_SJ: Tensor, weights_NI: Tensor, teacher: Teacher, plan: AttentionPlan
 ) -> Tensor:
@@ -274,21 +129,21 @@ class _DenseIndexerLoss(torch.autograd.Function):
         grad_q_NIJ = torch.zeros_like(q_NIJ)
         grad_weights_NI = torch.zeros(weights_NI.shape, dtype=torch.float32, device=q_NIJ.device)
         sums_SJ = torch.zeros(k_SJ.shape, dtype=torch.float32, device=k_SJ.device)
-        by_rows, by_keys = _tile_shape(q_NIJ, 256, 8), _tile_shape(q_NIJ, 64, 4)
+        by_rows, by_keys = tile_shape(q_NIJ, 256, 8), tile_shape(q_NIJ, 64, 4)
         for piece in _pieces(ctx.plan):
             mass_BTS = _mass(ctx.teacher, piece)
             num_sequences, num_queries, num_keys = mass_BTS.shape
             tables = (piece.rows_BT, piece.ends_BT, piece.keys_BS)
             inputs = (q_NIJ, k_SJ, weights_NI, *tables, mass_BTS, sums_N, lses_N, grads[0].contiguous())
             sizes = (num_queries, num_keys, num_heads, width)
-            _row_gradients[(triton.cdiv(num_queries, by_rows["ROWS"]), num_sequences)](
+            row_gradients[(triton.cdiv(num_queries, by_rows["ROWS"]), num_sequences)](
                 *inputs, grad_q_NIJ, grad_weights_NI, *sizes, **by_rows
             )
             pairs = num_sequences > 1
             target = sums_SJ
             if pairs:
                 target = torch.empty(num_sequences, num_keys, width, dtype=torch.float32, device=k_SJ.device)
-            _key_gradients[(triton.cdiv(num_keys, by_keys["KEYS"]), num_sequences)](
+            key_gradients[(triton.cdiv(num_keys, by_keys["KEYS"]), num_sequences)](
                 *inputs, target, *sizes, **by_keys, PAIRS=pairs
             )
             if pairs:
@@ -300,18 +155,3 @@ def _mass(teacher: Teacher, piece: _Piece) -> Tensor:
     return window_mass(
         teacher.q_NHK, teacher.kv_SK, teacher.lse_NH, piece.rows_BT, piece.ends_BT, piece.keys_BS, teacher.scale
     )
-
-
-def _tile_shape(q_NIJ: Tensor, keys: int, num_warps: int) -> dict[str, Any]:
-    """Compile-time arguments of a gradient kernel that works on `keys` keys at once."""
-    heads = triton.next_power_of_2(q_NIJ.shape[1])
-    small = interpreting() or q_NIJ.dtype == torch.float32
-    return {
-        "HEADS": heads,
-        "WIDTH": max(16, triton.next_power_of_2(q_NIJ.shape[2])),
-        "ROWS": max(1, (16 if small else 64) // heads),
-        "KEYS": 16 if interpreting() else 32 if small else keys,
-        "OPERAND": operand_type(q_NIJ.dtype),
-        "num_warps": 4 if small else num_warps,
-        "num_stages": 1 if small else 2,
-    }

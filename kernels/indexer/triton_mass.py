@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.dense_attention.triton_forward import key_shape, load_parts
 from samepath.kernels.gpu.loading import interpreting
+from samepath.kernels.gpu.row_parts import LOG2_E, load_parts, split_width
 from samepath.kernels.gpu.tiles import operand_type
-from samepath.kernels.sparse_attention.triton_forward import LOG2_E, fits_hopper
+from samepath.kernels.sparse_attention.triton_forward import fits_hopper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,7 @@ def _window_mass(
     num_queries,
     num_keys,
     num_heads,
-    KEY_WIDTH: tl.constexpr,
-    KEY_MAIN: tl.constexpr,
-    KEY_REST: tl.constexpr,
+    KEY: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -62,13 +60,13 @@ def _window_mass(
     if tl.program_id(0) * KEYS < high:
         live = slots < high
         key_rows = tl.load(keys_BS + sequence * num_keys + slots, mask=live, other=0)
-        k_main, k_rest = load_parts(kv, key_rows, live, KEY_WIDTH, KEY_WIDTH, KEY_MAIN, KEY_REST, OPERAND)
+        k_main, k_rest = load_parts(kv, key_rows, live, KEY.total, KEY, OPERAND)
         for head in range(num_heads):
             places = row * num_heads + head
-            q_main, q_rest = load_parts(q, places, end > 0, KEY_WIDTH, KEY_WIDTH, KEY_MAIN, KEY_REST, OPERAND)
+            q_main, q_rest = load_parts(q, places, end > 0, KEY.total, KEY, OPERAND)
             lse_M = tl.load(lse + places, mask=end > 0, other=float("inf")) * LOG2_E
             scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
-            if KEY_REST:
+            if KEY.rest:
                 scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
             total += tl.exp2(scores * (scale * LOG2_E) - lse_M[:, None])
     total = tl.where(slots[None, :] < end[:, None], total, 0.0)
@@ -110,7 +108,7 @@ def window_mass(
             num_queries,
             num_keys,
             q_NHK.shape[1],
-            **key_shape(q_NHK.shape[2]),
+            KEY=split_width(q_NHK.shape[2]),
             ROWS=tiles.rows,
             KEYS=tiles.keys,
             OPERAND=operand_type(q_NHK.dtype),

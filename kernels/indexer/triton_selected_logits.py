@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
 from samepath.kernels.gpu.tiles import operand_type
-from samepath.kernels.sparse_attention.triton_backward import add_pairs_in_order
+from samepath.kernels.sparse_attention.triton_pairs import add_pairs_in_order
 
 PAIR_BYTES = 1 << 31
 """Memory for the pair gradients of the rows that are worked on at once."""

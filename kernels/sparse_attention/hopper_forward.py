@@ -14,134 +14,25 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from samepath.kernels.gpu.gluon import block_barrier, copy_to_shared
+from samepath.kernels.gpu.gluon import block_barrier
+from samepath.kernels.sparse_attention.hopper_gather import (
+    HEADS,
+    KEYS,
+    MAIN,
+    REST,
+    SLICE,
+    SLICES,
+    SLOTS,
+    find_item,
+    gather_tiles,
+)
+from samepath.kernels.sparse_attention.hopper_values import add_values
 
-MAIN = gl.constexpr(512)
-"""Channels that keys and values share."""
-REST = gl.constexpr(64)
-"""Rotary channels, of the keys alone."""
-HEADS = gl.constexpr(64)
-"""Heads an item."""
-KEYS = gl.constexpr(64)
-"""Keys a tile."""
-SLICE = gl.constexpr(128)
-"""Channels a slot."""
-SLICES = gl.constexpr(4)
-"""Slots a tile, beside the rotary channels."""
-SLOTS = gl.constexpr(8)
-"""Slots in all: two tiles."""
 LOG2_E = gl.constexpr(1.4426950408889634)
 LAZY = gl.constexpr(8.0)
 """The maximum in use may lag behind the true one by this power of two before anything is rescaled; float32 has room for it."""
-
-
-@gluon.jit
-def copy_rows(base, rows, live, target, first, STRIDE: gl.constexpr, WIDTH: gl.constexpr, COPY: gl.constexpr):
-    """Start copying channels first … first + WIDTH − 1 of rows to shared memory; rows that are not live become 0."""
-    channel = first + gl.arange(0, WIDTH, gl.SliceLayout(0, COPY))
-    pointers = base + gl.expand_dims(rows.to(gl.int64) * STRIDE, 1) + gl.expand_dims(channel, 0)
-    copy_to_shared(target, pointers, mask=gl.expand_dims(live, 1))
-
-
-@gluon.jit
-def copy_key_rows(base, rows, live, main, rest, COPY: gl.constexpr):
-    """Start copying rows of width MAIN + REST into their two tiles, as one group of copies."""
-    copy_rows(base, rows, live, main, 0, MAIN + REST, MAIN, COPY)
-    copy_rows(base, rows, live, rest, MAIN, MAIN + REST, REST, COPY)
-    async_copy.commit_group()
-
-
-@gluon.jit
-def _find(item, work, PART: gl.constexpr):
-    """(output row, first head, row, first selected key, selected keys) of an item; beyond the last item no keys."""
-    counts, items, blocks, parts, _, _ = work
-    piece = item // blocks
-    first_head = (item - piece * blocks) * HEADS
-    row = piece
-    begin = 0
-    if PART > 0:
-        row = piece // parts
-        begin = (piece - row * parts) * PART
-    count = gl.load(counts + row, mask=item < items, other=0)
-    if PART > 0:
-        count = gl.maximum(gl.minimum(count - begin, PART), 0)
-    return piece, first_head, row, begin, count
-
-
-@gluon.jit
-def _fetch_queries(q, row, first_head, num_heads):
-    """Ask the second-level cache for an item's queries: all programs need their next ones at once, which memory alone would serve too late."""
-    LINES: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    WIDTH: gl.constexpr = MAIN + REST
-    # Lines of 128 bytes, hence 64 channels.
-    last = gl.minimum(num_heads - first_head, HEADS) * (WIDTH // 64) - 1
-    start = q + (row.to(gl.int64) * num_heads + first_head) * WIDTH
-    for step in gl.static_range((HEADS * WIDTH // 64 + 127) // 128):
-        line = gl.minimum(step * 128 + gl.arange(0, 128, LINES), last)
-        gl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [start + line * 64],
-            dtype=gl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@gluon.jit
-def _gather_tiles(q, kv, indices, work, queries, keys, PART: gl.constexpr):
-    """Role of one warpgroup: copy tile after tile into the slots as they become empty, and each item's queries behind its first tile."""
-    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    _, items, _, _, num_heads, num_selected = work
-    q_main, q_rest, q_full, q_empty = queries
-    k_main, k_rest, full, empty, rest_full, rest_empty = keys
-    place = gl.arange(0, KEYS, gl.SliceLayout(1, COPY))
-    n = 0
-    filled = 0
-    _, first_head, row, begin, count = _find(gl.program_id(0), work, PART)
-    start = row.to(gl.int64) * num_selected + begin
-    rows = gl.load(indices + start + place, mask=place < count, other=0)
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        _, next_head, next_row, next_begin, next_count = _find(item + gl.num_programs(0), work, PART)
-        next_start = next_row.to(gl.int64) * num_selected + next_begin
-        tiles = (count + KEYS - 1) // KEYS
-        for tile in range(tiles):
-            done = tile * KEYS + KEYS
-            live = place < count - tile * KEYS
-            # Indices are read one tile ahead, over the end of an item too.
-            ahead = gl.where(tile == tiles - 1, next_start, start + done)
-            most = gl.where(tile == tiles - 1, next_count, count - done)
-            next_rows = gl.load(indices + ahead + place, mask=place < most, other=0)
-            mbarrier.wait(rest_empty.index(n % 2), ((n // 2) & 1) ^ 1)
-            copy_rows(kv, rows, live, k_rest.index(n % 2), MAIN, MAIN + REST, REST, COPY)
-            # Each thread arrives when its own copies have landed.
-            async_copy.mbarrier_arrive(rest_full.index(n % 2), increment_count=False)
-            for part in gl.static_range(SLICES):
-                slot = n * SLICES + part
-                mbarrier.wait(empty.index(slot % SLOTS), ((slot // SLOTS) & 1) ^ 1)
-                copy_rows(kv, rows, live, k_main.index(slot % SLOTS), part * SLICE, MAIN + REST, SLICE, COPY)
-                async_copy.mbarrier_arrive(full.index(slot % SLOTS), increment_count=False)
-            if tile == 0:
-                mbarrier.wait(q_empty, (filled & 1) ^ 1)
-                q_rows = row.to(gl.int64) * num_heads + first_head + place
-                live_heads = place < num_heads - first_head
-                for part in gl.static_range(SLICES):
-                    copy_rows(q, q_rows, live_heads, q_main.index(part), part * SLICE, MAIN + REST, SLICE, COPY)
-                copy_rows(q, q_rows, live_heads, q_rest, MAIN, MAIN + REST, REST, COPY)
-                async_copy.mbarrier_arrive(q_full, increment_count=False)
-                filled += 1
-            if (tile == tiles // 2) & (item + gl.num_programs(0) < items):
-                _fetch_queries(q, next_row, next_head, num_heads)
-            rows = next_rows
-            n += 1
-        if tiles == 0:
-            rows = gl.load(indices + next_start + place, mask=place < next_count, other=0)
-        first_head = next_head
-        row = next_row
-        start = next_start
-        count = next_count
 
 
 @gluon.jit
@@ -165,9 +56,9 @@ def _score_tiles(lse, factor, work, queries, keys, handover, PART: gl.constexpr)
     n = 0
     event = 0
     filled = 0
-    piece, first_head, _, _, count = _find(gl.program_id(0), work, PART)
+    piece, first_head, _, _, count = find_item(gl.program_id(0), work, PART)
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        next_piece, next_head, _, _, next_count = _find(item + gl.num_programs(0), work, PART)
+        next_piece, next_head, _, _, next_count = find_item(item + gl.num_programs(0), work, PART)
         top = gl.full([HEADS], -1e30, gl.float32, ROWS)
         total = _sum_in_threads(zero)
         tiles = (count + KEYS - 1) // KEYS
@@ -229,90 +120,6 @@ def _score_tiles(lse, factor, work, queries, keys, handover, PART: gl.constexpr)
 
 
 @gluon.jit
-def _add_values(out, work, keys, handover, HALF: gl.constexpr, PART: gl.constexpr):
-    """Role of two warpgroups, every other slot of a tile each: output = output · rescale + P · V."""
-    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
-    ROWS: gl.constexpr = gl.SliceLayout(1, OUTPUT)
-    EACH: gl.constexpr = gl.BlockedLayout([1, HEADS // 8], [32, 1], [4, 1], [1, 0])
-    _, items, _, _, num_heads, _ = work
-    k_main, _, _, empty, _, rest_empty = keys
-    p_shared, factors, least, ready, taken = handover
-    n = 0
-    event = 0
-    piece, first_head, _, _, count = _find(gl.program_id(0), work, PART)
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        next_piece, next_head, _, _, next_count = _find(item + gl.num_programs(0), work, PART)
-        front = gl.zeros([HEADS, SLICE], gl.float32, OUTPUT)
-        back = gl.zeros([HEADS, SLICE], gl.float32, OUTPUT)
-        tiles = (count + KEYS - 1) // KEYS
-        for tile in range(tiles):
-            mbarrier.wait(ready, event & 1)
-            rescale = factors.load(ROWS)
-            if gl.min(gl.min(least.slice(0, 1, dim=0).load(EACH), 1), 0) < 1.0:
-                front = front * gl.expand_dims(rescale, 1)
-                back = back * gl.expand_dims(rescale, 1)
-            # Out of the way of the next tile's probabilities at once.
-            probs = p_shared.load(gl.DotOperandLayout(0, OUTPUT, 2))
-            block_barrier()
-            mbarrier.arrive(taken, count=1)
-            # The scores' role has waited for this tile's keys, and its fence covers them.
-            slot = n * SLICES + HALF
-            front = hopper.warpgroup_mma(probs, k_main.index(slot % SLOTS), front, is_async=True)
-            front = hopper.warpgroup_mma_wait(0, deps=[front])
-            block_barrier()
-            mbarrier.arrive(empty.index(slot % SLOTS), count=1)
-            if tile < tiles - 1:
-                # The scores of the next tile first: this half fills the time of its softmax.
-                mbarrier.wait(rest_empty.index((n + 1) % 2), ((n + 1) // 2) & 1)
-            back = hopper.warpgroup_mma(probs, k_main.index((slot + 2) % SLOTS), back, is_async=True)
-            back = hopper.warpgroup_mma_wait(0, deps=[back])
-            block_barrier()
-            mbarrier.arrive(empty.index((slot + 2) % SLOTS), count=1)
-            n += 1
-            event += 1
-        mbarrier.wait(ready, event & 1)
-        share = gl.expand_dims(factors.load(ROWS), 1)
-        block_barrier()
-        mbarrier.arrive(taken, count=1)
-        event += 1
-        live_heads = num_heads - first_head
-        q_row = piece.to(gl.int64) * num_heads + first_head
-        _store_slice(out + q_row * MAIN + HALF * SLICE, front * share, live_heads)
-        _store_slice(out + q_row * MAIN + (HALF + 2) * SLICE, back * share, live_heads)
-        piece = next_piece
-        first_head = next_head
-        count = next_count
-
-
-@gluon.jit
-def _store_slice(out, values, live_heads):
-    """Store [HEADS, SLICE] values; for bfloat16 four lanes exchange theirs first, two bits of the column in turn, so that each holds 16 bytes."""
-    if out.dtype.element_ty == gl.float32:
-        STORE: gl.constexpr = values.type.layout
-        final = values
-    else:
-        BETWEEN: gl.constexpr = gl.DistributedLinearLayout(
-            reg_bases=[[0, 1], [8, 0], [0, 2], [0, 16], [0, 32], [0, 64]],
-            lane_bases=[[0, 8], [0, 4], [1, 0], [2, 0], [4, 0]],
-            warp_bases=[[16, 0], [32, 0]],
-            block_bases=[],
-            shape=[64, 128],
-        )
-        STORE: gl.constexpr = gl.DistributedLinearLayout(
-            reg_bases=[[0, 1], [0, 2], [0, 4], [8, 0], [0, 32], [0, 64]],
-            lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
-            warp_bases=[[16, 0], [32, 0]],
-            block_bases=[],
-            shape=[64, 128],
-        )
-        final = gl.convert_layout(gl.convert_layout(values.to(gl.bfloat16), BETWEEN), STORE)
-    head = gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
-    channel = gl.arange(0, SLICE, gl.SliceLayout(0, STORE))
-    place = gl.expand_dims(head, 1) * MAIN + gl.expand_dims(channel, 0)
-    gl.store(out + place, final, mask=gl.expand_dims(head < live_heads, 1))
-
-
-@gluon.jit
 def _attend_items(
     q, kv, indices, counts, out, lse, scale, items, blocks, parts, num_heads, num_selected, PART: gl.constexpr
 ):
@@ -352,10 +159,10 @@ def _attend_items(
     handover = (p_shared, factors, least, ready, taken)
     gl.warp_specialize(
         [
-            (_add_values, (out, work, keys, handover, 0, PART)),
-            (_add_values, (out, work, keys, handover, 1, PART)),
+            (add_values, (out, work, keys, handover, 0, PART)),
+            (add_values, (out, work, keys, handover, 1, PART)),
             (_score_tiles, (lse, scale * LOG2_E, work, queries, keys, handover, PART)),
-            (_gather_tiles, (q, kv, indices, work, queries, keys, PART)),
+            (gather_tiles, (q, kv, indices, work, queries, keys, PART)),
         ],
         [4, 4, 4],
         [176, 120, 40],

@@ -1,4 +1,4 @@
-"""P and dS of sparse attention, and its mass, for Hopper at the published widths (Gluon): the products that need the keys as right operands.
+"""P and dS of sparse attention for Hopper at the published widths (Gluon): the products that need the keys as right operands.
 
 A program takes all keys of a row for 128 heads. Queries stay in shared memory, output gradients, as left operands, in registers; the keys pass
 through a ring of 64 channels a slot, gathered once for all heads and both products. One warpgroup gathers, each of the others has 64 heads.
@@ -17,24 +17,22 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 from samepath.kernels.gpu.gluon import block_barrier
-from samepath.kernels.sparse_attention.hopper_forward import LOG2_E, MAIN, REST, copy_rows
+from samepath.kernels.sparse_attention.hopper_forward import LOG2_E
+from samepath.kernels.sparse_attention.hopper_gather import MAIN, copy_rows
+from samepath.kernels.sparse_attention.hopper_ring import (
+    HEADS,
+    KEYS,
+    PART,
+    PARTS,
+    copy_queries,
+    gather_parts,
+    head_blocks,
+    make_ring,
+    slot_of,
+)
 
-HEADS = gl.constexpr(64)
-"""Heads a warpgroup."""
-KEYS = gl.constexpr(64)
-"""Keys a tile."""
-PART = gl.constexpr(64)
-"""Channels of a slot of the ring."""
-PARTS = gl.constexpr(9)
-"""Slots: the ring holds one tile of MAIN + REST channels."""
 VALUE_PARTS = gl.constexpr(8)
 """Slots whose channels belong to the value."""
-
-
-@gluon.jit
-def _slot_of(column):
-    """Which key of a tile stands in a column of the products: column 8·j + 2·l + b of 32 is key 8·l + 2·j + b."""
-    return column // 32 * 32 + column % 8 // 2 * 8 + column % 32 // 8 * 2 + column % 2
 
 
 @gluon.jit
@@ -44,27 +42,6 @@ def _neighbours(values, LAYOUT: gl.constexpr):
     WIDTH: gl.constexpr = values.shape[1]
     grouped = values.reshape([ROWS, WIDTH // 32, 4, 4, 2]).permute([0, 1, 3, 2, 4])
     return gl.convert_layout(grouped.reshape([ROWS, WIDTH]), LAYOUT)
-
-
-@gluon.jit
-def _gather_parts(kv, rows_of, count, ring, barriers):
-    """Role of one warpgroup: copy the parts of tile after tile into the ring."""
-    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    full, empty = barriers
-    slots = _slot_of(gl.arange(0, KEYS, gl.SliceLayout(1, COPY)))
-    rows = gl.load(rows_of + slots, mask=slots < count, other=0)
-    for tile in range((count + KEYS - 1) // KEYS):
-        live = slots < count
-        slots += KEYS
-        # Read ahead, so that the gather of the next tile waits for no index.
-        rows_ahead = gl.load(rows_of + slots, mask=slots < count, other=0)
-        for part in gl.static_range(PARTS):
-            # The first arrivals on `empty` say that the ring has served its other purpose.
-            mbarrier.wait(empty.index(part), tile & 1)
-            copy_rows(kv, rows, live, ring.index(part), part * PART, MAIN + REST, PART, COPY)
-            # Each thread arrives when its own copies have landed.
-            async_copy.mbarrier_arrive(full.index(part), increment_count=False)
-        rows = rows_ahead
 
 
 @gluon.jit
@@ -90,7 +67,6 @@ def _left_parts(grad_out, rows, live, ring, FIRST: gl.constexpr, BLOCK: gl.const
 def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     """Role of a warpgroup: P and dS of its 64 heads."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
-    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     # What the products' layout becomes when keys are back in their order.
     STORE: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [8, 0], [0, 32]],
@@ -104,10 +80,7 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     queries, ring = shared
     full, empty = barriers
     first_head = BLOCK * HEADS
-    heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
-    for part in gl.static_range(PARTS):
-        target = queries.index(BLOCK * PARTS + part)
-        copy_rows(q, q_row + heads, heads < live_heads, target, part * PART, MAIN + REST, PART, COPY)
+    heads = copy_queries(q, q_row, live_heads, queries, BLOCK)
     front = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 0, BLOCK)
     back = _left_parts(grad_out, q_row + heads, heads < live_heads, ring, 4, BLOCK)
     upstream = front + back
@@ -120,7 +93,7 @@ def _score_heads(row_values, results, shared, barriers, BLOCK: gl.constexpr):
     # A padded head must give P = 0 without NaN.
     lse_H = gl.load(lse + q_row + row_head, mask=row_head < live_heads, other=float("inf")) * LOG2_E
     delta_H = gl.load(delta + q_row + row_head, mask=row_head < live_heads, other=0.0) * scale
-    key = _slot_of(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES)))
+    key = slot_of(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES)))
     store_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, STORE))
     store_key = gl.arange(0, KEYS, gl.SliceLayout(0, STORE))
     place = gl.expand_dims(store_head * KEYS, 1) + gl.expand_dims(store_key, 0)
@@ -168,19 +141,11 @@ def _attention_scores(
     num_tiles,
     BLOCKS: gl.constexpr,
 ):
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     row = gl.program_id(1).to(gl.int64)
     first_head = gl.program_id(0) * (BLOCKS * HEADS)
     padded_heads = gl.num_programs(0) * (BLOCKS * HEADS)
     q_row = row * num_heads + first_head
-    queries = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS * PARTS, HEADS, PART], SHARED)
-    ring = gl.allocate_shared_memory(gl.bfloat16, [PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(PARTS):
-        # All 128 gathering threads arrive.
-        mbarrier.init(full.index(slot), count=128)
-        mbarrier.init(empty.index(slot), count=BLOCKS)
+    queries, ring, full, empty = make_ring(BLOCKS)
     count = gl.load(counts + row)
     rows_of = indices + row * num_selected
     first = (row * num_tiles * padded_heads + first_head) * KEYS
@@ -193,7 +158,7 @@ def _attention_scores(
             [
                 (_score_heads, (row_values, results, shared, barriers, 0)),
                 (_score_heads, (row_values, results, shared, barriers, 1)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers)),
+                (gather_parts, (kv, rows_of, count, ring, barriers)),
             ],
             [4, 4],
             [232, 40],
@@ -202,105 +167,11 @@ def _attention_scores(
         gl.warp_specialize(
             [
                 (_score_heads, (row_values, results, shared, barriers, 0)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers)),
+                (gather_parts, (kv, rows_of, count, ring, barriers)),
             ],
             [4],
             [40],
         )
-
-
-@gluon.jit
-def _sum_heads(row_values, mass_row, shared, barriers, BLOCK: gl.constexpr):
-    """Role of a warpgroup: P of its 64 heads, summed."""
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
-    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    q, lse, q_row, live_heads, count, scale = row_values
-    queries, ring = shared
-    full, empty = barriers
-    first_head = BLOCK * HEADS
-    heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, COPY))
-    for part in gl.static_range(PARTS):
-        target = queries.index(BLOCK * PARTS + part)
-        copy_rows(q, q_row + heads, heads < live_heads, target, part * PART, MAIN + REST, PART, COPY)
-    async_copy.commit_group()
-    async_copy.wait_group(0)
-    hopper.fence_async_shared()
-    block_barrier()
-    for slot in gl.static_range(PARTS):
-        mbarrier.arrive(empty.index(slot), count=1)
-    zero = gl.zeros([HEADS, KEYS], gl.float32, SCORES)
-    row_head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, SCORES))
-    # A padded head must give P = 0 without NaN.
-    lse_H = gl.load(lse + q_row + row_head, mask=row_head < live_heads, other=float("inf")) * LOG2_E
-    key = _slot_of(gl.arange(0, KEYS, LINE))
-    for tile in range((count + KEYS - 1) // KEYS):
-        scores = zero
-        # 0 always, but the compiler cannot know: it would keep the addresses of all operands in registers.
-        nothing = tile >> 26
-        for part in gl.static_range(PARTS):
-            mbarrier.wait(full.index(part), tile & 1)
-            keys = ring.index(part + nothing).permute((1, 0))
-            query_part = queries.index(BLOCK * PARTS + part + nothing)
-            scores = hopper.warpgroup_mma(query_part, keys, scores, use_acc=part > 0, is_async=True)
-            if part > 0:
-                # All but this part's product are done.
-                scores = hopper.warpgroup_mma_wait(1, deps=[scores])
-                mbarrier.arrive(empty.index(part - 1), count=1)
-        scores = hopper.warpgroup_mma_wait(0, deps=[scores])
-        mbarrier.arrive(empty.index(PARTS - 1), count=1)
-        probs = gl.exp2(scores * (scale * LOG2_E) - gl.expand_dims(lse_H, 1))
-        place = tile * KEYS + key
-        gl.store(mass_row + place, gl.convert_layout(gl.sum(probs, 0), LINE), mask=place < count)
-
-
-@gluon.jit
-def _attention_mass(q, kv, indices, counts, lse, scale, mass, num_heads, num_selected, BLOCKS: gl.constexpr):
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    row = gl.program_id(1).to(gl.int64)
-    num_rows = gl.num_programs(1)
-    first_head = gl.program_id(0) * (BLOCKS * HEADS)
-    queries = gl.allocate_shared_memory(gl.bfloat16, [BLOCKS * PARTS, HEADS, PART], SHARED)
-    ring = gl.allocate_shared_memory(gl.bfloat16, [PARTS, KEYS, PART], SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [PARTS, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(PARTS):
-        # All 128 gathering threads arrive.
-        mbarrier.init(full.index(slot), count=128)
-        mbarrier.init(empty.index(slot), count=BLOCKS)
-    count = gl.load(counts + row)
-    rows_of = indices + row * num_selected
-    row_values = (q, lse, row * num_heads + first_head, num_heads - first_head, count, scale)
-    # Each warpgroup has a line of its own.
-    line = (gl.program_id(0) * BLOCKS * num_rows + gl.program_id(1)).to(gl.int64) * num_selected
-    mass_row = mass + line
-    shared = (queries, ring)
-    barriers = (full, empty)
-    if BLOCKS == 2:
-        other_row = mass_row + num_rows.to(gl.int64) * num_selected
-        gl.warp_specialize(
-            [
-                (_sum_heads, (row_values, mass_row, shared, barriers, 0)),
-                (_sum_heads, (row_values, other_row, shared, barriers, 1)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers)),
-            ],
-            [4, 4],
-            [216, 72],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_sum_heads, (row_values, mass_row, shared, barriers, 0)),
-                (_gather_parts, (kv, rows_of, count, ring, barriers)),
-            ],
-            [4],
-            [40],
-        )
-
-
-def head_blocks(num_heads: int) -> tuple[int, int]:
-    """(programs per row, warpgroups of 64 heads in each)."""
-    return (1, 1) if num_heads <= HEADS.value else (triton.cdiv(num_heads, 2 * HEADS.value), 2)
 
 
 def attention_scores(
@@ -338,17 +209,3 @@ def attention_scores(
         num_warps=4,
     )
     return probs, grads
-
-
-def attention_mass(
-    q_NHK: Tensor, kv_SK: Tensor, indices_NC: Tensor, count_N: Tensor, lse_NH: Tensor, scale: float
-) -> Tensor:
-    """float32 [N, C], as `triton_mass.attention_mass`."""
-    num_rows, num_heads, _ = q_NHK.shape
-    programs, blocks = head_blocks(num_heads)
-    num_selected = indices_NC.shape[1]
-    mass = torch.zeros(programs * blocks, num_rows, num_selected, dtype=torch.float32, device=q_NHK.device)
-    _attention_mass[(programs, num_rows)](
-        q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale, mass, num_heads, num_selected, BLOCKS=blocks, num_warps=4
-    )
-    return mass.sum(0)

@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
+from samepath.kernels.gpu.row_parts import LOG2_E, load_rows
 from samepath.kernels.gpu.tiles import operand_type
-from samepath.kernels.sparse_attention.triton_forward import LOG2_E, fits_hopper, load_rows, split_width
+from samepath.kernels.sparse_attention.triton_forward import fits_hopper, widths
 
 PARTS_AT_ONCE = tl.constexpr(16)
 """Parts that one step of the final sum holds."""
@@ -54,16 +55,18 @@ def _attend_parts(
     num_selected,
     num_parts,
     blocks,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     PART: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
     """Output of one part of a row's keys, divided by its own sum, and the base-2 logarithm of that sum; nothing for a part without keys."""
+    KEY_WIDTH: tl.constexpr = KEY.total
+    VALUE_WIDTH: tl.constexpr = VALUE.total
+    MAIN: tl.constexpr = KEY.main
+    REST: tl.constexpr = KEY.rest
     # Blocks of heads stand next to each other, so that the second finds its keys in the cache.
     program = tl.program_id(0)
     row = (program // (blocks * num_parts)).to(tl.int64)
@@ -231,7 +234,6 @@ def _launch_parts(
     num_parts = partial[0].shape[1]
     heads = max(16, min(cut.heads, triton.next_power_of_2(num_heads)))
     blocks = triton.cdiv(num_heads, heads)
-    main, rest = split_width(key_width)
     _attend_parts[(num_rows * num_parts * blocks,)](
         q_NHK,
         kv_SK,
@@ -243,10 +245,7 @@ def _launch_parts(
         indices_NC.shape[1],
         num_parts,
         blocks,
-        KEY_WIDTH=key_width,
-        VALUE_WIDTH=partial[0].shape[3],
-        MAIN=main,
-        REST=rest,
+        **widths(key_width, partial[0].shape[3]),
         HEADS=heads,
         KEYS=cut.keys,
         PART=cut.part,

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from samepath.kernels.gpu.loading import interpreting
+from samepath.kernels.gpu.row_parts import LOG2_E, Width, front_width, score_rows, split_width, store_parts
 from samepath.kernels.gpu.tiles import on_hopper, operand_type
-
-LOG2_E = tl.constexpr(1.4426950408889634)
+from samepath.kernels.sparse_attention.triton_softmax import add_tile, load_heads, no_keys
 
 MOST_ROWS = 65520
 """Rows of one launch: the limit of a grid's second axis, rounded down so that later pieces stay aligned to 16."""
@@ -42,22 +42,6 @@ def row_launches(num_rows: int, most: int | None = None) -> list[slice]:
     return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
-def split_width(width: int) -> tuple[int, int]:
-    """(largest power of two ≤ width, padded power of two that holds the rest, 0 for none); each at least 16."""
-    main = max(16, 1 << (width.bit_length() - 1))
-    return main, 0 if width <= main else max(16, triton.next_power_of_2(width - main))
-
-
-@triton.jit
-def load_rows(base, rows, first, stop, stride, live, WIDTH: tl.constexpr, FULL: tl.constexpr):
-    """Channels first … first + WIDTH − 1 of the given rows; 0 for rows that are not live and channels from `stop` on."""
-    channel = first + tl.arange(0, WIDTH)
-    pointers = base + rows[:, None] * stride + channel[None, :]
-    if FULL:
-        return tl.load(pointers, mask=live[:, None], other=0.0)
-    return tl.load(pointers, mask=live[:, None] & (channel < stop)[None, :], other=0.0)
-
-
 @triton.jit
 def _attend_forward(
     q,
@@ -69,10 +53,8 @@ def _attend_forward(
     scale,
     num_heads,
     num_selected,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -80,18 +62,10 @@ def _attend_forward(
     zero = tl.full((), 0, tl.int64)
     row = zero + tl.program_id(1)
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
-    live_head = head < num_heads
-    q_rows = row * num_heads + head
-    q_main = load_rows(q, q_rows, 0, KEY_WIDTH, KEY_WIDTH, live_head, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
-    if REST:
-        q_rest = load_rows(q, q_rows, MAIN, KEY_WIDTH, KEY_WIDTH, live_head, REST, MAIN + REST == KEY_WIDTH).to(OPERAND)
+    live_head, q_rows, q_main, q_rest = load_heads(q, row, head, num_heads, KEY, OPERAND)
     count = tl.load(counts + row)
     slots = tl.arange(0, KEYS)
-    accumulator = tl.zeros((HEADS, MAIN), tl.float32)
-    if VALUE_WIDTH > MAIN:
-        accumulator_rest = tl.zeros((HEADS, REST), tl.float32)
-    top = tl.full((HEADS,), float("-inf"), tl.float32)
-    total = tl.zeros((HEADS,), tl.float32)
+    state = no_keys(HEADS, VALUE)
     # Base 2 inside: the scale carries log2(e).
     factor = scale * LOG2_E
     rows_of = indices + row * num_selected
@@ -99,40 +73,16 @@ def _attend_forward(
     for first in range(0, count, KEYS):
         live = first + slots < count
         following = first + KEYS + slots
-        k_main = load_rows(kv, key_rows.to(tl.int64), 0, KEY_WIDTH, KEY_WIDTH, live, MAIN, MAIN <= KEY_WIDTH).to(
-            OPERAND
-        )
-        scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
-        if REST:
-            k_rest = load_rows(
-                kv, key_rows.to(tl.int64), MAIN, KEY_WIDTH, KEY_WIDTH, live, REST, MAIN + REST == KEY_WIDTH
-            ).to(OPERAND)
-            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
+        scores, k_main, k_rest = score_rows(q_main, q_rest, kv, key_rows.to(tl.int64), live, KEY.total, KEY, OPERAND)
         # Read ahead, so that the gather of the next tile waits for no index.
         key_rows = tl.load(rows_of + following, mask=following < count, other=0)
         scores = tl.where(live[None, :], scores * factor, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        rescale = tl.exp2(top - new_top)
-        probs = tl.exp2(scores - new_top[:, None])
-        total = total * rescale + tl.sum(probs, 1)
-        top = new_top
-        accumulator = tl.dot(probs.to(OPERAND), k_main, accumulator * rescale[:, None], input_precision="ieee")
-        if VALUE_WIDTH > MAIN:
-            accumulator_rest = tl.dot(
-                probs.to(OPERAND), k_rest, accumulator_rest * rescale[:, None], input_precision="ieee"
-            )
+        state = add_tile(state, scores, k_main, k_rest, VALUE, OPERAND)
+    values, rest, top, total = state
     divisor = tl.where(total > 0, total, 1.0)
     share = 1.0 / divisor
     tl.store(lse + q_rows, tl.where(total > 0, (top + tl.log2(divisor)) / LOG2_E, float("-inf")), mask=live_head)
-    channel = tl.arange(0, MAIN)
-    out_main = out + q_rows[:, None] * VALUE_WIDTH + channel[None, :]
-    keep = live_head[:, None] & (channel < VALUE_WIDTH)[None, :]
-    tl.store(out_main, (accumulator * share[:, None]).to(out.dtype.element_ty), mask=keep)
-    if VALUE_WIDTH > MAIN:
-        channel = MAIN + tl.arange(0, REST)
-        keep = live_head[:, None] & (channel < VALUE_WIDTH)[None, :]
-        out_rest = out + q_rows[:, None] * VALUE_WIDTH + channel[None, :]
-        tl.store(out_rest, (accumulator_rest * share[:, None]).to(out.dtype.element_ty), mask=keep)
+    store_parts(out, q_rows, live_head, VALUE.total, values, rest, share[:, None], VALUE)
 
 
 def attend_forward(
@@ -165,7 +115,6 @@ def attend_forward(
     if not lse_NH.numel():
         return out_NHV, lse_NH
     heads = max(16, min(tiles.heads, triton.next_power_of_2(num_heads)))
-    main, rest = split_width(key_width)
     _attend_forward[(triton.cdiv(num_heads, heads), num_rows)](
         q_NHK,
         kv_SK,
@@ -176,10 +125,7 @@ def attend_forward(
         scale,
         num_heads,
         indices_NC.shape[1],
-        KEY_WIDTH=key_width,
-        VALUE_WIDTH=value_width,
-        MAIN=main,
-        REST=rest,
+        **widths(key_width, value_width),
         HEADS=heads,
         KEYS=tiles.keys,
         OPERAND=operand_type(q_NHK.dtype),
@@ -187,6 +133,12 @@ def attend_forward(
         num_stages=tiles.num_stages,
     )
     return out_NHV, lse_NH
+
+
+def widths(key_width: int, value_width: int) -> dict[str, Width]:
+    """Compile-time arguments that describe a key and its front, the value."""
+    key = split_width(key_width)
+    return {"KEY": key, "VALUE": front_width(key, value_width)}
 
 
 def fits_hopper(q_NHK: Tensor, value_width: int) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samepath.kernels.sparse_attention.triton_backward import SavedRows, attend_backward
+from samepath.kernels.sparse_attention.triton_backward import attend_backward
 from samepath.kernels.sparse_attention.triton_decode import attend_decode
 from samepath.kernels.sparse_attention.triton_forward import attend_forward
+from samepath.kernels.sparse_attention.triton_gradients import SavedRows
 from samepath.kernels.sparse_attention.triton_mass import attention_mass
 
 FEW_ROWS = 1024

@@ -10,16 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from samepath.kernels.gpu.row_parts import LOG2_E, score_rows, split_width
 from samepath.kernels.gpu.tiles import operand_type
-from samepath.kernels.sparse_attention.triton_forward import (
-    LOG2_E,
-    Tiles,
-    default_tiles,
-    fits_hopper,
-    load_rows,
-    row_launches,
-    split_width,
-)
+from samepath.kernels.sparse_attention.triton_forward import Tiles, default_tiles, fits_hopper, row_launches
+from samepath.kernels.sparse_attention.triton_softmax import load_heads
 
 
 @triton.jit
@@ -33,9 +27,7 @@ def _attention_mass(
     scale,
     num_heads,
     num_selected,
-    KEY_WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
+    KEY: tl.constexpr,
     HEADS: tl.constexpr,
     KEYS: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -43,11 +35,7 @@ def _attention_mass(
     zero = tl.full((), 0, tl.int64)
     row = zero + tl.program_id(1)
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
-    live_head = head < num_heads
-    q_rows = row * num_heads + head
-    q_main = load_rows(q, q_rows, 0, KEY_WIDTH, KEY_WIDTH, live_head, MAIN, MAIN <= KEY_WIDTH).to(OPERAND)
-    if REST:
-        q_rest = load_rows(q, q_rows, MAIN, KEY_WIDTH, KEY_WIDTH, live_head, REST, MAIN + REST == KEY_WIDTH).to(OPERAND)
+    live_head, q_rows, q_main, q_rest = load_heads(q, row, head, num_heads, KEY, OPERAND)
     lse_H = tl.load(lse + q_rows, mask=live_head, other=float("inf")) * LOG2_E
     count = tl.load(counts + row)
     rows_of = indices + row * num_selected
@@ -55,15 +43,7 @@ def _attention_mass(
     for first in range(0, count, KEYS):
         slots = first + tl.arange(0, KEYS)
         live = slots < count
-        k_main = load_rows(kv, key_rows.to(tl.int64), 0, KEY_WIDTH, KEY_WIDTH, live, MAIN, MAIN <= KEY_WIDTH).to(
-            OPERAND
-        )
-        scores = tl.dot(k_main, tl.trans(q_main), input_precision="ieee")
-        if REST:
-            k_rest = load_rows(
-                kv, key_rows.to(tl.int64), MAIN, KEY_WIDTH, KEY_WIDTH, live, REST, MAIN + REST == KEY_WIDTH
-            ).to(OPERAND)
-            scores = tl.dot(k_rest, tl.trans(q_rest), scores, input_precision="ieee")
+        scores, _, _ = score_rows(q_main, q_rest, kv, key_rows.to(tl.int64), live, KEY.total, KEY, OPERAND, True)
         key_rows = tl.load(rows_of + slots + KEYS, mask=slots + KEYS < count, other=0)
         probs = tl.exp2(scores * (scale * LOG2_E) - lse_H[None, :])
         place = ((zero + tl.program_id(0)) * tl.num_programs(1) + row) * num_selected + slots
@@ -91,7 +71,7 @@ def attention_mass(
         )
     if tiles is None and num_rows and fits_hopper(q_NHK, 512):
         # Gluon has no interpreter, and older Triton no Gluon.
-        from samepath.kernels.sparse_attention.hopper_scores import attention_mass as hopper_attention_mass
+        from samepath.kernels.sparse_attention.hopper_mass import attention_mass as hopper_attention_mass
 
         result: Tensor = hopper_attention_mass(q_NHK, kv_SK, indices_NC, count_N, lse_NH, scale)
         return result
@@ -99,7 +79,6 @@ def attention_mass(
     heads = max(16, min(tiles.heads, triton.next_power_of_2(num_heads)))
     blocks = triton.cdiv(num_heads, heads)
     mass = torch.zeros(blocks, num_rows, indices_NC.shape[1], dtype=torch.float32, device=q_NHK.device)
-    main, rest = split_width(key_width)
     if mass.numel():
         _attention_mass[(blocks, num_rows)](
             q_NHK,
@@ -111,9 +90,7 @@ def attention_mass(
             scale,
             num_heads,
             indices_NC.shape[1],
-            KEY_WIDTH=key_width,
-            MAIN=main,
-            REST=rest,
+            KEY=split_width(key_width),
             HEADS=heads,
             KEYS=tiles.keys,
             OPERAND=operand_type(q_NHK.dtype),

@@ -12,27 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samepath.kernels.sparse_attention.triton_backward import row_deltas
-from samepath.kernels.sparse_attention.triton_forward import LOG2_E
-from samepath.kernels.window_attention.triton_forward import (
+from samepath.kernels.gpu.row_parts import LOG2_E, add_product, no_parts
+from samepath.kernels.sparse_attention.triton_deltas import row_deltas
+from samepath.kernels.window_attention.triton_bits import mask_bits
+from samepath.kernels.window_attention.triton_grid import (
     Grid,
     WindowTiles,
+    form,
+    head_main,
+    head_parts,
     head_tile,
     key_sources,
-    mapped,
-    mask_bits,
+    score_head,
     small_tiles,
     source,
-    value_widths,
-    widths,
+    store_head,
+    store_part,
+    window_rows,
 )
-
-
-@triton.jit
-def _store_head(target, rows, live, stride, head, first, stop, values, WIDTH: tl.constexpr, HEAD: tl.constexpr):
-    channel = first + tl.arange(0, WIDTH)
-    place = rows[:, None] * stride + head * HEAD + channel[None, :]
-    tl.store(target + place, values.to(target.dtype.element_ty), mask=live[:, None] & (channel < stop)[None, :])
 
 
 @triton.jit
@@ -56,80 +53,46 @@ def _window_backward_keys(
     v_row,
     v_head,
     num_words,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    VALUES: tl.constexpr,
+    FORM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-    MAPPED: tl.constexpr,
-    OPERAND: tl.constexpr,
 ):
     """Keys stay, queries pass; `words` are packed along the queries."""
+    OPERAND: tl.constexpr = FORM.operand
+    VALUE: tl.constexpr = FORM.values
     head = tl.program_id(1)
     sequence = tl.program_id(2)
     zero = tl.full((), 0, tl.int64)
     first_key = tl.program_id(0) * KEYS
-    key = first_key + tl.arange(0, KEYS)
-    inside = key < num_keys
-    key_row = (zero + sequence) * num_keys + key
-    first_key_row = sequence * num_keys + first_key
-    stride = num_heads * KEY_WIDTH
-    v_stride = num_heads * VALUE_WIDTH
-    FULL: tl.constexpr = MAIN <= KEY_WIDTH
-    FULL_REST: tl.constexpr = MAIN + REST == KEY_WIDTH
-    FULL_VALUE: tl.constexpr = VALUES <= VALUE_WIDTH
-    k_main = head_tile(
-        k, head, first_key_row, key_row, inside, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND
-    )
-    grad_main = tl.zeros((KEYS, MAIN), tl.float32)
-    if REST:
-        k_last = head_tile(
-            k_rest, head, first_key_row, key_row, inside, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
-        )  # fmt: skip
-        grad_last = tl.zeros((KEYS, REST), tl.float32)
-    values = head_tile(
-        v, head, first_key_row, key_row, inside, v_row, v_head, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
-    )
-    grad_values = tl.zeros((KEYS, VALUES), tl.float32)
+    rows = window_rows(sequence, first_key, num_keys, KEYS)
+    key, inside, key_row, _first_row = rows
+    v_stride = num_heads * VALUE.total
+    k_main, k_last = head_parts((k, k_rest), head, rows, num_heads, FORM)
+    grad_main, grad_last = no_parts(KEYS, FORM.keys)
+    values = head_main(v, head, rows, v_row, v_head, VALUE, FORM)
+    grad_values, _ = no_parts(KEYS, VALUE)
     factor = scale * LOG2_E
     numbers = (zero + sequence * num_heads + head) * num_queries
     # Query t of a sequence sees the keys before its first query's end + t.
     before = tl.load(ends + (zero + sequence) * num_queries) - 1
     for first in range(tl.maximum(first_key - before, 0) // QUERIES * QUERIES, num_queries, QUERIES):
-        place = first + tl.arange(0, QUERIES)
-        live = place < num_queries
-        row = (zero + sequence) * num_queries + place
-        first_row = sequence * num_queries + first
+        query_rows = window_rows(sequence, first, num_queries, QUERIES)
+        place, live, row, _first_row = query_rows
         end = tl.load(ends + row, mask=live, other=0)
-        q_main = head_tile(q, head, first_row, row, live, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND)
-        scores = tl.dot(k_main, tl.trans(q_main), input_precision="ieee")
-        if REST:
-            q_last = head_tile(
-                q_rest, head, first_row, row, live, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
-            )
-            scores = tl.dot(k_last, tl.trans(q_last), scores, input_precision="ieee")
+        scores, q_main, q_last = score_head(k_main, k_last, (q, q_rest), head, query_rows, num_heads, FORM)
         logs = tl.load(lse + numbers + place, mask=live, other=float("inf"))
         keep = key[:, None] < end[None, :]
-        if MASKED:
+        if FORM.masked:
             keep = keep & mask_bits(words, key_row, num_words, inside, first, QUERIES)
         probs = tl.where(keep, tl.exp2(scores * factor - logs[None, :]), 0.0)
-        grad_out = head_tile(
-            upstream, head, first_row, row, live, v_stride, VALUE_WIDTH, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
-        )  # fmt: skip
+        grad_out = head_main(upstream, head, query_rows, v_stride, VALUE.total, VALUE, FORM)
         grad_values = tl.dot(probs.to(OPERAND), grad_out, grad_values, input_precision="ieee")
         grad_probs = tl.dot(values, tl.trans(grad_out), input_precision="ieee")
         deltas = tl.load(delta + numbers + place, mask=live, other=0.0)
         grad_scores = (probs * (grad_probs - deltas[None, :])).to(OPERAND)
-        grad_main = tl.dot(grad_scores, q_main, grad_main, input_precision="ieee")
-        if REST:
-            grad_last = tl.dot(grad_scores, q_last, grad_last, input_precision="ieee")
-    _store_head(grad_k, key_row, inside, stride, head, 0, KEY_WIDTH, grad_main * scale, MAIN, KEY_WIDTH)
-    if REST:
-        _store_head(grad_k, key_row, inside, stride, head, MAIN, KEY_WIDTH, grad_last * scale, REST, KEY_WIDTH)
-    _store_head(grad_v, key_row, inside, v_stride, head, 0, VALUE_WIDTH, grad_values, VALUES, VALUE_WIDTH)
+        grad_main, grad_last = add_product(grad_scores, q_main, q_last, grad_main, grad_last, FORM.keys)
+    store_head(grad_k, head, rows, num_heads, grad_main, grad_last, scale, FORM.keys)
+    store_head(grad_v, head, rows, num_heads, grad_values, grad_values, 1.0, VALUE)
 
 
 @triton.jit
@@ -152,18 +115,19 @@ def _window_backward_queries(
     v_row,
     v_head,
     num_words,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    VALUES: tl.constexpr,
+    FORM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-    MAPPED: tl.constexpr,
-    OPERAND: tl.constexpr,
 ):
     """Queries stay, keys pass."""
+    KEY_WIDTH: tl.constexpr = FORM.keys.total
+    MAIN: tl.constexpr = FORM.keys.main
+    REST: tl.constexpr = FORM.keys.rest
+    VALUE_WIDTH: tl.constexpr = FORM.values.total
+    VALUES: tl.constexpr = FORM.values.main
+    MASKED: tl.constexpr = FORM.masked
+    MAPPED: tl.constexpr = FORM.mapped
+    OPERAND: tl.constexpr = FORM.operand
     # The last queries see most keys: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1)
@@ -219,9 +183,10 @@ def _window_backward_queries(
         grad_main = tl.dot(grad_scores, k_main, grad_main, input_precision="ieee")
         if REST:
             grad_last = tl.dot(grad_scores, k_last, grad_last, input_precision="ieee")
-    _store_head(grad_q, row, live, stride, head, 0, KEY_WIDTH, grad_main * scale, MAIN, KEY_WIDTH)
+    rows = (place, live, row, first_row)
+    store_part(grad_q, head, rows, num_heads, grad_main * scale, 0, FORM.keys, MAIN)
     if REST:
-        _store_head(grad_q, row, live, stride, head, MAIN, KEY_WIDTH, grad_last * scale, REST, KEY_WIDTH)
+        store_part(grad_q, head, rows, num_heads, grad_last * scale, MAIN, FORM.keys, REST)
 
 
 def window_backward(
@@ -243,13 +208,15 @@ def window_backward(
     grad_q, grad_k = torch.empty_like(grid.q_BTHK), torch.empty_like(grid.k_BSHK)
     grad_v = torch.empty(grid.v_BSHV.shape, dtype=grid.v_BSHV.dtype, device=grad_k.device)
 
+    shape = form(grid)
+
     def sources(tiles: WindowTiles) -> tuple[Any, ...]:
-        width = value_widths(grid)["VALUES"]
-        values = source(grid.v_BSHV, tiles.keys, width, mapped(grid))
+        width = shape.values.main
+        values = source(grid.v_BSHV, tiles.keys, width, shape.mapped)
         return (
             *key_sources(grid, tiles),
             values,
-            source(upstream_BTHV, tiles.queries, width, mapped(grid)),
+            source(upstream_BTHV, tiles.queries, width, shape.mapped),
             grid.ends_BT,
         )
 
@@ -267,12 +234,11 @@ def window_backward(
             grid.v_BSHV.stride(1),
             grid.v_BSHV.stride(2),
             0 if words is None else words.shape[2],
+            FORM=shape,
             QUERIES=tiles.queries,
             KEYS=tiles.keys,
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
-            **widths(grid),
-            **value_widths(grid),
         )
 
     key_steps, query_steps = triton.cdiv(num_keys, by_keys.keys), triton.cdiv(num_queries, by_queries.queries)

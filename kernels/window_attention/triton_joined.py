@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from samepath.kernels.window_attention.triton_backward import window_backward
-from samepath.kernels.window_attention.triton_forward import Grid, pack_bits, window_forward, window_mass
+from samepath.kernels.window_attention.triton_bits import pack_bits
+from samepath.kernels.window_attention.triton_forward import window_forward
+from samepath.kernels.window_attention.triton_grid import Grid
+from samepath.kernels.window_attention.triton_mass import window_mass
 
 
 def window_attend(

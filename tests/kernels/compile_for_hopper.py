@@ -1,13 +1,18 @@
 """Compile every Triton and Gluon kernel for Hopper at the published widths, on a machine without a GPU: `python compile_for_hopper.py`.
 
 A stand-in for the driver names the target; each launch then ends after its compilation, so the results are never computed. Prints one line
-a kernel: name, bytes of shared memory. Exits with an error if one does not compile or needs more shared memory than the card has.
+a launch: kernel, grid, warps, bytes of shared memory, fingerprint of its instructions. Equal output before and after a change of the kernels' code,
+whatever names and lines became, shows that no result and no speed changes. Exits with an error if one does not compile or needs more shared
+memory than the card has.
 """
 
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+# Beside this script, so that it runs from anywhere.
+from machine_code import fingerprint
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -44,7 +49,8 @@ launch = JITFunction.run
 def compile_only(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> Any:
     """Stands for `JITFunction.run`."""
     kernel = launch(self, *arguments, grid=grid, warmup=True, **named)
-    print(kernel.metadata.name, kernel.metadata.shared, flush=True)
+    made = kernel.metadata
+    print(made.name, grid, made.num_warps, made.shared, fingerprint(kernel.asm["cubin"]), flush=True)
     if kernel.metadata.shared > SHARED_BYTES:
         raise SystemExit(
             f"{kernel.metadata.name} needs {kernel.metadata.shared} bytes of shared memory of {SHARED_BYTES}"
@@ -69,7 +75,7 @@ from samepath.kernels.experts import triton_product as triton_expert_product
 from samepath.kernels.experts.expert_choice import ChoiceRule
 from samepath.kernels.head import triton_candidates, triton_logprob
 from samepath.kernels.head.logprob import SupportRows
-from samepath.kernels.indexer import triton_dense_indexer, triton_index_logits, triton_selected_logits
+from samepath.kernels.indexer import triton_dense_indexer, triton_fp8, triton_index_logits, triton_selected_logits
 from samepath.kernels.indexer.dense_indexer import Teacher
 from samepath.kernels.rows import (
     triton_dense_rows,
@@ -85,7 +91,8 @@ from samepath.kernels.sparse_attention import triton_decode as triton_attention_
 from samepath.kernels.sparse_attention import triton_forward as triton_attention_forward
 from samepath.kernels.sparse_attention import triton_joined as triton_sparse_attention
 from samepath.kernels.sparse_attention import triton_mass as triton_attention_mass
-from samepath.kernels.sparse_attention.triton_backward import SavedRows, attend_backward
+from samepath.kernels.sparse_attention.triton_backward import attend_backward
+from samepath.kernels.sparse_attention.triton_gradients import SavedRows
 from samepath.kernels.window import AttentionPlan, Window
 from samepath.kernels.window_attention import triton_joined as triton_window_attention
 
@@ -123,8 +130,8 @@ def indexer(dtype: torch.dtype) -> None:
             triton_index_logits.cached_index_logits(
                 decoding, store, table, weights[:, :1, :heads], torch.zeros(1, 1, dtype=torch.int64)
             )
-        triton_index_logits.index_logits_fp8(q, k, weights)
-        triton_index_logits.index_logits_fp8(q, k, weights, exact=True)
+        triton_fp8.index_logits_fp8(q, k, weights)
+        triton_fp8.index_logits_fp8(q, k, weights, exact=True)
     indices = torch.zeros(ROWS, SELECTED, dtype=torch.int32)
     triton_selected_logits.selected_index_logits(q[0], k[0], weights[0], indices).sum().backward()
 
@@ -239,6 +246,7 @@ if __name__ == "__main__":
     attention(BF16, 64, 576, 512)
     attention(BF16, 16, 576, 512)
     attention(torch.float32, 16, 288, 256)
+    attention(BF16, 16, 96, 96)
     for dtype in (BF16, torch.float32):
         indexer(dtype)
         dense_rows(dtype)

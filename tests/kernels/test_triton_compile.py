@@ -23,14 +23,15 @@ INTERPRETER_ONLY = {"triton_selection.py"}
 
 
 def launched_kernels() -> set[str]:
-    """Names of all kernels that a file defines and launches."""
-    names: set[str] = set()
+    """Names of all kernels that a file defines and this or another one launches."""
+    defined: set[str] = set()
+    launched: set[str] = set()
     for file in KERNELS.rglob("*.py"):
         source = file.read_text()
-        defined = set(re.findall(r"@(?:triton|gluon)\.jit[^\n]*\ndef (\w+)", source))
         if file.name not in INTERPRETER_ONLY:
-            names |= defined & set(re.findall(r"\b(\w+)\[\(", source))
-    return names
+            defined |= set(re.findall(r"@(?:triton|gluon)\.jit[^\n]*(?:\n[ )][^\n]*)*\ndef (\w+)", source))
+            launched |= set(re.findall(r"\b(\w+)\[(?:\(|grid\]\()", source))
+    return defined & launched
 
 
 @pytest.mark.slow

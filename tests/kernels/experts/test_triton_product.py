@@ -10,9 +10,10 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels.experts import triton_rows
+from samepath.kernels.experts import triton_layout
 from samepath.kernels.experts.expert_product import expert_product
-from samepath.kernels.experts.triton_rows import group_rows, spread_rows
+from samepath.kernels.experts.triton_layout import group_rows
+from samepath.kernels.experts.triton_rows import spread_rows
 
 SHAPES = [(1, 2, 1, 3, 1), (16, 8, 4, 6, 2), (37, 16, 8, 5, 3), (40, 40, 5, 33, 2)]
 """(N tokens, D width, E experts, F expert width, X chosen)."""
@@ -106,7 +107,7 @@ def test_group_rows_places_pairs_by_expert_in_token_order() -> None:
 @pytest.mark.parametrize("num_tokens", [1, 40, 360])
 def test_group_rows_gives_every_expert_whole_blocks(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> None:
     """Against a loop: skewed routing, an expert without rows, tiles of two blocks; the last with more pairs than programs of one step."""
-    monkeypatch.setattr(triton_rows, "MAX_BLOCKS", 60)
+    monkeypatch.setattr(triton_layout, "MAX_BLOCKS", 60)
     generator = torch.Generator().manual_seed(num_tokens)
     num_experts, num_slots, block = 8, 3, 16
     chance = torch.rand(num_tokens, num_experts, generator=generator)

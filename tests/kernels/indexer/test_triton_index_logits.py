@@ -10,7 +10,7 @@ from tests.poison import poison_fresh_memory
 DEVICE = require_triton()
 
 from samepath.kernels.backend import Backend
-from samepath.kernels.indexer import triton_index_logits, triton_selected_logits
+from samepath.kernels.indexer import triton_fp8, triton_index_logits, triton_selected_logits
 from samepath.kernels.indexer.index_logits import cached_index_logits, index_logits, selected_index_logits
 
 SHAPES = [(1, 1, 1, 1, 16), (2, 3, 16, 3, 16), (3, 5, 33, 4, 16), (1, 17, 48, 5, 32), (1, 9, 40, 20, 48)]
@@ -147,7 +147,7 @@ def test_quantise_equals_simulated_rotation_and_rounding(monkeypatch: pytest.Mon
     x_NK[4] /= 1000
     wanted_NK, wanted_N = simulated_quantisation(x_NK)
     poison_fresh_memory(monkeypatch)
-    codes_NK, scales_N = triton_index_logits.quantise(x_NK)
+    codes_NK, scales_N = triton_fp8.quantise(x_NK)
     assert codes_NK.dtype == torch.float8_e4m3fn
     assert torch.equal(scales_N.double().cpu(), wanted_N)
     # The rotation's last bit may move a value over a rounding boundary: then the code is the neighbouring one.
@@ -160,7 +160,7 @@ def test_quantise_equals_simulated_rotation_and_rounding(monkeypatch: pytest.Mon
 
 
 def test_quantise_zero_row_is_zero() -> None:
-    codes_NK, scales_N = triton_index_logits.quantise(torch.zeros(2, 32, device=DEVICE))
+    codes_NK, scales_N = triton_fp8.quantise(torch.zeros(2, 32, device=DEVICE))
     assert not codes_NK.float().any()
     assert scales_N.isfinite().all()
 
@@ -168,20 +168,20 @@ def test_quantise_zero_row_is_zero() -> None:
 @pytest.mark.parametrize("width", [24, 256, 1])
 def test_quantise_other_widths_are_refused(width: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
-        triton_index_logits.quantise(torch.zeros(2, width, device=DEVICE))
+        triton_fp8.quantise(torch.zeros(2, width, device=DEVICE))
 
 
 def test_index_logits_fp8_equals_float64_on_the_quantised_values() -> None:
     q_BTIK, k_BSK, weights_BTI = make_inputs((2, 5, 33, 4, 32))
-    got = triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI)
-    q8, q_scales = triton_index_logits.quantise(q_BTIK.flatten(0, 2))
-    k8, k_scales = triton_index_logits.quantise(k_BSK.flatten(0, 1))
+    got = triton_fp8.index_logits_fp8(q_BTIK, k_BSK, weights_BTI)
+    q8, q_scales = triton_fp8.quantise(q_BTIK.flatten(0, 2))
+    k8, k_scales = triton_fp8.quantise(k_BSK.flatten(0, 1))
     q_exact = (q8.double() * q_scales.double()[:, None]).view(q_BTIK.shape)
     k_exact = (k8.double() * k_scales.double()[:, None]).view(k_BSK.shape)
     wanted, size = truth(q_exact, k_exact, weights_BTI)
     # Hopper's FP8 tensor cores add with about 14 bits.
     assert_near(got, wanted, size, 5e-6 if DEVICE.type == "cpu" else 2e-4)
-    exact = triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI, exact=True)
+    exact = triton_fp8.index_logits_fp8(q_BTIK, k_BSK, weights_BTI, exact=True)
     assert_near(exact, wanted, size, 5e-6)
     unquantised, _ = truth(q_BTIK, k_BSK, weights_BTI)
     assert float((got.double() - unquantised).norm() / unquantised.norm()) < 0.1
@@ -230,8 +230,8 @@ def test_index_logits_at_the_published_widths_have_the_bits_of_plain_tiles(shape
     """The kernel written for Hopper against the general one, float64, one row alone, and with bounds."""
     num_sequences, num_rows, num_keys = shape
     q_BTIK, k_BSK, weights_BTI = make_inputs((*shape, 64, 128), seed=num_keys)
-    codes_q, q_scales = triton_index_logits.quantise(q_BTIK.flatten(0, 2))
-    codes_k, k_scales = triton_index_logits.quantise(k_BSK.flatten(0, 1))
+    codes_q, q_scales = triton_fp8.quantise(q_BTIK.flatten(0, 2))
+    codes_k, k_scales = triton_fp8.quantise(k_BSK.flatten(0, 1))
     scaled_BTI = weights_BTI * q_scales.view(weights_BTI.shape)
     starts_BT = torch.randint(0, num_keys, (num_sequences, num_rows), dtype=torch.int32, device=DEVICE)
     ends_BT = (starts_BT + num_keys // 4 + 1).clamp(max=num_keys)
@@ -298,10 +298,10 @@ def test_cached_index_logits_can_be_captured_and_follow_their_table_and_ends() -
 @pytest.mark.gpu
 def test_index_logits_fp8_at_the_published_widths_are_as_exact_as_stated() -> None:
     q_BTIK, k_BSK, weights_BTI = make_inputs((1, 70, 700, 64, 128), seed=4)
-    q8, q_scales = triton_index_logits.quantise(q_BTIK.flatten(0, 2))
-    k8, k_scales = triton_index_logits.quantise(k_BSK.flatten(0, 1))
+    q8, q_scales = triton_fp8.quantise(q_BTIK.flatten(0, 2))
+    k8, k_scales = triton_fp8.quantise(k_BSK.flatten(0, 1))
     q_exact = (q8.double() * q_scales.double()[:, None]).view(q_BTIK.shape)
     k_exact = (k8.double() * k_scales.double()[:, None]).view(k_BSK.shape)
     wanted, size = truth(q_exact, k_exact, weights_BTI)
-    assert_near(triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI), wanted, size, 2e-4)
-    assert_near(triton_index_logits.index_logits_fp8(q_BTIK, k_BSK, weights_BTI, exact=True), wanted, size, 5e-6)
+    assert_near(triton_fp8.index_logits_fp8(q_BTIK, k_BSK, weights_BTI), wanted, size, 2e-4)
+    assert_near(triton_fp8.index_logits_fp8(q_BTIK, k_BSK, weights_BTI, exact=True), wanted, size, 5e-6)

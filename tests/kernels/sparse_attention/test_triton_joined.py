@@ -19,7 +19,8 @@ from samepath.kernels.backend import Backend
 from samepath.kernels.sparse_attention import triton_backward as triton_attention_backward
 from samepath.kernels.sparse_attention import triton_forward as triton_attention_forward
 from samepath.kernels.sparse_attention.sparse_attention import attend
-from samepath.kernels.sparse_attention.triton_backward import SavedRows, attend_backward
+from samepath.kernels.sparse_attention.triton_backward import attend_backward
+from samepath.kernels.sparse_attention.triton_gradients import SavedRows
 
 SHAPES = [(3, 9, 3, 48, 32, 7), (5, 40, 20, 16, 16, 33), (4, 50, 1, 80, 80, 20), (2, 7, 4, 40, 32, 3)]
 """(N rows, S keys, H heads, K key width, V value width, C selected)."""

@@ -11,9 +11,8 @@ from tests.poison import poison_fresh_memory
 
 DEVICE = require_triton()
 
-from samepath.kernels.window_attention import triton_backward as triton_window_backward
-from samepath.kernels.window_attention import triton_forward as triton_window_forward
-from samepath.kernels.window_attention.triton_forward import PACKED, pack_bits
+from samepath.kernels.window_attention import triton_grid
+from samepath.kernels.window_attention.triton_bits import PACKED, pack_bits
 from tests.kernels.window_problems import window_problem
 
 WINDOWS = [
@@ -39,8 +38,7 @@ def test_window_attend_triton_equals_a_masked_softmax(spans, num_selected, sizes
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="on a GPU float32 tiles of this size do not come by tensor maps")
 @pytest.mark.parametrize("num_selected", [90, 11])
 def test_window_attend_triton_equals_a_masked_softmax_by_tensor_maps(num_selected, monkeypatch) -> None:
-    for module in (triton_window_forward, triton_window_backward):
-        monkeypatch.setattr(module, "mapped", lambda grid: True)
+    monkeypatch.setattr(triton_grid, "mapped", lambda grid: True)
     poison_fresh_memory(monkeypatch)
     assert_close(window_problem(((30, 35), (0, 33), (61, 1)), num_selected, (2, 48, 16), DEVICE))
 
