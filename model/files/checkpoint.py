@@ -179,9 +179,12 @@ def _check_fit(
     file_of: Callable[[str], Path | None],
 ) -> list[str]:
     """Names of the tensors that fill the targets. Raises ValueError, with a tensor's file where it has one, unless they do so and none is left over."""
-    given = {
-        part: (name, shape) for name, tensor in tensors.items() for part, shape in _part_shapes(name, tensor, config)
-    }
+    given: dict[str, tuple[str, torch.Size]] = {}
+    for name, tensor in tensors.items():
+        for part, shape in _part_shapes(name, tensor, config):
+            if part in given:
+                raise ValueError(f"{part} must stand in a checkpoint once; it is in {given[part][0]} and in {name}")
+            given[part] = name, shape
     # A multi-token-prediction layer stands behind the last layer in published checkpoints; it is not part of the policy.
     beyond = f"model.layers.{config.num_hidden_layers}."
     missing = sorted(set(targets) - set(given))

@@ -106,6 +106,23 @@ def test_convert_fp8_folder_becomes_a_plain_one(tmp_path: Path) -> None:
     assert done.parameters == sum(parameter.numel() for parameter in load_checkpoint(done.folder).parameters())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, r"config\.json: model_type must be one of .*; got 'mistral'"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantization_config\.quant_method must be fp8"),
+    ],
+)
+def test_convert_quantised_folder_that_nothing_here_reads_is_refused(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    quantise(source(tmp_path / "from", "llama"), (16, 32))
+    config = json.loads((tmp_path / "from" / CONFIG_FILE).read_text())
+    (tmp_path / "from" / CONFIG_FILE).write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ConvertError, match=message):
+        convert(find_source(str(tmp_path / "from")), tmp_path / "to", Output(), lambda _: None)
+
+
 def rewrite(folder: Path, change: str) -> None:
     tensors = load_file(folder / WEIGHTS_FILE)
     match change:

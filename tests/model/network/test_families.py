@@ -109,6 +109,19 @@ def test_load_checkpoint_stacked_experts_are_split(tmp_path: Path) -> None:
         assert torch.equal(tensor, model.state_dict()[key]), key
 
 
+def test_load_checkpoint_expert_that_stands_stacked_and_alone_is_named(tmp_path: Path) -> None:
+    model = family_model("qwen3_moe")
+    save_checkpoint(model, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    stacked = model.layers[0].feed_forward.down.detach().clone()
+    save_file({**tensors, "model.layers.0.mlp.experts.down_proj": stacked}, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(
+        ValueError,
+        match=r"experts\.0\.down_proj\.weight must stand in a checkpoint once; it is in .*experts\.down_proj",
+    ):
+        load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "missing"),
     [

@@ -101,3 +101,13 @@ def test_load_of_a_deepseek_v32_checkpoint_points_to_the_own_network(tmp_path: P
     with pytest.raises(ValueError, match=r"model\.implementation: own"):
         load_policy(tmp_path, "transformers", "torch")
     assert published_tensors(load_checkpoint(tmp_path)).keys() == policy_tensors(tiny_model()).keys()
+
+
+def test_load_of_quantised_weights_is_refused_with_the_cure(tmp_path: Path) -> None:
+    save_policy(TransformersPolicy(tiny_transformers("DeepseekV3")), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(
+        ValueError, match=r"config\.json: quantization_config must not be there.*`samepath convert FOLDER OUT`"
+    ):
+        load_policy(tmp_path, "transformers", "torch")
