@@ -13,7 +13,9 @@ from samepath.rl.recipe.cluster import LOOPBACK
 
 LIMIT_S = 200.0
 _WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["tests.rank_cases", "tests.sharded_cases", "tests.expert_cases"])
+_WARM.set_forkserver_preload(
+    ["tests.rank_cases", "tests.sharded_cases", "tests.expert_cases", "tests.collective_cases"]
+)
 
 
 def on_ranks(

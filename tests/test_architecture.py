@@ -21,7 +21,7 @@ HOUSE: dict[str, str] = {
         triton_backend
     """,
     "model": """
-        families rope_parameters config durable_file json_file manifest placement shape trace plan model_input key_store policy
+        families rope_parameters config collectives durable_file json_file manifest placement shape trace plan model_input key_store policy
         text/ network/ transformers/
         text/encodings/ files/
     """,

@@ -15,6 +15,7 @@ from torch import Tensor
 from samepath.kernels.backend import ROW_MULTIPLE, Backend
 from samepath.kernels.experts.expert_product import expert_product
 from samepath.kernels.experts.expert_rows import gated_sum, spread_tokens
+from samepath.model.collectives import timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,8 @@ class ExpertExchange:
         rows_NX = flat.argsort(stable=True).argsort().view_as(ids_NX)
         counts_E = torch.bincount(flat, minlength=num_held * self.group.size())
         counts_PS = torch.empty_like(counts_E)
-        dist.all_to_all_single(counts_PS, counts_E, group=self.group)
+        with timed(flat.device):
+            dist.all_to_all_single(counts_PS, counts_E, group=self.group)
         counts_PS = counts_PS.view(-1, num_held)
         # Both at once: on a GPU each is a wait.
         sent, received = torch.stack([counts_E.view(-1, num_held).sum(1), counts_PS.sum(1)]).tolist()
@@ -77,7 +79,8 @@ class ExpertExchange:
         for owner in range(self.group.size()):
             shares = held if owner == self.group.rank() else [torch.empty_like(weight) for weight in held]
             for share in shares:
-                dist.broadcast(share, group=self.group, group_src=owner)
+                with timed(share.device):
+                    dist.broadcast(share, group=self.group, group_src=owner)
             yield from zip(*shares)
 
 
@@ -90,7 +93,9 @@ class _Exchange(torch.autograd.Function):
     ) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
         arrived_RD = rows_RD.new_empty(sum(received), rows_RD.shape[1])
-        dist.all_to_all_single(arrived_RD, rows_RD.contiguous(), list(received), list(sent), group=group)
+        rows_RD = rows_RD.contiguous()
+        with timed(rows_RD.device):
+            dist.all_to_all_single(arrived_RD, rows_RD, list(received), list(sent), group=group)
         return arrived_RD
 
     @staticmethod

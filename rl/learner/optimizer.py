@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
+from samepath.model.collectives import timed
 from samepath.model.policy import Policy
 from samepath.rl.learner.gradients import add_gradients
 from samepath.rl.learner.master_weights import MasterWeights, as_held
@@ -146,7 +147,7 @@ class Optimizer:
         for name, masters in groups.items():
             if masters:
                 gradients = [one.grad for one in masters if one.grad is not None]
-                norms[name] = torch.nn.utils.get_total_norm(gradients) if gradients else masters[0].new_zeros(())
+                norms[name] = _total_norm(gradients) if gradients else masters[0].new_zeros(())
         if not norms:
             return {}
         # Of shards each rank knows its part of the sum alone.
@@ -162,3 +163,13 @@ class Optimizer:
             if found[name] > NEAR * self._max_norm:
                 torch.nn.utils.clip_grads_with_norm_(groups[name], self._max_norm, norm)
         return found
+
+
+def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Of all of them as one vector. Of shards every rank gives the norm of its part, which is the one exchange here."""
+    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms_G = torch.stack(torch._foreach_norm(tuple(gradients)))
+    with timed(norms_G.device):
+        total: Tensor = torch.linalg.vector_norm(norms_G)
+    return total

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from samepath.model.collectives import timed
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
 
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ class Ranks:
         except TOLD as error:
             mine = _Outcome(error=error)
         outcomes: list[_Outcome[Result]] = [_Outcome()] * self.size
-        with self.heard("what they found"):
+        with self.heard("what they found"), timed(torch.device("cpu")):
             dist.all_gather_object(outcomes, mine)
         for rank, outcome in enumerate(outcomes):
             if outcome.error is not None:
@@ -82,15 +83,15 @@ class Ranks:
     def exchange(self, parts: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Numbers from every rank, those of rank 0 first: `sent[r]` of `parts`, which lie in order, go to rank r, `received[r]` come from it."""
         arrived = parts.new_empty(sum(received))
-        with self.heard("gradients"):
+        with self.heard("gradients"), timed(parts.device):
             dist.all_to_all_single(arrived, parts, list(received), list(sent))
         return arrived
 
     def gathered(self, part: Tensor) -> list[Tensor]:
         """The tensor of each rank; all have one shape and type."""
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        with self.heard("sums"):
-            dist.all_gather(parts, part.contiguous())
+        parts, part = [torch.empty_like(part) for _ in range(self.size)], part.contiguous()
+        with self.heard("sums"), timed(part.device):
+            dist.all_gather(parts, part)
         return parts
 
     @torch.no_grad()

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor, Shard
 
+from samepath.model.collectives import timed
 from samepath.model.files.policy_files import policy_parts, write_named
 from samepath.model.key_store import PackedKeys
 from samepath.model.network.expert_exchange import ExpertExchange
@@ -57,6 +59,8 @@ def shard(
         sharded.set_gradient_divide_factor(1.0)
         # Gloo can only add, and NCCL adds too with a factor of 1.
         sharded.set_force_sum_reduction_for_comms(True)
+        sharded.set_custom_all_gather(_TimedAllGather())
+        sharded.set_custom_reduce_scatter(_TimedReduceScatter())
     with torch.no_grad():
         policy(blank_input(policy.shape), PackedKeys(), ForwardTrace())
     _as_sharded(policy).reshard()
@@ -128,6 +132,22 @@ def local(tensor: Tensor) -> Tensor:
 def _as_sharded(module: nn.Module) -> FSDPModule:
     assert isinstance(module, FSDPModule)
     return module
+
+
+class _TimedAllGather(DefaultAllGather):
+    """PyTorch's own, timed."""
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        with timed(input_tensor.device):
+            return super().__call__(output_tensor, input_tensor, *arguments, **named)
+
+
+class _TimedReduceScatter(DefaultReduceScatter):
+    """PyTorch's own, timed."""
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        with timed(input_tensor.device):
+            return super().__call__(output_tensor, input_tensor, *arguments, **named)
 
 
 class _Together(torch.autograd.Function):

@@ -112,6 +112,7 @@ SECTIONS: Mapping[str, tuple[ReportPanel, ...]] = {
         ),
         _lines("Tokens a second", "tokens a second", "rollout/tokens_per_s", "learner/tokens_per_s", logarithmic=True),
         _lines("Idle share", "share", "rollout/idle_share", "learner/idle_share"),
+        _lines("Learner ranks in collectives", "share", "learner/collectives_share", "learner/collectives_share_least"),
         _lines("Memory", "GiB", "memory/driver_gib", "memory/learner_gib", "learner/gpu_peak_gib"),
     ),
 }

@@ -17,6 +17,8 @@ TIMED = (
     "memory/",
     "rollout/tokens_per_s",
     "learner/tokens_per_s",
+    "learner/collectives_",
+    "cold_start/collectives_",
     "rollout/cache_share",
     "rollout/rerun_share",
 )
