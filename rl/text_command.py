@@ -107,6 +107,9 @@ def sparse_table(measured: "SparseMeasure") -> Table:
     table.add_row("best recall, mean", *(f"{sum(one) / len(one):.3f}" for one in measured.best_recalls.values()))
     table.add_row("output error, mean", *(f"{sum(one) / len(one):.3f}" for one in measured.output_errors.values()))
     table.add_row("KL of logits, nats", *(f"{kl:.4f}" for kl in measured.logits_kls.values()))
+    if measured.needles is not None:
+        table.add_row("needles found", *(f"{one.mean():.1%}" for one in measured.needles.sparse.values()))
+        table.add_row("of all keys", *[f"{measured.needles.dense.mean():.1%}"] * len(measured.needles.sparse))
     for name, values in (
         ("recall", measured.recalls),
         ("best recall", measured.best_recalls),

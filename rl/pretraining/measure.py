@@ -20,6 +20,7 @@ from samepath.model.network.network import CausalLM
 from samepath.model.trace import ForwardTrace
 from samepath.rl.batch.pack import PackedBatch, pack
 from samepath.rl.learner.policy_pass import PolicyPass, reference_kl, run_policy
+from samepath.rl.pretraining.needles import NeedleMeasure
 from samepath.rl.pretraining.trainer import text_sequence
 
 MOST_RANGES = 8
@@ -69,6 +70,8 @@ class SparseMeasure:
     """Number of selected keys → |output over them − output over all keys| / |output over all keys| of attention, on the input that it has over all keys."""
     curve: MassCurve
     positions: PositionLosses
+    needles: NeedleMeasure | None = None
+    """None where none were asked for."""
 
     @property
     def dense_perplexity(self) -> float:
@@ -100,6 +103,7 @@ class SparseMeasure:
                 "dense": self.positions.dense,
                 "sparse": self.positions.sparse,
             },
+            **({} if self.needles is None else {"needles": self.needles.plain()}),
         }
 
     def plain(self) -> dict[str, Any]:
@@ -129,7 +133,7 @@ class SparseMeasure:
                 f"sparse/output_error{name}": mean(self.output_errors[amount]),
                 f"sparse/output_error_max{name}": max(self.output_errors[amount]),
             }
-        return found
+        return found | ({} if self.needles is None else self.needles.metrics(topk))
 
 
 def mean(by_layer: ByLayer) -> float:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from samepath.model.durable_file import replacing
 from samepath.rl.pretraining.measure import SparseMeasure
+from samepath.rl.pretraining.needles import NeedleMeasure, NeedleScores
 from samepath.rl.report.curves import NothingToDrawError, Panel, plot_training
 
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -39,7 +40,10 @@ WANTED_EXCESS = 0.02
 
 def draw_measure(measured: SparseMeasure, folder: Path) -> list[Path]:
     """Draw a measurement into a folder, which is made; returns the files."""
+    needles = measured.needles
+    retrieval = [] if needles is None else [_needles(folder / "needles.png", needles)]
     return [
+        *retrieval,
         _pair(folder / "mass.png", lambda axes: _mass(axes, measured), lambda axes: _mass_by_layer(axes, measured)),
         _pair(folder / "layers.png", lambda axes: _recall(axes, measured), lambda axes: _output_error(axes, measured)),
         _pair(folder / "excess.png", lambda axes: _excess(axes, measured), lambda axes: _by_position(axes, measured)),
@@ -67,6 +71,30 @@ def _pair(path: Path, left: Callable[[Axes], None], right: Callable[[Axes], None
         with replacing(path) as file:
             figure.savefig(file, dpi=140, format="png")
     return path
+
+
+def _needles(path: Path, needles: NeedleMeasure) -> Path:
+    """Over all keys, and over the fewest that were selected."""
+    fewest = min(needles.sparse)
+    return _pair(
+        path,
+        lambda axes: _retrieval(axes, needles, needles.dense, "Needles found over all keys"),
+        lambda axes: _retrieval(axes, needles, needles.sparse[fewest], f"Over {fewest} selected keys"),
+    )
+
+
+def _retrieval(axes: Axes, needles: NeedleMeasure, scores: NeedleScores, title: str) -> None:
+    """Colour is the share that was found, the number in it the mean probability of the value."""
+    shown = axes.imshow(np.array(scores.accuracies).T, aspect="auto", cmap="RdYlGn", vmin=0, vmax=1)
+    for row, likely in enumerate(scores.probabilities):
+        for column, one in enumerate(likely):
+            axes.text(row, column, f"{one:.2f}", ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(needles.lengths)), [str(length) for length in needles.lengths])
+    axes.set_yticks(range(len(needles.depths)), [f"{depth:g}" for depth in needles.depths])
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("depth")
+    axes.set_title(title)
+    axes.figure.colorbar(shown, ax=axes, pad=0.02)
 
 
 def _mass(axes: Axes, measured: SparseMeasure) -> None:

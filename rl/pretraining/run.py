@@ -24,8 +24,10 @@ from samepath.rl.learner.snapshot import Snapshot, in_host_memory, read_state
 from samepath.rl.machine import collect_environment
 from samepath.rl.pretraining.corpus import Corpus, load_corpus
 from samepath.rl.pretraining.documents import TextError, documents
-from samepath.rl.pretraining.measure import SparseMeasure, measure_sparse
+from samepath.rl.pretraining.measure import SparseMeasure
+from samepath.rl.pretraining.needles import check_needles
 from samepath.rl.pretraining.pictures import draw_course, draw_measure
+from samepath.rl.pretraining.suite import measure_suite
 from samepath.rl.pretraining.text_folder import TextSource, refuse_begun
 from samepath.rl.pretraining.trainer import TextTrainer, check_stage
 from samepath.rl.recipe.file import dump_recipe
@@ -98,7 +100,7 @@ class _Run:
         return found
 
     def _measure(self) -> SparseMeasure:
-        return measure_sparse(self.trainer.model, self.corpus.held_out_sequences(), self.recipe.stage.measured_topk)
+        return measure_suite(self.trainer.model, self.tokenizer, self.corpus, self.recipe.stage)
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of a step, and wait for it: text needs no overlap with a sampler."""
@@ -148,7 +150,7 @@ def check_text_run(recipe: TextRecipe, recipe_dir: Path) -> list[str]:
     check_expected(recipe.model.expected, folder)
     config = read_config(folder / CONFIG_FILE)
     check_stage(config, recipe.stage, recipe.text.length)
-    load_tokenizer(folder)
+    check_needles(recipe.stage.needles, load_tokenizer(folder))
     first = next(documents(recipe.text, recipe_dir), None)
     if first is None:
         raise TextError("text has no document: every text is blank, or there is none")
@@ -165,11 +167,12 @@ def measure_source(source: TextSource) -> tuple[SparseMeasure, int]:
     config = read_config(source.checkpoint / CONFIG_FILE)
     check_stage(config, recipe.stage, recipe.text.length)
     tokenizer = load_tokenizer(source.checkpoint)
+    check_needles(recipe.stage.needles, tokenizer)
     corpus = load_corpus(recipe.text, tokenizer, source.recipe_dir, Path(recipe.runs_dir) / TOKENS, lambda _: None)
     model = load_policy(source.checkpoint, "own", recipe.model.backend)
     assert isinstance(model, CausalLM)
     placed = place(model, recipe.model.placement)
-    return measure_sparse(placed, corpus.held_out_sequences(), recipe.stage.measured_topk), config.index_topk
+    return measure_suite(placed, tokenizer, corpus, recipe.stage), config.index_topk
 
 
 def resume_text_run(recipe: TextRecipe, run_dir: Path, step: int | None = None) -> dict[str, Any]:
@@ -196,6 +199,7 @@ def _run(recipe: TextRecipe, state: RunState, folder: Path, first_step: int, kee
     require(recipe.model.placement)
     check_stage(read_config(folder / CONFIG_FILE), recipe.stage, recipe.text.length)
     tokenizer = load_tokenizer(folder)
+    check_needles(recipe.stage.needles, tokenizer)
     tokens = Path(recipe.runs_dir) / TOKENS
     corpus = load_corpus(recipe.text, tokenizer, Path(state.recipe_dir), tokens, _say)
     model = load_policy(folder, "own", recipe.model.backend)

@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "stage.steps",
     "stage.measure_every",
     "stage.measured_topk",
+    "stage.needles",
     "stage.max_tokens_per_pass",
     "stage.activation_checkpointing",
     "checkpoint",

@@ -103,6 +103,12 @@ def check_stage(config: ModelConfig, stage: StageSettings, length: int) -> None:
         raise ValueError(
             f"text.length={length} must be at most the model's max_position_embeddings={config.max_position_embeddings}"
         )
+    for needles in stage.needles.lengths:
+        if not config.index_topk < needles <= config.max_position_embeddings:
+            raise ValueError(
+                f"stage.needles.lengths must be above the model's index_topk={config.index_topk}, which sees every key below, and at most its "
+                f"max_position_embeddings={config.max_position_embeddings}; got {needles}"
+            )
     if length <= config.index_topk:
         raise ValueError(
             f"text.length={length} must be above the model's index_topk={config.index_topk}: otherwise every key is selected, and no stage is needed"

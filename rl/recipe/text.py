@@ -39,6 +39,42 @@ class TextSettings(BaseModel):
         return self
 
 
+class NeedleSettings(BaseModel):
+    """Values that are named once in held-out text and asked for at its end: does the selection find them?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lengths: tuple[Annotated[int, Field(ge=16)], ...] = Field(
+        (),
+        description="tokens of a prompt with its answer, each above the model's index_topk; empty asks for no needles",
+    )
+    depths: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        min_length=1,
+        description="where the needle stands: 0 at the beginning, 1 right before the question",
+    )
+    samples: int = Field(4, ge=1, description="prompts for each length and depth")
+    others: int = Field(2, ge=0, description="pairs with other keys, anywhere in a prompt")
+    digits: int = Field(5, ge=1, le=9, description="decimal digits of a key and of a value")
+    text: str = Field(
+        "\nThe number of {key} is {value}.\n",
+        description="the needle, which the tokenizer must be able to write; asked is what stands before {value}",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ahead, found, behind = self.text.partition("{value}")
+        if not found or ahead.count("{key}") != 1 or "{key}" in behind or "{value}" in behind:
+            raise ValueError(
+                f"needles.text must have {{key}} once and {{value}} once behind it; got {self.text!r}. Write for example '{{key}}={{value}};'"
+            )
+        if 10**self.digits <= self.others:
+            raise ValueError(
+                f"there are {10**self.digits} keys of needles.digits={self.digits}, and needles.others={self.others} needs one more than itself"
+            )
+        return self
+
+
 class StageSettings(BaseModel):
     """What is trained, by which loss, for how long."""
 
@@ -65,6 +101,9 @@ class StageSettings(BaseModel):
     )
     measured_topk: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="numbers of selected keys that are measured beside the model's own"
+    )
+    needles: NeedleSettings = Field(
+        default_factory=lambda: NeedleSettings(), description="retrieval that is measured beside perplexity and recall"
     )
 
 

@@ -1,5 +1,6 @@
 """The pictures show the numbers of the measurement, and a run keeps and logs them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from samepath.rl.pretraining.measure import MassCurve, PositionLosses, SparseMeasure
+from samepath.rl.pretraining.needles import NeedleMeasure, NeedleScores
 from samepath.rl.pretraining.pictures import draw_course, draw_measure
 
 MEASURED = SparseMeasure(
@@ -61,6 +63,20 @@ def test_draw_measure_shows_mass_layers_excess_and_positions(tmp_path: Path, fig
     assert drawn(layers, 1) == [[0.4, 0.3], [0.2, 0.1]]
     assert drawn(excess, 0)[0] == pytest.approx([np.exp(0.5) - 1, np.exp(0.1) - 1])
     assert [pytest.approx(line) for line in drawn(excess, 1)[:2]] == [[0.0, 1.0], [0.0, 0.2]]
+
+
+def test_draw_measure_shows_needles_over_all_and_over_the_fewest_keys(tmp_path: Path, figures: list[Figure]) -> None:
+    scores = [
+        NeedleScores(accuracies=((one, one + 0.25),), probabilities=((one / 2, one / 4),)) for one in (0.0, 0.25, 0.5)
+    ]
+    needles = NeedleMeasure(lengths=(40,), depths=(0.0, 1.0), dense=scores[0], sparse={8: scores[1], 4: scores[2]})
+    files = draw_measure(replace(MEASURED, needles=needles), tmp_path)
+    assert files[0].name == "needles.png"
+    dense, sparse = (axes for axes in figures[0].axes if axes.get_title())
+    assert np.asarray(dense.images[0].get_array()).tolist() == [[0.0], [0.25]]
+    assert np.asarray(sparse.images[0].get_array()).tolist() == [[0.5], [0.75]]
+    assert [text.get_text() for text in sparse.texts] == ["0.25", "0.12"]
+    assert sparse.get_title() == "Over 4 selected keys"
 
 
 def test_draw_course_shows_recall_over_the_steps_and_nothing_where_nothing_is_kept(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from samepath.rl.cli import app
 from samepath.rl.learner.checkpoints import CheckpointError
 from samepath.rl.pretraining import run as module
-from samepath.rl.pretraining.run import resume_text_run, start_text_run
+from samepath.rl.pretraining.run import check_text_run, resume_text_run, start_text_run
 from samepath.rl.pretraining.text_folder import text_recipe_of_run
 from samepath.rl.preview import sample_source
 from samepath.rl.preview_conversation import play_conversations
@@ -76,6 +76,40 @@ def test_run_keeps_summary_and_pictures_as_artifacts(made: Path, monkeypatch: py
     recipe = text_recipe(made, steps=1)
     start_text_run(recipe.model_copy(update={"name": "kept"}), made)
     assert {"summary.json", "pictures"} <= set(kept)
+
+
+NEEDLES = {"lengths": [30], "depths": [0.5], "samples": 1, "others": 0, "digits": 2, "text": "+{key}={value}-"}
+
+
+def test_run_with_needles_asks_for_them_and_draws(made: Path) -> None:
+    recipe = text_recipe(made, steps=1, measured_topk=[4], needles=NEEDLES).model_copy(update={"name": "needles"})
+    summary = start_text_run(recipe, made)
+    assert 0 < summary["sparse/needle_probability_top4"] < 1
+    kept = json.loads((made / "runs/needles/summary.json").read_text())["needles"]
+    assert kept["lengths"] == [30]
+    assert kept["probability"]["sparse"]["4"] == [[summary["sparse/needle_probability_top4"]]]
+    assert "sparse/needle_dense_accuracy" in lines(made / "runs/needles")[0]
+    assert (made / "runs/needles/pictures/needles.png").is_file()
+    table = CliRunner().invoke(app, ["eval", str(made / "runs/needles"), "--suite", "sparse"], catch_exceptions=False)
+    assert "needles found" in table.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": [200]}, r"stage.needles.lengths must be above the model's index_topk=8.*embeddings=128; got 200"),
+        ({"text": "the {key} is {value}"}, "must be in the tokenizer's alphabet"),
+        ({"lengths": [16], "others": 2}, "must have room for the needle"),
+    ],
+)
+def test_needles_that_cannot_be_asked_for_are_refused_before_any_work(
+    made: Path, change: dict[str, Any], message: str
+) -> None:
+    recipe = text_recipe(made, needles={**NEEDLES, **change}).model_copy(update={"name": "refused"})
+    for start in (check_text_run, start_text_run):
+        with pytest.raises(ValueError, match=message):
+            start(recipe, made)
+    assert not (made / "runs" / "refused").exists()
 
 
 def interrupted(recipe: TextRecipe, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
