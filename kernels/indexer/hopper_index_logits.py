@@ -53,24 +53,16 @@ def _load_blocks(
     q,
     k,
     weights,
-    starts,
-    ends,
-    num_rows,
-    num_keys,
-    num_items,
-    k_shared,
-    q_ring,
-    w_ring,
-    k_full,
-    k_empty,
-    full,
-    empty,
+    work,
+    shared,
     QUERIES: gl.constexpr,
     STAGES: gl.constexpr,
     TILES: gl.constexpr,
     BOUNDED: gl.constexpr,
 ):
     """Role of one warp: bring each block's keys, and one query row's heads and weights after the other."""
+    starts, ends, num_rows, num_keys, num_items = work
+    k_shared, q_ring, w_ring, k_full, k_empty, full, empty = shared
     LINE: gl.constexpr = gl.BlockedLayout([2], [32], [1], [0])
     BYTES: gl.constexpr = q.dtype.primitive_bitwidth // 8
     head = gl.arange(0, HEADS, LINE)
@@ -101,19 +93,9 @@ def _load_blocks(
 def _score_blocks(
     group,
     key_scales,
-    starts,
-    ends,
     logits,
-    num_rows,
-    num_keys,
-    num_items,
-    k_shared,
-    q_ring,
-    w_ring,
-    k_full,
-    k_empty,
-    full,
-    empty,
+    work,
+    shared,
     QUERIES: gl.constexpr,
     STAGES: gl.constexpr,
     TILES: gl.constexpr,
@@ -121,6 +103,8 @@ def _score_blocks(
     SCALED: gl.constexpr,
 ):
     """Role of each other warpgroup: the logits of its keys."""
+    starts, ends, num_rows, num_keys, num_items = work
+    k_shared, q_ring, w_ring, k_full, k_empty, full, empty = shared
     BITS: gl.constexpr = q_ring.dtype.primitive_bitwidth
     MMA: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 256 // BITS]
@@ -193,30 +177,18 @@ def _index_logits_hopper(
         # The 32 threads that copy weights, and the queries' bytes.
         mbarrier.init(full.index(stage), count=33)
         mbarrier.init(empty.index(stage), count=GROUPS)
-    # fmt: off
+    work = (starts, ends, num_rows, num_keys, num_items)
+    shared = (ks, qs, ws, k_full, k_empty, full, empty)
     gl.warp_specialize(
         [
-            (_score_blocks, (
-                0, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
-                QUERIES, STAGES, TILES, BOUNDED, SCALED,
-            )),
-            (_score_blocks, (
-                1, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
-                QUERIES, STAGES, TILES, BOUNDED, SCALED,
-            )),
-            (_score_blocks, (
-                2, key_scales, starts, ends, logits, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
-                QUERIES, STAGES, TILES, BOUNDED, SCALED,
-            )),
-            (_load_blocks, (
-                q, k, weights, starts, ends, num_rows, num_keys, num_items, ks, qs, ws, k_full, k_empty, full, empty,
-                QUERIES, STAGES, TILES, BOUNDED,
-            )),
+            (_score_blocks, (0, key_scales, logits, work, shared, QUERIES, STAGES, TILES, BOUNDED, SCALED)),
+            (_score_blocks, (1, key_scales, logits, work, shared, QUERIES, STAGES, TILES, BOUNDED, SCALED)),
+            (_score_blocks, (2, key_scales, logits, work, shared, QUERIES, STAGES, TILES, BOUNDED, SCALED)),
+            (_load_blocks, (q, k, weights, work, shared, QUERIES, STAGES, TILES, BOUNDED)),
         ],
         [4, 4, 1],
         [160, 160, 24],
     )
-    # fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

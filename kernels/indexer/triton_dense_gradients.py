@@ -34,23 +34,24 @@ def _pair_gradients(
 
 
 @triton.jit
+def _row_numbers(sums, lses, upstream, row, end):
+    """(Σ mass, logsumexp of the logits, upstream gradient) of some rows."""
+    sum_T = tl.load(sums + row, mask=end > 0, other=1.0)
+    lse_T = tl.load(lses + row, mask=end > 0, other=0.0)
+    return sum_T, lse_T, tl.load(upstream + row, mask=end > 0, other=0.0)
+
+
+@triton.jit
 def row_gradients(
     q,
     k,
     weights,
-    rows_BT,
-    ends_BT,
-    keys_BS,
+    tables,
     mass,
-    sums,
-    lses,
-    upstream,
+    numbers,
     grad_q,
     grad_weights,
-    num_queries,
-    num_keys,
-    num_heads,
-    width,
+    sizes,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -58,15 +59,16 @@ def row_gradients(
     OPERAND: tl.constexpr,
 ):
     """Gradients of the queries and head weights of ROWS query rows."""
+    rows_BT, ends_BT, keys_BS = tables
+    sums, lses, upstream = numbers
+    num_queries, num_keys, num_heads, width = sizes
     zero = tl.full((), 0, tl.int64)
     sequence = zero + tl.program_id(1)
     first_query = tl.program_id(0) * ROWS
     query = first_query + tl.arange(0, ROWS)
     end = tl.load(ends_BT + sequence * num_queries + query, mask=query < num_queries, other=0).to(tl.int32)
     row = tl.load(rows_BT + sequence * num_queries + query, mask=query < num_queries, other=0).to(tl.int64)
-    sum_T = tl.load(sums + row, mask=end > 0, other=1.0)
-    lse_T = tl.load(lses + row, mask=end > 0, other=0.0)
-    upstream_T = tl.load(upstream + row, mask=end > 0, other=0.0)
+    sum_T, lse_T, upstream_T = _row_numbers(sums, lses, upstream, row, end)
     head = tl.arange(0, ROWS * HEADS) % HEADS
     pair_query = first_query + tl.arange(0, ROWS * HEADS) // HEADS
     at = rows_BT + sequence * num_queries + pair_query
@@ -106,18 +108,11 @@ def key_gradients(
     q,
     k,
     weights,
-    rows_BT,
-    ends_BT,
-    keys_BS,
+    tables,
     mass,
-    sums,
-    lses,
-    upstream,
+    numbers,
     target,
-    num_queries,
-    num_keys,
-    num_heads,
-    width,
+    sizes,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -126,6 +121,9 @@ def key_gradients(
     OPERAND: tl.constexpr,
 ):
     """Gradients of one tile of keys: with PAIRS stored by sequence and place, else added to the rows' own."""
+    rows_BT, ends_BT, keys_BS = tables
+    sums, lses, upstream = numbers
+    num_queries, num_keys, num_heads, width = sizes
     zero = tl.full((), 0, tl.int64)
     sequence = zero + tl.program_id(1)
     first_key = tl.program_id(0) * KEYS
@@ -143,9 +141,7 @@ def key_gradients(
         query = first + tl.arange(0, ROWS)
         end = tl.load(ends + query, mask=query < num_queries, other=0).to(tl.int32)
         row = tl.load(rows + query, mask=query < num_queries, other=0).to(tl.int64)
-        sum_T = tl.load(sums + row, mask=end > 0, other=1.0)
-        lse_T = tl.load(lses + row, mask=end > 0, other=0.0)
-        upstream_T = tl.load(upstream + row, mask=end > 0, other=0.0)
+        sum_T, lse_T, upstream_T = _row_numbers(sums, lses, upstream, row, end)
         pair_query = first + tl.arange(0, ROWS * HEADS) // HEADS
         pair_row = tl.load(rows + pair_query, mask=pair_query < num_queries, other=0).to(tl.int64)
         live_pair = (pair_query < num_queries) & (head < num_heads)

@@ -134,17 +134,18 @@ class _DenseIndexerLoss(torch.autograd.Function):
             mass_BTS = _mass(ctx.teacher, piece)
             num_sequences, num_queries, num_keys = mass_BTS.shape
             tables = (piece.rows_BT, piece.ends_BT, piece.keys_BS)
-            inputs = (q_NIJ, k_SJ, weights_NI, *tables, mass_BTS, sums_N, lses_N, grads[0].contiguous())
+            numbers = (sums_N, lses_N, grads[0].contiguous())
+            inputs = (q_NIJ, k_SJ, weights_NI, tables, mass_BTS, numbers)
             sizes = (num_queries, num_keys, num_heads, width)
             row_gradients[(triton.cdiv(num_queries, by_rows["ROWS"]), num_sequences)](
-                *inputs, grad_q_NIJ, grad_weights_NI, *sizes, **by_rows
+                *inputs, grad_q_NIJ, grad_weights_NI, sizes, **by_rows
             )
             pairs = num_sequences > 1
             target = sums_SJ
             if pairs:
                 target = torch.empty(num_sequences, num_keys, width, dtype=torch.float32, device=k_SJ.device)
             key_gradients[(triton.cdiv(num_keys, by_keys["KEYS"]), num_sequences)](
-                *inputs, target, *sizes, **by_keys, PAIRS=pairs
+                *inputs, target, sizes, **by_keys, PAIRS=pairs
             )
             if pairs:
                 add_pairs_in_order(target.view(-1, width), piece.keys_BS, piece.ends_BT.amax(1), 1, sums_SJ)

@@ -21,7 +21,7 @@ from samepath.kernels.window_attention.triton_grid import (
     form,
     head_main,
     head_parts,
-    head_tile,
+    head_rest,
     key_sources,
     score_head,
     small_tiles,
@@ -59,6 +59,7 @@ def _window_backward_keys(
 ):
     """Keys stay, queries pass; `words` are packed along the queries."""
     OPERAND: tl.constexpr = FORM.operand
+    KEY: tl.constexpr = FORM.keys
     VALUE: tl.constexpr = FORM.values
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -68,7 +69,7 @@ def _window_backward_keys(
     key, inside, key_row, _first_row = rows
     v_stride = num_heads * VALUE.total
     k_main, k_last = head_parts((k, k_rest), head, rows, num_heads, FORM)
-    grad_main, grad_last = no_parts(KEYS, FORM.keys)
+    grad_main, grad_last = no_parts(KEYS, KEY)
     values = head_main(v, head, rows, v_row, v_head, VALUE, FORM)
     grad_values, _ = no_parts(KEYS, VALUE)
     factor = scale * LOG2_E
@@ -90,8 +91,8 @@ def _window_backward_keys(
         grad_probs = tl.dot(values, tl.trans(grad_out), input_precision="ieee")
         deltas = tl.load(delta + numbers + place, mask=live, other=0.0)
         grad_scores = (probs * (grad_probs - deltas[None, :])).to(OPERAND)
-        grad_main, grad_last = add_product(grad_scores, q_main, q_last, grad_main, grad_last, FORM.keys)
-    store_head(grad_k, head, rows, num_heads, grad_main, grad_last, scale, FORM.keys)
+        grad_main, grad_last = add_product(grad_scores, q_main, q_last, grad_main, grad_last, KEY)
+    store_head(grad_k, head, rows, num_heads, grad_main, grad_last, scale, KEY)
     store_head(grad_v, head, rows, num_heads, grad_values, grad_values, 1.0, VALUE)
 
 
@@ -120,13 +121,10 @@ def _window_backward_queries(
     KEYS: tl.constexpr,
 ):
     """Queries stay, keys pass."""
-    KEY_WIDTH: tl.constexpr = FORM.keys.total
-    MAIN: tl.constexpr = FORM.keys.main
-    REST: tl.constexpr = FORM.keys.rest
-    VALUE_WIDTH: tl.constexpr = FORM.values.total
-    VALUES: tl.constexpr = FORM.values.main
-    MASKED: tl.constexpr = FORM.masked
-    MAPPED: tl.constexpr = FORM.mapped
+    KEY: tl.constexpr = FORM.keys
+    VALUE: tl.constexpr = FORM.values
+    MAIN: tl.constexpr = KEY.main
+    REST: tl.constexpr = KEY.rest
     OPERAND: tl.constexpr = FORM.operand
     # The last queries see most keys: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -137,21 +135,15 @@ def _window_backward_queries(
     live = place < num_queries
     row = (zero + sequence) * num_queries + place
     first_row = sequence * num_queries + tile * QUERIES
-    stride = num_heads * KEY_WIDTH
-    v_stride = num_heads * VALUE_WIDTH
-    FULL: tl.constexpr = MAIN <= KEY_WIDTH
-    FULL_REST: tl.constexpr = MAIN + REST == KEY_WIDTH
-    FULL_VALUE: tl.constexpr = VALUES <= VALUE_WIDTH
-    q_main = head_tile(q, head, first_row, row, live, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND)
+    rows = (place, live, row, first_row)
+    stride = num_heads * KEY.total
+    v_stride = num_heads * VALUE.total
+    q_main = head_main(q, head, rows, stride, KEY.total, KEY, FORM)
     grad_main = tl.zeros((QUERIES, MAIN), tl.float32)
     if REST:
-        q_last = head_tile(
-            q_rest, head, first_row, row, live, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
-        )
+        q_last = head_rest(q_rest, head, rows, stride, KEY.total, KEY, FORM)
         grad_last = tl.zeros((QUERIES, REST), tl.float32)
-    grad_out = head_tile(
-        upstream, head, first_row, row, live, v_stride, VALUE_WIDTH, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
-    )
+    grad_out = head_main(upstream, head, rows, v_stride, VALUE.total, VALUE, FORM)
     end = tl.load(ends + row, mask=live, other=0)
     numbers = (zero + sequence * num_heads + head) * num_queries
     logs = tl.load(lse + numbers + place, mask=live, other=float("inf"))
@@ -162,31 +154,25 @@ def _window_backward_queries(
         inside = key < num_keys
         key_row = (zero + sequence) * num_keys + key
         first_key = sequence * num_keys + first
-        k_main = head_tile(
-            k, head, first_key, key_row, inside, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND
-        )
+        key_rows = (key, inside, key_row, first_key)
+        k_main = head_main(k, head, key_rows, stride, KEY.total, KEY, FORM)
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if REST:
-            k_last = head_tile(
-                k_rest, head, first_key, key_row, inside, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
-            )  # fmt: skip
+            k_last = head_rest(k_rest, head, key_rows, stride, KEY.total, KEY, FORM)
             scores = tl.dot(q_last, tl.trans(k_last), scores, input_precision="ieee")
         keep = key[None, :] < end[:, None]
-        if MASKED:
+        if FORM.masked:
             keep = keep & mask_bits(words, row, num_words, live, first, KEYS)
         probs = tl.where(keep, tl.exp2(scores * factor - logs[:, None]), 0.0)
-        values = head_tile(
-            v, head, first_key, key_row, inside, v_row, v_head, 0, VALUE_WIDTH, VALUES, FULL_VALUE, MAPPED, OPERAND
-        )
+        values = head_main(v, head, key_rows, v_row, v_head, VALUE, FORM)
         grad_probs = tl.dot(grad_out, tl.trans(values), input_precision="ieee")
         grad_scores = (probs * (grad_probs - deltas[:, None])).to(OPERAND)
         grad_main = tl.dot(grad_scores, k_main, grad_main, input_precision="ieee")
         if REST:
             grad_last = tl.dot(grad_scores, k_last, grad_last, input_precision="ieee")
-    rows = (place, live, row, first_row)
-    store_part(grad_q, head, rows, num_heads, grad_main * scale, 0, FORM.keys, MAIN)
+    store_part(grad_q, head, rows, num_heads, grad_main * scale, 0, KEY, MAIN)
     if REST:
-        store_part(grad_q, head, rows, num_heads, grad_last * scale, MAIN, FORM.keys, REST)
+        store_part(grad_q, head, rows, num_heads, grad_last * scale, MAIN, KEY, REST)
 
 
 def window_backward(

@@ -16,7 +16,8 @@ from samepath.kernels.window_attention.triton_grid import (
     Grid,
     WindowTiles,
     form,
-    head_tile,
+    head_main,
+    head_rest,
     key_sources,
     small_tiles,
     source,
@@ -45,13 +46,10 @@ def _window_forward(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    KEY_WIDTH: tl.constexpr = FORM.keys.total
-    MAIN: tl.constexpr = FORM.keys.main
-    REST: tl.constexpr = FORM.keys.rest
-    VALUE_WIDTH: tl.constexpr = FORM.values.total
-    VALUES: tl.constexpr = FORM.values.main
-    MASKED: tl.constexpr = FORM.masked
-    MAPPED: tl.constexpr = FORM.mapped
+    KEY: tl.constexpr = FORM.keys
+    VALUE: tl.constexpr = FORM.values
+    REST: tl.constexpr = KEY.rest
+    VALUES: tl.constexpr = VALUE.main
     OPERAND: tl.constexpr = FORM.operand
     # The last queries see most keys: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -62,14 +60,11 @@ def _window_forward(
     first_row = sequence * num_queries + tile * QUERIES
     zero = tl.full((), 0, tl.int64)
     row = (zero + sequence) * num_queries + place
-    stride = num_heads * KEY_WIDTH
-    FULL: tl.constexpr = MAIN <= KEY_WIDTH
-    FULL_REST: tl.constexpr = MAIN + REST == KEY_WIDTH
-    q_main = head_tile(q, head, first_row, row, live, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND)
+    rows = (place, live, row, first_row)
+    stride = num_heads * KEY.total
+    q_main = head_main(q, head, rows, stride, KEY.total, KEY, FORM)
     if REST:
-        q_last = head_tile(
-            q_rest, head, first_row, row, live, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
-        )
+        q_last = head_rest(q_rest, head, rows, stride, KEY.total, KEY, FORM)
     end = tl.load(ends + row, mask=live, other=0)
     accumulator = tl.zeros((QUERIES, VALUES), tl.float32)
     # Finite, so that a row that has seen no key yet gives probability 0 and no NaN.
@@ -80,18 +75,14 @@ def _window_forward(
         key = first + tl.arange(0, KEYS)
         inside = key < num_keys
         first_key = sequence * num_keys + first
-        key_row = (zero + sequence) * num_keys + key
-        k_main = head_tile(
-            k, head, first_key, key_row, inside, stride, KEY_WIDTH, 0, KEY_WIDTH, MAIN, FULL, MAPPED, OPERAND
-        )
+        key_rows = (key, inside, (zero + sequence) * num_keys + key, first_key)
+        k_main = head_main(k, head, key_rows, stride, KEY.total, KEY, FORM)
         scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")
         if REST:
-            k_last = head_tile(
-                k_rest, head, first_key, key_row, inside, stride, KEY_WIDTH, MAIN, KEY_WIDTH, REST, FULL_REST, MAPPED, OPERAND
-            )  # fmt: skip
+            k_last = head_rest(k_rest, head, key_rows, stride, KEY.total, KEY, FORM)
             scores = tl.dot(q_last, tl.trans(k_last), scores, input_precision="ieee")
         keep = key[None, :] < end[:, None]
-        if MASKED:
+        if FORM.masked:
             keep = keep & mask_bits(words, row, num_words, live, first, KEYS)
         scores = tl.where(keep, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1) * factor)
@@ -99,9 +90,7 @@ def _window_forward(
         probs = tl.exp2(scores * factor - new_top[:, None])
         total = total * rescale + tl.sum(probs, 1)
         top = new_top
-        values = head_tile(
-            v, head, first_key, key_row, inside, v_row, v_head, 0, VALUE_WIDTH, VALUES, VALUES <= VALUE_WIDTH, MAPPED, OPERAND
-        )  # fmt: skip
+        values = head_main(v, head, key_rows, v_row, v_head, VALUE, FORM)
         accumulator = tl.dot(probs.to(OPERAND), values, accumulator * rescale[:, None], input_precision="ieee")
     seen = total > 0
     divisor = tl.where(seen, total, 1.0)
@@ -109,9 +98,9 @@ def _window_forward(
     logs = tl.where(seen, top + tl.log2(divisor), float("inf"))
     tl.store(lse + (zero + sequence * num_heads + head) * num_queries + place, logs, mask=live)
     channel = tl.arange(0, VALUES)
-    target = out + (row * num_heads + head)[:, None] * VALUE_WIDTH + channel[None, :]
+    target = out + (row * num_heads + head)[:, None] * VALUE.total + channel[None, :]
     result = (accumulator / divisor[:, None]).to(out.dtype.element_ty)
-    tl.store(target, result, mask=live[:, None] & (channel < VALUE_WIDTH)[None, :])
+    tl.store(target, result, mask=live[:, None] & (channel < VALUE.total)[None, :])
 
 
 def window_forward(grid: Grid, tiles: WindowTiles | None = None) -> tuple[Tensor, Tensor]:
