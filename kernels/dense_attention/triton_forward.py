@@ -104,22 +104,12 @@ def _add_tiles(
 def _attend_forward(
     q,
     store,
-    rows_BT,
-    ends_BT,
-    keys_BS,
+    tables,
     out,
     lse,
-    partial,
-    tops,
-    totals,
+    parts,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    shared,
-    group_stride,
-    row_width,
-    value_start,
+    sizes,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -129,7 +119,9 @@ def _attend_forward(
     ONE: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """All segments of a tile of rows, or with SPLIT one segment of it, whose parts go to `partial`."""
+    """All segments of a tile of rows, or with SPLIT one segment of it, whose sums go to `parts`."""
+    rows_BT, ends_BT, keys_BS = tables
+    num_queries, num_keys, num_heads, shared, group_stride, row_width, value_start = sizes
     group = tl.program_id(1)
     zero = tl.full((), 0, tl.int64)
     if SPLIT:
@@ -172,7 +164,7 @@ def _attend_forward(
         place = (tl.program_id(2) % segments * (zero + tl.num_programs(2) // segments) + sequence) * num_heads
         place += group * shared + tl.arange(0, ROWS)
         if begin < high:
-            store_segment(state, (partial, tops, totals), place, live, VALUE)
+            store_segment(state, parts, place, live, VALUE)
     else:
         store_result(state, out, lse, places, live, VALUE)
 
@@ -214,24 +206,8 @@ def _attend_window(
     segments = triton.cdiv(num_keys, SEGMENT)
     split = num_queries == 1 and segments > 1 and shared <= 64
     parts = room_for_segments(segments, num_sequences, out_NHV) if split else (out_NHV, lse_NH, lse_NH)
-    arguments = (
-        q_NHK,
-        rows_GSW,
-        window.rows_BT,
-        window.ends_BT,
-        window.keys_BS,
-        out_NHV,
-        lse_NH,
-        *parts,
-        scale,
-        num_queries,
-        num_keys,
-        num_heads,
-        shared,
-        rows_GSW.stride(0),
-        rows_GSW.shape[2],
-        value_start,
-    )
+    tables = (window.rows_BT, window.ends_BT, window.keys_BS)
+    sizes = (num_queries, num_keys, num_heads, shared, rows_GSW.stride(0), rows_GSW.shape[2], value_start)
     walk = {"SEGMENT": SEGMENT, "SPLIT": split, "ONE": split or segments == 1}
     programs = (num_groups, num_sequences * (segments if split else 1))
     if tiles is None and fits_hopper(q_NHK, rows_GSW, value_start, out_NHV.shape[2]):
@@ -240,11 +216,19 @@ def _attend_window(
         # Gluon has no interpreter, and older Triton no Gluon.
         from samepath.kernels.dense_attention.hopper_forward import launch_forward
 
+        arguments = (q_NHK, rows_GSW, *tables, out_NHV, lse_NH, *parts, scale, *sizes)
         launch_forward(arguments, grid, out_NHV.shape[2], groups, walk)
     else:
         tiles = tiles or default_tiles(q_NHK, num_queries * shared)
         _attend_forward[(triton.cdiv(num_queries * shared, tiles.rows), *programs)](
-            *arguments,
+            q_NHK,
+            rows_GSW,
+            tables,
+            out_NHV,
+            lse_NH,
+            parts,
+            scale,
+            sizes,
             KEY=split_width(q_NHK.shape[2]),
             VALUE=split_width(out_NHV.shape[2]),
             **walk,

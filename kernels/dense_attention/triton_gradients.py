@@ -86,20 +86,12 @@ def _backward_keys(
     q,
     store,
     grad_out,
-    rows_BT,
-    ends_BT,
-    keys_BS,
+    tables,
     lse,
     delta,
     target,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    shared,
-    group_stride,
-    row_width,
-    value_start,
+    sizes,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -108,6 +100,8 @@ def _backward_keys(
     OPERAND: tl.constexpr,
 ):
     """Gradients of one tile of keys of one sequence and key head: with PAIRS stored by sequence and place, else added to the rows' own."""
+    rows_BT, ends_BT, keys_BS = tables
+    num_queries, num_keys, num_heads, shared, group_stride, row_width, value_start = sizes
     zero = tl.full((), 0, tl.int64)
     group = tl.program_id(1)
     sequence = zero + tl.program_id(2)
@@ -166,20 +160,12 @@ def _backward_queries(
     q,
     store,
     grad_out,
-    rows_BT,
-    ends_BT,
-    keys_BS,
+    tables,
     lse,
     delta,
     grad_q,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    shared,
-    group_stride,
-    row_width,
-    value_start,
+    sizes,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -187,6 +173,8 @@ def _backward_queries(
     OPERAND: tl.constexpr,
 ):
     """Gradients of one tile of (query, head) rows."""
+    rows_BT, ends_BT, keys_BS = tables
+    num_queries, num_keys, num_heads, shared, group_stride, row_width, value_start = sizes
     zero = tl.full((), 0, tl.int64)
     group = tl.program_id(1)
     sequence = zero + tl.program_id(2)
@@ -232,6 +220,7 @@ def launch_gradients(
         sizes: num_queries, num_keys, num_heads, shared, group_stride, row_width, value_start.
     """
     q_NHK = inputs[0]
+    operands, tables, rows = inputs[:3], inputs[3:6], inputs[6:]
     num_queries, num_keys, num_heads, shared = sizes[:4]
     num_groups, num_sequences = num_heads // shared, inputs[3].shape[0]
     shape = {
@@ -242,10 +231,12 @@ def launch_gradients(
     tiles = tiles or default_tiles(q_NHK)
     by_keys, by_rows = tiles.by_keys, tiles.by_rows
     _backward_keys[(triton.cdiv(num_keys, by_keys.keys), num_groups, num_sequences)](
-        *inputs,
+        *operands,
+        tables,
+        *rows,
         targets[1],
         scale,
-        *sizes,
+        sizes,
         **shape,
         ROWS=by_keys.rows,
         KEYS=by_keys.keys,
@@ -255,10 +246,12 @@ def launch_gradients(
     )
     blocks = triton.cdiv(num_queries * shared, by_rows.rows)
     _backward_queries[(blocks, num_groups, num_sequences)](
-        *inputs,
+        *operands,
+        tables,
+        *rows,
         targets[0],
         scale,
-        *sizes,
+        sizes,
         **shape,
         ROWS=by_rows.rows,
         KEYS=by_rows.keys,

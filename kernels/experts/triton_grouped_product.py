@@ -104,11 +104,9 @@ def grouped_product(
             TRANSPOSED=transposed,
             ROWS=layout.block_rows,
             COLUMNS=tiles.columns,
-            INNER=tiles.inner,
             GROUP=GROUP_TILES,
             OPERAND=operand_type(left.dtype),
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
+            **tiles.arguments(),
         )
     return out
 
@@ -189,10 +187,8 @@ def grouped_outer_product(
         BLOCK_ROWS=layout.block_rows,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
-        INNER=tiles.inner,
         GROUP=GROUP_TILES,
         OPERAND=operand_type(left.dtype),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.arguments(),
     )
     return out

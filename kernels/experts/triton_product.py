@@ -155,11 +155,9 @@ def gated_units(
             KEEP=keep,
             ROWS=layout.block_rows,
             COLUMNS=columns,
-            INNER=tiles.inner,
             GROUP=GROUP_TILES,
             OPERAND=operand_type(x_ND.dtype),
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
+            **tiles.arguments(),
         )
     return hidden, products
 

@@ -43,6 +43,10 @@ class Tiles:
     num_stages: int = 4
     """Steps in flight."""
 
+    def arguments(self) -> dict[str, int]:
+        """Compile-time arguments of a kernel but for its rows and columns."""
+        return {"INNER": self.inner, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 def default_tiles(dtype: torch.dtype) -> Tiles:
     """Tiles that fit the multiprocessor for this type."""

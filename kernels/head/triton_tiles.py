@@ -203,10 +203,8 @@ def tile_sums(rows: HeadRows, bitmap: Tensor | None, sums: Tensor, target_logits
         0 if bitmap is None else triton.cdiv(vocab_size, 32),
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
-        INNER=tiles.inner,
         OPERAND=operand_type(rows.hidden_ND.dtype),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.arguments(),
     )
     return True
 
@@ -241,8 +239,6 @@ def logit_gradients(
         RESTRICTED=bitmap is not None,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
-        INNER=tiles.inner,
         OPERAND=operand_type(rows.hidden_ND.dtype),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.arguments(),
     )

@@ -208,6 +208,16 @@ class Tiles:
     group: int = 16
     """Row tiles that share columns in L2."""
 
+    def arguments(self) -> dict[str, int]:
+        """Compile-time arguments of a kernel."""
+        return {
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "INNER": self.inner,
+            "STAGES": self.stages,
+            "GROUP": self.group,
+        }
+
 
 TILES = (
     Tiles(group=8),
@@ -270,11 +280,7 @@ def product(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype, tiles: Tiles
         num_rows,
         num_columns,
         width,
-        ROWS=tiles.rows,
-        COLUMNS=tiles.columns,
-        INNER=tiles.inner,
-        STAGES=tiles.stages,
-        GROUP=tiles.group,
+        **tiles.arguments(),
         MAPPED=mapped,
         num_warps=4,
     )

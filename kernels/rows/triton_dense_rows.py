@@ -112,11 +112,9 @@ class _Linear(torch.autograd.Function):
                 x_ND.shape[1],
                 ROWS=tiles.rows,
                 COLUMNS=tiles.columns,
-                INNER=tiles.inner,
                 GROUP=GROUP_TILES,
                 OPERAND=operand_type(x_ND.dtype),
-                num_warps=tiles.num_warps,
-                num_stages=tiles.num_stages,
+                **tiles.arguments(),
             )
         return out_NO
 

@@ -95,10 +95,8 @@ class _HeadProduct(torch.autograd.Function):
                 *weight_HKM.stride(),
                 ROWS=tiles.rows,
                 COLUMNS=tiles.columns,
-                INNER=tiles.inner,
                 OPERAND=operand_type(x_NHK.dtype),
-                num_warps=tiles.num_warps,
-                num_stages=tiles.num_stages,
+                **tiles.arguments(),
             )
         return out_NHM
 
