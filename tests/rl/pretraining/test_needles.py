@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from samepath.rl.pretraining.needles import check_needles, measure_needles, needle_prompt
+from samepath.rl.pretraining import needles as module
+from samepath.rl.pretraining.needles import NeedlePrompt, check_needles, measure_needles, needle_prompt
 from samepath.rl.recipe.text import NeedleSettings
 from tests.families import family_model
 from tests.rl.pretraining.texts import tokenizer
@@ -107,6 +108,24 @@ def test_measure_needles_scores_are_those_of_the_definition() -> None:
     assert metrics["sparse/needle_probability"] == pytest.approx(np.mean(found.sparse[8].probabilities))
     assert metrics["sparse/needle_dense_accuracy"] == pytest.approx(np.mean(found.dense.accuracies))
     assert metrics["sparse/needle_probability"] != pytest.approx(metrics["sparse/needle_probability_top4"])
+
+
+@pytest.mark.parametrize(("changed", "wanted"), [((), 1.0), ((0,), 0.0), ((1,), 0.0), ((0, 1), 0.0)])
+def test_measure_needles_value_is_found_only_if_each_token_is_the_likeliest(
+    monkeypatch: pytest.MonkeyPatch, changed: tuple[int, ...], wanted: float
+) -> None:
+    """The answer is what the model itself says, with some of its two tokens changed."""
+    model, ids = family_model("samepath_grouped"), list(range(2, 18)) * 2
+    said: list[int] = []
+    for place in range(2):
+        with torch.no_grad():
+            hidden, _ = run(model, packed_input(model.config, [torch.tensor(ids + said)]), 64)
+        best = int((hidden[len(ids + said) - 1] @ model.head_weight.T).argmax())
+        # A token that is changed is the context of the next.
+        said.append((best + 1) % 18 if place in changed else best)
+    asked = NeedlePrompt(prompt=tuple(ids), answer=tuple(said), needle=(0, 0))
+    monkeypatch.setattr(module, "needle_prompt", lambda *_: asked)
+    assert measure_needles(model, tokenizer(), HAY, settings(), []).dense.accuracies == ((wanted, wanted),)
 
 
 @pytest.mark.parametrize(
