@@ -1,15 +1,15 @@
 """How the driver reaches the learner: the object itself, or a Ray actor with a bound on every wait."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
 from samepath.rl.learner.learner import Learner
-from samepath.rl.learner.lost import LearnerLostError
 from samepath.rl.learner.rank_children import RankChildren
-from samepath.rl.learner.rank_host import summed
+from samepath.rl.learner.rank_host import RankHost, summed
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.weights.publication import Publication
 
@@ -48,7 +48,8 @@ class InlineLearner(Learner):
         if recipe.learner.ranks == 1 and recipe.learner.shard == "none":
             super().__init__(*arguments)
             return
-        self._others = RankChildren(*arguments)
+        make = partial(RankHost, recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from)
+        self._others = RankChildren(recipe.learner, recipe.model.device, recipe_dir, make)
         with ExitStack() as failed:
             failed.callback(self.close)
             super().__init__(*arguments, self._others.ranks)
@@ -75,18 +76,9 @@ class InlineLearner(Learner):
         with self._all("advance"):
             super().advance()
 
-    @contextmanager
-    def _all(self, method: str, *arguments: object) -> Iterator[None]:
-        """The other ranks make the call while this one does. Raises LearnerLostError, which says what has become of one that is lost."""
-        if self._others is None:
-            yield
-            return
-        self._others.begin(method, *arguments)
-        try:
-            yield
-        except LearnerLostError as error:
-            raise self._others.why(error, method) from error
-        self._others.end(method)
+    def _all(self, method: str, *arguments: object) -> AbstractContextManager[None]:
+        """The other ranks make the call while this one does (see `RankChildren.beside`)."""
+        return nullcontext() if self._others is None else self._others.beside(method, *arguments)
 
     def weights(self) -> Publication:
         """See `Learner.weights`."""

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
+from samepath.model.placement import DeviceName
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
+from samepath.rl.learner.rank_host import RankOf
 from samepath.rl.learner.ranks import Meeting, Ranks, joined, opened
 from samepath.rl.machine import child_environment, import_path, keep_to_loopback
 from samepath.rl.recipe.cluster import LOOPBACK
-from samepath.rl.recipe.recipe import Recipe
+from samepath.rl.recipe.learner import RankSettings
 from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.pool.child_process import END_WAIT_S, ChildProcess
 from samepath.rollout.pool.process_calls import Answer, Call
@@ -59,21 +61,21 @@ class _Child(ChildProcess):
 
 
 class RankChildren:
-    """Ranks 1 and above of the driver's learner, which is rank 0 itself."""
+    """Ranks 1 and above of what trains in this process, which is rank 0 itself."""
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
-        """Start them and meet them. Raises LearnerLostError if they do not all come within `learner.update_timeout_s`."""
-        settings = recipe.learner
+    def __init__(
+        self, settings: RankSettings, device: DeviceName, recipe_dir: Path, make: Callable[[], RankOf[Any]]
+    ) -> None:
+        """Start them and meet them; each calls `make`, which crosses to it. Raises LearnerLostError if they do not all come in time."""
         self._timeout_s = settings.update_timeout_s
         keep_to_loopback()
         meeting, self._store = opened(LOOPBACK, settings.ranks, self._timeout_s)
-        self._children = [_Child(rank, _environment(recipe, recipe_dir, rank)) for rank in range(1, settings.ranks)]
+        self._children = [_Child(rank, _environment(device, recipe_dir, rank)) for rank in range(1, settings.ranks)]
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
             for child in self._children:
-                arguments = (recipe, recipe_dir.resolve(), run_dir.resolve(), resume_from, child.rank, meeting)
-                self._send([child], "start", arguments)
-            self.ranks = self._met(meeting, recipe.model.device)
+                self._send([child], "start", (make, child.rank, meeting))
+            self.ranks = self._met(meeting, device)
             failed.pop_all()
 
     def _met(self, meeting: Meeting, device: str) -> Ranks:
@@ -90,6 +92,16 @@ class RankChildren:
     def count(self) -> int:
         """How many they are."""
         return len(self._children)
+
+    @contextlib.contextmanager
+    def beside(self, method: str, *arguments: Any) -> Iterator[None]:
+        """All of them make a call while this process does. Raises LearnerLostError, which says what has become of one that is lost."""
+        self.begin(method, *arguments)
+        try:
+            yield
+        except LearnerLostError as error:
+            raise self.why(error, method) from error
+        self.end(method)
 
     def begin(self, method: str, *arguments: Any) -> None:
         """Let all of them make a call, which rank 0 makes beside them. Raises LearnerLostError."""
@@ -185,11 +197,11 @@ class RankChildren:
         )
 
 
-def _environment(recipe: Recipe, recipe_dir: Path, rank: int) -> dict[str, str]:
+def _environment(device: DeviceName, recipe_dir: Path, rank: int) -> dict[str, str]:
     """Variables of a child: as the driver's, one thread, and a GPU of its own."""
     own = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment = child_environment({**import_path(recipe_dir), **own})
-    if recipe.model.device == "cuda":
+    if device == "cuda":
         visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         environment["CUDA_VISIBLE_DEVICES"] = visible[rank] if visible else str(rank)
     return environment

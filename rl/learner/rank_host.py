@@ -1,13 +1,15 @@
 """One rank of the learner in a process that it has to itself: a Ray actor, or a child of the driver."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch._C._distributed_c10d import TCPStore
 
+from samepath.model.placement import DeviceName
 from samepath.rl.learner.learner import Learner
 from samepath.rl.learner.rank_sampler import RankSampler
 from samepath.rl.learner.ranks import ALONE, Meeting, Ranks, joined, opened
@@ -17,36 +19,28 @@ from samepath.rl.recipe.recipe import Recipe
 from samepath.rollout.weights.bucket import Bucket
 from samepath.rollout.weights.mark import Header
 
+Trained = TypeVar("Trained")
 
-class RankHost:
-    """Meets the other ranks, builds the learner, and makes the calls that all ranks make."""
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
-        self._arguments = recipe, recipe_dir, run_dir, resume_from
-        self._recipe = recipe
+class RankOf(Generic[Trained]):
+    """Meets the other ranks, builds what trains, and makes the calls that all ranks make."""
+
+    def __init__(self, device: DeviceName, build: Callable[[Ranks], Trained]) -> None:
+        """`build` makes what trains, once the ranks have met."""
+        self._device, self._build = device, build
         self._store: TCPStore | None = None
         self._ranks: Ranks = ALONE
-        self._learner: Learner | None = None
-        self._sampler: RankSampler | None = None
-
-    def open(self) -> Meeting:
-        """On rank 0, in a Ray actor: a meeting of all ranks at a free port of the address that Ray knows this machine by."""
-        # Late: `runtime: inline` must work without Ray.
-        from ray.util import get_node_ip_address
-
-        settings = self._recipe.learner
-        meeting, self._store = opened(get_node_ip_address(), settings.ranks, settings.update_timeout_s)
-        return meeting
+        self._learner: Trained | None = None
 
     def start(self, rank: int, meeting: Meeting | None) -> int:
         """Meet the others, unless there are none, and build the learner; returns this process's number."""
         if meeting is not None:
             if meeting.host == LOOPBACK:
                 keep_to_loopback()
-            self._ranks = joined(meeting, rank, self._recipe.model.device, self._store)
+            self._ranks = joined(meeting, rank, self._device, self._store)
         with ExitStack() as failed:
             failed.callback(self._ranks.leave)
-            self._learner = Learner(*self._arguments, self._ranks)
+            self._learner = self._build(self._ranks)
             failed.pop_all()
         return os.getpid()
 
@@ -58,6 +52,23 @@ class RankHost:
             result = getattr(self._learner, method)(*arguments, **named)
             failed.pop_all()
         return result if self._ranks.rank == 0 or method == "statistics" else None
+
+
+class RankHost(RankOf[Learner]):
+    """A rank of RL's learner, and of the engine beside it."""
+
+    def __init__(self, recipe: Recipe, recipe_dir: Path, run_dir: Path, resume_from: Path | None) -> None:
+        super().__init__(recipe.model.device, partial(Learner, recipe, recipe_dir, run_dir, resume_from))
+        self._settings = recipe.learner
+        self._sampler: RankSampler | None = None
+
+    def open(self) -> Meeting:
+        """On rank 0, in a Ray actor: a meeting of all ranks at a free port of the address that Ray knows this machine by."""
+        # Late: `runtime: inline` must work without Ray.
+        from ray.util import get_node_ip_address
+
+        meeting, self._store = opened(get_node_ip_address(), self._settings.ranks, self._settings.update_timeout_s)
+        return meeting
 
     def sample(self, method: str, *arguments: Any) -> Any:
         """A call of the engine beside this rank's learner; `open` builds it. If it fails, this rank leaves the others."""

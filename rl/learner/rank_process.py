@@ -7,9 +7,10 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 from samepath.rewards.sandbox.tree import signal_at_death_of
-from samepath.rl.learner.rank_host import RankHost
+from samepath.rl.learner.rank_host import RankHost, RankOf
 from samepath.rl.learner.ranks import TOLD
 from samepath.rollout.pool.process_calls import Answer, Call
 
@@ -19,7 +20,7 @@ SAMPLER = "sampler."
 
 def serve(channel: Connection) -> None:
     """Answer calls until the parent goes away. After a failure the ranks are no longer together, so this one ends."""
-    host: RankHost | None = None
+    host: RankOf[Any] | None = None
     while True:
         try:
             call: Call = channel.recv()
@@ -27,11 +28,11 @@ def serve(channel: Connection) -> None:
             return
         try:
             if call.method == "start":
-                recipe, recipe_dir, run_dir, resume_from, rank, meeting = call.arguments
-                host = RankHost(recipe, recipe_dir, run_dir, resume_from)
+                make, rank, meeting = call.arguments
+                host = make()
                 answer = Answer(value=host.start(rank, meeting))
             elif call.method.startswith(SAMPLER):
-                assert host is not None
+                assert isinstance(host, RankHost)
                 answer = Answer(value=host.sample(call.method.removeprefix(SAMPLER), *call.arguments))
             else:
                 assert host is not None

@@ -1,5 +1,6 @@
 """A run on text from recipe to summary: its folder, measurements before and after, steps with checkpoints between them; resumable at any moment."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -20,16 +21,17 @@ from samepath.rl.interruption import Interruption
 from samepath.rl.learner.checkpoint_writer import CheckpointWriter
 from samepath.rl.learner.checkpoints import checkpoint_folder, checkpoint_of_step, latest_checkpoint
 from samepath.rl.learner.model_source import check_expected, resolve_folder
-from samepath.rl.learner.snapshot import Snapshot, in_host_memory, read_state
+from samepath.rl.learner.snapshot import Snapshot, in_host_memory
 from samepath.rl.machine import collect_environment
 from samepath.rl.pretraining.corpus import Corpus, load_corpus
 from samepath.rl.pretraining.documents import TextError, documents
 from samepath.rl.pretraining.measure import SparseMeasure
 from samepath.rl.pretraining.needles import check_needles
 from samepath.rl.pretraining.pictures import draw_course, draw_measure
+from samepath.rl.pretraining.ranks import TrainerRanks
 from samepath.rl.pretraining.suite import measure_suite
 from samepath.rl.pretraining.text_folder import TextSource, refuse_begun
-from samepath.rl.pretraining.trainer import TextTrainer, check_stage
+from samepath.rl.pretraining.trainer import check_stage
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.text import TextRecipe
 from samepath.rl.report.progress import ProgressDisplay, summary_table
@@ -51,7 +53,7 @@ class _Run:
 
     recipe: TextRecipe
     state: RunState
-    trainer: TextTrainer
+    ranks: TrainerRanks
     tokenizer: Tokenizer
     corpus: Corpus
     tracker: Tracker
@@ -59,6 +61,11 @@ class _Run:
     writer: CheckpointWriter
     first_step: int
     interruption: Interruption = field(default_factory=Interruption)
+
+    @property
+    def model(self) -> CausalLM:
+        """What is measured and saved."""
+        return self.ranks.trainer.model
 
     def run(self) -> SparseMeasure:
         """Measure, train, measure; returns the last measurement."""
@@ -70,10 +77,10 @@ class _Run:
             for step in range(self.first_step, stage.steps):
                 self.interruption.hold()
                 sequences = self.corpus.batch(self.recipe.seed, step, stage.sequences_per_step)
-                metrics = dict(self.trainer.step(sequences))
+                metrics = dict(self.ranks.step(sequences))
                 done = step + 1
                 if stage.measure_every and done % stage.measure_every == 0 and done < stage.steps:
-                    metrics |= self._measure().metrics(self.trainer.model.config.index_topk)
+                    metrics |= self._measure().metrics(self.model.config.index_topk)
                 self.tracker.log_metrics(done, metrics)
                 self.display.update(done, metrics)
                 if self.recipe.checkpoint.every and done % self.recipe.checkpoint.every == 0:
@@ -91,7 +98,7 @@ class _Run:
         """Measure outside the steps, and keep what it gave."""
         self.display.phase("measuring")
         found = self._measure()
-        metrics = found.metrics(self.trainer.model.config.index_topk)
+        metrics = found.metrics(self.model.config.index_topk)
         self.tracker.log_metrics(step, metrics)
         self.display.message(
             f"step {step}: perplexity {metrics['sparse/dense_perplexity']:.3f} over all keys, {metrics['sparse/perplexity']:.3f} over the selected; "
@@ -100,7 +107,7 @@ class _Run:
         return found
 
     def _measure(self) -> SparseMeasure:
-        return measure_suite(self.trainer.model, self.tokenizer, self.corpus, self.recipe.stage)
+        return measure_suite(self.model, self.tokenizer, self.corpus, self.recipe.stage)
 
     def _save(self, step: int) -> None:
         """Write the checkpoint of a step, and wait for it: text needs no overlap with a sampler."""
@@ -118,10 +125,10 @@ class _Run:
 
     def _snapshot(self, step: int) -> Snapshot:
         held, ready = in_host_memory(
-            {"weights": file_tensors(self.trainer.model), "state": self.trainer.optimizer.state()}, copied=False
+            {"weights": file_tensors(self.model), "state": self.ranks.trainer.optimizer.state()}, copied=False
         )
         return Snapshot(
-            policy=self.trainer.model,
+            policy=self.model,
             tokenizer=self.tokenizer,
             weights=held["weights"],
             state=held["state"],
@@ -202,19 +209,17 @@ def _run(recipe: TextRecipe, state: RunState, folder: Path, first_step: int, kee
     check_needles(recipe.stage.needles, tokenizer)
     tokens = Path(recipe.runs_dir) / TOKENS
     corpus = load_corpus(recipe.text, tokenizer, Path(state.recipe_dir), tokens, _say)
-    model = load_policy(folder, "own", recipe.model.backend)
-    assert isinstance(model, CausalLM)
-    trainer = TextTrainer(place(model, recipe.model.placement), recipe.stage)
-    if first_step:
-        trainer.optimizer.restore(read_state(folder))
-    with claimed(recipe.run_dir):
+    with contextlib.ExitStack() as ended:
+        ranks = TrainerRanks(recipe, Path(state.recipe_dir), folder, resumed=bool(first_step))
+        ended.callback(ranks.close)
+        ended.enter_context(claimed(recipe.run_dir))
         replace_file(recipe.run_dir / TEXT_RECIPE_FILE, dump_recipe(recipe))
         if metrics_bytes(recipe.run_dir) > keep_bytes:
             os.truncate(recipe.run_dir / METRICS_FILE, keep_bytes)
         said.append(
             f"text: {corpus.documents:,} documents, {len(corpus.tokens):,} tokens, {corpus.num_trained:,} sequences of {corpus.length} to train on"
         )
-        return _tracked(recipe, state, _Parts(trainer=trainer, tokenizer=tokenizer, corpus=corpus), first_step, said)
+        return _tracked(recipe, state, _Parts(ranks=ranks, tokenizer=tokenizer, corpus=corpus), first_step, said)
 
 
 def _say(text: str) -> None:
@@ -226,7 +231,7 @@ def _say(text: str) -> None:
 class _Parts:
     """What a run works with."""
 
-    trainer: TextTrainer
+    ranks: TrainerRanks
     tokenizer: Tokenizer
     corpus: Corpus
 
@@ -256,7 +261,7 @@ def _tracked(
             run = _Run(
                 recipe=recipe,
                 state=state,
-                trainer=parts.trainer,
+                ranks=parts.ranks,
                 tokenizer=parts.tokenizer,
                 corpus=parts.corpus,
                 tracker=tracker,
@@ -274,7 +279,7 @@ def _tracked(
             "steps": recipe.stage.steps,
             "checkpoint": str(checkpoint_folder(run_dir, recipe.stage.steps)),
             "seconds": round(state.seconds, 1),
-            **found.metrics(parts.trainer.model.config.index_topk),
+            **found.metrics(parts.ranks.trainer.model.config.index_topk),
         }
         write_json(run_dir / SUMMARY_FILE, {**summary, **found.by_layer()})
         draw_measure(found, run_dir / PICTURES)

@@ -18,8 +18,9 @@ from samepath.rl.batch.cut import Part, cut
 from samepath.rl.batch.pack import TrainSequence, pack
 from samepath.rl.diagnostics.memory import resident_gib
 from samepath.rl.learner.optimizer import Optimizer
-from samepath.rl.learner.pass_runner import BY_ITSELF
+from samepath.rl.learner.pass_runner import WholeRunner
 from samepath.rl.learner.policy_pass import run_policy
+from samepath.rl.learner.ranks import ALONE, Ranks
 from samepath.rl.learner.worked_batches import supervised_sequence
 from samepath.rl.recipe.text import StageSettings
 
@@ -35,9 +36,9 @@ class _Pass:
 class TextTrainer:
     """Trains a model with an indexer; `optimizer` has what a checkpoint needs."""
 
-    def __init__(self, model: CausalLM, stage: StageSettings) -> None:
-        """Freeze what the stage does not train."""
-        self.model, self._stage = model, stage
+    def __init__(self, model: CausalLM, stage: StageSettings, ranks: Ranks = ALONE, min_passes: int = 1) -> None:
+        """Freeze what the stage does not train. Of several ranks each holds one, all take part in `step`, and each runs a share of its passes."""
+        self.model, self._stage, self._min_passes = model, stage, min_passes
         model.activation_checkpointing = stage.activation_checkpointing
         of_indexer = {id(parameter) for parameter in model.indexer_parameters()}
         for parameter in model.parameters():
@@ -45,19 +46,21 @@ class TextTrainer:
         self.optimizer = Optimizer(
             model, stage.optimizer, total_updates=stage.steps, indexer_lr_scale=stage.indexer_lr_scale
         )
+        self._runner = WholeRunner.of(ranks, model)
 
     def step(self, sequences: Sequence[NDArray[np.int64]]) -> Mapping[str, float]:
-        """Train on sequences of token ids; losses are nats a token, the indexer's nats a row and layer."""
+        """Train on sequences of token ids; losses are nats a token, the indexer's nats a row and layer. Raises LearnerLostError."""
         started = time.perf_counter()
         batch = [text_sequence(ids, self.model) for ids in sequences]
-        parts = cut(batch, self._stage.max_tokens_per_pass)
+        parts = cut(batch, self._stage.max_tokens_per_pass, self._min_passes, multiple_of=self._runner.ranks.size)
         num_rows = sum(len(ids) - 1 for ids in sequences)
 
         def run(place: int) -> tuple[_Pass, Tensor]:
             return self._pass(batch, parts[place], num_rows)
 
-        passes = BY_ITSELF.train(BY_ITSELF.owners([part.num_rows for part in parts]), run, self.optimizer)
+        passes = self._runner.train(self._runner.owners([part.num_rows for part in parts]), run, self.optimizer)
         norms = self.optimizer.step()
+        self._runner.ranks.require_equal(f"weights after update {self.optimizer.updates}", self.optimizer.parameters)
         seconds = time.perf_counter() - started
         return {
             "text/loss": sum(one.loss for one in passes),

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from samepath.model.transformers.lora_settings import LoraSettings
 
 
-class LearnerSettings(BaseModel):
-    """How the learner computes."""
+class RankSettings(BaseModel):
+    """The processes that learn together; a run on text has these settings alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,6 +18,23 @@ class LearnerSettings(BaseModel):
         le=64,
         description="processes that learn together, one CPU core or GPU each; each runs a share of the passes",
     )
+    min_passes: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="least number of passes of an update, if it has as many rollouts (of text: sequences). Equal passes give equal bits on any number of "
+        "ranks",
+    )
+    update_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="longest wait for the updates of one step under Ray, and of a rank for the others, seconds",
+    )
+
+
+class LearnerSettings(RankSettings):
+    """How the learner computes."""
+
     shard: Literal["none", "full"] = Field(
         "none",
         description="what a rank holds: everything, or with `full` its share of weights, gradients, optimiser and reference (FSDP); layers are gathered "
@@ -27,12 +44,6 @@ class LearnerSettings(BaseModel):
         False,
         description="own network with `shard: full`: a rank's share of the routed experts is whole experts, which are never gathered: tokens travel to "
         "the ranks that hold their experts, and back. `ranks` must divide the experts",
-    )
-    min_passes: int = Field(
-        1,
-        ge=1,
-        le=4096,
-        description="least number of passes of an update, if it has as many rollouts. Equal passes give equal bits on any number of ranks",
     )
     restarts: int = Field(
         0,
@@ -71,8 +82,3 @@ class LearnerSettings(BaseModel):
         "frozen", description="train the indexer with its own loss during RL, or not"
     )
     indexer_lr_scale: float = Field(1.0, gt=0, description="indexer's learning rate over the policy's, when trained")
-    update_timeout_s: float = Field(
-        600.0,
-        gt=0,
-        description="longest wait for the updates of one step under Ray, and of a rank for the others, seconds",
-    )

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from samepath.rl.recipe.checkpoint import CheckpointSettings
+from samepath.rl.recipe.learner import RankSettings
 from samepath.rl.recipe.model import CheckpointModel, short_form
 from samepath.rl.recipe.optimizer import OptimizerSettings
 from samepath.rl.recipe.tracking import TrackingSettings
@@ -122,6 +123,7 @@ class TextRecipe(BaseModel):
     )
     text: TextSettings = Field(description="what is trained on")
     stage: StageSettings = Field(description="what is trained")
+    learner: RankSettings = Field(default_factory=lambda: RankSettings(), description="processes that train together")
     checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings(), description="checkpoints")
     tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings(), description="metrics")
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from samepath.rl.cli import app
 from samepath.rl.learner.checkpoints import CheckpointError
-from samepath.rl.pretraining import run as module
+from samepath.rl.pretraining import trainer as trainer_module
 from samepath.rl.pretraining.run import check_text_run, resume_text_run, start_text_run
 from samepath.rl.pretraining.text_folder import text_recipe_of_run
 from samepath.rl.preview import sample_source
@@ -114,7 +114,7 @@ def test_needles_that_cannot_be_asked_for_are_refused_before_any_work(
 
 def interrupted(recipe: TextRecipe, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """A run that a Ctrl-C ends in the step behind `at` steps."""
-    step, calls = module.TextTrainer.step, []
+    step, calls = trainer_module.TextTrainer.step, []
 
     def cut(self: Any, sequences: Any) -> Any:
         calls.append(1)
@@ -122,10 +122,10 @@ def interrupted(recipe: TextRecipe, folder: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return step(self, sequences)
 
-    monkeypatch.setattr(module.TextTrainer, "step", cut)
+    monkeypatch.setattr(trainer_module.TextTrainer, "step", cut)
     with pytest.raises(KeyboardInterrupt):
         start_text_run(recipe, folder)
-    monkeypatch.setattr(module.TextTrainer, "step", step)
+    monkeypatch.setattr(trainer_module.TextTrainer, "step", step)
 
 
 def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
