@@ -50,7 +50,7 @@ TEXT_HEAD = """
 # Recipes on text
 
 A recipe with a `stage` trains on text instead of rewards ([docs/sparse.md](sparse.md)). It has `name`, `seed`, `runs_dir`, `model` (a checkpoint of the own
-network), `checkpoint` and `tracking` as above, and two sections of its own.
+network), `checkpoint` and `tracking` as above, of `learner` the keys `ranks`, `min_passes` and `update_timeout_s`, and two sections of its own.
 """
 
 
