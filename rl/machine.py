@@ -69,6 +69,12 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def gpu_alone(number: int) -> dict[str, str]:
+    """Variables of a child that sees one of this process's GPUs alone, that of `number` counted from 0."""
+    visible = [name for name in read_variable("CUDA_VISIBLE_DEVICES").split(",") if name]
+    return {"CUDA_VISIBLE_DEVICES": visible[number] if visible else str(number)}
+
+
 def keep_to_loopback() -> None:
     """Let torch's gloo listen on the loopback interface alone, in this process and its children, unless the user chose another."""
     for name, addresses in psutil.net_if_addrs().items():

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from samepath.model.placement import Placement
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.rewards.runner import RewardRunner
@@ -18,7 +20,7 @@ from samepath.rl.learner.handle import LearnerHandle
 from samepath.rl.learner.rank_children import RankChildren
 from samepath.rl.learner.rank_pool import RankPool
 from samepath.rl.loop import Loop
-from samepath.rl.machine import child_environment, import_path
+from samepath.rl.machine import child_environment, gpu_alone, import_path
 from samepath.rl.overlapped_loop import OverlappedLoop
 from samepath.rl.preparation import Prepared
 from samepath.rl.recipe.recipe import Recipe
@@ -29,6 +31,7 @@ from samepath.rl.run_state import Phase, RunState
 from samepath.rl.saving import Saving
 from samepath.rl.tasks.survey import check_first_prompts
 from samepath.rl.tracking.tracker import Tracker
+from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import AnyEngine, describe
 from samepath.rollout.pool.pool import InlinePool, RolloutPool, worker_environment
 from samepath.rollout.pool.process_pool import ProcessPool
@@ -126,6 +129,8 @@ class Training:
         """The rollout pool that the recipe's runtime asks for. A worker that is replaced later loads the same folder, so it is one that stays."""
         recipe, recipe_dir = self.recipe, Path(self.state.recipe_dir)
         engine, workers, placement = recipe.engine, recipe.rollout, recipe.model.placement
+        if workers.own_process:
+            return pool_beside(reference, recipe, recipe_dir)
         if recipe.runtime == "inline":
             return inline_pool(reference, engine, workers, placement, recipe_dir, self.learner.sampling_ranks)
         # Late: `runtime: inline` must work without Ray.
@@ -231,3 +236,18 @@ def inline_pool(
         return InlinePool(model_folder, engine, workers, placement)
     variables = worker_environment(engine, workers, import_path(recipe_dir))
     return ProcessPool(model_folder, engine, workers, child_environment(variables))
+
+
+def pool_beside(model_folder: Path, recipe: Recipe, recipe_dir: Path) -> RolloutPool:
+    """A worker of `rollout.own_process`, on the first GPU behind those of the ranks. Raises RolloutPoolError if there is none."""
+    engine, workers, placement = recipe.engine, recipe.rollout, recipe.model.placement
+    variables = worker_environment(engine, workers, import_path(recipe_dir))
+    if placement.device == "cuda":
+        number = recipe.learner.ranks
+        if torch.cuda.device_count() <= number:
+            raise RolloutPoolError(
+                f"rollout.own_process with model.device: cuda needs a GPU behind those of learner.ranks={number}; {torch.cuda.device_count()} are "
+                "visible. Lower learner.ranks, make more visible, or leave rollout.own_process out: the engine then shares the learner's GPU."
+            )
+        variables |= gpu_alone(number)
+    return ProcessPool(model_folder, engine, workers, child_environment(variables), placement)

@@ -17,7 +17,7 @@ from samepath.model.placement import DeviceName
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
 from samepath.rl.learner.rank_host import RankOf
 from samepath.rl.learner.ranks import Meeting, Ranks, joined, opened
-from samepath.rl.machine import child_environment, import_path, keep_to_loopback
+from samepath.rl.machine import child_environment, gpu_alone, import_path, keep_to_loopback
 from samepath.rl.recipe.cluster import LOOPBACK
 from samepath.rl.recipe.learner import RankSettings
 from samepath.rollout.bounded_call import OverdueError, bounded
@@ -202,6 +202,5 @@ def _environment(device: DeviceName, recipe_dir: Path, rank: int) -> dict[str, s
     own = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment = child_environment({**import_path(recipe_dir), **own})
     if device == "cuda":
-        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        environment["CUDA_VISIBLE_DEVICES"] = visible[rank] if visible else str(rank)
+        environment |= gpu_alone(rank)
     return environment

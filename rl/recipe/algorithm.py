@@ -35,7 +35,7 @@ class AlgorithmSettings(BaseModel):
         ge=0,
         le=64,
         description="K, versions that weights may be behind the learner's when their tokens are trained. 0: sampling and learning take turns; "
-        "from 1 on rollout workers sample while the learner learns, K steps ahead of it at most (needs `runtime: ray`)",
+        "from 1 on rollout workers sample while the learner learns, K steps ahead of it at most (needs `runtime: ray`, or `rollout.own_process`)",
     )
     on_new_weights: OnNewWeights = Field(
         "finish",

@@ -35,6 +35,8 @@ class EngineUse:
     """How held-out responses are drawn, by the dotted setting that says so."""
     conversations: bool = False
     """True if the task is an environment."""
+    beside: bool = False
+    """True if the engine has a process beside the learner's under `runtime: inline` (`rollout.own_process`)."""
 
 
 def unmet_demands(use: EngineUse) -> list[str]:
@@ -118,9 +120,10 @@ def lag_problems(use: EngineUse) -> list[str]:
     """What cannot go with sampling while learning."""
     rl, problems = use.rl, []
     asked = f"rl.max_weight_lag={rl.max_weight_lag}"
-    if use.runtime == "inline":
+    if use.runtime == "inline" and not use.beside:
         problems.append(
-            f"{asked} samples while the learner learns, in other processes; runtime: inline has one. Set runtime=ray, or rl.max_weight_lag=0."
+            f"{asked} samples while the learner learns, in other processes; runtime: inline has one. Set runtime=ray, or rl.max_weight_lag=0, "
+            "or rollout.own_process=true."
         )
     if rl.on_new_weights == "continue" and rl.max_gap_at_lag_0 == 0:
         problems.append(

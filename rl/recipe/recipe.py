@@ -119,9 +119,11 @@ class Recipe(BaseModel):
                 sampling=self.sampling,
                 evaluations=self.evaluation.samplings(self.sampling),
                 conversations=isinstance(self.task, EnvironmentTask),
+                beside=self.rollout.own_process,
             )
         )
         problems += self._impossible_deltas()
+        problems += self._impossible_process()
         problems += describe(self.engine).problems(self.engine, self.rl.group_size, self.model.placement)
         if isinstance(self.model, NewModel):
             shape = self.model.shape
@@ -137,6 +139,18 @@ class Recipe(BaseModel):
                         f"model.config.max_position_embeddings={shape.max_position_embeddings}"
                     )
         return [*problems, *self._impossible_for_the_implementation(), *self._impossible_faults()]
+
+    def _impossible_process(self) -> list[str]:
+        """A process beside the learner's that is there anyway."""
+        if not self.rollout.own_process:
+            return []
+        if self.runtime == "ray":
+            return [
+                "rollout.own_process is about runtime: inline; under runtime: ray every worker has a process, and rollout.gpus says on what GPU. Leave it out."
+            ]
+        if describe(self.engine).own_process:
+            return [f"engine.kind {self.engine.kind} has a process of its own anyway: leave rollout.own_process out."]
+        return []
 
     def _impossible_deltas(self) -> list[str]:
         """Weights that cannot be changed number by number."""
@@ -195,15 +209,15 @@ class Recipe(BaseModel):
     def _impossible_faults(self) -> list[str]:
         """Planned faults of something that the run does not have, or cannot reach."""
         faults, ray = self.faults, self.runtime == "ray"
-        apart = ray or describe(self.engine).own_process
+        apart = ray or describe(self.engine).own_process or self.rollout.own_process
         needs = {
             "worker_killed": (
                 apart,
-                "a rollout worker beside the run's own process: runtime: ray, or an engine such as vLLM",
+                "a rollout worker beside the run's own process: runtime: ray, rollout.own_process, or an engine such as vLLM",
             ),
             "worker_stopped": (
                 apart,
-                "a rollout worker beside the run's own process: runtime: ray, or an engine such as vLLM",
+                "a rollout worker beside the run's own process: runtime: ray, rollout.own_process, or an engine such as vLLM",
             ),
             "rank_killed": (
                 ray or self.learner.ranks > 1,

@@ -1,4 +1,4 @@
-"""The pool of one worker in a child process: `runtime: inline` for engines that change the process they live in."""
+"""The pool of one worker in a child process: `runtime: inline` with `rollout.own_process`, and for engines that change the process they live in."""
 
 import contextlib
 import subprocess
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from samepath.model.placement import ON_CPU, Placement
 from samepath.rollout.bounded_call import OverdueError, bounded
 from samepath.rollout.engine_errors import RolloutPoolError
 from samepath.rollout.engine_settings import EngineSettings
@@ -62,14 +63,19 @@ class ProcessPool(PolledPool):
     """One rollout worker beside this process; a dead or silent one is replaced and its groups run again."""
 
     def __init__(
-        self, model_folder: Path, engine: EngineSettings, settings: RolloutSettings, environment: Mapping[str, str]
+        self,
+        model_folder: Path,
+        engine: EngineSettings,
+        settings: RolloutSettings,
+        environment: Mapping[str, str],
+        placement: Placement = ON_CPU,
     ) -> None:
-        """Start the worker in exactly `environment`. Raises RolloutPoolError with the reason if it does not start."""
+        """Start the worker in exactly `environment`, which says what GPU it sees. Raises RolloutPoolError with the reason if it does not start."""
         super().__init__()
         self._fresh: list[Request] = []
         self._pending: dict[str, Request] = {}
         self._clock = IdleClock()
-        self._start_arguments = (model_folder.resolve(), engine, settings.threads)
+        self._start_arguments = (model_folder.resolve(), engine, settings.threads, placement)
         self._settings, self._environment = settings, environment
         self._shared = SharedBuckets()
         self._header: Header | None = None
@@ -90,6 +96,10 @@ class ProcessPool(PolledPool):
         self._pending |= {request.group_id: request for request in requests}
 
     def _poll(self, wait_s: float) -> list[Group]:
+        if not self._pending:
+            # Who samples while it learns polls without an end, and a learner is in this process.
+            time.sleep(wait_s)
+            return []
         fresh, self._fresh = self._fresh, []
         self._clock.set(idle=False)
         try:

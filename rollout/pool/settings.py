@@ -35,6 +35,11 @@ class RolloutSettings(BaseModel):
     gpus: float = Field(
         1.0, gt=0, le=1, description="under Ray with `model.device: cuda`: GPUs of a worker; a fraction shares one"
     )
+    own_process: bool = Field(
+        False,
+        description="under `runtime: inline`: the engine in a process beside the learner's; with `model.device: cuda` on the first GPU behind those of "
+        "`learner.ranks`",
+    )
     placing: Placing = Field(
         "any",
         description="nodes of a Ray cluster: `any` leaves it to Ray and reserves no CPUs; `pack` on as few as have room, `spread` on as many as "
