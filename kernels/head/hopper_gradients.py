@@ -14,6 +14,7 @@ from samepath.kernels.rows.hopper_product import (
     make_buffers,
     multiply_tile,
     store_tile,
+    tile_grid,
     tile_place,
 )
 
@@ -82,21 +83,19 @@ def logit_gradients_kernel(
     num_columns,
     width,
     num_words,
-    ROWS: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    INNER: gl.constexpr,
-    STAGES: gl.constexpr,
-    GROUP: gl.constexpr,
+    TILES: gl.constexpr,
     RESTRICTED: gl.constexpr,
 ):
     UPPER: gl.constexpr = 0
     LOWER: gl.constexpr = 1
+    ROWS: gl.constexpr = TILES.rows
+    GROUP: gl.constexpr = TILES.group
     WIDTH: gl.constexpr = out_map.block_shape[1]
-    buffers = make_buffers(ROWS, COLUMNS, INNER, STAGES)
+    buffers = make_buffers(TILES)
     out_tiles = gl.allocate_shared_memory(gl.bfloat16, [ROWS // PART_ROWS, PART_ROWS, WIDTH], out_map.layout)
     rows = (targets, temperature, normalisers, upstream)
     sizes = (first_column, num_rows, num_words)
-    grid = (gl.cdiv(num_rows, ROWS), gl.cdiv(num_columns, COLUMNS), gl.cdiv(width, INNER))
+    grid = tile_grid(num_rows, num_columns, width, TILES)
     maps = (hidden_map, weight_map)
     gl.warp_specialize(
         [

@@ -38,7 +38,7 @@ def tile_sums(
         vocab_size,
         width,
         triton.cdiv(vocab_size, 32),
-        **tiles.arguments(),
+        TILES=tiles,
         RESTRICTED=bitmap is not None,
         num_warps=4,
     )
@@ -75,7 +75,7 @@ def logit_gradients(
         num_columns,
         rows.hidden_ND.shape[1],
         triton.cdiv(num_columns, 32),
-        **tiles.arguments(),
+        TILES=tiles,
         RESTRICTED=bitmap is not None,
         num_warps=4,
     )

@@ -9,7 +9,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from samepath.kernels.head.hopper_columns import LOG2_E, OUTSIDE, kept_columns, row_scale, targets_here
-from samepath.kernels.rows.hopper_product import PART_ROWS, copy_tiles, make_buffers, multiply_tile, tile_place
+from samepath.kernels.rows.hopper_product import (
+    PART_ROWS,
+    copy_tiles,
+    make_buffers,
+    multiply_tile,
+    tile_grid,
+    tile_place,
+)
 
 
 @gluon.jit
@@ -106,20 +113,18 @@ def tile_sums_kernel(
     vocab_size,
     width,
     num_words,
-    ROWS: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    INNER: gl.constexpr,
-    STAGES: gl.constexpr,
-    GROUP: gl.constexpr,
+    TILES: gl.constexpr,
     RESTRICTED: gl.constexpr,
 ):
     UPPER: gl.constexpr = 0
     LOWER: gl.constexpr = 1
-    buffers = make_buffers(ROWS, COLUMNS, INNER, STAGES)
+    ROWS: gl.constexpr = TILES.rows
+    GROUP: gl.constexpr = TILES.group
+    buffers = make_buffers(TILES)
     rows = (targets, temperature)
     results = (sums, target_logits)
     sizes = (num_rows, vocab_size, num_words)
-    grid = (gl.cdiv(num_rows, ROWS), gl.cdiv(vocab_size, COLUMNS), gl.cdiv(width, INNER))
+    grid = tile_grid(num_rows, vocab_size, width, TILES)
     maps = (hidden_map, weight_map)
     if ROWS == PART_ROWS:
         gl.warp_specialize(

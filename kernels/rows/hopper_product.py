@@ -107,8 +107,18 @@ def store_tile(out_map, out_tiles, values, row, column, PART: gl.constexpr):
 
 
 @gluon.jit
-def make_buffers(ROWS: gl.constexpr, COLUMNS: gl.constexpr, INNER: gl.constexpr, STAGES: gl.constexpr):
+def tile_grid(num_rows, num_columns, width, TILES: gl.constexpr):
+    """(row tiles, column tiles, steps a tile)."""
+    return gl.cdiv(num_rows, TILES.rows), gl.cdiv(num_columns, TILES.columns), gl.cdiv(width, TILES.inner)
+
+
+@gluon.jit
+def make_buffers(TILES: gl.constexpr):
     """Buffers and barriers, before the roles part."""
+    ROWS: gl.constexpr = TILES.rows
+    COLUMNS: gl.constexpr = TILES.columns
+    INNER: gl.constexpr = TILES.inner
+    STAGES: gl.constexpr = TILES.stages
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     x_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, INNER], SHARED)
     weight_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, COLUMNS, INNER], SHARED)
@@ -155,22 +165,20 @@ def _product(
     num_rows,
     num_columns,
     width,
-    ROWS: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    INNER: gl.constexpr,
-    STAGES: gl.constexpr,
-    GROUP: gl.constexpr,
+    TILES: gl.constexpr,
     MAPPED: gl.constexpr,
 ):
     UPPER: gl.constexpr = 0
     LOWER: gl.constexpr = 1
-    buffers = make_buffers(ROWS, COLUMNS, INNER, STAGES)
+    ROWS: gl.constexpr = TILES.rows
+    GROUP: gl.constexpr = TILES.group
+    buffers = make_buffers(TILES)
     out_tiles = buffers[0]
     if MAPPED:
         WIDTH: gl.constexpr = out.block_shape[1]
         out_tiles = gl.allocate_shared_memory(out.dtype, [ROWS // PART_ROWS, PART_ROWS, WIDTH], out.layout)
     sizes = (num_rows, num_columns)
-    grid = (gl.cdiv(num_rows, ROWS), gl.cdiv(num_columns, COLUMNS), gl.cdiv(width, INNER))
+    grid = tile_grid(num_rows, num_columns, width, TILES)
     maps = (x_map, weight_map)
     if ROWS == PART_ROWS:
         gl.warp_specialize(
@@ -207,16 +215,6 @@ class Tiles:
     """Steps in flight."""
     group: int = 16
     """Row tiles that share columns in L2."""
-
-    def arguments(self) -> dict[str, int]:
-        """Compile-time arguments of a kernel."""
-        return {
-            "ROWS": self.rows,
-            "COLUMNS": self.columns,
-            "INNER": self.inner,
-            "STAGES": self.stages,
-            "GROUP": self.group,
-        }
 
 
 TILES = (
@@ -280,7 +278,7 @@ def product(x_ND: Tensor, weight_OD: Tensor, out_type: torch.dtype, tiles: Tiles
         num_rows,
         num_columns,
         width,
-        **tiles.arguments(),
+        TILES=tiles,
         MAPPED=mapped,
         num_warps=4,
     )

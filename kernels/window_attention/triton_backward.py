@@ -24,6 +24,7 @@ from samepath.kernels.window_attention.triton_grid import (
     head_rest,
     key_sources,
     score_head,
+    sizes,
     small_tiles,
     source,
     store_head,
@@ -47,17 +48,13 @@ def _window_backward_keys(
     grad_k,
     grad_v,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    v_row,
-    v_head,
-    num_words,
+    sizes,
     FORM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Keys stay, queries pass; `words` are packed along the queries."""
+    num_queries, num_keys, num_heads, v_row, v_head, num_words = sizes
     OPERAND: tl.constexpr = FORM.operand
     KEY: tl.constexpr = FORM.keys
     VALUE: tl.constexpr = FORM.values
@@ -110,17 +107,13 @@ def _window_backward_queries(
     delta,
     grad_q,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    v_row,
-    v_head,
-    num_words,
+    sizes,
     FORM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Queries stay, keys pass."""
+    num_queries, num_keys, num_heads, v_row, v_head, num_words = sizes
     KEY: tl.constexpr = FORM.keys
     VALUE: tl.constexpr = FORM.values
     MAIN: tl.constexpr = KEY.main
@@ -214,12 +207,7 @@ def window_backward(
             delta_BHT,
             *targets,
             grid.scale,
-            num_queries,
-            num_keys,
-            num_heads,
-            grid.v_BSHV.stride(1),
-            grid.v_BSHV.stride(2),
-            0 if words is None else words.shape[2],
+            sizes(grid, words),
             FORM=shape,
             QUERIES=tiles.queries,
             KEYS=tiles.keys,

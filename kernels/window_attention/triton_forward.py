@@ -19,6 +19,7 @@ from samepath.kernels.window_attention.triton_grid import (
     head_main,
     head_rest,
     key_sources,
+    sizes,
     small_tiles,
     source,
 )
@@ -36,16 +37,12 @@ def _window_forward(
     out,
     lse,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    v_row,
-    v_head,
-    num_words,
+    sizes,
     FORM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
+    num_queries, num_keys, num_heads, v_row, v_head, num_words = sizes
     KEY: tl.constexpr = FORM.keys
     VALUE: tl.constexpr = FORM.values
     REST: tl.constexpr = KEY.rest
@@ -106,7 +103,7 @@ def _window_forward(
 def window_forward(grid: Grid, tiles: WindowTiles | None = None) -> tuple[Tensor, Tensor]:
     """(out_BTHV, lse [B, H, T] float32 in base 2, +inf for a row without keys)."""
     num_sequences, num_queries, num_heads = grid.q_BTHK.shape[:3]
-    num_keys, shape = grid.k_BSHK.shape[1], form(grid)
+    shape = form(grid)
     tiles = tiles or small_tiles(grid) or WindowTiles(queries=64, num_warps=4)
     device = grid.q_BTHK.device
     out_BTHV = torch.empty(*grid.q_BTHK.shape[:3], shape.values.total, dtype=grid.q_BTHK.dtype, device=device)
@@ -119,12 +116,7 @@ def window_forward(grid: Grid, tiles: WindowTiles | None = None) -> tuple[Tensor
         out_BTHV,
         lse_BHT,
         grid.scale,
-        num_queries,
-        num_keys,
-        num_heads,
-        grid.v_BSHV.stride(1),
-        grid.v_BSHV.stride(2),
-        0 if grid.words_BTW is None else grid.words_BTW.shape[2],
+        sizes(grid, grid.words_BTW),
         FORM=shape,
         QUERIES=tiles.queries,
         KEYS=tiles.keys,

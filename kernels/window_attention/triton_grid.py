@@ -208,6 +208,13 @@ def key_sources(grid: Grid, tiles: WindowTiles) -> tuple[Any, Any, Any, Any]:
     )
 
 
+def sizes(grid: Grid, words: Tensor | None) -> tuple[int, ...]:
+    """(queries, keys, heads, steps between a value's rows and heads, words a row) of a launch."""
+    num_queries, num_heads = grid.q_BTHK.shape[1:3]
+    steps = grid.v_BSHV.stride(1), grid.v_BSHV.stride(2)
+    return num_queries, grid.k_BSHK.shape[1], num_heads, *steps, 0 if words is None else words.shape[2]
+
+
 def small_tiles(grid: Grid) -> WindowTiles | None:
     """Tiles of the interpreter and of float32; None in bfloat16 on a GPU."""
     if interpreting() or grid.q_BTHK.dtype == torch.float32:

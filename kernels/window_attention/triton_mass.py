@@ -20,6 +20,7 @@ from samepath.kernels.window_attention.triton_grid import (
     head_main,
     head_rest,
     key_sources,
+    sizes,
     small_tiles,
     window_rows,
 )
@@ -36,15 +37,13 @@ def _window_mass(
     lse,
     mass,
     scale,
-    num_queries,
-    num_keys,
-    num_heads,
-    num_words,
+    sizes,
     FORM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Probabilities of one tile of pairs, head after head."""
+    num_queries, num_keys, num_heads, num_words = sizes
     KEY: tl.constexpr = FORM.keys
     sequence = tl.program_id(2)
     zero = tl.full((), 0, tl.int64)
@@ -76,8 +75,8 @@ def _window_mass(
 
 def window_mass(grid: Grid, lse_BHT: Tensor, tiles: WindowTiles | None = None) -> Tensor:
     """float32 [B, T, S] probabilities summed over heads, 0 for keys that do not count."""
-    num_sequences, num_queries, num_heads = grid.q_BTHK.shape[:3]
-    num_keys = grid.k_BSHK.shape[1]
+    num_queries, num_keys, num_heads, *_, num_words = sizes(grid, grid.words_BTW)
+    num_sequences = grid.q_BTHK.shape[0]
     tiles = tiles or small_tiles(grid) or WindowTiles(num_stages=3)
     mass_BTS = torch.empty(num_sequences, num_queries, num_keys, dtype=torch.float32, device=lse_BHT.device)
     _window_mass[(triton.cdiv(num_queries, tiles.queries), triton.cdiv(num_keys, tiles.keys), num_sequences)](
@@ -87,10 +86,7 @@ def window_mass(grid: Grid, lse_BHT: Tensor, tiles: WindowTiles | None = None) -
         lse_BHT,
         mass_BTS,
         grid.scale,
-        num_queries,
-        num_keys,
-        num_heads,
-        0 if grid.words_BTW is None else grid.words_BTW.shape[2],
+        (num_queries, num_keys, num_heads, num_words),
         FORM=form(grid),
         QUERIES=tiles.queries,
         KEYS=tiles.keys,
