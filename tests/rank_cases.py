@@ -70,6 +70,9 @@ def sums(
     reports = trained(ranks, shares, shares.owners([1] * len(values)), compute, Taking())  # type: ignore[arg-type]
     assert reports == list(range(len(values)))
     (total,) = taken
+    if ranks.size > 1:
+        # Each begins where a tensor of its own could.
+        assert all(one is None or one.storage_offset() * one.element_size() % 64 == 0 for one in total)
     return [None if one is None else one.flatten().tolist() for one in total], ran
 
 

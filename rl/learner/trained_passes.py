@@ -60,12 +60,17 @@ def trained(
     return [found[place] for place in range(len(owners))]
 
 
+ALIGNED = 16
+"""Numbers at whose multiples a parameter's gradients begin, 64 bytes of float32: the widest load of a GPU takes 16."""
+
+
 class GradientSum:
     """Adds up the gradients of passes that different ranks ran, in the order of the passes. Float32, or float64 for such parameters."""
 
     def __init__(self, ranks: Ranks, parameters: Sequence[Parameter]) -> None:
         self._ranks, self._parameters = ranks, parameters
-        self._sizes = [parameter.numel() for parameter in parameters]
+        # Each begins where a tensor of its own could: a GPU's sums take their numbers in another order where these lie between two loads.
+        self._sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
         # Slices of one size each, the last filled up with zeros.
         self._slice = -(-sum(self._sizes) // ranks.size)
         dtype = torch.float32
@@ -108,7 +113,7 @@ class GradientSum:
         whole = torch.cat(self._ranks.gathered(self._sum))
         parts = torch.split(whole[: sum(self._sizes)], self._sizes)
         return [
-            part.view_as(parameter) if there else None
+            part[: parameter.numel()].view_as(parameter) if there else None
             for part, parameter, there in zip(parts, self._parameters, self._there, strict=True)
         ]
 
@@ -120,5 +125,7 @@ class GradientSum:
         for part, parameter, gradient in zip(
             torch.split(flat[:total], self._sizes if total else 0), self._parameters, gradients
         ):
-            part.view_as(parameter).copy_(gradient if gradient is not None else torch.zeros(()))
+            count = parameter.numel()
+            part[:count].view_as(parameter).copy_(gradient if gradient is not None else torch.zeros(()))
+            part[count:] = 0
         return flat
