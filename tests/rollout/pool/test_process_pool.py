@@ -113,3 +113,15 @@ def test_pool_whose_worker_ends_at_once_shows_what_it_printed(folder: Path) -> N
     settings = RolloutSettings()
     with pytest.raises(RolloutPoolError, match=r"ended during start \(exit status 1\); it printed: (.|\n)*nonsense"):
         ProcessPool(folder, ENGINE, settings, child_environment({"PYTHONPATH": "", "PYTHONHOME": "/nonsense"}))
+
+
+def test_poll_with_nothing_to_sample_leaves_the_worker_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = start(folder)
+    try:
+        calls: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._child, "call", lambda method, *arguments, timeout_s: calls.append(method))
+            assert pool.poll(0.01) == []
+        assert calls == []
+    finally:
+        pool.close()
