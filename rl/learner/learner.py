@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from samepath.model.collectives import CollectiveTime, measured
+from samepath.model.collectives import measured
 from samepath.model.files.policy_files import file_tensors, load_policy, policy_tensors, write_settings
 from samepath.model.json_file import read_json, write_json
 from samepath.model.manifest import require_whole
@@ -18,7 +18,6 @@ from samepath.model.text.renderer import Renderer
 from samepath.model.text.tokenizer import load_tokenizer
 from samepath.model.transformers.lora import adapter_tensors, add_adapters, load_adapters, share_weights
 from samepath.rl.batch.train_batch import TrainBatch, UpdateReport
-from samepath.rl.diagnostics.collectives import collective_metrics
 from samepath.rl.diagnostics.gpu import GpuMeter
 from samepath.rl.diagnostics.memory import resident_gib
 from samepath.rl.learner.checkpoint_writer import CheckpointWriter
@@ -105,7 +104,7 @@ class Learner:
         with measured() as collectives:
             metrics = [self._cold_start.step(step) for step in range(first, first + count)]
             self._require_equal(f"cold-start step {first + count - 1}")
-        shared = self._collective_metrics("cold_start", collectives, count)
+        shared = self._ranks.collective_metrics("cold_start", collectives, count)
         return [{**one, **shared} for one in metrics]
 
     def _renderer(self) -> Renderer | None:
@@ -134,16 +133,10 @@ class Learner:
                 report = self._updater.run(batch, self.version, self._optimizer)
             self._require_equal(f"the updates of version {self.version}")
         report.metrics.update(meter.metrics)
-        report.metrics.update(self._collective_metrics("learner", collectives))
+        report.metrics.update(self._ranks.collective_metrics("learner", collectives))
         report.metrics["memory/learner_gib"] = resident_gib()
         self.version += 1
         return report
-
-    def _collective_metrics(self, kind: str, own: CollectiveTime, steps: int = 1) -> dict[str, float]:
-        """Time of all ranks in collectives, a step's; of one rank that is alone, nothing."""
-        if self._ranks.size == 1:
-            return {}
-        return collective_metrics(kind, self._ranks.together(lambda: (own.collective_s, own.total_s)), steps)
 
     def _require_equal(self, after: str) -> None:
         """Hold all ranks to the same weights."""

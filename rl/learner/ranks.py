@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from samepath.model.collectives import timed
+from samepath.model.collectives import CollectiveTime, timed
+from samepath.rl.diagnostics.collectives import collective_metrics
 from samepath.rl.learner.lost import GO_ON, LearnerLostError
 
 Result = TypeVar("Result")
@@ -120,6 +121,12 @@ class Ranks:
         """Make the group of `files`. Raises LearnerLostError."""
         with self.heard("a group for files"):
             self._files = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+    def collective_metrics(self, kind: str, own: CollectiveTime, steps: int = 1) -> dict[str, float]:
+        """`kind/collectives_…`: how long all ranks were in collectives, a step's; of one that is alone nothing. Raises LearnerLostError."""
+        if self.size == 1:
+            return {}
+        return collective_metrics(kind, self.together(lambda: (own.collective_s, own.total_s)), steps)
 
     def wait(self) -> None:
         """Until all are here."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samepath.model.collectives import measured
 from samepath.model.config import ModelConfig
 from samepath.model.network.network import CausalLM
 from samepath.rl.batch.cut import Part, cut
@@ -58,9 +59,11 @@ class TextTrainer:
         def run(place: int) -> tuple[_Pass, Tensor]:
             return self._pass(batch, parts[place], num_rows)
 
-        passes = self._runner.train(self._runner.owners([part.num_rows for part in parts]), run, self.optimizer)
-        norms = self.optimizer.step()
-        self._runner.ranks.require_equal(f"weights after update {self.optimizer.updates}", self.optimizer.parameters)
+        ranks = self._runner.ranks
+        with measured() as collectives:
+            passes = self._runner.train(self._runner.owners([part.num_rows for part in parts]), run, self.optimizer)
+            norms = self.optimizer.step()
+            ranks.require_equal(f"weights after update {self.optimizer.updates}", self.optimizer.parameters)
         seconds = time.perf_counter() - started
         return {
             "text/loss": sum(one.loss for one in passes),
@@ -71,6 +74,7 @@ class TextTrainer:
             "text/tokens_per_s": num_rows / max(seconds, 1e-9),
             "time/step_s": seconds,
             "memory/learner_gib": resident_gib(),
+            **ranks.collective_metrics("text", collectives),
         }
 
     def _pass(self, batch: Sequence[TrainSequence], part: Part, num_rows: int) -> tuple[_Pass, Tensor]:

@@ -21,7 +21,7 @@ from samepath.rl.pretraining.trainer import TextTrainer
 from samepath.rl.recipe.text import TextRecipe
 from tests.rl.pretraining.texts import text_recipe, tokenizer, write_model, write_text
 
-TIMED = ("time/", "memory/", "text/tokens_per_s")
+TIMED = ("time/", "memory/", "text/tokens_per_s", "text/collectives_")
 """Beginnings of metrics that no two runs have alike."""
 
 
@@ -52,7 +52,10 @@ def test_two_ranks_take_the_steps_of_one_to_the_bit(made: Path, kind: str) -> No
         corpus = load_corpus(recipe.text, tokenizer(), made, made / "tokens", lambda _: None)
         ranks = TrainerRanks(recipe, made, made / "model", resumed=False)
         try:
-            metrics = [computed(dict(ranks.step(corpus.batch(0, step, 4)))) for step in range(2)]
+            steps = [dict(ranks.step(corpus.batch(0, step, 4))) for step in range(2)]
+            shares = [one.get("text/collectives_share", 0.0) for one in steps]
+            assert all(0 < share < 1 for share in shares) if count == 2 else shares == [0.0, 0.0]
+            metrics = [computed(one) for one in steps]
             weights = {name: tensor.detach().clone() for name, tensor in ranks.trainer.model.named_parameters()}
             learned.append((metrics, weights))
         finally:
