@@ -176,13 +176,16 @@ app.command()(doctor)
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    text: Annotated[bool, typer.Option("--text", help="of recipes with a stage, which train on text")] = False,
+) -> None:
     """Print the JSON schema of recipes, for editors."""
     # Late: see `_load`.
     from samepath.rl.recipe.file import recipe_schema
     from samepath.rl.recipe.recipe import Recipe
+    from samepath.rl.recipe.text import TextRecipe
 
-    sys.stdout.write(json.dumps(recipe_schema(Recipe), indent=2) + "\n")
+    sys.stdout.write(json.dumps(recipe_schema(TextRecipe if text else Recipe), indent=2) + "\n")
 
 
 add_completion(app)

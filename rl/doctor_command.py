@@ -42,8 +42,10 @@ def _of_machine(as_json: bool) -> int:
 def _of_run(run_dir: Path, as_json: bool) -> int:
     # Late: building the checks of every setting takes time that `--help` does not need.
     from samepath.rl.alerts.diagnosis import diagnose
+    from samepath.rl.pretraining.diagnosis import diagnose_text
+    from samepath.rl.pretraining.text_folder import is_text_run
 
-    found = diagnose(run_dir)
+    found = diagnose_text(run_dir) if is_text_run(run_dir) else diagnose(run_dir)
     if as_json:
         sys.stdout.write(json.dumps(found.plain(), indent=2, ensure_ascii=False) + "\n")
     else:

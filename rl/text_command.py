@@ -44,7 +44,7 @@ def resume_on_text(run_dir: Path, overrides: Sequence[str], step: int | None) ->
     return True
 
 
-def validate_on_text(path: Path, overrides: Sequence[str], *, quiet: bool) -> None:
+def validate_on_text(path: Path, overrides: Sequence[str], *, quiet: bool, as_json: bool = False) -> None:
     """`samepath validate` of a recipe with a `stage`. Raises what a run would raise."""
     # Late: as above.
     from samepath.rl.recipe.file import dump_recipe, load_recipe
@@ -55,6 +55,10 @@ def validate_on_text(path: Path, overrides: Sequence[str], *, quiet: bool) -> No
     from samepath.rl.pretraining.run import check_text_run
 
     said = check_text_run(recipe, path.parent)
+    if as_json:
+        kept = {} if quiet else {"recipe": recipe.model_dump(mode="json")}
+        sys.stdout.write(json.dumps({"passed": True, "said": said, **kept}, indent=2, ensure_ascii=False) + "\n")
+        return
     if not quiet:
         sys.stdout.write(dump_recipe(recipe))
         sys.stdout.flush()

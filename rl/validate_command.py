@@ -28,9 +28,7 @@ def validate(
     from samepath.rl.text_command import validate_on_text
 
     if "stage" in recipe_keys(recipe, overrides or []):
-        if as_json:
-            raise ValueError(f"--json goes with recipes of reinforcement learning; {recipe} has a stage. Leave it out.")
-        validate_on_text(recipe, overrides or [], quiet=quiet)
+        validate_on_text(recipe, overrides or [], quiet=quiet, as_json=as_json)
         return 0
     resolved = load_recipe(recipe, overrides or [], Recipe)
     # Late: torch; what the settings alone show is said before it.

@@ -67,7 +67,7 @@ class Diagnosis:
     steps_done: int
     """Steps that metrics.jsonl has."""
     steps_planned: int
-    """`rl.steps`."""
+    """As the recipe says."""
     findings: tuple[Finding, ...]
     """In the order in which they began."""
     notes: tuple[Alert, ...]
@@ -122,7 +122,7 @@ def diagnose(run_dir: Path) -> Diagnosis:
     path = run_dir / METRICS_FILE
     steps = read_metrics(path) if path.is_file() else {}
     done = max((step for step, metrics in steps.items() if "reward/groups_no_spread" in metrics), default=0)
-    status = _status(run_dir, state, known)
+    status = status_of(run_dir, state, known)
     ended = [alert for alert in known if alert.rule == STOPPED]
     for how, alert in (("died", DIED), ("failed", FAILED)):
         if status == how:
@@ -171,7 +171,8 @@ def _findings(alerts: Sequence[Alert]) -> list[Finding]:
     return sorted(found, key=lambda one: (one.step, one.rule in last))
 
 
-def _status(run_dir: Path, state: RunState, known: Sequence[Alert]) -> str:
+def status_of(run_dir: Path, state: RunState, known: Sequence[Alert]) -> str:
+    """How a run stands: see `Diagnosis.status`; `known` are its alerts."""
     if state.phase == "finished":
         return "finished"
     if _held(run_dir / LOCK_FILE):

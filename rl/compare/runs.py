@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from samepath.rl.evaluation.outcomes import Outcomes, outcome_files, read_outcomes
+from samepath.rl.report.report import REPORT_FILE
 from samepath.rl.run_folder import recipe_of_run
-from samepath.rl.run_state import METRICS_FILE, RunState
+from samepath.rl.run_state import METRICS_FILE, TEXT_RECIPE_FILE, RunState
 from samepath.rl.tracking.jsonl import read_metrics
 
 ACCURACY = "eval/accuracy"
@@ -99,6 +100,11 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """A run as its folder has it, finished or not. Raises NoRunError, RecipeError, RunStateError."""
+    if (folder / TEXT_RECIPE_FILE).is_file():
+        raise NoRunError(
+            f"{folder} is a run on text, and samepath compare takes runs with rewards. Compare its {REPORT_FILE} and summary.json, or what "
+            f"`samepath eval {folder} --suite sparse` says."
+        )
     try:
         recipe = recipe_of_run(folder)
     except FileNotFoundError as error:

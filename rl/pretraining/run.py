@@ -35,6 +35,7 @@ from samepath.rl.pretraining.trainer import check_stage
 from samepath.rl.recipe.file import dump_recipe
 from samepath.rl.recipe.text import TextRecipe
 from samepath.rl.report.progress import ProgressDisplay, summary_table
+from samepath.rl.report.report import REPORT_FILE, write_text_report
 from samepath.rl.run_folder import claimed
 from samepath.rl.run_state import METRICS_FILE, TEXT_RECIPE_FILE, RunState, metrics_bytes
 from samepath.rl.tracking.sink import RunStart, RunStatus
@@ -284,7 +285,8 @@ def _tracked(
         write_json(run_dir / SUMMARY_FILE, {**summary, **found.by_layer()})
         draw_measure(found, run_dir / PICTURES)
         draw_course(run_dir / METRICS_FILE, run_dir / PICTURES)
-        for name in (SUMMARY_FILE, PICTURES):
+        write_text_report(run_dir, recipe.stage.steps, state.seconds)
+        for name in (SUMMARY_FILE, PICTURES, REPORT_FILE):
             tracker.log_artifact(run_dir / name)
         summary_table(summary)
         status = "FINISHED"

@@ -12,8 +12,9 @@ from pathlib import Path
 from samepath.rl.alerts.book import read_alerts
 from samepath.rl.recipe.recipe import Recipe
 from samepath.rl.report.drawing import MOST_POINTS
+from samepath.rl.report.panel import DrawnPanel
 from samepath.rl.report.progress import format_duration, format_number
-from samepath.rl.report.report_panels import Steps, drawn_sections
+from samepath.rl.report.report_panels import TEXT_SECTIONS, Steps, drawn_sections
 from samepath.rl.report.template import write_page
 from samepath.rl.run_state import METRICS_FILE, RunState
 from samepath.rl.tracking.jsonl import FULL, read_metrics
@@ -32,14 +33,51 @@ def write_report(recipe: Recipe, state: RunState) -> Path:
     mask = recipe.rl.objective.off_policy_mask
     sections = drawn_sections(by_step, mask.delta if mask.enabled else None)
     done = _done(by_step)
-    out = recipe.run_dir / REPORT_FILE
+    return _written(recipe.run_dir, done, recipe.rl.steps, _tiles(recipe, state, by_step, done), sections)
+
+
+def write_text_report(run_dir: Path, steps: int, seconds: float) -> Path:
+    """The same of a run on text, of so many planned steps, that has taken so long."""
+    path = run_dir / METRICS_FILE
+    by_step = read_metrics(path) if path.is_file() else {}
+    done = _done(by_step)
+    return _written(
+        run_dir,
+        done,
+        steps,
+        _text_tiles(by_step, f"{done} of {steps}", seconds),
+        drawn_sections(by_step, None, TEXT_SECTIONS),
+    )
+
+
+def _text_tiles(by_step: Steps, steps: str, seconds: float) -> Iterator[tuple[str, str]]:
+    yield "steps", steps
+    for title, name in (
+        ("recall", "sparse/recall"),
+        ("perplexity above all keys", "sparse/excess"),
+        ("indexer's loss", "text/indexer_kl"),
+    ):
+        found = [values[name] for values in by_step.values() if math.isfinite(values.get(name, math.nan))]
+        if found:
+            yield title, f"{found[0]:.3f} → {found[-1]:.3f}"
+    yield "time", format_duration(seconds)
+
+
+def _written(
+    run_dir: Path,
+    done: int,
+    steps: int,
+    tiles: Iterator[tuple[str, str]],
+    sections: Iterator[tuple[str, list[DrawnPanel]]],
+) -> Path:
+    out = run_dir / REPORT_FILE
     values = {
-        "title": recipe.name,
-        "state": "Finished" if done >= recipe.rl.steps else f"Step {done} of {recipe.rl.steps}",
+        "title": run_dir.name,
+        "state": "Finished" if done >= steps else f"Step {done} of {steps}",
         "written": datetime.now(UTC).isoformat(" ", "seconds"),
         "thinned": math.ceil(done / MOST_POINTS) if done > MOST_POINTS else 0,
-        "tiles": [{"name": name, "value": value} for name, value in _tiles(recipe, state, by_step, done)],
-        "alerts": read_alerts(recipe.run_dir),
+        "tiles": [{"name": name, "value": value} for name, value in tiles],
+        "alerts": read_alerts(run_dir),
         "sections": [{"title": title, "panels": panels} for title, panels in sections],
     }
     write_page(out, "report.html", values)

@@ -119,10 +119,35 @@ SECTIONS: Mapping[str, tuple[ReportPanel, ...]] = {
 """Pictures by the question that they answer; those that a run has no finite value for are left out."""
 
 
-def drawn_sections(by_step: Steps, delta: float | None) -> Iterator[tuple[str, list[DrawnPanel]]]:
+TEXT_SECTIONS: Mapping[str, tuple[ReportPanel, ...]] = {
+    "What does the selection cost?": (
+        _lines("Perplexity above that over all keys", "share", "sparse/excess", "sparse/excess_top*"),
+        _lines("Perplexity on the held-out text", "perplexity", "sparse/perplexity", "sparse/dense_perplexity"),
+        _lines("KL of the logits", "nats per token", "sparse/logits_kl"),
+        _lines("Needles", "share, probability", "sparse/needle_*"),
+    ),
+    "Does the indexer find the keys?": (
+        _lines("Recall", "share of attention", "sparse/recall", "sparse/recall_min", "sparse/recall_best"),
+        _lines("Output error", "relative", "sparse/output_error", "sparse/output_error_max"),
+        _lines("The indexer's loss", "nats per row and layer", "text/indexer_kl"),
+    ),
+    "Trainer and time": (
+        _lines("Loss of the step", "nats per token", "text/loss"),
+        _lines("Gradient norm", "norm", "text/grad_norm", "text/indexer_grad_norm", logarithmic=True),
+        _lines("Learning rate", "rate", "text/lr"),
+        _lines("Tokens a second", "tokens a second", "text/tokens_per_s"),
+        _lines("Memory", "GiB", "memory/learner_gib"),
+    ),
+}
+"""The same of a run on text."""
+
+
+def drawn_sections(
+    by_step: Steps, delta: float | None, sections: Mapping[str, tuple[ReportPanel, ...]] = SECTIONS
+) -> Iterator[tuple[str, list[DrawnPanel]]]:
     """(question, its pictures) of a run; `delta` is the off-policy mask's δ, None without the mask."""
     present = list(dict.fromkeys(name for values in by_step.values() for name in values))
-    for title, panels in SECTIONS.items():
+    for title, panels in sections.items():
         drawn = [one for panel in panels if (one := _drawn(panel, by_step, present, delta)) is not None]
         if drawn:
             yield title, drawn

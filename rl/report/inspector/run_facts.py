@@ -9,8 +9,9 @@ from typing import Any
 import psutil
 import yaml
 
+from samepath.rl.report.report import REPORT_FILE
 from samepath.rl.run_folder import LOCK_FILE, ROLLOUTS
-from samepath.rl.run_state import RECIPE_FILE, STATE_FILE
+from samepath.rl.run_state import RECIPE_FILE, STATE_FILE, TEXT_RECIPE_FILE
 
 STARTED_SLACK_S = 2.0
 """A process that began this much after a lock was taken has only the number of the one that took it; clocks count whole seconds."""
@@ -24,6 +25,11 @@ def rollouts_of(run_dir: Path) -> Path:
     """The folder of rollouts of a run, which may not exist yet. Raises NoRunError."""
     if not run_dir.is_dir():
         raise NoRunError(f"{run_dir} must be the folder of a run, such as runs/quickstart; there is no such folder")
+    if (run_dir / TEXT_RECIPE_FILE).is_file():
+        raise NoRunError(
+            f"{run_dir} is a run on text, which samples nothing: it has no rollouts to look at. See `samepath doctor {run_dir}`, its "
+            f"{REPORT_FILE}, and `samepath eval {run_dir} --suite sparse`."
+        )
     if not (run_dir / RECIPE_FILE).is_file():
         inside = run_dir.resolve().parent if run_dir.resolve().name == ROLLOUTS else None
         there = f" Did you mean {inside}?" if inside is not None and (inside / RECIPE_FILE).is_file() else ""

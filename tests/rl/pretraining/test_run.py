@@ -75,7 +75,10 @@ def test_run_keeps_summary_and_pictures_as_artifacts(made: Path, monkeypatch: py
     monkeypatch.setattr(Tracker, "log_artifact", lambda self, path: kept.append(path.name))
     recipe = text_recipe(made, steps=1)
     start_text_run(recipe.model_copy(update={"name": "kept"}), made)
-    assert {"summary.json", "pictures"} <= set(kept)
+    assert {"summary.json", "pictures", "report.html"} <= set(kept)
+    page = (made / "runs/kept/report.html").read_text()
+    assert "Does the indexer find the keys?" in page
+    assert "1 of 1" in page
 
 
 NEEDLES = {"lengths": [30], "depths": [0.5], "samples": 1, "others": 0, "digits": 2, "text": "+{key}={value}-"}
@@ -182,6 +185,8 @@ def test_commands_run_validate_and_resume_take_a_recipe_with_a_stage(made: Path)
     checked = CliRunner().invoke(app, ["validate", str(path)])
     assert checked.exit_code == 0, checked.output
     assert "samepath_grouped, 2 layers, 2 indexer heads, 8 keys selected of 40" in checked.output
+    plain = json.loads(CliRunner().invoke(app, ["validate", str(path), "--json"], catch_exceptions=False).stdout)
+    assert (plain["passed"], plain["recipe"]["name"], len(plain["said"])) == (True, "command", 2)
     assert not (made / "runs" / "command").exists()
     assert CliRunner().invoke(app, ["run", str(path), "stage.steps=1"], catch_exceptions=False).exit_code == 0
     again = CliRunner().invoke(app, ["run", str(path)])
@@ -282,3 +287,18 @@ def test_sample_answers_with_a_run_on_text_and_with_its_recipe(made: Path) -> No
         sample_source(run_dir, "1+2+", 1, {}, seed=0, best=True)
     with pytest.raises(ValueError, match="--conversation needs a recipe or a run, which names an environment"):
         play_conversations(run_dir, 0, 1, {}, seed=0)
+
+
+def test_commands_for_runs_with_rewards_say_what_to_use_of_a_run_on_text(made: Path) -> None:
+    run_dir = str(made / "runs/warmup")
+    for arguments, message in [
+        (["inspect", run_dir], "which samples nothing: it has no rollouts to look at. See `samepath doctor"),
+        (["compare", run_dir, str(made)], "samepath compare takes runs with rewards"),
+    ]:
+        assert message in str(CliRunner().invoke(app, arguments).exception)
+
+
+def test_schema_of_recipes_on_text_has_their_keys() -> None:
+    found = json.loads(CliRunner().invoke(app, ["schema", "--text"], catch_exceptions=False).stdout)
+    assert {"stage", "text", "learner", "extends"} <= found["properties"].keys()
+    assert "stage" not in json.loads(CliRunner().invoke(app, ["schema"], catch_exceptions=False).stdout)["properties"]
