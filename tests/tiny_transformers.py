@@ -60,7 +60,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "FlexOlmo": {**_GROUPED, **_EXPERTS},
     "Mixtral": {**_GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2},
     "DeepseekV2": {**_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
-    "DeepseekV3": _LATENT,
+    "DeepseekV3": {**_LATENT, "num_key_value_heads": 4},
     "Glm4Moe": {**_HEADS, **_SIGMOID},
     "Dots1": {**_HEADS, **_SIGMOID},
 }

@@ -59,6 +59,10 @@ def test_learner_of_several_ranks_counts_a_card_for_each(
             counted.append(self._gpus)
 
     monkeypatch.setattr(learner_module, "GpuMeter", Counting)
-    monkeypatch.setattr(learner, "_ranks", SimpleNamespace(rank=0, size=3, require_equal=lambda what, tensors: None))
+    monkeypatch.setattr(
+        learner,
+        "_ranks",
+        SimpleNamespace(rank=0, size=3, require_equal=lambda what, tensors: None, collective_metrics=lambda *_: {}),
+    )
     learner.update(rollout_batch(character_tokenizer(ALPHABET)))
     assert counted == [3]

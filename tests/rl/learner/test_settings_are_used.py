@@ -68,9 +68,10 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
     ),
     LearnerSettings: {
         "ranks": "rl/learner/test_ranks.py::test_learner_runs_as_many_processes_as_ranks",
+        "min_passes": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
+        "update_timeout_s": "rl/learner/test_ray_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
         "shard": "rl/learner/test_sharded_ranks.py::test_rank_holds_its_share_of_weights_gradients_and_moments",
         "expert_parallel": "rl/learner/test_expert_parallel.py::test_checkpoint_is_read_with_experts_elsewhere",
-        "min_passes": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
         "restarts": "rl/test_lost_rank.py::test_run_whose_rank_is_killed_goes_on_by_itself_to_the_weights_of_a_whole_run_on_one_rank",
         "max_tokens_per_pass": "rl/learner/test_mini_batches.py::test_passes_are_as_many_as_asked_and_no_longer_than_max_tokens",
         "precision": f"{FOREIGN}_update_in_bf16_keeps_float32_weights_and_rounds_its_passes",
@@ -80,7 +81,6 @@ SHOWN: dict[type[BaseModel], dict[str, str]] = {
         "weight_deltas": "rl/learner/test_learner.py::test_learner_hands_out_what_changed_where_asked",
         "indexer": "rl/learner/test_learner.py::test_learner_trains_the_indexer_only_if_asked",
         "indexer_lr_scale": OPTIMIZER,
-        "update_timeout_s": "rl/learner/test_ray_learner.py::test_ray_learner_waits_no_longer_than_the_recipe_says",
     },
     FaultSettings: {
         "at": f"{INJECTED}_fault_comes_at_its_step_and_phase_and_not_again_after_a_resume",
