@@ -148,15 +148,23 @@ def _latent_keys(data: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _read_rope(data: dict[str, Any], path: Path) -> RopeParameters:
-    """Both spellings: `rope_parameters`, and the older `rope_theta` beside `rope_scaling`."""
+    """Both spellings: `rope_parameters`, and the older `rope_theta` beside `rope_scaling`; where a file has both, they must agree."""
+    newer, older = data.get("rope_parameters") or {}, data.get("rope_scaling") or {}
+    older = {"rope_type" if key == "type" else key: value for key, value in older.items()}
+    newer = {"rope_type" if key == "type" and "rope_type" not in newer else key: value for key, value in newer.items()}
+    for key, value in older.items():
+        if None not in (value, newer.get(key)) and newer[key] != value:
+            raise ValueError(
+                f"{path}: rope_scaling and rope_parameters must agree; {key} is {value!r} and {newer[key]!r}"
+            )
     merged = {
         "rope_theta": data.get("rope_theta"),
         "partial_rotary_factor": data.get("partial_rotary_factor"),
-        **(data.get("rope_scaling") or {}),
-        **(data.get("rope_parameters") or {}),
+        **older,
+        **newer,
     }
-    older = merged.pop("type", None)
-    kind = merged.pop("rope_type", None) or older or "default"
+    merged.pop("type", None)
+    kind = merged.pop("rope_type", None) or "default"
     if kind not in _ROPE_KEYS:
         raise ValueError(f"{path}: rope_type must be one of {', '.join(_ROPE_KEYS)}; got {kind!r}")
     if kind == "yarn" and "factor" in merged and merged["factor"] is None:

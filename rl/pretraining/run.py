@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from samepath.model.durable_file import replace_file
+from samepath.model.files.checkpoint import stored_checkpoint
 from samepath.model.files.config_file import CONFIG_FILE, read_config
 from samepath.model.files.policy_files import file_tensors, load_policy
 from samepath.model.json_file import write_json
@@ -153,10 +153,15 @@ def start_text_run(recipe: TextRecipe, recipe_dir: Path) -> dict[str, Any]:
 
 
 def check_text_run(recipe: TextRecipe, recipe_dir: Path) -> list[str]:
-    """What `samepath validate` says of a recipe; reads configuration and the first document. Raises ValueError or FileNotFoundError as a run would."""
+    """What `samepath validate` says of a recipe; reads configuration, the weights' names and shapes, and the first document.
+
+    Raises ValueError or FileNotFoundError as a run would.
+    """
     folder = resolve_folder(recipe.model.path, recipe_dir, weights=False)
     check_expected(recipe.model.expected, folder)
-    config = read_config(folder / CONFIG_FILE)
+    # Of a hub name's folder the configuration may be all that is here.
+    has_weights = any(folder.glob("*.safetensors*"))
+    config = stored_checkpoint(folder)[0] if has_weights else read_config(folder / CONFIG_FILE)
     check_stage(config, recipe.stage, recipe.text.length)
     check_needles(recipe.stage.needles, load_tokenizer(folder))
     first = next(documents(recipe.text, recipe_dir), None)
@@ -203,9 +208,8 @@ def resume_text_run(recipe: TextRecipe, run_dir: Path, step: int | None = None) 
 
 
 def _run(recipe: TextRecipe, state: RunState, folder: Path, first_step: int, keep_bytes: int = 0) -> dict[str, Any]:
-    said: list[str] = []
     require(recipe.model.placement)
-    check_stage(read_config(folder / CONFIG_FILE), recipe.stage, recipe.text.length)
+    check_stage(stored_checkpoint(folder)[0], recipe.stage, recipe.text.length)
     tokenizer = load_tokenizer(folder)
     check_needles(recipe.stage.needles, tokenizer)
     tokens = Path(recipe.runs_dir) / TOKENS
@@ -217,9 +221,7 @@ def _run(recipe: TextRecipe, state: RunState, folder: Path, first_step: int, kee
         replace_file(recipe.run_dir / TEXT_RECIPE_FILE, dump_recipe(recipe))
         if metrics_bytes(recipe.run_dir) > keep_bytes:
             os.truncate(recipe.run_dir / METRICS_FILE, keep_bytes)
-        said.append(
-            f"text: {corpus.documents:,} documents, {len(corpus.tokens):,} tokens, {corpus.num_trained:,} sequences of {corpus.length} to train on"
-        )
+        said = f"text: {corpus.documents:,} documents, {len(corpus.tokens):,} tokens, {corpus.num_trained:,} sequences of {corpus.length} to train on"
         return _tracked(recipe, state, _Parts(ranks=ranks, tokenizer=tokenizer, corpus=corpus), first_step, said)
 
 
@@ -237,9 +239,7 @@ class _Parts:
     corpus: Corpus
 
 
-def _tracked(
-    recipe: TextRecipe, state: RunState, parts: _Parts, first_step: int, said: Sequence[str]
-) -> dict[str, Any]:
+def _tracked(recipe: TextRecipe, state: RunState, parts: _Parts, first_step: int, said: str) -> dict[str, Any]:
     """The run with its tracker and display around it."""
     started, spent, run_dir = time.monotonic(), state.seconds, recipe.run_dir
     tracker = build_tracker(recipe.tracking, run_dir)
@@ -257,7 +257,7 @@ def _tracked(
     try:
         every = recipe.tracking.log_every
         with ProgressDisplay(total_steps=recipe.stage.steps, done_steps=first_step, every=every) as display:
-            for text in [f"run folder: {run_dir}", *said]:
+            for text in (f"run folder: {run_dir}", said):
                 display.message(text)
             run = _Run(
                 recipe=recipe,

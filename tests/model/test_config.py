@@ -318,3 +318,14 @@ def test_read_config_block_scales_of_a_published_file_are_no_part_of_the_network
     assert read_quantization({"quantization_config": said}, "") == Fp8Blocks(rows=128, columns=128)
     assert read_quantization({"quantization_config": {"quant_method": "fp8"}}, "") == Fp8Blocks(rows=128, columns=128)
     assert read_quantization({}, "") is None
+
+
+def test_read_config_older_and_newer_spelling_of_the_rotary_embedding_must_agree(tmp_path: Path) -> None:
+    newer = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}
+    both = read_config(written(tmp_path, rope_parameters=newer, rope_scaling={"type": "linear", "factor": 4.0}))
+    assert both.rope_parameters == read_config(written(tmp_path, rope_parameters=newer)).rope_parameters
+    for key, value in (("type", "yarn"), ("rope_type", "weird"), ("factor", 8.0)):
+        with pytest.raises(
+            ValueError, match=r"config\.json: rope_scaling and rope_parameters must agree; .*'?linear|4\.0"
+        ):
+            read_config(written(tmp_path, rope_parameters=newer, rope_scaling={key: value}))

@@ -2,14 +2,16 @@
 
 import json
 import math
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from samepath.rl.cli import app
@@ -22,6 +24,8 @@ from samepath.rl.preview_conversation import play_conversations
 from samepath.rl.recipe.text import TextRecipe
 from samepath.rl.tracking.tracker import Tracker
 from tests.rl.pretraining.texts import text_recipe, write_model, write_text
+
+INDEXER_KEY = "model.layers.0.self_attn.indexer.wk.weight"
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +216,33 @@ def test_what_is_wrong_is_said_before_the_runs_folder_is_made(made: Path, change
         found = CliRunner().invoke(app, [command, str(path)])
         assert message in str(found.exception)
     assert not (made / "runs" / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(INDEXER_KEY), rf"missing \['{INDEXER_KEY}'\]"),
+        (lambda tensors: tensors.update(more=torch.zeros(2)), r"unknown \['more'\].*model\.safetensors"),
+        (
+            lambda tensors: tensors.update({INDEXER_KEY: torch.zeros(2, 2)}),
+            rf"{INDEXER_KEY} must have shape .*\(2, 2\)",
+        ),
+    ],
+    ids=["missing", "unknown", "misshapen"],
+)
+def test_weights_that_do_not_fit_are_named_before_text_is_read(
+    made: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    shutil.copytree(made / "model", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    path = write_recipe(made, name="wrong", model=str(tmp_path / "model"), runs_dir=str(tmp_path / "runs"))
+    for command in ("validate", "run"):
+        found = CliRunner().invoke(app, [command, str(path)])
+        assert re.search(message, str(found.exception)), found.exception
+    assert not (tmp_path / "runs" / "wrong").exists()
+    assert not (tmp_path / "runs" / "tokens").exists()
 
 
 def test_eval_suite_sparse_measures_runs_recipes_and_folders(made: Path) -> None:
