@@ -56,6 +56,8 @@ class Adapter:
         return {"text": "quiet", "error": ""}
 
     async def hang(self, mark: str = "") -> Any:
+        if mark:
+            Path(mark).write_text("begun")
         try:
             await asyncio.Event().wait()
         finally:
